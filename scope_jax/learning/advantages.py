@@ -1,0 +1,62 @@
+"""Group-relative advantages, and how many groups carry no gradient.
+
+Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of prompt i.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def group_advantages(
+    reward_B: jax.Array, group: int, *, std: bool = False, include_B: jax.Array | None = None, epsilon: float = 1e-6
+) -> jax.Array:
+    """float32[B]: reward minus the mean of its group (GRPO, arXiv 2402.03300; without `std` Dr.GRPO, 2503.20783).
+
+    `reward_B` float[B]; a NaN reward means "could not be judged". `include_B` bool[B]: rows that count. Rows not
+    included, and rows with a NaN reward, are left out of the mean and get 0. With `std` the difference is divided by
+    the population standard deviation of the included rows plus `epsilon`. A group whose included rewards are all equal
+    gets exactly 0, whatever rounding the mean would leave behind.
+
+    Raises ValueError where B is not a multiple of `group`, or a shape does not fit.
+    """
+    reward, include = _groups(reward_B, group, include_B)
+    count = jnp.maximum(jnp.sum(include, axis=1, keepdims=True), 1).astype(jnp.float32)
+    mean = jnp.sum(reward, axis=1, keepdims=True) / count
+    difference = jnp.where(include & ~_all_equal(reward, include), reward - mean, 0.0)
+    if std:
+        difference /= jnp.sqrt(jnp.sum(difference**2, axis=1, keepdims=True) / count) + epsilon
+    return difference.reshape(-1)
+
+
+def zero_group_share(reward_B: jax.Array, group: int, include_B: jax.Array | None = None) -> jax.Array:
+    """float32[]: share of the groups whose included rewards are all equal, so that no row of theirs has an advantage.
+
+    A group with one included row or none counts too. Arguments and errors as in `group_advantages`.
+    """
+    reward, include = _groups(reward_B, group, include_B)
+    return jnp.mean(_all_equal(reward, include).astype(jnp.float32))
+
+
+def _groups(reward_B, group, include_B):
+    """float32[P, M] rewards, 0 where not included, and bool[P, M] of what is included."""
+    reward = jnp.asarray(reward_B, jnp.float32)
+    if reward.ndim != 1:
+        raise ValueError(f"reward_B has shape {reward.shape}; expected one reward per row, [B]")
+    if group < 1 or reward.shape[0] % group:
+        raise ValueError(f"{reward.shape[0]} rows do not make whole groups of {group}; B must be a multiple of group")
+    include = ~jnp.isnan(reward)
+    if include_B is not None:
+        include_B = jnp.asarray(include_B)
+        if include_B.shape != reward.shape or include_B.dtype != jnp.bool_:
+            raise ValueError(
+                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(reward.shape)}"
+            )
+        include &= include_B
+    return jnp.where(include, reward, 0.0).reshape(-1, group), include.reshape(-1, group)
+
+
+def _all_equal(reward, include):
+    """bool[P, 1]: no two included rewards of the group differ (compared as they are: a mean would round)."""
+    highest = jnp.max(jnp.where(include, reward, -jnp.inf), axis=1, keepdims=True)
+    lowest = jnp.min(jnp.where(include, reward, jnp.inf), axis=1, keepdims=True)
+    return highest <= lowest  # -inf <= inf: also true for a group with nothing included

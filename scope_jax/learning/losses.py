@@ -1,0 +1,296 @@
+"""The hybrid objective of SCOPE (arXiv 2602.24110) and of its rivals, as a weighted sum over tokens.
+
+        L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)  -  lambda * sum_BT off * g(pi, A)
+
+`on` weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch, before it is split:
+losses, gradients and statistics of micro-batches then add up to those of the batch, whatever the split.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from scope_jax.types import Owner, Rollout, masked_sum, owner_mask
+
+TEACHER_TERMS = ("nll", "shaped", "reinforce", "importance", "mask")
+NORMALISERS = ("constant", "token", "sequence")
+TEACHER_NORMALISERS = ("shared", "own")
+RATIOS = ("token", "sequence")
+
+# Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp would overflow soon
+# after, and infinity times the 0 of the branch that `minimum` did not take is NaN.
+LOG_RATIO_LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Switches of the objective. ValueError (one line) on a name or a number that makes no sense."""
+
+    clip_low: float | None = 0.2  # None: no bound on that side (LUFFY's released script clips nothing)
+    clip_high: float | None = 0.28  # DAPO's clip-higher, arXiv 2503.14476
+    dual_clip: float | None = None  # c > 1: where A < 0, the surrogate is at least c A (arXiv 1912.09729)
+    ratio: str = "token"  # "sequence": geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
+    teacher_term: str = "nll"
+    teacher_weight: float = 0.1  # lambda; a schedule overrides it per call of policy_loss
+    shaping_gamma: float = 0.1  # f(p) = p / (p + gamma), arXiv 2504.14945
+    importance_cap: float = 1.0
+    normaliser: str = "constant"
+    teacher_normaliser: str = "shared"
+    max_new_tokens: int | None = None  # the normaliser `constant` needs it
+    entropy_bonus: float = 0.0
+    kl_weight: float = 0.0  # k3 estimator towards the reference log-probs
+    tis_cap: float | None = None  # truncated importance weight trainer/sampler, capped here
+
+    def __post_init__(self):
+        for name, names in (
+            ("teacher_term", TEACHER_TERMS),
+            ("normaliser", NORMALISERS),
+            ("teacher_normaliser", TEACHER_NORMALISERS),
+            ("ratio", RATIOS),
+        ):
+            value = getattr(self, name)
+            if value not in names:
+                raise ValueError(f"LossSpec.{name} = {value!r} is unknown; expected one of {', '.join(names)}")
+        for name in ("teacher_weight", "entropy_bonus", "kl_weight", "clip_low", "clip_high"):
+            self._require(name, lambda x: x >= 0, "a number of 0 or more")
+        for name in ("shaping_gamma", "importance_cap", "tis_cap"):
+            self._require(name, lambda x: x > 0, "a number above 0")
+        self._require("clip_low", lambda x: x <= 1, "at most 1 (a ratio is never below 0)")
+        self._require("dual_clip", lambda x: x > 1, "a number above 1")
+        self._require("max_new_tokens", lambda x: x >= 1, "at least 1")
+
+    def _require(self, name, good, expected):
+        value = getattr(self, name)
+        optional = name in ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_new_tokens")
+        if value is None and optional:
+            return
+        if not (isinstance(value, int | float) and math.isfinite(value) and good(value)):
+            raise ValueError(f"LossSpec.{name} = {value!r}; expected {expected}{' or None' if optional else ''}")
+
+
+def token_weights(
+    rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(on_BT, off_BT), both float32[B, T]: 1/N on POLICY tokens, 1/N on TEACHER tokens, 0 elsewhere, without lambda.
+
+    `rollout` is the whole batch of the update, over all hosts, before micro-batching; only owners and lengths are read.
+    Rows where `include_B` (bool[B]) is False keep their teacher weights and get `on` = 0.
+
+    N, from `spec.normaliser`: `constant` rows x max_new_tokens (Dr.GRPO, arXiv 2503.20783); `token` the tokens of the
+    batch; `sequence` rows x tokens of the row. Rows and tokens are those that carry a weight, POLICY and TEACHER
+    together: what is left out, or an empty row, is neither above nor below the line. With `spec.teacher_normaliser` =
+    `own` the N of `off` is the number of TEACHER tokens of the batch instead.
+
+    Raises ValueError where `constant` lacks max_new_tokens or include_B has another shape than [B].
+    """
+    length = jnp.asarray(rollout.length_B)
+    slots = jnp.arange(rollout.owner_BT.shape[1])
+    held = slots[None, :] < length[:, None]
+    policy = jnp.asarray(owner_mask(rollout, Owner.POLICY)) & held
+    teacher = jnp.asarray(owner_mask(rollout, Owner.TEACHER)) & held
+    if include_B is not None:
+        include_B = jnp.asarray(include_B)
+        if include_B.shape != length.shape or include_B.dtype != jnp.bool_:
+            raise ValueError(
+                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(length.shape)}"
+            )
+        policy &= include_B[:, None]
+
+    row_tokens = jnp.sum(policy | teacher, axis=1, keepdims=True)
+    rows = jnp.sum(row_tokens > 0)
+    if spec.normaliser == "constant":
+        if spec.max_new_tokens is None:
+            raise ValueError(
+                "LossSpec.normaliser = 'constant' needs LossSpec.max_new_tokens: N = rows x max_new_tokens"
+            )
+        # In float: rows x max_new_tokens may pass the range of int32.
+        count = rows.astype(jnp.float32) * spec.max_new_tokens
+    elif spec.normaliser == "token":
+        count = jnp.sum(row_tokens).astype(jnp.float32)
+    else:
+        count = rows.astype(jnp.float32) * row_tokens
+    share = 1.0 / jnp.maximum(count, 1.0)
+    teacher_share = share
+    if spec.teacher_normaliser == "own":
+        teacher_share = 1.0 / jnp.maximum(jnp.sum(teacher).astype(jnp.float32), 1.0)
+    return jnp.where(policy, share, 0.0), jnp.where(teacher, teacher_share, 0.0)
+
+
+def policy_loss(
+    logp_BT: jax.Array,
+    old_logp_BT: jax.Array | None,
+    advantage_BT: jax.Array,
+    on_BT: jax.Array,
+    off_BT: jax.Array,
+    spec: LossSpec,
+    *,
+    teacher_weight: jax.Array | float | None = None,
+    teacher_logp_BT: jax.Array | None = None,
+    reference_logp_BT: jax.Array | None = None,
+    sampler_logp_BT: jax.Array | None = None,
+    entropy_BT: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(float32[] loss, statistics): a sum over the rows given, to be minimised; input of `merge_stats`, `finish_stats`.
+
+    All arrays are [B, T]; entry [b, t] belongs to token t of row b. `advantage_BT` may be [B, 1].
+
+    logp_BT            log pi(token) under the parameters being trained; the only argument, with entropy_BT, that is
+                       differentiated
+    old_logp_BT        log pi_old; None: stop_gradient(logp_BT), right where the batch gets one update
+    on_BT, off_BT      from `token_weights`. Where both are 0, NaN in any argument reaches neither value nor gradient
+    teacher_weight     lambda; None: spec.teacher_weight
+    teacher_logp_BT    log-prob of the teacher, for `importance`; NaN where unknown, taken as probability 1
+    reference_logp_BT  log-prob of the reference, for the k3 estimate of KL(pi, reference) on POLICY tokens
+    sampler_logp_BT    as recorded while sampling, for spec.tis_cap: the surrogate is multiplied by
+                       min(pi_old / pi_sampler, tis_cap); NaN where unknown, taken as weight 1
+    entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
+
+    Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated through f (arXiv
+    2504.14945); `reinforce` A log pi; `importance` stop_gradient(min(pi / pi_teacher, cap)) A log pi; `mask` 0.
+    With the ratio at `sequence` level every POLICY token of a row has the same ratio, through which the gradient goes
+    to all of them alike: an advantage that differs along the row is then averaged over it.
+
+    Raises ValueError where shapes differ or an argument that the spec needs is missing.
+    """
+    shape = jnp.shape(logp_BT)
+    if len(shape) != 2:
+        raise ValueError(f"logp_BT has shape {shape}; expected [B, T]")
+    _check_needs(
+        (spec.teacher_term == "importance", teacher_logp_BT, "teacher_term = 'importance'", "teacher_logp_BT"),
+        (spec.kl_weight > 0, reference_logp_BT, "kl_weight > 0", "reference_logp_BT"),
+        (spec.tis_cap is not None, sampler_logp_BT, "tis_cap", "sampler_logp_BT"),
+        (spec.entropy_bonus > 0, entropy_BT, "entropy_bonus > 0", "entropy_BT"),
+    )
+
+    def fixed(name, values):
+        if jnp.shape(values) != shape and not (name == "advantage_BT" and jnp.shape(values) == (shape[0], 1)):
+            raise ValueError(f"{name} has shape {jnp.shape(values)}; expected that of logp_BT, {shape}")
+        return jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(values, jnp.float32), shape))
+
+    on, off = fixed("on_BT", on_BT), fixed("off_BT", off_BT)
+    is_on, is_off = on > 0, off > 0
+
+    # NaN * 0 is NaN, in the value and in the gradient. So what has no weight is replaced before it is computed with,
+    # and again (in `masked_sum`) afterwards.
+    def only(mask, values):
+        return jnp.where(mask, values, 0.0)
+
+    logp = jnp.asarray(logp_BT, jnp.float32)
+    advantage = only(is_on | is_off, fixed("advantage_BT", advantage_BT))
+    logp_on, logp_off = only(is_on, logp), only(is_off, logp)
+    old_on = jax.lax.stop_gradient(logp_on) if old_logp_BT is None else only(is_on, fixed("old_logp_BT", old_logp_BT))
+
+    log_ratio = logp_on - old_on
+    if spec.ratio == "sequence":
+        tokens = jnp.maximum(jnp.sum(is_on, axis=1, keepdims=True), 1)
+        log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True) / tokens, shape)
+    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    surrogate, clipped = _surrogate(ratio, advantage, spec)
+    if spec.tis_cap is not None:
+        sampler = only(is_on, fixed("sampler_logp_BT", sampler_logp_BT))
+        mismatch = jax.lax.stop_gradient(jnp.where(jnp.isnan(sampler), 0.0, old_on - sampler))
+        tis = jnp.exp(jnp.minimum(mismatch, math.log(spec.tis_cap)))
+        surrogate *= tis
+    on_loss = -masked_sum(on * surrogate, is_on)
+
+    teacher_logp = None
+    if spec.teacher_term == "importance":
+        teacher_logp = only(is_off, fixed("teacher_logp_BT", teacher_logp_BT))
+    weight = spec.teacher_weight if teacher_weight is None else teacher_weight
+    off_loss = -masked_sum(off * _teacher_gain(logp_off, advantage, teacher_logp, spec), is_off)
+    total = on_loss + jnp.asarray(weight, jnp.float32) * off_loss
+
+    stats = {
+        "on_tokens": jnp.sum(is_on).astype(jnp.float32),
+        "off_tokens": jnp.sum(is_off).astype(jnp.float32),
+        "ratio_sum": masked_sum(ratio, is_on),
+        "ratio_max": jnp.max(only(is_on, ratio), initial=0.0),
+        "clip_count": jnp.sum(is_on & clipped).astype(jnp.float32),
+        "teacher_logp_sum": masked_sum(logp_off, is_off),
+        "policy_loss_sum": on_loss,
+        "teacher_loss_sum": off_loss,
+    }
+    if spec.tis_cap is not None:
+        stats["tis_sum"] = masked_sum(tis, is_on)
+    if reference_logp_BT is not None:
+        gap = only(is_on, fixed("reference_logp_BT", reference_logp_BT)) - logp_on
+        # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of pi.
+        kl = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - gap - 1.0
+        stats["kl_sum"] = masked_sum(kl, is_on)
+        total += spec.kl_weight * masked_sum(on * kl, is_on)
+    if entropy_BT is not None:
+        if jnp.shape(entropy_BT) != shape:
+            raise ValueError(f"entropy_BT has shape {jnp.shape(entropy_BT)}; expected that of logp_BT, {shape}")
+        entropy = only(is_on, jnp.asarray(entropy_BT, jnp.float32))
+        stats["entropy_sum"] = masked_sum(entropy, is_on)
+        total -= spec.entropy_bonus * masked_sum(on * entropy, is_on)
+    return total, jax.lax.stop_gradient(stats)
+
+
+def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Statistics of several micro-batches as one: sums add, maxima (`*_max`) take the larger. Zeros change nothing, so
+    `jax.tree.map(jnp.zeros_like, stats)` starts a scan."""
+
+    def pair(a, b):
+        return {name: jnp.maximum(a[name], b[name]) if name.endswith("_max") else a[name] + b[name] for name in a}
+
+    return functools.reduce(pair, stats)
+
+
+def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Merged statistics as flat metrics (scalars); entropy, KL and TIS only where `policy_loss` was given them.
+
+    Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such token.
+    `policy/clip_share` is the share of POLICY tokens whose gradient the clip (or dual clip) took away. `loss/policy`
+    and `loss/teacher`, the latter before lambda, are sums with the weights of `token_weights`, as the loss itself.
+    """
+    on, off = jnp.maximum(stats["on_tokens"], 1), jnp.maximum(stats["off_tokens"], 1)
+    metrics = {
+        "policy/ratio_mean": stats["ratio_sum"] / on,
+        "policy/ratio_max": stats["ratio_max"],
+        "policy/clip_share": stats["clip_count"] / on,
+        "policy/teacher_logp": stats["teacher_logp_sum"] / off,
+        "loss/policy": stats["policy_loss_sum"],
+        "loss/teacher": stats["teacher_loss_sum"],
+    }
+    for name, metric in (("entropy_sum", "policy/entropy"), ("kl_sum", "policy/kl"), ("tis_sum", "policy/tis_mean")):
+        if name in stats:
+            metrics[metric] = stats[name] / on
+    return metrics
+
+
+def _surrogate(ratio, advantage, spec):
+    """The clipped surrogate per token (arXiv 1707.06347), and where the ratio's gradient was cut off."""
+    low = 0.0 if spec.clip_low is None else 1.0 - spec.clip_low
+    high = jnp.inf if spec.clip_high is None else 1.0 + spec.clip_high
+    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
+    clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
+    if spec.dual_clip is not None:
+        surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, spec.dual_clip * advantage), surrogate)
+        clipped |= (advantage < 0) & (ratio > spec.dual_clip)
+    return surrogate, clipped
+
+
+def _teacher_gain(logp, advantage, teacher_logp, spec):
+    """g(pi, A) per token, to be maximised."""
+    if spec.teacher_term == "nll":
+        return logp
+    if spec.teacher_term == "shaped":
+        # p / (p + gamma) written as a sigmoid: its gradient stays finite where p underflows to 0.
+        return advantage * jax.nn.sigmoid(logp - math.log(spec.shaping_gamma))
+    if spec.teacher_term == "reinforce":
+        return advantage * logp
+    if spec.teacher_term == "importance":
+        known = jnp.where(jnp.isnan(teacher_logp), 0.0, teacher_logp)
+        weight = jnp.exp(jnp.minimum(logp - known, math.log(spec.importance_cap)))
+        return jax.lax.stop_gradient(weight) * advantage * logp
+    return jnp.zeros_like(logp)
+
+
+def _check_needs(*needs):
+    for needed, value, because, name in needs:
+        if needed and value is None:
+            raise ValueError(f"policy_loss: LossSpec.{because} needs {name}")

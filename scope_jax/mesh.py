@@ -1,0 +1,103 @@
+"""The device mesh, the table from logical axes to mesh axes, and the moves between host and device.
+
+Library code names *logical* axes; `RULES` is the only place that says where they live. All functions also work without
+a mesh (one device, nothing to constrain), so that a notebook can call a model with plain arrays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. The vocabulary is split over fsdp too: with the head split on its D axis, every chunk of
+# the log-prob loop would gather the whole head again.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    # Rows while log-probs are computed: the fsdp devices hold parts of the vocabulary instead of rows.
+    "loss_batch": ("data",),
+    "vocab": ("fsdp", "tensor"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A ("data", "fsdp", "tensor") mesh; one size may be -1 (whatever is left).
+
+    Raises ValueError when the product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) > 1:
+        raise ValueError(f"mesh {shape}: at most one of data, fsdp, tensor may be -1")
+    if -1 in shape:
+        known = -int(np.prod(shape))
+        shape[shape.index(-1)] = max(len(devices) // known, 1)
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(f"mesh data x fsdp x tensor = {shape} needs {int(np.prod(shape))} devices, {len(devices)} are here")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def current_mesh() -> Mesh | None:
+    """The mesh entered with `jax.set_mesh`, or None. Not for use inside jit."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int], drop: Sequence[str] = ()
+) -> PartitionSpec:
+    """The spec of an array with logical `axes`. A mesh axis is left out where it does not divide the dimension, where an
+    earlier dimension has it, and where it is in `drop`."""
+    entries: list[Any] = []
+    used: set[str] = set(drop)
+    for name, extent in zip(axes, shape, strict=True):
+        kept: list[str] = []
+        for mesh_axis in RULES.get(name, ()) if name else ():
+            size = sizes.get(mesh_axis, 1)
+            if mesh_axis not in used and extent % (size * int(np.prod([sizes[a] for a in kept]))) == 0:
+                kept.append(mesh_axis)
+        used.update(kept)
+        entries.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return PartitionSpec(*entries)
+
+
+def constrain(array: jax.Array, *axes: str | None, drop: Sequence[str] = ()) -> jax.Array:
+    """Ask the partitioner to lay `array` out by its logical axes; does nothing where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return array
+    spec = partition_spec(axes, array.shape, dict(mesh.shape), drop)
+    return jax.lax.with_sharding_constraint(array, spec)
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], drop: Sequence[str] = ()) -> NamedSharding:
+    """The NamedSharding of an array with logical `axes` on `mesh`."""
+    return NamedSharding(mesh, partition_spec(axes, shape, dict(mesh.shape), drop))
+
+
+def put_rows(tree: Any, mesh: Mesh | None = None) -> Any:
+    """Host arrays whose first axis is B -> device arrays split over the batch axes of the mesh (or on the default device)."""
+    mesh = mesh or current_mesh()
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        if mesh is None:
+            return jnp.asarray(array)
+        return jax.device_put(array, sharding(mesh, ("batch",) + (None,) * (array.ndim - 1), array.shape))
+
+    return jax.tree.map(put, tree)
+
+
+def assert_sharded(tree: Any, expected: Any) -> None:
+    """Raise ValueError naming the first leaf whose sharding is not the expected one (silently replicated weights)."""
+    for (path, leaf), want in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True):
+        if not leaf.sharding.is_equivalent_to(want, leaf.ndim):
+            raise ValueError(f"{jax.tree_util.keystr(path)}: laid out as {leaf.sharding.spec}, should be {want.spec}")

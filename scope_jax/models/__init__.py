@@ -1,0 +1,24 @@
+"""Models: one decoder for policy, teacher and PRM; Hugging Face directories in and out."""
+
+from scope_jax.models.config import ModelConfig, read_config
+from scope_jax.models.decoder import good_step_probability, hidden_states, logits, prm_logits, token_logprobs
+from scope_jax.models.hf import load, save
+from scope_jax.models.weights import Params, abstract, init, relay, shardings, weight_table
+
+__all__ = [
+    "ModelConfig",
+    "Params",
+    "abstract",
+    "good_step_probability",
+    "hidden_states",
+    "init",
+    "load",
+    "logits",
+    "prm_logits",
+    "read_config",
+    "relay",
+    "save",
+    "shardings",
+    "token_logprobs",
+    "weight_table",
+]

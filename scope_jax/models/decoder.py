@@ -1,0 +1,294 @@
+"""The decoder: one set of layer functions for training, scoring, prefill and decoding.
+
+Rows are right-padded. Attention is causal, so padding is never seen by a real token and no mask is needed for it.
+Projections are 2-D matrix products ([rows x slots, in] @ [in, out]); norms, softmax and log-probs run in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from scope_jax.mesh import constrain
+from scope_jax.models.config import ModelConfig
+from scope_jax.models.weights import Params, gather_layer
+
+# [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements.
+LOGITS_BUDGET = 1 << 24
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values. Stacked form: k, v are [L, B, K, S, H], scanned together with the weights. Unrolled form: tuples
+    of L arrays [B, K, S, H]."""
+
+    k: Any
+    v: Any
+
+
+def hidden_states(params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool = False) -> jax.Array:
+    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat` recomputes each layer in the backward pass."""
+    hidden, _ = _run_layers(params, config, tokens_BT, remat=remat, keep_cache=False)
+    return hidden
+
+
+def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+    """Next-token logits, float32[B, T, V]; slots at and past `length_B` hold zeros.
+
+    Raises ValueError for a model without a vocabulary head.
+    """
+    if config.head != "lm":
+        raise ValueError(f"this checkpoint has head {config.head!r} and no vocabulary logits; an 'lm' head is needed")
+    out = _vocabulary(params, config, hidden_states(params, config, tokens_BT))
+    return jnp.where((jnp.arange(out.shape[1])[None] < length_B[:, None])[..., None], out, 0.0)
+
+
+def good_step_probability(
+    params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array
+) -> jax.Array:
+    """Probability that the step ending at each slot is right, float32[B, T]: softmax of the two-class head, class 1.
+    Meaningful at a PRM's step positions; zero at and past `length_B`.
+
+    Raises ValueError for a model without a PRM head.
+    """
+    if config.head != "prm":
+        raise ValueError(f"this checkpoint has head {config.head!r}; a PRM needs score.0 and score.2 (config head 'prm')")
+    scores = prm_logits(params, hidden_states(params, config, tokens_BT))
+    probability = jax.nn.softmax(scores, axis=-1)[..., 1]
+    return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
+
+
+def prm_logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """Two-class logits of a process reward model, float32[..., 2]: Linear, ReLU, Linear (Qwen2.5-Math-PRM)."""
+    inner = jax.nn.relu(_dense(hidden, params["prm_hidden"], params["prm_hidden_bias"]))
+    return _dense(inner, params["prm_output"], params["prm_output_bias"]).astype(jnp.float32)
+
+
+def token_logprobs(
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    remat: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(logp_BT, entropy_BT or None), float32: slot t holds log p(token t | tokens before t) of the temperature-scaled
+    distribution and the entropy of the distribution that token t was drawn from; slot 0 holds 0.
+
+    Logits exist for one chunk of slots at a time, forward and backward.
+    """
+    B, T = tokens_BT.shape
+    hidden = hidden_states(params, config, tokens_BT, remat=remat)
+    target = jnp.roll(tokens_BT, -1, axis=1)
+    scale = 1.0 if temperature == 0 else 1.0 / temperature
+
+    def chunk_logprobs(hidden_BCD: jax.Array, target_BC: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        scaled = _vocabulary(params, config, hidden_BCD) * scale
+        normaliser = jax.nn.logsumexp(scaled, axis=-1)
+        chosen = jnp.take_along_axis(scaled, target_BC[..., None], axis=-1)[..., 0]
+        spread = None
+        if entropy:
+            probability = jnp.exp(scaled - normaliser[..., None])
+            spread = normaliser - jnp.sum(probability * scaled, axis=-1)
+        return chosen - normaliser, spread
+
+    chunk = _chunk_size(B, T, config.vocab_size)
+    if chunk >= T:
+        logp, spread = chunk_logprobs(hidden, target)
+    else:
+        split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+        body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
+        _, (logp, spread) = jax.lax.scan(body, None, (split(hidden), split(target)))
+        join = lambda x: None if x is None else jnp.moveaxis(x, 0, 1).reshape(B, T)
+        logp, spread = join(logp), join(spread)
+    shift = lambda x: None if x is None else jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    return shift(logp), shift(spread)
+
+
+def prefill(
+    params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Run prefixes through the model: (logits of the token after each prefix, float32[P, V]; stacked Cache with S = W)."""
+    hidden, cache = _run_layers(params, config, tokens_PW, remat=False, keep_cache=True)
+    last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]
+    return _vocabulary(params, config, last), cache
+
+
+def decode_step(
+    params: Params, layers: Any, config: ModelConfig, cache: Cache, token_B: jax.Array, position_B: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """One token per row: `token_B` stands at slot `position_B`; its keys and values are written there and it attends to
+    slots 0..position. Returns (float32[B, V] logits of the next token, Cache).
+
+    `layers` is what `decode_layers` gave; its form must be the cache's.
+    """
+    rotation = _rotation(position_B[:, None], config)
+    x_BD = params["embed"][token_B]
+    seen_BS = jnp.arange(_cache_slots(cache))[None] <= position_B[:, None]
+
+    def run(x: jax.Array, layer: Params, write: Callable, read: Callable) -> tuple[jax.Array, Any]:
+        q, k, v = _project(x[:, None], layer, config, rotation)
+        stored = write(k[:, 0], v[:, 0])
+        keys, values = read(stored)
+        attended = _attend_cache(q[:, 0], keys, values, seen_BS)
+        return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), stored
+
+    rows, heads = jnp.arange(x_BD.shape[0])[:, None], jnp.arange(config.num_kv_heads)[None]
+    slots = position_B[:, None]
+    if isinstance(cache.k, tuple):
+        ks, vs = [], []
+        for layer, ck, cv in zip(layers, cache.k, cache.v, strict=True):
+
+            def write_one(k, v, ck=ck, cv=cv):
+                return ck.at[rows, heads, slots].set(k.astype(ck.dtype)), cv.at[rows, heads, slots].set(v.astype(cv.dtype))
+
+            x_BD, (ck, cv) = run(x_BD, layer, write_one, lambda stored: stored)
+            ks.append(ck)
+            vs.append(cv)
+        cache = Cache(tuple(ks), tuple(vs))
+    else:
+
+        def body(carry, xs):
+            x, ck, cv = carry
+            layer, number = xs
+            # Every index explicit, on the stacked cache itself: the one form that writes in place and lets the read of
+            # the layer be fused into attention on TPU.
+            write = lambda k, v: (
+                ck.at[number, rows, heads, slots].set(k.astype(ck.dtype)),
+                cv.at[number, rows, heads, slots].set(v.astype(cv.dtype)),
+            )
+            read = lambda stored: tuple(jax.lax.dynamic_index_in_dim(c, number, 0, keepdims=False) for c in stored)
+            x, (ck, cv) = run(x, layer, write, read)
+            return (x, ck, cv), None
+
+        numbers = jnp.arange(config.num_layers)
+        (x_BD, ck, cv), _ = jax.lax.scan(body, (x_BD, cache.k, cache.v), (layers, numbers))
+        cache = Cache(ck, cv)
+    x_BD = _rms_norm(x_BD, params["final_norm"], config.norm_eps)
+    return _vocabulary(params, config, x_BD), cache
+
+
+def decode_layers(params: Params, config: ModelConfig, unrolled: bool) -> Any:
+    """The layer weights in the form that `decode_step` loops over: stacked, or a list sliced once, before the loop."""
+    if not unrolled:
+        return params["layers"]
+    return [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
+
+
+def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
+    """The cache of prefixes [L, P, K, W, H] repeated for `group` consecutive rows and grown to `slots` slots."""
+
+    def grow(x: jax.Array) -> Any:
+        x = jnp.repeat(x, group, axis=1) if group > 1 else x
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots - x.shape[3]), (0, 0)))
+        if unrolled:
+            return tuple(constrain(x[n], "batch", "kv_heads", None, None) for n in range(x.shape[0]))
+        return constrain(x, None, "batch", "kv_heads", None, None)
+
+    return Cache(grow(cache.k), grow(cache.v))
+
+
+def _run_layers(
+    params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool, keep_cache: bool
+) -> tuple[jax.Array, Cache | None]:
+    position = jnp.arange(tokens_BT.shape[1])[None]
+    rotation = _rotation(position, config)
+    x = constrain(params["embed"][tokens_BT], "batch", None, None)
+
+    def body(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
+        layer = gather_layer(config, layer)
+        q, k, v = _project(x, layer, config, rotation)
+        x = _finish_layer(x, _attend_causal(q, k, v), layer, config)
+        kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)) if keep_cache else None
+        return constrain(x, "batch", None, None), kept
+
+    x, kept = jax.lax.scan(jax.checkpoint(body) if remat else body, x, params["layers"])
+    cache = Cache(*(constrain(c, None, "batch", "kv_heads", None, None) for c in kept)) if keep_cache else None
+    return _rms_norm(x, params["final_norm"], config.norm_eps), cache
+
+
+def _project(
+    x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q [B, T, K, G, H], k and v [B, T, K, H], rotary positions applied."""
+    h = _rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
+    B, T, _ = h.shape
+    K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
+    q = _dense(h, layer["query"], layer["query_bias"]).reshape(B, T, K * G, H)
+    k = _dense(h, layer["key"], layer["key_bias"]).reshape(B, T, K, H)
+    v = _dense(h, layer["value"], layer["value_bias"]).reshape(B, T, K, H)
+    return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
+
+
+def _finish_layer(x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
+    x = x + _dense(attended, layer["output"])
+    h = _rms_norm(x, layer["ffn_norm"], config.norm_eps)
+    return x + _dense(jax.nn.silu(_dense(h, layer["gate"])) * _dense(h, layer["up"]), layer["down"])
+
+
+def _attend_causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]. Batched products over (B, K) with G T rows each."""
+    B, T, K, G, H = q.shape
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, K * G * H)
+
+
+def _attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array) -> jax.Array:
+    """q [B, K, G, H], k, v [B, K, S, H] -> [B, K, G, H]."""
+    scores = jnp.einsum("BKGH,BKSH->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
+    return jnp.einsum("BKGS,BKSH->BKGH", weights, v.astype(q.dtype))
+
+
+def _vocabulary(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """float32 logits over the vocabulary, of hidden states [B, D] (decoding) or [B, T, D] (a loss)."""
+    head = params["embed"].T if config.tied else params["head"]
+    rows = ("batch",) if hidden.ndim == 2 else ("loss_batch", None)
+    hidden = constrain(hidden, *rows, None)
+    out = jnp.dot(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
+    return constrain(out.reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab")
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def _dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    out = x.reshape(-1, x.shape[-1]) @ w
+    if bias is not None:
+        out = out + bias[None]
+    return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _rotation(position_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos, sin [B, T, 1, H/2], float32."""
+    frequency = config.rope_theta ** (-jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size)
+    angle = position_BT.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions on [B, T, heads, H], halves paired as in Hugging Face's Llama and Qwen."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _cache_slots(cache: Cache) -> int:
+    return cache.k[0].shape[2] if isinstance(cache.k, tuple) else cache.k.shape[3]
+
+
+def _chunk_size(rows: int, slots: int, vocab: int) -> int:
+    """Largest divisor of `slots` whose logits stay within the budget."""
+    best = 1
+    for size in range(1, slots + 1):
+        if slots % size == 0 and rows * size * vocab <= LOGITS_BUDGET:
+            best = size
+    return best

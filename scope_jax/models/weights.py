@@ -1,0 +1,131 @@
+"""The one table of weights: name, shape, logical axes, initialiser and Hugging Face name of every parameter.
+
+Initialisation, sharding, loading, export and the gather before use are all read off this table. Projections are stored
+[in, out] (Hugging Face stores [out, in]); the weights of all layers are stacked on a leading L axis and scanned.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from scope_jax.mesh import constrain, sharding
+from scope_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked; `transpose` says that the
+    Hugging Face tensor is the transpose of (each layer of) ours."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    hf: str
+    init: str = "normal"  # normal | zeros | ones
+    transpose: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.hf
+
+
+def weight_table(config: ModelConfig) -> dict[str, Weight]:
+    """"/"-joined path in the parameter tree -> Weight."""
+    D, F, L, V = config.hidden_size, config.ffn_size, config.num_layers, config.vocab_size
+    Q, K = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+
+    def projection(hf: str, rows: int, columns: int, axes: tuple[str, str]) -> Weight:
+        return Weight((L, rows, columns), (None, *axes), f"model.layers.{{}}.{hf}.weight", transpose=True)
+
+    def vector(hf: str, size: int, axis: str | None, init: str) -> Weight:
+        return Weight((L, size), (None, axis), f"model.layers.{{}}.{hf}", init)
+
+    table = {
+        "embed": Weight((V, D), ("vocab", None), "model.embed_tokens.weight"),
+        "layers/attention_norm": vector("input_layernorm.weight", D, None, "ones"),
+        "layers/query": projection("self_attn.q_proj", D, Q, ("embed", "heads")),
+        "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros"),
+        "layers/key": projection("self_attn.k_proj", D, K, ("embed", "kv_heads")),
+        "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros"),
+        "layers/value": projection("self_attn.v_proj", D, K, ("embed", "kv_heads")),
+        "layers/value_bias": vector("self_attn.v_proj.bias", K, "kv_heads", "zeros"),
+        "layers/output": projection("self_attn.o_proj", Q, D, ("heads", "embed")),
+        "layers/ffn_norm": vector("post_attention_layernorm.weight", D, None, "ones"),
+        "layers/gate": projection("mlp.gate_proj", D, F, ("embed", "mlp")),
+        "layers/up": projection("mlp.up_proj", D, F, ("embed", "mlp")),
+        "layers/down": projection("mlp.down_proj", F, D, ("mlp", "embed")),
+        "final_norm": Weight((D,), (None,), "model.norm.weight", "ones"),
+    }
+    if config.head == "lm" and not config.tied:
+        table["head"] = Weight((D, V), (None, "vocab"), "lm_head.weight", transpose=True)
+    if config.head == "prm":
+        table |= {
+            "prm_hidden": Weight((D, D), (None, None), "score.0.weight", transpose=True),
+            "prm_hidden_bias": Weight((D,), (None,), "score.0.bias", "zeros"),
+            "prm_output": Weight((D, 2), (None, None), "score.2.weight", transpose=True),
+            "prm_output_bias": Weight((2,), (None,), "score.2.bias", "zeros"),
+        }
+    return table
+
+
+def nest(flat: dict[str, Any]) -> Params:
+    """"/"-joined paths -> nested dict."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested dict -> "/"-joined paths."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
+    """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding; biases 0, norms 1.
+    Laid out on `mesh` if one is given."""
+
+    def draw(number: int, path: str, weight: Weight) -> jax.Array:
+        if weight.init == "zeros":
+            return jnp.zeros(weight.shape, dtype)
+        if weight.init == "ones":
+            return jnp.ones(weight.shape, dtype)
+        std = 0.02 if path == "embed" else weight.shape[-2] ** -0.5
+        return (std * jax.random.normal(jax.random.fold_in(key, number), weight.shape)).astype(dtype)
+
+    def build() -> Params:
+        return nest({path: draw(n, path, weight) for n, (path, weight) in enumerate(weight_table(config).items())})
+
+    return jax.jit(build, out_shardings=None if mesh is None else shardings(config, mesh))()
+
+
+def shardings(config: ModelConfig, mesh: Mesh, drop: tuple[str, ...] = ()) -> Params:
+    """NamedSharding of every parameter; mesh axes in `drop` are left out (rollouts drop "fsdp")."""
+    return nest({path: sharding(mesh, w.axes, w.shape, drop) for path, w in weight_table(config).items()})
+
+
+def abstract(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
+    """ShapeDtypeStruct of every parameter, for compiling without weights."""
+    return nest(
+        {
+            path: jax.ShapeDtypeStruct(w.shape, dtype, sharding=None if mesh is None else sharding(mesh, w.axes, w.shape))
+            for path, w in weight_table(config).items()
+        }
+    )
+
+
+def relay(config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)) -> Params:
+    """Parameters laid out again once per phase: decoding with fsdp-split weights would gather every weight for every
+    token. Without a mesh, or with nothing to drop, the same arrays come back."""
+    if mesh is None or all(mesh.shape[axis] == 1 for axis in drop):
+        return params
+    return jax.device_put(params, shardings(config, mesh, drop))
+
+
+def gather_layer(config: ModelConfig, layer: Params) -> Params:
+    """Inside the scan over layers: constrain each weight of one layer to its layout *without* fsdp, so that the
+    partitioner makes one plain all-gather per weight instead of a ring of permutes around every product."""
+    table = weight_table(config)
+    return {name: constrain(w, *table[f"layers/{name}"].axes[1:], drop=("fsdp",)) for name, w in layer.items()}

@@ -1,0 +1,96 @@
+"""Drawing one token per row from logits, with a random key per (row, slot)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Width of the blocks that the inverse-CDF draw looks through.
+BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleSpec:
+    """How to continue a row.
+
+    temperature: 0 is greedy. top_p in (0, 1], top_k >= 0 (0: off) truncate the draw, not the recorded log-probs.
+    max_new_tokens: tokens written by one call at the most. end_ids: tokens that finish a row.
+    stop: int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) when the last state is reached.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    end_ids: tuple[int, ...] = ()
+    stop: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"SampleSpec.top_p {self.top_p} must be in (0, 1]")
+        if self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError(f"SampleSpec: top_k {self.top_k} must be >= 0 and max_new_tokens {self.max_new_tokens} >= 1")
+
+
+def row_keys(key: jax.Array, stream: jax.Array | int, row_B: jax.Array) -> jax.Array:
+    """One key per row: key -> stream -> row id. The slot is folded in when a token is drawn."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, stream), row_B)
+
+
+def sample(
+    logits_BV: jax.Array, key_B: jax.Array, slot_B: jax.Array, temperature: float, top_p: float, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+    """(token int32[B], logp float32[B]): logp under the temperature-scaled, untruncated distribution (temperature 0:
+    under the distribution at temperature 1).
+
+    One uniform number per row is turned into a token by inverse CDF in two steps, over blocks and then inside one block:
+    exact, and V random numbers per row cheaper than Gumbel noise.
+    """
+    scaled = logits_BV if temperature in (0, 1) else logits_BV / temperature
+    normaliser = jax.nn.logsumexp(scaled, axis=-1)
+    if temperature == 0:
+        token = jnp.argmax(scaled, axis=-1)
+    else:
+        uniform = jax.vmap(lambda k, s: jax.random.uniform(jax.random.fold_in(k, s)))(key_B, slot_B)
+        token = _inverse_cdf(_truncate(scaled, top_p, top_k), uniform)
+    chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), chosen - normaliser
+
+
+def _inverse_cdf(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    B, V = scaled_BV.shape
+    weight = jnp.exp(scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True))
+    blocks = -(-V // BLOCK)
+    weight = jnp.pad(weight, ((0, 0), (0, blocks * BLOCK - V))).reshape(B, blocks, BLOCK)
+    total = jnp.cumsum(jnp.sum(weight, axis=-1), axis=-1)
+    target = uniform_B * total[:, -1]
+    block = jnp.minimum(jnp.sum(total <= target[:, None], axis=-1), blocks - 1)
+    inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]
+    before = jnp.where(block > 0, jnp.take_along_axis(total, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    running = before[:, None] + jnp.cumsum(inside, axis=-1)
+    # Rounding can carry the target past the last sum, or onto a token of probability 0: take the nearest likely one.
+    place = jnp.sum(running <= target[:, None], axis=-1)
+    likely = inside > 0
+    last = BLOCK - 1 - jnp.argmax(likely[:, ::-1], axis=-1)
+    slots = jnp.arange(BLOCK)[None]
+    place = jnp.min(jnp.where(likely & (slots >= place[:, None]), slots, last[:, None]), axis=-1)
+    return block * BLOCK + place
+
+
+def _truncate(scaled_BV: jax.Array, top_p: float, top_k: int) -> jax.Array:
+    """-inf outside the `top_k` likeliest tokens and outside the smallest set with mass `top_p` (its last token kept)."""
+    V = scaled_BV.shape[-1]
+    if top_p == 1 and (top_k == 0 or top_k >= V):
+        return scaled_BV
+    ranked = jnp.sort(scaled_BV, axis=-1)[:, ::-1]
+    keep = jnp.ones_like(ranked, bool)
+    if 0 < top_k < V:
+        keep &= (jnp.arange(V) < top_k)[None]
+    if top_p < 1:
+        probability = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
+        keep &= jnp.cumsum(probability, axis=-1) - probability < top_p
+    floor = jnp.min(jnp.where(keep, ranked, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(scaled_BV >= floor, scaled_BV, -jnp.inf)

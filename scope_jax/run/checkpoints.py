@@ -1,0 +1,200 @@
+"""Checkpoints of a run: saved atomically, verified when read, restored onto any mesh."""
+
+import json
+import os
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints under `directory` (a local folder, or a bucket address that Orbax can write).
+
+    Each checkpoint holds the state (a pytree of arrays) and `extra` (JSON: counters, data position), together with
+    one checksum per array. A checkpoint appears under its final name only when it is complete, so a process killed
+    while it saves leaves the checkpoints before it untouched; what it left half-written is removed here, on opening.
+    With several processes every one of them calls every method, in the same order. With `keep=1` there is nothing to
+    fall back on.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+        import orbax.checkpoint as ocp  # Costs over a second: not at import time.
+
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least 1 checkpoint has to be kept")
+        path = os.fspath(directory)
+        self.directory = path if "://" in path else os.path.abspath(path)
+        self._args = ocp.args
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(n=keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending (one being written is not among them)."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> bool:
+        """Saves `state` and `extra` as `step`; False, and nothing done, where that step is saved already.
+
+        Returns once the arrays are copied to the host (they may then be donated); the files are written in the
+        background. An error of that writing is raised by the next `save`, `wait` or `close`. `state` has jax or numpy
+        arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not JSON.
+        """
+        try:
+            # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
+            extra = json.loads(json.dumps(extra))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}"
+            ) from None
+        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            return False
+        leaves = _describe(state)
+        record = {"extra": extra, "leaves": leaves, "sum": _text_sum(extra, leaves)}
+        items = self._args.Composite(state=self._args.StandardSave(state), record=self._args.JsonSave(record))
+        return bool(self._manager.save(step, args=items, force=True))
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """The newest readable checkpoint as (step, state, extra); None where there is no checkpoint at all.
+
+        `like` is a pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays: the state has its structure, and its
+        arrays are placed by its shardings, which need not be those of the mesh that saved. The bits are those that
+        were saved. A damaged checkpoint (unreadable, or a checksum that differs) is left out with a warning, and
+        deleted as soon as an older one has been read. Raises ValueError where the checkpoint is sound but of another
+        state than `like` (names and shapes are given; nothing is deleted), and where every checkpoint is damaged.
+        """
+        self._manager.wait_until_finished()
+        like = jax.tree.map(_abstract, like)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            record, reason = self._attempt(self._read_record, step)
+            if record is not None:
+                _check_layout(record["leaves"], like, f"{self.directory}/{step}")
+                state, reason = self._attempt(self._read_state, step, like, record["leaves"])
+                if state is not None:
+                    for bad in damaged:
+                        self._manager.delete(bad)
+                    return step, state, record["extra"]
+            damaged[step] = reason
+            logging.warning("checkpoint %s/%d is damaged, trying the one before it: %s", self.directory, step, reason)
+        if damaged:
+            raise ValueError(
+                f"{self.directory}: no checkpoint can be read ({'; '.join(f'{s}: {r}' for s, r in damaged.items())}); "
+                "bring the files back, or move the folder away to start afresh"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for what is being written, then releases the writer's threads."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _attempt(self, read, *args) -> tuple[Any, str]:
+        """(result, "") of `read(*args)`, or (None, one line of reason); one verdict for all processes."""
+        try:
+            result, reason = read(*args), ""
+        except Exception as error:  # Every layer below (json, Orbax, TensorStore, the file system) has its own kinds.
+            first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            result, reason = None, f"{type(error).__name__}: {first_line}"[:200]
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            if not np.all(multihost_utils.process_allgather(np.array(result is not None))):
+                result, reason = None, reason or "another process could not read it"
+        return result, reason
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        items = self._args.Composite(record=self._args.JsonRestore())
+        record = self._manager.restore(step, args=items)["record"]
+        if record["sum"] != _text_sum(record["extra"], record["leaves"]):
+            raise ValueError("the checksum of its record differs")
+        return record
+
+    def _read_state(self, step: int, like: PyTree, leaves: dict[str, dict]) -> PyTree:
+        items = self._args.Composite(state=self._args.StandardRestore(like))
+        state = self._manager.restore(step, args=items)["state"]
+        for name, found in _describe(state).items():
+            if found["sum"] != leaves[name]["sum"]:
+                raise ValueError(f"the checksum of {name} differs")
+        return state
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _describe(state: PyTree) -> dict[str, dict]:
+    """{path: {shape, dtype, sum}} of each array."""
+    named = jax.tree_util.tree_leaves_with_path(state)
+    sums = jax.device_get([_array_sum(leaf) for _, leaf in named])
+    return {
+        jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": int(total)}
+        for (path, leaf), total in zip(named, sums, strict=True)
+    }
+
+
+@jax.jit
+def _array_sum(array: jax.Array) -> jax.Array:
+    """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32.
+
+    Integer addition commutes, so the sum is the same on every mesh, and it is one read of the array where it lies.
+    The odd weights see any one changed element, and zero-filled and swapped chunks.
+    """
+    if array.dtype == jnp.bool_:
+        bits = array.astype(jnp.uint32)
+    else:
+        width = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _text_sum(extra: dict[str, Any], leaves: dict[str, dict]) -> int:
+    return zlib.crc32(json.dumps([extra, leaves], sort_keys=True).encode())
+
+
+def _check_layout(leaves: dict[str, dict], like: PyTree, where: str) -> None:
+    """Raises ValueError where the saved arrays are not those of `like`, naming up to five of them."""
+    wanted = {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in leaves.items()}
+    differing = [
+        f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(
+            f"{where}: saved by a run with another model or optimiser ({'; '.join(differing[:5])}{more}); "
+            "use the config that wrote it, or another workdir"
+        )

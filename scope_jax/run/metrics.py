@@ -1,0 +1,139 @@
+"""Metrics of a run: one JSON line and one TensorBoard event per step; wall seconds per phase; a progress bar."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scope_jax.run.workdir import write_atomically
+
+
+class MetricsWriter:
+    """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir/tb/`.
+
+    `resume_step` is the first step that will be written (0 for a new run): lines at or past it, and a last line that
+    a kill left torn, are dropped from `metrics.jsonl` at once, atomically; TensorBoard is told to drop its own points
+    from there on. With several processes, only one opens a writer. No TensorFlow is needed.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        folder = pathlib.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line["step"] < resume_step]
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  Closed by close().
+        self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
+        # A START record makes readers drop what an earlier, killed process wrote at or past this step.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step, session_log=start))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes {flat name: number} as the line {"step": step, name: value, ...} and flushes it.
+
+        Values are Python (True is 1), numpy or jax scalars. NaN and infinities are `null` in the JSON line (JSON has
+        no such numbers) and go to TensorBoard as they are. Raises ValueError for a metric that is not a number.
+        """
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        numbers: dict[str, float] = {}
+        for name, value in metrics.items():
+            try:
+                numbers[name] = int(value) if isinstance(value, int) else float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"step {step}: metric {name} must be one number, not {type(value).__name__}") from None
+        line = {"step": int(step)} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        summary = summary_pb2.Summary(
+            value=[summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        )
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary))
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` in file order; a torn last line is left out.
+
+    Raises FileNotFoundError, and ValueError with file and line number for any other line that is not an object with
+    an integer "step".
+    """
+    rows: list[dict[str, Any]] = []
+    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break  # Only the last line can lack its end: the write was cut.
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f'{path}:{number}: not a metrics line; an object with an integer "step" is expected')
+        rows.append(row)
+    return rows
+
+
+class PhaseTimer:
+    """Wall seconds by phase, accumulated: `with timer("rollout"): ...`, then `timer.pop()`.
+
+    JAX returns before the device is done: a phase that ends on a device must block on its result inside the `with`.
+    """
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Adds the wall time of the `with` body to `phase`, also where the body raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def pop(self) -> dict[str, float]:
+        """{"time/<phase>": seconds} since the last `pop`, and starts again from zero."""
+        seconds, self._seconds = self._seconds, {}
+        return {f"time/{phase}": value for phase, value in seconds.items()}
+
+
+def progress(total: int, initial: int = 0, desc: str = ""):
+    """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per 10 s at most."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
+        return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=initial, desc=desc, ncols=100, ascii=True, mininterval=10, maxinterval=10, file=_Lines()
+    )
+
+
+class _Lines:
+    """The file a bar draws on where a carriage return does not move back (a log): each drawing becomes a line."""
+
+    def write(self, text: str) -> None:
+        text = text.replace("\r", "").strip()
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

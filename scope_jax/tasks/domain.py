@@ -1,0 +1,81 @@
+"""What a task is: problems with checkable answers, solved in steps.
+
+A task is one file with a subclass of `Domain`. Three members must be given (`name`, `separator`, `verify`) and one more
+where answers can be compared as strings (`answer_of`). The rest are capabilities: what a domain cannot do returns None,
+and callers treat None as "not available here", so mathematics (no program teacher, no step oracle) and the embedded
+arithmetic (both) run through the same loop.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the domain's own notation."""
+
+    id: str
+    prompt: str
+    answer: str
+
+
+class Domain(abc.ABC):
+    """A kind of problem. Implementations hold configuration only: every method is a pure function of its arguments.
+
+    Completions and steps are texts without end-of-text tokens. A step is a piece of a completion that ends with
+    `separator`, which belongs to it; the last step of a finished solution has none.
+    """
+
+    name: str
+    separator: str
+
+    @abc.abstractmethod
+    def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+        """Whether each completion reaches its problem's answer (outcome only); None where it could not be judged."""
+
+    def answer_of(self, completion: str) -> str | None:
+        """The final answer as a normalised string (for the entropy of answers); None where there is none."""
+        return None
+
+    def answer_marker(self, step: str) -> bool:
+        """Whether this step carries the mark of a final answer. Used to refuse a teacher's step that gives it away."""
+        return False
+
+    def check_steps(self, problem: Problem, steps: Sequence[str], *, complete: bool = True) -> list[bool] | None:
+        """Oracle labels, one per step: True up to the first error, False from there on. None: no oracle.
+
+        `complete` says that the last step is the end of the solution; with False the steps are a prefix of one.
+        """
+        return None
+
+    def solution_path(self, problem: Problem, completion: str) -> Hashable | None:
+        """What identifies the way a right solution went (to count distinct solutions); None where not wholly right."""
+        return None
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str) -> str | None:
+        """A whole solution written by a program, in one of the domain's styles; None: no such program."""
+        return None
+
+    def next_step(
+        self,
+        problem: Problem,
+        steps: Sequence[str],
+        rng: np.random.Generator,
+        style: str,
+        wrong_step: str | None = None,
+    ) -> str | None:
+        """The step a program teacher writes after `steps` (separator included unless it ends the solution).
+
+        `wrong_step` is what the policy wrote there. None: no such program, or it cannot go on from these steps.
+        """
+        return None
+
+
+def split_steps(text: str, separator: str) -> list[str]:
+    """The steps of a text, each with its separator; the pieces join to the text. An empty tail is no step."""
+    pieces = text.split(separator)
+    steps = [piece + separator for piece in pieces[:-1]]
+    return [*steps, pieces[-1]] if pieces[-1] else steps

@@ -1,0 +1,59 @@
+"""Records that cross room boundaries, and the masks derived from them.
+
+Axis letters, used in comments, einsums and name suffixes throughout the project:
+
+    B rows (= P prompts x M samples, prompt-major)   T query slots   S key slots   L layers
+    D model   F feed-forward   N query heads   K kv heads   G query heads per kv head (N = K G)
+    H head size   V vocabulary   J steps
+"""
+
+import enum
+
+import flax
+import jax
+import jax.numpy as jnp
+
+
+class Owner(enum.IntEnum):
+    """Who wrote a token. Every mask of the project is derived from owners and lengths, never from token values."""
+
+    PAD = 0
+    PROMPT = 1
+    POLICY = 2
+    TEACHER = 3
+
+
+@flax.struct.dataclass
+class Rollout:
+    """A batch of rows, each a prompt and what was written after it, aligned at slot 0.
+
+    Cutting a row lowers `length_B`; continuing it writes after it. Slots at and past `length_B` hold PAD.
+    """
+
+    tokens_BT: jax.Array  # int32; 0 where PAD
+    owner_BT: jax.Array  # int8, values of Owner
+    logp_BT: jax.Array  # float32; log-prob at the time of sampling; 0 on PROMPT and PAD, NaN where unknown
+    length_B: jax.Array  # int32; tokens in the row, prompt included
+    prompt_length_B: jax.Array  # int32
+    finished_B: jax.Array  # bool; an end token was written
+    row_B: jax.Array  # int32; identity of the row, part of its random key
+
+
+def written_mask(rollout: Rollout) -> jax.Array:
+    """bool[B, T]: slots written by the policy or a teacher (end token included)."""
+    return rollout.owner_BT >= Owner.POLICY
+
+
+def owner_mask(rollout: Rollout, owner: Owner) -> jax.Array:
+    """bool[B, T]: slots written by `owner`."""
+    return rollout.owner_BT == owner
+
+
+def masked_sum(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+    """Sum of `values` where `mask`; what is masked out may be NaN. Numerators and denominators both use this."""
+    return jnp.sum(jnp.where(mask, values, 0), axis=axis)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+    """Mean of `values` where `mask`; 0 where nothing is."""
+    return masked_sum(values, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
