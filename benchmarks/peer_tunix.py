@@ -169,6 +169,7 @@ def step(args: Namespace) -> dict:
         "tokens": rows * args.new_tokens,
         "compile_seconds": max(0.0, sum(spans[:warmup]) - warmup * statistics.median(spans[warmup:])),
         "micro_batch": micro,
+        "first_seconds": spans[:warmup],
     }
 
 

@@ -73,7 +73,8 @@ def run_side(side: str, task: str, model: Path, pythons: dict[str, str], args: a
     others = (_cpu_seconds(args.cpus) - used) - (_child_cpu_seconds() - own)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines or "seconds" not in (result := _parse(lines[-1])):
-        return {"side": side, "error": (done.stderr or done.stdout)[-2000:]}
+        said = (done.stderr or done.stdout).replace(str(HERE.parent), ".")
+        return {"side": side, "error": said[-2000:]}
     return result | {"side": side, "wall_s": wall, "others_cpu": max(0.0, others / (wall * len(args.cpus)))}
 
 

@@ -49,9 +49,7 @@ def test_left_out_and_unscored_rows_are_out_of_the_mean():
 def test_nothing_included_gives_zero_not_nan():
     reward = np.array([NAN, NAN, 1, 0], np.float32)
     for std in (False, True):
-        np.testing.assert_array_equal(
-            group_advantages(reward, 2, std=std, include_B=np.array([1, 1, 0, 1], bool)), [0, 0, 0, 0]
-        )
+        np.testing.assert_array_equal(group_advantages(reward, 2, std=std, include_B=np.array([1, 1, 0, 1], bool)), [0, 0, 0, 0])
     assert float(zero_group_share(reward, 2)) == 0.5
 
 

@@ -130,9 +130,7 @@ def test_any_damage_to_the_newest_is_harmless_or_noticed(tmp_path):
         shutil.copytree(tmp_path / "c", copy)
         damage(copy / "20" / relative)
         cases.append((relative, damage.__name__))
-    child = subprocess.run(
-        [sys.executable, "-c", READER, str(tmp_path / "copies")], capture_output=True, text=True, timeout=120
-    )
+    child = subprocess.run([sys.executable, "-c", READER, str(tmp_path / "copies")], capture_output=True, text=True, timeout=120)
     lines = child.stdout.splitlines()
     assert len(lines) == len(cases) > 30, (cases[len(lines) : len(lines) + 1], child.stderr[-2000:])
     fell_back = set()
@@ -194,9 +192,7 @@ def test_all_damaged_is_an_error_and_deletes_nothing(tmp_path):
 def test_another_model_is_an_error_that_names_the_array(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, {"w": jnp.zeros((2, 3)), "gone": jnp.zeros(1)}, {})
-        message = (
-            r"\['gone'\]: saved float32\[1\], wanted nothing; \['w'\]: saved float32\[2, 3\], wanted bfloat16\[2, 4\]"
-        )
+        message = r"\['gone'\]: saved float32\[1\], wanted nothing; \['w'\]: saved float32\[2, 3\], wanted bfloat16\[2, 4\]"
         with pytest.raises(ValueError, match=message):
             checkpoints.restore({"w": jnp.zeros((2, 4), jnp.bfloat16)})
         assert checkpoints.steps() == [1]
@@ -230,11 +226,9 @@ for step in range(1, 10_000):
 def test_killed_while_saving(tmp_path):
     """SIGKILL at two moments of a process that only saves: this other process reads a whole checkpoint each time."""
     like = {"w": jax.ShapeDtypeStruct((200, 200), jnp.float32)}
-    for delay in (0.0, 0.04):
-        folder = tmp_path / f"c{delay}"
-        child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(CHILD), str(folder)], stdout=subprocess.PIPE, text=True
-        )
+    for number, delay in enumerate((0.0, 0.04)):
+        folder = tmp_path / f"c{number}"
+        child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(folder)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         while int(child.stdout.readline()) < 4:
             pass
@@ -245,4 +239,7 @@ def test_killed_while_saving(tmp_path):
             last, state, extra = checkpoints.restore(like)
             assert last >= 3 and extra == {"step": last}
             assert (np.asarray(state["w"]) == last).all()
-            assert all(name.isdigit() for name in os.listdir(folder))  # What was half-written is gone.
+            # The step that was half-written can be written now, and nothing of the old attempt is left.
+            assert checkpoints.save(last + 1, state, extra)
+            checkpoints.wait()
+            assert sorted(os.listdir(folder)) == [str(step) for step in range(last - 1, last + 2)]

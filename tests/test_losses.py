@@ -100,12 +100,14 @@ def test_rows_left_out_keep_the_teacher_term_only():
 
 
 def test_weights_read_length_and_ignore_empty_rows():
-    rollout = rollout_of(["qpppp", "qq", ""], 6)
-    rollout = rollout.replace(length_B=np.array([3, 2, 0], np.int32))  # cut to two tokens, owners left behind
-    for normaliser, share in (("constant", 1 / 4), ("token", 1 / 2), ("sequence", 1 / 2)):
+    rollout = rollout_of(["qpppp", "qq", "", "qptt"], 6)
+    rollout = rollout.replace(length_B=np.array([3, 2, 0, 2], np.int32))  # two rows cut, owners left behind
+    for normaliser, first, last in (("constant", 1 / 8, 1 / 8), ("token", 1 / 3, 1 / 3), ("sequence", 1 / 4, 1 / 2)):
         on, off = token_weights(rollout, LossSpec(normaliser=normaliser, max_new_tokens=4))
-        np.testing.assert_allclose(on, where_owned(["qpp", "", ""], "p", 6, share), rtol=1e-6)
-        np.testing.assert_array_equal(off, np.zeros((3, 6)))
+        np.testing.assert_allclose(on[0], [0, first, first, 0, 0, 0], rtol=1e-6)
+        np.testing.assert_allclose(on[3], [0, last, 0, 0, 0, 0], rtol=1e-6)
+        np.testing.assert_array_equal(on[1:3], np.zeros((2, 6)))
+        np.testing.assert_array_equal(off, np.zeros((4, 6)))
 
 
 def test_no_token_at_all_gives_zero_weights():
@@ -377,9 +379,7 @@ def test_micro_batches_add_up(name, pieces):
         assert float(merged[metric]) == pytest.approx(float(whole[metric]), rel=1e-5), metric
 
 
-@pytest.mark.parametrize(
-    ("normaliser", "teacher_normaliser"), [("constant", "shared"), ("token", "own"), ("sequence", "shared")]
-)
+@pytest.mark.parametrize(("normaliser", "teacher_normaliser"), [("constant", "shared"), ("token", "own"), ("sequence", "shared")])
 def test_real_weights_and_scan_over_micro_batches(normaliser, teacher_normaliser):
     """Parameters, not log-probs, are differentiated; statistics go through a scan that starts from zeros."""
     spec = LossSpec(normaliser=normaliser, max_new_tokens=6, teacher_normaliser=teacher_normaliser)
@@ -450,9 +450,7 @@ def test_absurd_ratios_stay_finite(name):
     for logp in (-1, -401):
         for advantage in (one, -one):
             x = {"logp": logp * one, "old": -201 * one, "advantage": advantage, "on": one, "off": one, "entropy": one}
-            value, _, gradient = loss_of(
-                {**x, **dict.fromkeys(("teacher", "reference", "sampler"), -2 * one)}, VARIANTS[name]
-            )
+            value, _, gradient = loss_of({**x, **dict.fromkeys(("teacher", "reference", "sampler"), -2 * one)}, VARIANTS[name])
             assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
@@ -492,9 +490,7 @@ def test_one_advantage_per_row_and_traced_lambda():
     row = np.arange(1.0, 9.0, dtype=np.float32)[:, None]
     spec = LossSpec(teacher_term="reinforce")
     run = jax.jit(
-        lambda advantage, weight: policy_loss(
-            x["logp"], x["old"], advantage, x["on"], x["off"], spec, teacher_weight=weight
-        )[0]
+        lambda advantage, weight: policy_loss(x["logp"], x["old"], advantage, x["on"], x["off"], spec, teacher_weight=weight)[0]
     )
     assert float(run(row, 0.3)) == float(run(np.broadcast_to(row, x["on"].shape), 0.3))
     nothing = float(run(row, 0.0))

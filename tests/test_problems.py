@@ -18,9 +18,7 @@ def test_jsonl_with_other_field_names(tmp_path):
         {"question": "1+2?", "solution": "3", "level": "Level 5"},
         {"question": "1+3?", "solution": "4", "level": "Level 1"},
     ]
-    path = write(
-        tmp_path / "train.jsonl", ["\ufeff" + json.dumps(rows[0]), "", json.dumps(rows[1]), json.dumps(rows[2])]
-    )
+    path = write(tmp_path / "train.jsonl", ["\ufeff" + json.dumps(rows[0]), "", json.dumps(rows[1]), json.dumps(rows[2])])
     fields = {"prompt": "question", "answer": "solution", "id": "key"}
     problems = Problems.from_file(path, fields=fields, where={"level": ["Level 3", "Level 5"]})
     assert list(problems) == [Problem("a", "1+1?", "2"), Problem("train-3", "1+2?", "3")]

@@ -51,9 +51,7 @@ def byte_fallback():
     """The shape of Llama's and Gemma's tokenizers: metaspace pieces, bytes for what has no piece."""
     pieces = ["<pad>", "<eos>", *(f"<0x{n:02X}>" for n in range(256)), "▁", "a", "b", ".", "▁a", "\n", "\n\n", ".\n\n"]
     merges = [("▁", "a"), ("\n", "\n"), (".", "\n\n")]
-    model = models.BPE(
-        {p: i for i, p in enumerate(pieces)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<pad>"
-    )
+    model = models.BPE({p: i for i, p in enumerate(pieces)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<pad>")
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     backend.decoder = decoders.Sequence(

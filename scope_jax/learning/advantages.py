@@ -48,9 +48,7 @@ def _groups(reward_B, group, include_B):
     if include_B is not None:
         include_B = jnp.asarray(include_B)
         if include_B.shape != reward.shape or include_B.dtype != jnp.bool_:
-            raise ValueError(
-                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(reward.shape)}"
-            )
+            raise ValueError(f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(reward.shape)}")
         include &= include_B
     return jnp.where(include, reward, 0.0).reshape(-1, group), include.reshape(-1, group)
 

@@ -71,9 +71,7 @@ class LossSpec:
             raise ValueError(f"LossSpec.{name} = {value!r}; expected {expected}{' or None' if optional else ''}")
 
 
-def token_weights(
-    rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def token_weights(rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """(on_BT, off_BT), both float32[B, T]: 1/N on POLICY tokens, 1/N on TEACHER tokens, 0 elsewhere, without lambda.
 
     `rollout` is the whole batch of the update, over all hosts, before micro-batching; only owners and lengths are read.
@@ -94,18 +92,14 @@ def token_weights(
     if include_B is not None:
         include_B = jnp.asarray(include_B)
         if include_B.shape != length.shape or include_B.dtype != jnp.bool_:
-            raise ValueError(
-                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(length.shape)}"
-            )
+            raise ValueError(f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(length.shape)}")
         policy &= include_B[:, None]
 
     row_tokens = jnp.sum(policy | teacher, axis=1, keepdims=True)
     rows = jnp.sum(row_tokens > 0)
     if spec.normaliser == "constant":
         if spec.max_new_tokens is None:
-            raise ValueError(
-                "LossSpec.normaliser = 'constant' needs LossSpec.max_new_tokens: N = rows x max_new_tokens"
-            )
+            raise ValueError("LossSpec.normaliser = 'constant' needs LossSpec.max_new_tokens: N = rows x max_new_tokens")
         # In float: rows x max_new_tokens may pass the range of int32.
         count = rows.astype(jnp.float32) * spec.max_new_tokens
     elif spec.normaliser == "token":

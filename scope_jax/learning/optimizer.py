@@ -28,9 +28,7 @@ class OptimizerSpec:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of {', '.join(SCHEDULES)}"
-            )
+            raise ValueError(f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of {', '.join(SCHEDULES)}")
         if self.schedule != "constant" and (self.steps is None or self.steps <= self.warmup_steps):
             raise ValueError(
                 f"OptimizerSpec.schedule = {self.schedule!r} needs steps > warmup_steps; "
@@ -79,9 +77,7 @@ def make_optimizer(spec: OptimizerSpec, *, trainable: Any | None = None) -> opta
         return optimizer
 
     def labels(params):
-        return jax.tree.map(
-            lambda x: "train" if x else "freeze", trainable(params) if callable(trainable) else trainable
-        )
+        return jax.tree.map(lambda x: "train" if x else "freeze", trainable(params) if callable(trainable) else trainable)
 
     return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
 

@@ -43,6 +43,10 @@ class ModelConfig:
         """G: query heads per kv head."""
         return self.num_heads // self.num_kv_heads
 
+    def with_head(self, head: str) -> "ModelConfig":
+        """The same trunk with another head."""
+        return dataclasses.replace(self, head=head)
+
 
 def read_config(directory: str | Path) -> ModelConfig:
     """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read: `rope_theta` at the top

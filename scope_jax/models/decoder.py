@@ -45,9 +45,7 @@ def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: 
     return jnp.where((jnp.arange(out.shape[1])[None] < length_B[:, None])[..., None], out, 0.0)
 
 
-def good_step_probability(
-    params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array
-) -> jax.Array:
+def good_step_probability(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
     """Probability that the step ending at each slot is right, float32[B, T]: softmax of the two-class head, class 1.
     Meaningful at a PRM's step positions; zero at and past `length_B`.
 
@@ -108,9 +106,7 @@ def token_logprobs(
     return shift(logp), shift(spread)
 
 
-def prefill(
-    params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array
-) -> tuple[jax.Array, Cache]:
+def prefill(params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array) -> tuple[jax.Array, Cache]:
     """Run prefixes through the model: (logits of the token after each prefix, float32[P, V]; stacked Cache with S = W)."""
     hidden, cache = _run_layers(params, config, tokens_PW, remat=False, keep_cache=True)
     last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]

@@ -118,5 +118,3 @@ def _load_weight(weight: Weight, read: Callable[[str], Any], dtype: Any, mesh: M
 def _read(tensor: Any, index: tuple[slice, ...], transpose: bool, dtype: Any) -> np.ndarray:
     part = np.asarray(tensor[tuple(reversed(index)) if transpose else index])
     return np.ascontiguousarray(part.T if transpose else part).astype(dtype)
-
-

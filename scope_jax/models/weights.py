@@ -35,7 +35,7 @@ class Weight:
 
 
 def weight_table(config: ModelConfig) -> dict[str, Weight]:
-    """"/"-joined path in the parameter tree -> Weight."""
+    """ "/"-joined path in the parameter tree -> Weight."""
     D, F, L, V = config.hidden_size, config.ffn_size, config.num_layers, config.vocab_size
     Q, K = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
 
@@ -74,7 +74,7 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
 
 
 def nest(flat: dict[str, Any]) -> Params:
-    """"/"-joined paths -> nested dict."""
+    """ "/"-joined paths -> nested dict."""
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

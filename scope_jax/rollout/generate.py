@@ -83,7 +83,17 @@ def generate(
     stop = None if spec.stop is None else jnp.asarray(spec.stop)
     limit = jnp.full((B,), T, jnp.int32) if limit_B is None else jnp.minimum(limit_B, T).astype(jnp.int32)
     ends = tuple(sorted({int(e) for e in spec.end_ids}))
-    static = (spec.temperature, spec.top_p, spec.top_k, spec.max_new_tokens, ends, width, shared_prefix, slots, unrolled)
+    static = (
+        spec.temperature,
+        spec.top_p,
+        spec.top_k,
+        spec.max_new_tokens,
+        ends,
+        width,
+        shared_prefix,
+        slots,
+        unrolled,
+    )
     params = relay(config, params, current_mesh())
     return _generate(params, rollout, key, jnp.int32(stream), jnp.int8(owner), limit, stop, config, static)
 

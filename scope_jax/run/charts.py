@@ -71,8 +71,7 @@ def line_chart(curve: Mapping[str, Any]) -> str:
     x_label, y_label, title = (html.escape(str(curve.get(key, ""))) for key in ("x_label", "y_label", "title"))
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{x_label}</text>')
     parts.append(
-        f'<text transform="translate(12 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{y_label}</text>"
+        f'<text transform="translate(12 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>'
     )
     legend = []
     for colour, label, x_T, y_ST in drawn:
@@ -92,9 +91,7 @@ def line_chart(curve: Mapping[str, Any]) -> str:
                 f'stroke="var(--line-{colour})" stroke-linejoin="round" stroke-linecap="round"/>'
             )
         seeds = f" ({len(y_ST)} seeds)" if len(y_ST) > 1 else ""
-        legend.append(
-            f'<span><i style="background:var(--line-{colour})"></i>{html.escape(label)}{html.escape(seeds)}</span>'
-        )
+        legend.append(f'<span><i style="background:var(--line-{colour})"></i>{html.escape(label)}{html.escape(seeds)}</span>')
     return (
         f'<figure class="chart"><figcaption>{title}</figcaption>'
         f'<div class="legend-lines">{"".join(legend)}</div>'

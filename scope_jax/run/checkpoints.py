@@ -18,7 +18,8 @@ class Checkpoints:
 
     Each checkpoint holds the state (a pytree of arrays) and `extra` (JSON: counters, data position), together with
     one checksum per array. A checkpoint appears under its final name only when it is complete, so a process killed
-    while it saves leaves the checkpoints before it untouched; what it left half-written is removed here, on opening.
+    while it saves leaves the checkpoints before it untouched; what it left half-written is removed in the background,
+    before the first save at the latest.
     With several processes every one of them calls every method, in the same order. With `keep=1` there is nothing to
     fall back on.
     """
@@ -55,9 +56,7 @@ class Checkpoints:
             # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
             extra = json.loads(json.dumps(extra))
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}"
-            ) from None
+            raise ValueError(f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}") from None
         self._manager.wait_until_finished()
         if step in self._manager.all_steps():
             return False
@@ -183,8 +182,7 @@ def _text_sum(extra: dict[str, Any], leaves: dict[str, dict]) -> int:
 def _check_layout(leaves: dict[str, dict], like: PyTree, where: str) -> None:
     """Raises ValueError where the saved arrays are not those of `like`, naming up to five of them."""
     wanted = {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in leaves.items()}
     differing = [

@@ -152,10 +152,7 @@ def group_metrics(
     with_paths = [group for group in groups if group.paths is not None]
     if with_paths:
         metrics["diversity/distinct_paths"] = _defined_mean(
-            [
-                distinct_paths([path for path, right in zip(group.paths or (), group.correct) if right])
-                for group in with_paths
-            ]
+            [distinct_paths([path for path, right in zip(group.paths or (), group.correct) if right]) for group in with_paths]
         )
     return metrics
 

@@ -153,9 +153,7 @@ def _mark(correct: Any) -> str:
 
 
 def _verdict(verdict: Any, side: str) -> str:
-    name, text = {True: ("true", "✓ verified"), False: ("false", "✗ wrong answer")}.get(
-        verdict, ("none", "? not judged")
-    )
+    name, text = {True: ("true", "✓ verified"), False: ("false", "✗ wrong answer")}.get(verdict, ("none", "? not judged"))
     return f'<div class="{side} verdict {name}">{text}</div>'
 
 

@@ -122,9 +122,7 @@ def progress(total: int, initial: int = 0, desc: str = ""):
 
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
         return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)
-    return tqdm(
-        total=total, initial=initial, desc=desc, ncols=100, ascii=True, mininterval=10, maxinterval=10, file=_Lines()
-    )
+    return tqdm(total=total, initial=initial, desc=desc, ncols=100, ascii=True, mininterval=10, maxinterval=10, file=_Lines())
 
 
 class _Lines:

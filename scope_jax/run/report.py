@@ -177,11 +177,7 @@ def _run_curves(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         series = [{"label": n, "x": [s for s, _ in points[n]], "y_by_seed": [[v for _, v in points[n]]]} for n in names]
         return {"title": title, "x_label": "step", "y_label": "", "series": series, "folded": folded}
 
-    curves = [
-        curve(title, present, False)
-        for title, names in _CHARTS.items()
-        if (present := [n for n in names if n in points])
-    ]
+    curves = [curve(title, present, False) for title, names in _CHARTS.items() if (present := [n for n in names if n in points])]
     named = {name for names in _CHARTS.values() for name in names}
     return curves + [curve(name, [name], True) for name in sorted(points) if name not in named]
 

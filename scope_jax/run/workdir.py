@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def prepare_workdir(
-    workdir: str | os.PathLike, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()
-) -> pathlib.Path:
+def prepare_workdir(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()) -> pathlib.Path:
     """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to `config.json`, keys sorted.
 
     Where a `config.json` is there already, it must hold the same values, keys in `may_differ` aside (dotted names;
@@ -62,9 +60,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {
-        name: value
-        for key, sub in tree.items()
-        for name, value in _flat(sub, f"{prefix}.{key}" if prefix else str(key)).items()
+        name: value for key, sub in tree.items() for name, value in _flat(sub, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 

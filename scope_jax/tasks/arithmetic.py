@@ -49,9 +49,7 @@ class Arithmetic(Domain):
 
     def __post_init__(self):
         if len(self.moduli) != 2 or not all(2 <= m <= 10 for m in self.moduli):
-            raise ValueError(
-                f"arithmetic: moduli {self.moduli}: expected two numbers from 2 to 10 (a total is one digit)"
-            )
+            raise ValueError(f"arithmetic: moduli {self.moduli}: expected two numbers from 2 to 10 (a total is one digit)")
         if self.start not in ("random", "zero"):
             raise ValueError(f"arithmetic: start {self.start!r}: expected 'random' or 'zero'")
         if self.misconception_kind not in MISCONCEPTIONS:
@@ -83,9 +81,7 @@ class Arithmetic(Domain):
             terms = [TERMS[i] for i in np.argsort(raw[3:])[:count]]
             if split_of(totals, terms) == share:
                 return self.make_problem(terms, totals, id=f"{split}-{seed}-{index}")
-        raise ValueError(
-            f"arithmetic: no problem with k={k} and start={self.start!r} belongs to {split!r}: use a larger k"
-        )
+        raise ValueError(f"arithmetic: no problem with k={k} and start={self.start!r} belongs to {split!r}: use a larger k")
 
     def make_problem(self, terms: Sequence[str], totals: Totals = (0, 0), id: str = "") -> Problem:
         """The problem with these terms (such as "+7") and this start state."""

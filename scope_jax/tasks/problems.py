@@ -52,9 +52,7 @@ class Problems(Sequence[Problem]):
         return cls(name, len(problems), tuple(problems).__getitem__, skipped)
 
     @classmethod
-    def from_tfds(
-        cls, directory: str | pathlib.Path, split: str = "train", fields: Mapping[str, str] | None = None
-    ) -> "Problems":
+    def from_tfds(cls, directory: str | pathlib.Path, split: str = "train", fields: Mapping[str, str] | None = None) -> "Problems":
         """A split of a prepared TFDS data set in array_record format, such as `data_dir/signed_terms/<config>/1.0.0`.
 
         `fields` names the data set's features for "id", "prompt" and "answer" where they differ; a data set without an

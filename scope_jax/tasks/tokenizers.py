@@ -16,8 +16,7 @@ STEP_TOKEN = "<extra_0>"  # the step mark of Qwen2.5-Math-PRM, so that our PRMs 
 
 # No role marks: a conversation is the prompt followed by the solution, exactly as in training.
 _PLAIN_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] in ['user', 'assistant'] %}"
-    "{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] in ['user', 'assistant'] %}{{ message['content'] }}{% endif %}{% endfor %}"
 )
 
 # Tokens that end a turn in common families, though their tokenizers often name only one of them as eos.

@@ -92,9 +92,7 @@ class MathVerifier:
             self._closed = True
             self._end(self._pool)
 
-    def verify(
-        self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None
-    ) -> list[Verdict]:
+    def verify(self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None) -> list[Verdict]:
         """Verdicts in the order of the pairs; see `verify_math`."""
         limit = self._seconds if seconds is None else seconds
         _check(predictions, golds, limit)

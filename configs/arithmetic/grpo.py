@@ -1,0 +1,26 @@
+"""GRPO (Dr.GRPO's normaliser, no std) on the embedded task: the SCOPE program with the correction off.
+
+python -m scope_jax.train --config=configs/arithmetic/grpo.py --workdir=runs/grpo
+"""
+
+from scope_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.steps = 80
+    config.task.data = "cache/tfds"
+    config.task.options = {"lengths": (5, 6), "ood_lengths": (7, 8), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
+    config.models.policy = "cache/checkpoints/base"
+    config.rollout.prompts = 16
+    config.rollout.group = 8
+    config.rollout.prompt_tokens = 13
+    config.rollout.new_tokens = 35
+    config.loss.normaliser = "token"
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 5
+    config.optimizer.b2 = 0.98
+    config.update.micro_batches = 4
+    config.evaluation.prompt_tokens = 17
+    config.evaluation.new_tokens = 45
+    return config

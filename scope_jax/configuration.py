@@ -1,0 +1,126 @@
+"""Every setting of a training run, its default and its check; turning a config into the specs that the rooms take.
+
+Experiments are files with a `get_config()` that starts from `default_config()`. Library functions never see a config:
+only the entry points do.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from scope_jax.correction import CorrectionSpec, SelectSpec
+from scope_jax.learning import LossSpec, OptimizerSpec
+
+Spec = TypeVar("Spec")
+
+
+def default_config() -> ConfigDict:
+    """All settings of `scope_jax.train`, with their defaults (docs/method.md says why they are what they are)."""
+    defaults: dict[str, Any] = {
+        "seed": 0,
+        "steps": 100,  # updates; one per rollout batch
+        "dtype": "float32",  # of the parameters
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "task": {"name": "arithmetic", "data": "", "train_split": "train", "options": {}},
+        "models": {"policy": "", "teacher": "", "prm": ""},  # Hugging Face directories
+        "rollout": {
+            "prompts": 16,  # per step
+            "group": 8,  # rollouts per prompt
+            "prompt_tokens": 64,  # longer prompts are dropped and counted
+            "new_tokens": 64,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "slots": 0,  # rows decoded at once; 0: all
+            "chat": False,  # put prompts into the tokenizer's chat template
+        },
+        "correction": {"enabled": False, **_fields(CorrectionSpec, skip=("select",)), "select": _fields(SelectSpec)},
+        "advantage": {"std": False},
+        "loss": {
+            **_fields(LossSpec, skip=("max_new_tokens",)),
+            "teacher_schedule": "constant",  # of teacher_weight over the run: constant | linear | cosine
+            "teacher_weight_end": 0.0,
+            "old_logp": "sampler",  # sampler | recompute
+        },
+        "optimizer": {**_fields(OptimizerSpec), "learning_rate": 1e-6},
+        "update": {"micro_batches": 1, "remat": False, "stop_after_skipped": 5},
+        "evaluation": {
+            "every": 0,  # steps; 0: at the end only
+            "at_start": False,
+            "problems": 1000,
+            "ood_problems": 1000,
+            "samples": 8,
+            "temperature": 1.0,
+            "prompt_tokens": 0,  # 0: as in rollout
+            "new_tokens": 0,  # 0: as in rollout
+            "rows": 1024,  # decoded at once
+        },
+        "checkpoint": {"every": 50, "keep": 2},
+        "samples": {"every": 20, "rows": 6},
+    }
+    return ConfigDict(defaults)
+
+
+def check_keys(config: ConfigDict, known_config: ConfigDict, free: str = "task.options.") -> None:
+    """Raise ValueError for a key that `known_config` does not have (with the nearest one that it has) and for one that is
+    missing. Keys that start with `free` are checked by whoever takes them."""
+    known, given = dict(_leaves(known_config)), dict(_leaves(config))
+    for key in given:
+        if key not in known and not key.startswith(free):
+            near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+            raise ValueError(f"config.{key}: unknown key; the nearest known one is config.{near[0]}")
+    for key in known:
+        if key not in given and not key.startswith(free.rstrip(".")):
+            raise ValueError(f"config.{key}: missing; start from default_config()")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise ValueError for unknown or missing keys and for settings that cannot go together."""
+    check_keys(config, default_config())
+    if config.loss.old_logp not in ("sampler", "recompute"):
+        raise ValueError(f"config.loss.old_logp = {config.loss.old_logp!r} is unknown; one of sampler, recompute")
+    rows = config.rollout.prompts * config.rollout.group
+    if rows % config.update.micro_batches:
+        raise ValueError(f"config.update.micro_batches = {config.update.micro_batches} does not divide prompts x group = {rows}")
+
+
+def correction_spec(config: ConfigDict) -> CorrectionSpec | None:
+    """CorrectionSpec of a config, None where the correction is off."""
+    if not config.correction.enabled:
+        return None
+    section = config.correction.to_dict()
+    select = section.pop("select")
+    section.pop("enabled")
+    return CorrectionSpec(**section, select=SelectSpec(**{**select, "quantiles": tuple(select["quantiles"])}))
+
+
+def loss_spec(config: ConfigDict) -> LossSpec:
+    """LossSpec of a config."""
+    section = config.loss.to_dict()
+    for key in ("teacher_schedule", "teacher_weight_end", "old_logp"):
+        section.pop(key)
+    return LossSpec(**section, max_new_tokens=config.rollout.new_tokens)
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """OptimizerSpec of a config; a decaying schedule without `steps` runs over the whole run."""
+    section = config.optimizer.to_dict()
+    section["steps"] = section["steps"] or config.steps
+    return OptimizerSpec(**section)
+
+
+def _fields(cls: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    default = cls()
+    return {f.name: getattr(default, f.name) for f in dataclasses.fields(cls) if f.name not in skip}
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, ConfigDict) and len(value):
+            yield from _leaves(value, name + ".")
+        else:
+            yield name, value

@@ -1,0 +1,410 @@
+"""Rescue: the failed rollouts of a batch, located, selected, corrected by the teacher, continued, verified, placed.
+
+    failures --segment, score--> first error --select--> cut --teacher--> corrected step --policy--> tail
+             --verify--> accepted --place--> final group
+
+Every stage works on the failures only, packed into a few fixed batch sizes. A row at which the PRM or the teacher fails
+stays the ordinary failed rollout it was, and is counted.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scope_jax.correction.first_error import first_error, prefix_quality
+from scope_jax.correction.prm import ProcessRewardModel
+from scope_jax.correction.select import SelectSpec, select
+from scope_jax.correction.splice import cut, place_rows, take_rows
+from scope_jax.models import ModelConfig, Params
+from scope_jax.rollout import SampleSpec, completion_ids, completion_texts, generate, texts
+from scope_jax.tasks import Domain, Problem, step_ends, stop_table
+from scope_jax.types import Owner, Rollout
+
+LOCALISERS = ("prm", "oracle")
+TAILS = ("policy", "teacher", "none")
+ACCEPT = ("verified", "unverified")
+PLACE = ("replace_parent", "replace_random_failure")
+# Streams of random numbers: 0 is the rollout, 1 the teacher's step, 2 + i the i-th try of a tail.
+TEACHER_STREAM, TAIL_STREAM = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectionSpec:
+    """Switches of the correction; see docs/method.md. `threshold`: a step whose score is below it is an error.
+    `step_tokens`: the longest step a teacher may write. `teacher_temperature`: 0 is greedy."""
+
+    localiser: str = "prm"
+    threshold: float = 0.5
+    select: SelectSpec = dataclasses.field(default_factory=SelectSpec)
+    step_tokens: int = 64
+    teacher_temperature: float = 0.0
+    tail: str = "policy"
+    tails: int = 1
+    accept: str = "verified"
+    place: str = "replace_parent"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("localiser", self.localiser, LOCALISERS),
+            ("tail", self.tail, TAILS),
+            ("accept", self.accept, ACCEPT),
+            ("place", self.place, PLACE),
+        ):
+            if value not in known:
+                raise ValueError(f"correction.{name} = {value!r} is unknown; one of {', '.join(known)}")
+        if not 0 < self.threshold < 1 or self.step_tokens < 1 or self.tails < 1:
+            raise ValueError("correction: threshold must lie in (0, 1), step_tokens and tails be at least 1")
+        if self.tail == "none" and self.accept == "verified":
+            raise ValueError("correction: tail 'none' leaves rows without an answer to verify; set accept to 'unverified'")
+        if self.tail != "none" and self.accept == "unverified":
+            raise ValueError("correction: accept 'unverified' is for tail 'none'; a row with a tail is verified")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Writer:
+    """A model that continues rows: the policy of the moment, or the teacher."""
+
+    params: Params
+    config: ModelConfig
+
+
+@dataclasses.dataclass
+class Rescue:
+    """The final group. `include_B`: rows that count in the group mean (an unverified row does not). `gallery`: what
+    happened to each attempted row, for the samples and the report."""
+
+    rollout: Rollout
+    reward_B: np.ndarray
+    include_B: np.ndarray
+    metrics: dict[str, float]
+    gallery: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Located:
+    """The failed rows, cut into steps and scored."""
+
+    rows_R: np.ndarray
+    steps: list[list[str]]
+    ends: list[list[int]]  # exclusive ends of the steps, counted in completion tokens
+    score_RJ: np.ndarray
+    valid_RJ: np.ndarray
+    error_R: np.ndarray
+    unscored: int
+
+
+def rescue(
+    rollout: Rollout,
+    reward_B: np.ndarray,
+    problems: Sequence[Problem],
+    *,
+    group: int,
+    spec: CorrectionSpec,
+    sample_spec: SampleSpec,
+    key: jax.Array,
+    domain: Domain,
+    tokenizer: Any,
+    policy: Writer,
+    teacher: Writer,
+    prm: ProcessRewardModel | None,
+    seed: int = 0,
+    timer: Callable[[str], Any] = lambda phase: contextlib.nullcontext(),
+) -> Rescue:
+    """Correct failures of `rollout` (rows of a group consecutive; `problems` and `reward_B` one per row; reward NaN where
+    the verifier could not judge).
+
+    `sample_spec` is the policy's; tails use it too and never grow a row past prompt + `max_new_tokens`. `key` is the
+    step's key, the one the rollout was made with. `seed` drives random selection. `timer("prm")`, `timer("correct")` and
+    `timer("verify")` are entered around those phases.
+    """
+    failed_B = reward_B == 0
+    metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
+    with timer("prm"):
+        located = _locate(rollout, failed_B, problems, spec, domain, tokenizer, prm)
+    chosen_R, more = _choose(rollout, located, failed_B, group, spec, seed)
+    metrics |= more
+    include_B = ~np.isnan(reward_B)
+    attempted = located.rows_R[chosen_R]
+    if len(attempted) == 0:
+        return Rescue(rollout, reward_B, include_B, _finish(metrics, rollout), [])
+
+    with timer("correct"):
+        size = _bucket(len(attempted), reward_B.size // group * spec.select.per_group)
+        index, valid = _pad(attempted, size)
+        prompt_length, row_length = (np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B)))
+        kept = np.ones(size, np.int32)
+        for number, r in enumerate(chosen_R):
+            error = located.error_R[r]
+            kept[number] = prompt_length[attempted[number]] + located.ends[r][error - 1]
+        rows = cut(
+            take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)),
+            jnp.asarray(np.where(valid, kept, row_length[index])),
+        )
+        limit = jnp.minimum(rows.prompt_length_B + sample_spec.max_new_tokens, rows.tokens_BT.shape[1])
+        step_spec = SampleSpec(
+            temperature=spec.teacher_temperature,
+            max_new_tokens=spec.step_tokens,
+            end_ids=sample_spec.end_ids,
+            stop=stop_table(tokenizer, domain.separator, policy.config.vocab_size),
+        )
+        corrected = generate(
+            teacher.params,
+            teacher.config,
+            rows,
+            key,
+            step_spec,
+            owner=Owner.TEACHER,
+            stream=TEACHER_STREAM,
+            limit_B=limit,
+        )
+        usable, written, refused = _check_steps(corrected, valid, kept, prompt_length[index], located, chosen_R, domain, tokenizer)
+    metrics |= refused
+    targets = _targets(attempted, failed_B, group, spec, seed)
+
+    mixed, accepted, tries = corrected, np.zeros(size, bool), 0
+    attempted_problems = [problems[b] for b in index]
+    if spec.tail == "none":
+        accepted = usable.copy()
+    for attempt in range(0 if spec.tail == "none" else spec.tails):
+        open_rows = usable & ~accepted
+        if not open_rows.any():
+            break
+        tries += 1
+        with timer("correct"):
+            writer = policy if spec.tail == "policy" else teacher
+            owner = Owner.POLICY if spec.tail == "policy" else Owner.TEACHER
+            waiting = corrected.replace(finished_B=corrected.finished_B | ~jnp.asarray(open_rows))
+            tail = generate(
+                writer.params,
+                writer.config,
+                waiting,
+                key,
+                sample_spec,
+                owner=owner,
+                stream=TAIL_STREAM + attempt,
+                limit_B=limit,
+            )
+        with timer("verify"):
+            ended = np.asarray(jax.device_get(tail.finished_B))
+            verdicts = domain.verify(attempted_problems, completion_texts(tail, tokenizer))
+            passed = np.array([v is True for v in verdicts]) & ended & open_rows
+        # The last try stands in for rows that no try saved: the report shows what became of them.
+        show = jnp.asarray(passed | (open_rows & ~passed))
+        mixed = jax.tree.map(lambda a, b: jnp.where(show.reshape((-1,) + (1,) * (a.ndim - 1)), b, a), mixed, tail)
+        accepted |= passed
+
+    final = place_rows(rollout, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
+    reward_B, include_B = reward_B.copy(), include_B.copy()
+    taken = targets[accepted[: len(targets)]]
+    if spec.tail == "none":
+        include_B[taken] = False
+    else:
+        reward_B[taken] = 1.0
+    metrics["scope/accepted"] = float(np.sum(accepted))
+    metrics["scope/accepted_share"] = float(np.sum(accepted)) / len(attempted)
+    metrics["scope/tail_tries"] = float(tries)
+    gallery = _gallery(
+        located,
+        chosen_R,
+        problems,
+        attempted,
+        usable,
+        accepted,
+        written,
+        mixed,
+        kept,
+        prompt_length[index],
+        spec,
+        domain,
+        tokenizer,
+    )
+    return Rescue(final, reward_B, include_B, _finish(metrics, final), gallery)
+
+
+def _locate(
+    rollout: Rollout,
+    failed_B: np.ndarray,
+    problems: Sequence[Problem],
+    spec: CorrectionSpec,
+    domain: Domain,
+    tokenizer: Any,
+    prm: ProcessRewardModel | None,
+) -> _Located:
+    rows = np.flatnonzero(failed_B)
+    ids = completion_ids(rollout)
+    ends = [step_ends(ids[b], tokenizer, domain.separator) if ids[b] else [] for b in rows]
+    pieces = [[ids[b][start:stop] for start, stop in zip([0, *row[:-1]], row)] for b, row in zip(rows, ends)]
+    flat = texts([piece for row in pieces for piece in row], tokenizer)
+    steps, place = [], 0
+    for row in pieces:
+        steps.append(flat[place : place + len(row)])
+        place += len(row)
+    if spec.localiser == "prm":
+        if prm is None:
+            raise ValueError("correction.localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'")
+        score, valid, unscored = prm.score([problems[b].prompt for b in rows], steps, rows=_bucket(len(rows), failed_B.size))
+    else:
+        J = max([len(row) for row in steps], default=0)
+        score, valid, unscored = np.zeros((len(rows), J), np.float32), np.zeros((len(rows), J), bool), 0
+        for r, b in enumerate(rows):
+            labels = domain.check_steps(problems[b], steps[r])
+            if labels is None:
+                raise ValueError(f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps; use 'prm'")
+            score[r, : len(labels)], valid[r, : len(labels)] = labels, True
+    error = (
+        np.asarray(first_error(jnp.asarray(score), jnp.asarray(valid), spec.threshold)) if score.size else np.zeros(len(rows), int)
+    )
+    return _Located(rows, steps, ends, score, valid, error, unscored)
+
+
+def _choose(
+    rollout: Rollout, located: _Located, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """(positions in `located` to attempt, counters)."""
+    R = len(located.rows_R)
+    finished_B = np.asarray(jax.device_get(rollout.finished_B))
+    found = located.error_R < np.array([len(row) for row in located.steps], int).reshape(R)
+    eligible = found & (located.error_R > 0) & finished_B[located.rows_R]
+    quality = (
+        np.asarray(prefix_quality(jnp.asarray(located.score_RJ), jnp.asarray(located.valid_RJ), jnp.asarray(located.error_R)))
+        if R and located.score_RJ.size
+        else np.zeros(R)
+    )
+    eligible_B, quality_B = np.zeros(failed_B.size, bool), np.zeros(failed_B.size)
+    eligible_B[located.rows_R], quality_B[located.rows_R] = eligible, quality
+    chosen = select(eligible_B, quality_B, failed_B, group, spec.select, seed)
+    position = {int(b): r for r, b in enumerate(located.rows_R)}
+    counters = {
+        "scope/located_share": float(np.mean(found)) if R else 0.0,
+        "scope/unscored": float(located.unscored),
+        "scope/cut_off": float(np.sum(~finished_B[located.rows_R])),
+        "scope/no_good_step": float(np.sum(found & (located.error_R == 0))),
+        "scope/eligible": float(np.sum(eligible)),
+        "scope/selected": float(len(chosen)),
+    }
+    if found.any():
+        share = [located.error_R[r] / len(located.steps[r]) for r in np.flatnonzero(found)]
+        counters["scope/first_error_position"] = float(np.mean(share))
+    return np.array([position[int(b)] for b in chosen], np.int64), counters
+
+
+def _check_steps(
+    corrected: Rollout,
+    valid: np.ndarray,
+    kept: np.ndarray,
+    prompt_length: np.ndarray,
+    located: _Located,
+    chosen_R: np.ndarray,
+    domain: Domain,
+    tokenizer: Any,
+) -> tuple[np.ndarray, list[str], dict[str, float]]:
+    """(rows whose teacher step can be used, the steps' texts, counters of refusals)."""
+    finished = np.asarray(jax.device_get(corrected.finished_B))
+    ids = completion_ids(corrected)
+    written = texts([row[kept[n] - prompt_length[n] :] for n, row in enumerate(ids)], tokenizer)
+    usable = valid.copy()
+    leaks = incomplete = 0
+    for number, r in enumerate(chosen_R):
+        last = located.error_R[r] == len(located.steps[r]) - 1
+        text = written[number]
+        if (not finished[number] and domain.separator not in text) or not text.strip():
+            usable[number] = False
+            incomplete += 1
+        elif domain.answer_marker(text) and not last:
+            usable[number] = False
+            leaks += 1
+    counters = {
+        "scope/leaks": float(leaks),
+        "scope/incomplete_steps": float(incomplete),
+        "scope/corrected": float(usable.sum()),
+    }
+    return usable, written[: len(chosen_R)], counters
+
+
+def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int) -> np.ndarray:
+    """Which row each repaired trajectory takes the place of."""
+    if spec.place == "replace_parent":
+        return attempted
+    rng = np.random.default_rng([seed, 1])
+    targets = np.empty_like(attempted)
+    for start in np.unique(attempted // group) * group:
+        members = np.flatnonzero(attempted // group == start // group)
+        failures = start + np.flatnonzero(failed_B[start : start + group])
+        targets[members] = rng.permutation(failures)[: len(members)]
+    return targets
+
+
+def _gallery(
+    located: _Located,
+    chosen_R: np.ndarray,
+    problems: Sequence[Problem],
+    attempted: np.ndarray,
+    usable: np.ndarray,
+    accepted: np.ndarray,
+    written: list[str],
+    mixed: Rollout,
+    kept: np.ndarray,
+    prompt_length: np.ndarray,
+    spec: CorrectionSpec,
+    domain: Domain,
+    tokenizer: Any,
+) -> list[dict[str, Any]]:
+    final = texts([row[max(kept[n] - prompt_length[n], 0) :] for n, row in enumerate(completion_ids(mixed))], tokenizer)
+    items = []
+    for number, r in enumerate(chosen_R):
+        problem, steps, error = problems[attempted[number]], located.steps[r], int(located.error_R[r])
+        oracle = domain.check_steps(problem, steps)
+        shown = []
+        for j, step in enumerate(steps):
+            status = "kept" if j < error else "wrong" if j == error else "discarded"
+            score = float(located.score_RJ[r, j]) if located.valid_RJ[r, j] else None
+            correct = None if oracle is None else bool(oracle[j])
+            shown.append({"text": step, "score": score, "owner": "policy", "status": status, "correct": correct})
+        if usable[number]:
+            shown.append({"text": written[number], "score": None, "owner": "teacher", "status": "corrected", "correct": None})
+            owner = "teacher" if spec.tail == "teacher" else "policy"
+            tail = final[number][len(written[number]) :]
+            for text in tail.split(domain.separator) if tail else []:
+                if text:
+                    shown.append({"text": text, "score": None, "owner": owner, "status": "tail", "correct": None})
+        items.append(
+            {
+                "prompt": problem.prompt,
+                "answer": problem.answer,
+                "steps": shown,
+                "first_error": error,
+                "threshold": spec.threshold,
+                "verdict_before": False,
+                "verdict_after": bool(accepted[number]) if spec.tail != "none" else None,
+            }
+        )
+    return items
+
+
+def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
+    owner = np.asarray(jax.device_get(rollout.owner_BT))
+    written = int(np.sum(owner >= Owner.POLICY))
+    metrics["scope/teacher_token_share"] = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
+    for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps"):
+        metrics.setdefault(f"scope/{name}", 0.0)
+    return metrics
+
+
+def _bucket(count: int, most: int) -> int:
+    """`count` rounded up to one of a few fixed sizes (most, most/2, most/4), so that few programs are compiled."""
+    size = max(most, count)
+    while size % 2 == 0 and size // 2 >= count and size // 2 * 4 >= most:
+        size //= 2
+    return size
+
+
+def _pad(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    valid = np.arange(size) < len(rows)
+    index = np.zeros(size, np.int32)
+    index[: len(rows)] = rows
+    return index, valid

@@ -1,0 +1,163 @@
+"""Evaluate a checkpoint on a task's held-out problems.
+
+    python -m scope_jax.evaluate --config=configs/arithmetic/scope.py --model=DIR [--workdir=DIR]
+
+Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the right solutions, in and
+out of distribution, and the settings that made the numbers.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from scope_jax import models, rollout, tasks
+from scope_jax.configuration import check_config
+from scope_jax.mesh import make_mesh
+from scope_jax.run import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k, progress, write_atomically
+from scope_jax.tasks.load import load_task
+
+
+def evaluate(
+    params: models.Params,
+    config: models.ModelConfig,
+    problems: Sequence[tasks.Problem],
+    domain: tasks.Domain,
+    tokenizer: Any,
+    *,
+    samples: int = 8,
+    temperature: float = 1.0,
+    new_tokens: int = 64,
+    prompt_tokens: int = 64,
+    rows: int = 1024,
+    seed: int = 0,
+    chat: bool = False,
+    desc: str = "evaluate",
+) -> dict[str, float]:
+    """`samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their standard errors over
+    problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too long), `problems`, and `diversity/*` of
+    `run.group_metrics`. About `rows` rows are decoded at once."""
+    ids, dropped = tasks.encode_prompts(tokenizer, [p.prompt for p in problems], max_length=prompt_tokens, chat=chat)
+    gone = set(dropped)
+    kept = [p for n, p in enumerate(problems) if n not in gone]
+    chunk = max(rows // samples, 1)
+    spec = rollout.SampleSpec(temperature=temperature, max_new_tokens=new_tokens, end_ids=config.end_ids)
+    correct, truncated, unscored, groups = [], 0, 0, []
+    key = jax.random.key(seed)
+    longest = max(len(x) for x in ids)
+    buffer = longest + new_tokens
+    for start in progress_chunks(len(kept), chunk, desc):
+        size = min(chunk, len(kept) - start)
+        prompts = ids[start : start + size] + [ids[0]] * (chunk - size)
+        batch = rollout.from_prompts(prompts, samples, buffer, first_row=start * samples)
+        batch = rollout.generate(params, config, batch, key, spec, shared_prefix=samples)
+        written = rollout.completion_ids(batch)[: size * samples]
+        text = rollout.texts(written, tokenizer)
+        finished = np.asarray(jax.device_get(batch.finished_B))[: size * samples]
+        owners = [p for p in kept[start : start + size] for _ in range(samples)]
+        verdicts = domain.verify(owners, text)
+        right = np.array([v is True for v in verdicts]) & finished
+        truncated += int(np.sum(~finished))
+        unscored += sum(v is None for v in verdicts)
+        correct.append(right.reshape(size, samples))
+        for n in range(size):
+            part = slice(n * samples, (n + 1) * samples)
+            paths = [domain.solution_path(kept[start + n], t) if ok else None for t, ok in zip(text[part], right[part])]
+            groups.append(
+                SampleGroup(
+                    tokens=written[part],
+                    answers=[domain.answer_of(t) for t in text[part]],
+                    correct=right[part].tolist(),
+                    paths=paths,
+                    texts=text[part],
+                )
+            )
+    table = np.concatenate(correct)
+    result: dict[str, float] = {}
+    for k in (1, samples):
+        mean, error = mean_and_standard_error([pass_at_k(samples, int(c), k) for c in table.sum(axis=1)])
+        result[f"pass@{k}"], result[f"pass@{k}/se"] = mean, error
+    result |= {
+        "truncated_share": truncated / table.size,
+        "unscored": float(unscored),
+        "dropped": float(len(dropped)),
+        "problems": float(len(kept)),
+    }
+    return result | {k: v for k, v in group_metrics(groups).items() if not (isinstance(v, float) and math.isnan(v))}
+
+
+def progress_chunks(total: int, chunk: int, desc: str) -> Any:
+    """Starts of the chunks, with a progress bar."""
+    bar = progress(math.ceil(total / chunk), desc=desc)
+    for start in range(0, total, chunk):
+        yield start
+        bar.update(1)
+    bar.close()
+
+
+def evaluate_splits(
+    params: models.Params, model_config: models.ModelConfig, config: Any, task: Any, tokenizer: Any
+) -> dict[str, float]:
+    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in distribution and
+    `eval_ood/...` out of it. The same problems and random keys at every call."""
+    out: dict[str, float] = {}
+    for split, prefix, count in (
+        ("test", "eval", config.evaluation.problems),
+        ("test_ood", "eval_ood", config.evaluation.ood_problems),
+    ):
+        if count == 0:
+            continue
+        problems = task.evaluation[split]
+        metrics = evaluate(
+            params,
+            model_config,
+            problems[: min(count, len(problems))],
+            task.domain,
+            tokenizer,
+            samples=config.evaluation.samples,
+            temperature=config.evaluation.temperature,
+            new_tokens=config.evaluation.new_tokens or config.rollout.new_tokens,
+            prompt_tokens=config.evaluation.prompt_tokens or config.rollout.prompt_tokens,
+            rows=config.evaluation.rows,
+            chat=config.rollout.chat,
+            desc=prefix,
+        )
+        out |= {f"{prefix}/{name}": value for name, value in metrics.items()}
+    return out
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=False)
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory of the checkpoint to evaluate (default: config.models.policy).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where evaluation.json is written (default: printed only).")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    try:
+        config = _CONFIG.value
+        check_config(config)
+        mesh = make_mesh(**config.mesh.to_dict())
+        with jax.set_mesh(mesh):
+            directory = _MODEL.value or config.models.policy
+            model_config, params = models.load(directory, dtype=config.dtype)
+            tokenizer = tasks.load_tokenizer(directory)
+            task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
+            params = models.relay(model_config, params, mesh)
+            result = evaluate_splits(params, model_config, config, task, tokenizer)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    record = {"model": str(directory), "settings": config.evaluation.to_dict(), "result": result}
+    print(json.dumps(record, indent=2))
+    if _WORKDIR.value:
+        write_atomically(f"{_WORKDIR.value}/evaluation.json", json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

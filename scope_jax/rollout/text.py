@@ -1,0 +1,28 @@
+"""Reading rows on the host: the ids that were written after the prompt, and their text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scope_jax.types import Rollout
+
+
+def completion_ids(rollout: Rollout) -> list[list[int]]:
+    """Per row, the ids written after the prompt, the end token of a finished row left out."""
+    tokens, length, prompt, finished = jax.device_get(
+        (rollout.tokens_BT, rollout.length_B, rollout.prompt_length_B, rollout.finished_B)
+    )
+    stop = length - finished.astype(np.int32)
+    return [tokens[b, prompt[b] : stop[b]].tolist() for b in range(len(length))]
+
+
+def texts(ids: Sequence[Sequence[int]], tokenizer: Any) -> list[str]:
+    """The text of each list of ids, spaces as they are, special tokens left out."""
+    return tokenizer.batch_decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def completion_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+    """Per row, the text written after the prompt."""
+    return texts(completion_ids(rollout), tokenizer)

@@ -1,0 +1,353 @@
+"""Train a policy with SCOPE, or with a rival: the same loop with other switches.
+
+    python -m scope_jax.train --config=configs/arithmetic/scope.py --workdir=DIR [--config.loss.teacher_weight=0.3 ...]
+
+One step: rollouts -> verdicts -> (correction) -> advantages and token weights -> update -> metrics. The same command
+resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from scope_jax import correction, learning, models, rollout, tasks
+from scope_jax.configuration import check_config, correction_spec, loss_spec, optimizer_spec
+from scope_jax.evaluate import evaluate_splits
+from scope_jax.mesh import make_mesh
+from scope_jax.run import (
+    Checkpoints,
+    MetricsWriter,
+    PhaseTimer,
+    SampleGroup,
+    group_metrics,
+    prepare_workdir,
+    progress,
+    write_atomically,
+    write_run_report,
+)
+from scope_jax.run.compiles import count_compiles
+from scope_jax.tasks.load import Task, load_task
+
+# Settings that a resumed run may change: they do not touch what is learned.
+MAY_DIFFER = ("checkpoint", "samples")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cast:
+    """Who takes part in a run: the policy (before training), teacher and PRM where there is a correction, the task."""
+
+    config: models.ModelConfig
+    params: models.Params
+    tokenizer: Any
+    task: Task
+    teacher: correction.Writer | None
+    prm: correction.ProcessRewardModel | None
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Run (or go on with) the training that `config` describes; returns the summary that `workdir/summary.json` holds.
+
+    Raises ValueError for a config that makes no sense or a workdir of another config, FileNotFoundError for missing
+    models, RuntimeError after `update.stop_after_skipped` non-finite updates in a row.
+    """
+    check_config(config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    with jax.set_mesh(mesh):
+        spec = correction_spec(config)
+        cast = load_cast(config, spec, mesh)
+        workdir = prepare_workdir(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        return _train(config, spec, cast, mesh, workdir)
+
+
+def load_cast(config: ConfigDict, spec: correction.CorrectionSpec | None, mesh: jax.sharding.Mesh) -> Cast:
+    """Load the task and the checkpoints that the config needs, laid out on the mesh."""
+    if not config.models.policy:
+        raise ValueError("config.models.policy is empty; give the Hugging Face directory of the policy to train")
+    model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
+    tokenizer = tasks.load_tokenizer(config.models.policy)
+    task = load_task(config.task.name, config.task.data, train_split=config.task.train_split, options=config.task.options.to_dict())
+    teacher = prm = None
+    if spec is not None:
+        if not config.models.teacher:
+            raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
+        teacher_config, teacher_params = models.load(config.models.teacher, dtype=config.dtype, mesh=mesh)
+        if teacher_config.vocab_size != model_config.vocab_size:
+            raise ValueError(
+                f"{config.models.teacher}: vocabulary of {teacher_config.vocab_size}, the policy has "
+                f"{model_config.vocab_size}; a teacher on the mesh must share the policy's tokenizer"
+            )
+        teacher = correction.Writer(models.relay(teacher_config, teacher_params, mesh), teacher_config)
+        if spec.localiser == "prm":
+            if not config.models.prm:
+                raise ValueError("config.models.prm is empty; localiser 'prm' needs a process reward model")
+            prm_config, prm_params = models.load(config.models.prm, dtype=config.dtype, mesh=mesh)
+            prm = correction.ProcessRewardModel(prm_params, prm_config, tasks.load_tokenizer(config.models.prm))
+    return Cast(model_config, params, tokenizer, task, teacher, prm)
+
+
+def next_problems(
+    source: tasks.Problems, tokenizer: Any, *, seed: int, position: int, count: int, max_tokens: int, chat: bool
+) -> tuple[list[tasks.Problem], list[list[int]], int, int]:
+    """(problems, their prompt ids, new position, dropped): the next `count` problems whose prompts fit. `position` counts
+    the problems consumed so far, dropped ones included; the order is a pure function of (seed, epoch)."""
+    problems: list[tasks.Problem] = []
+    ids: list[list[int]] = []
+    dropped = 0
+    while len(problems) < count:
+        need = count - len(problems)
+        drawn = source.take(tasks.batch_indices(seed, position, need, len(source)))
+        position += need
+        encoded, gone = tasks.encode_prompts(tokenizer, [p.prompt for p in drawn], max_length=max_tokens, chat=chat)
+        problems += [p for n, p in enumerate(drawn) if n not in set(gone)]
+        ids += encoded
+        dropped += len(gone)
+        if dropped > 10 * count + len(source):
+            raise ValueError(f"{source.name}: no prompt fits into rollout.prompt_tokens = {max_tokens}; raise it")
+    return problems, ids, position, dropped
+
+
+def _train(
+    config: ConfigDict, spec: correction.CorrectionSpec | None, cast: Cast, mesh: jax.sharding.Mesh, workdir: Path
+) -> dict[str, Any]:
+    group = config.rollout.group
+    buffer = config.rollout.prompt_tokens + config.rollout.new_tokens
+    sample_spec = rollout.SampleSpec(
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        max_new_tokens=config.rollout.new_tokens,
+        end_ids=cast.config.end_ids,
+    )
+    losses = loss_spec(config)
+    optimizer_settings = optimizer_spec(config)
+    optimizer = learning.make_optimizer(optimizer_settings)
+    objective = learning.policy_objective(
+        cast.config, losses, temperature=config.rollout.temperature, entropy=True, remat=config.update.remat
+    )
+    update = learning.make_update(objective, optimizer, cast.config, config.update.micro_batches)
+    state = learning.init_state(cast.params, optimizer)
+
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    start, position, dropped = 0, 0, 0
+    restored = checkpoints.restore(learning.abstract_state(state))
+    if restored is not None:
+        start, state, extra = restored
+        position, dropped = extra["position"], extra["dropped"]
+        print(f"resuming {workdir} at step {start}", flush=True)
+    writer = MetricsWriter(workdir, resume_step=start)
+    root = jax.random.key(config.seed)
+    timer = PhaseTimer()
+    compiles = count_compiles()
+    (workdir / "samples").mkdir(exist_ok=True)
+
+    def evaluation(params: models.Params) -> dict[str, float]:
+        return evaluate_splits(models.relay(cast.config, params, mesh), cast.config, config, cast.task, cast.tokenizer)
+
+    if start == 0 and config.evaluation.at_start:
+        write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(state.params), indent=2))
+    bar = progress(config.steps, initial=start, desc=Path(workdir).name)
+    last: dict[str, float] = {}
+    for step in range(start, config.steps):
+        with timer("total"):
+            # Rollouts.
+            problems, ids, position, gone = next_problems(
+                cast.task.train,
+                cast.tokenizer,
+                seed=config.seed,
+                position=position,
+                count=config.rollout.prompts,
+                max_tokens=config.rollout.prompt_tokens,
+                chat=config.rollout.chat,
+            )
+            dropped += gone
+            key = jax.random.fold_in(root, step)
+            row_problems = [p for p in problems for _ in range(group)]
+            with timer("rollout"):
+                policy = correction.Writer(models.relay(cast.config, state.params, mesh), cast.config)
+                batch = rollout.from_prompts(ids, group, buffer)
+                batch = rollout.generate(
+                    policy.params,
+                    policy.config,
+                    batch,
+                    key,
+                    sample_spec,
+                    shared_prefix=group,
+                    slots=config.rollout.slots or None,
+                )
+                written = rollout.completion_ids(batch)
+
+            # Verdicts: an unfinished row is wrong, a row that could not be judged is left out.
+            with timer("verify"):
+                text = rollout.texts(written, cast.tokenizer)
+                finished = np.asarray(jax.device_get(batch.finished_B))
+                verdicts = cast.task.domain.verify(row_problems, text)
+                reward = np.array([np.nan if v is None else float(v) for v in verdicts], np.float32)
+                reward[~finished] = 0.0
+            metrics = rollout_metrics(batch, reward, written, text, row_problems, group, cast.task.domain)
+
+            # Correction.
+            final, final_reward, include = batch, reward, ~np.isnan(reward)
+            gallery: list[dict[str, Any]] = []
+            if spec is not None and cast.teacher is not None:
+                rescued = correction.rescue(
+                    batch,
+                    reward,
+                    row_problems,
+                    group=group,
+                    spec=spec,
+                    sample_spec=sample_spec,
+                    key=key,
+                    domain=cast.task.domain,
+                    tokenizer=cast.tokenizer,
+                    policy=policy,
+                    teacher=cast.teacher,
+                    prm=cast.prm,
+                    seed=config.seed + step,
+                    timer=timer,
+                )
+                final, final_reward, include = rescued.rollout, rescued.reward_B, rescued.include_B
+                metrics |= rescued.metrics
+                gallery = rescued.gallery
+            metrics["advantage/zero_group_share_after"] = float(learning.zero_group_share(final_reward, group, include))
+
+            # Update.
+            with timer("update"):
+                advantage = learning.group_advantages(final_reward, group, std=config.advantage.std, include_B=include)
+                on, off = learning.token_weights(final, losses, include_B=jnp.asarray(include))
+                arrays = {"tokens": final.tokens_BT, "advantage": advantage, "on": on, "off": off}
+                if config.loss.old_logp == "sampler":
+                    arrays["old_logp"] = final.logp_BT
+                if losses.tis_cap is not None:
+                    arrays["sampler_logp"] = final.logp_BT
+                if losses.teacher_term == "importance":
+                    arrays["teacher_logp"] = final.logp_BT
+                weight = learning.schedule_value(
+                    config.loss.teacher_schedule,
+                    losses.teacher_weight,
+                    config.loss.teacher_weight_end,
+                    step,
+                    config.steps,
+                )
+                state, stats = update(state, learning.trim(arrays, final.length_B), {"teacher_weight": jnp.float32(weight)})
+                stats = jax.device_get(stats)
+        if int(jax.device_get(state.skipped_in_row)) >= config.update.stop_after_skipped:
+            raise RuntimeError(
+                f"step {step}: {config.update.stop_after_skipped} updates in a row were not finite and were skipped; the last "
+                f"good checkpoint is in {workdir / 'checkpoints'}; lower optimizer.learning_rate"
+            )
+        metrics |= {k: float(v) for k, v in learning.finish_stats(stats).items()}
+        seconds = timer.pop()
+        tokens = sum(len(x) for x in written)
+        metrics |= {
+            "loss/total": float(stats["loss"]),
+            "loss/teacher_weight": float(weight),
+            "grad/norm": float(stats["grad_norm"]),
+            "grad/skipped": float(jax.device_get(state.skipped)),
+            "optimizer/learning_rate": float(learning.learning_rate(optimizer_settings, step)),
+            "data/prompts": float(position),
+            "data/dropped": float(dropped),
+            "throughput/rollout_tokens_per_s": tokens / seconds["time/rollout"],
+            "compile/count": float(compiles()),
+        }
+        done = step + 1
+        if done == config.steps or (config.evaluation.every and done % config.evaluation.every == 0):
+            with timer("evaluate"):
+                metrics |= evaluation(state.params)
+            seconds |= timer.pop()
+        if gallery and (step % config.samples.every == 0 or done == config.steps):
+            shown = sorted(gallery, key=lambda item: not item["verdict_after"])[: config.samples.rows]
+            write_atomically(workdir / "samples" / f"step_{step:06d}.json", json.dumps(shown, indent=1))
+        writer.write(step, metrics | seconds)
+        # Never a checkpoint of a skipped update: the last good one must stay the last.
+        if (done % config.checkpoint.every == 0 or done == config.steps) and not int(stats["skipped"]):
+            checkpoints.save(done, state, {"position": position, "dropped": dropped})
+        last = metrics
+        phases = " ".join(f"{k.split('/')[1]} {v:.2f}s" for k, v in seconds.items() if k != "time/total")
+        bar.set_postfix_str(f"reward {metrics['reward/mean']:.3f} | {phases}", refresh=False)
+        bar.update(1)
+    bar.close()
+    checkpoints.close()
+    writer.close()
+    if start < config.steps or not (workdir / "summary.json").is_file():
+        models.save(workdir / "model", cast.config, state.params, None)
+        tasks.save_tokenizer(cast.tokenizer, workdir / "model")
+        summary = {
+            "steps": config.steps,
+            "seed": config.seed,
+            "updates": int(state.updates),
+            "skipped": int(state.skipped),
+            "final": last,
+        }
+        write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_run_report(workdir)
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def rollout_metrics(
+    batch: Any,
+    reward: np.ndarray,
+    written: list[list[int]],
+    text: list[str],
+    problems: list[tasks.Problem],
+    group: int,
+    domain: tasks.Domain,
+) -> dict[str, float]:
+    """What the policy wrote by itself, before any correction: reward, lengths, diversity, groups without an advantage."""
+    judged = ~np.isnan(reward)
+    length = np.array([len(x) for x in written])
+    finished = np.asarray(jax.device_get(batch.finished_B))
+    groups = []
+    for start in range(0, len(reward), group):
+        part = slice(start, start + group)
+        right = (reward[part] == 1).tolist()
+        groups.append(
+            SampleGroup(
+                tokens=written[part],
+                answers=[domain.answer_of(t) for t in text[part]],
+                correct=right,
+                paths=[domain.solution_path(p, t) if ok else None for p, t, ok in zip(problems[part], text[part], right)],
+                texts=text[part],
+            )
+        )
+    return {
+        "reward/mean": float(np.mean(reward[judged])) if judged.any() else 0.0,
+        "reward/unscored": float(np.sum(~judged)),
+        "advantage/zero_group_share": float(learning.zero_group_share(reward, group)),
+        "completion/length_mean": float(np.mean(length)),
+        "completion/truncated_share": float(np.mean(~finished)),
+        **group_metrics(groups),
+    }
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with overrides as --config.key=value.", lock_config=False)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, samples, report.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    if not _WORKDIR.value:
+        print("error: --workdir is missing; give the directory of the run", file=sys.stderr)
+        sys.exit(2)
+    try:
+        summary = train(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    shown = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
+    line = "  ".join(f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"])
+    print(f"done: {summary['steps']} steps  {line}\nreport: {Path(_WORKDIR.value) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    app.run(main)
