@@ -46,7 +46,7 @@ def default_config() -> ConfigDict:
             "old_logp": "sampler",  # sampler | recompute
         },
         "optimizer": {**_fields(OptimizerSpec), "learning_rate": 1e-6},
-        "update": {"micro_batches": 1, "remat": False, "stop_after_skipped": 5},
+        "training": {"micro_batches": 1, "remat": False, "stop_after_skipped": 5},
         "evaluation": {
             "every": 0,  # steps; 0: at the end only
             "at_start": False,
@@ -83,8 +83,10 @@ def check_config(config: ConfigDict) -> None:
     if config.loss.old_logp not in ("sampler", "recompute"):
         raise ValueError(f"config.loss.old_logp = {config.loss.old_logp!r} is unknown; one of sampler, recompute")
     rows = config.rollout.prompts * config.rollout.group
-    if rows % config.update.micro_batches:
-        raise ValueError(f"config.update.micro_batches = {config.update.micro_batches} does not divide prompts x group = {rows}")
+    if rows % config.training.micro_batches:
+        raise ValueError(
+            f"config.training.micro_batches = {config.training.micro_batches} does not divide prompts x group = {rows}"
+        )
 
 
 def correction_spec(config: ConfigDict) -> CorrectionSpec | None:

@@ -8,16 +8,16 @@ out of distribution, and the settings that made the numbers.
 
 import json
 import math
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
-from scope_jax import models, rollout, tasks
+from scope_jax import cli, models, rollout, tasks
 from scope_jax.configuration import check_config
 from scope_jax.mesh import make_mesh
 from scope_jax.run import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k, progress, write_atomically
@@ -132,32 +132,27 @@ def evaluate_splits(
     return out
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=False)
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory of the checkpoint to evaluate (default: config.models.policy).")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where evaluation.json is written (default: printed only).")
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    try:
-        config = _CONFIG.value
-        check_config(config)
-        mesh = make_mesh(**config.mesh.to_dict())
-        with jax.set_mesh(mesh):
-            directory = _MODEL.value or config.models.policy
-            model_config, params = models.load(directory, dtype=config.dtype)
-            tokenizer = tasks.load_tokenizer(directory)
-            task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
-            params = models.relay(model_config, params, mesh)
-            result = evaluate_splits(params, model_config, config, task, tokenizer)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    record = {"model": str(directory), "settings": config.evaluation.to_dict(), "result": result}
-    print(json.dumps(record, indent=2))
-    if _WORKDIR.value:
-        write_atomically(f"{_WORKDIR.value}/evaluation.json", json.dumps(record, indent=2) + "\n")
+def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
+    """The command line's `evaluate`: the record as JSON."""
+    check_config(config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    with jax.set_mesh(mesh):
+        directory = values.model or config.models.policy
+        model_config, params = models.load(directory, dtype=config.dtype)
+        tokenizer = tasks.load_tokenizer(directory)
+        task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
+        params = models.relay(model_config, params, mesh)
+        result = evaluate_splits(params, model_config, config, task, tokenizer)
+    record = json.dumps({"model": str(directory), "settings": config.evaluation.to_dict(), "result": result}, indent=2)
+    if workdir:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(workdir) / "evaluation.json", record + "\n")
+    return record
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(
+        command,
+        workdir=False,
+        extra=lambda: flags.DEFINE_string("model", None, "Hugging Face directory to evaluate (default: config.models.policy)."),
+    )

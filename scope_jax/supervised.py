@@ -9,7 +9,6 @@ is left as it is.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from scope_jax import correction, learning, models, rollout, tasks
+from scope_jax import cli, correction, learning, models, rollout, tasks
 from scope_jax.configuration import check_keys
 from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
@@ -226,23 +224,5 @@ def first_error_rates(
     return rates | {"first_error/clean": clean / max(right, 1), "first_error/wrong_rows": wrong, "first_error/right_rows": right}
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with overrides as --config.key=value.", lock_config=False)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the checkpoint.")
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    if not _WORKDIR.value:
-        print("error: --workdir is missing; give the directory of the checkpoint", file=sys.stderr)
-        sys.exit(2)
-    try:
-        summary = supervise(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(summary))
-
-
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(lambda config, workdir, _: json.dumps(supervise(config, workdir or "")))

@@ -8,17 +8,15 @@ resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from scope_jax import correction, learning, models, rollout, tasks
+from scope_jax import cli, correction, learning, models, rollout, tasks
 from scope_jax.configuration import check_config, correction_spec, loss_spec, optimizer_spec
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.mesh import make_mesh
@@ -56,7 +54,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Run (or go on with) the training that `config` describes; returns the summary that `workdir/summary.json` holds.
 
     Raises ValueError for a config that makes no sense or a workdir of another config, FileNotFoundError for missing
-    models, RuntimeError after `update.stop_after_skipped` non-finite updates in a row.
+    models, RuntimeError after `training.stop_after_skipped` non-finite updates in a row.
     """
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
@@ -130,9 +128,9 @@ def _train(
     optimizer_settings = optimizer_spec(config)
     optimizer = learning.make_optimizer(optimizer_settings)
     objective = learning.policy_objective(
-        cast.config, losses, temperature=config.rollout.temperature, entropy=True, remat=config.update.remat
+        cast.config, losses, temperature=config.rollout.temperature, entropy=True, remat=config.training.remat
     )
-    update = learning.make_update(objective, optimizer, cast.config, config.update.micro_batches)
+    update = learning.make_update(objective, optimizer, cast.config, config.training.micro_batches)
     state = learning.init_state(cast.params, optimizer)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -238,9 +236,9 @@ def _train(
                 )
                 state, stats = update(state, learning.trim(arrays, final.length_B), {"teacher_weight": jnp.float32(weight)})
                 stats = jax.device_get(stats)
-        if int(jax.device_get(state.skipped_in_row)) >= config.update.stop_after_skipped:
+        if int(jax.device_get(state.skipped_in_row)) >= config.training.stop_after_skipped:
             raise RuntimeError(
-                f"step {step}: {config.update.stop_after_skipped} updates in a row were not finite and were skipped; the last "
+                f"step {step}: {config.training.stop_after_skipped} updates in a row were not finite and were skipped; the last "
                 f"good checkpoint is in {workdir / 'checkpoints'}; lower optimizer.learning_rate"
             )
         metrics |= {k: float(v) for k, v in learning.finish_stats(stats).items()}
@@ -327,27 +325,13 @@ def rollout_metrics(
     }
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with overrides as --config.key=value.", lock_config=False)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, samples, report.")
-
-
-def main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    if not _WORKDIR.value:
-        print("error: --workdir is missing; give the directory of the run", file=sys.stderr)
-        sys.exit(2)
-    try:
-        summary = train(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def command(config: ConfigDict, workdir: str | None, _: Any) -> str:
+    """The command line's `train`: the lines to print at the end."""
+    summary = train(config, workdir or "")
     shown = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
-    line = "  ".join(f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"])
-    print(f"done: {summary['steps']} steps  {line}\nreport: {Path(_WORKDIR.value) / 'report.html'}")
+    figures = "  ".join(f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"])
+    return f"done: {summary['steps']} steps  {figures}\nreport: {Path(workdir or '') / 'report.html'}"
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(command)

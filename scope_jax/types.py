@@ -23,8 +23,7 @@ class Owner(enum.IntEnum):
     TEACHER = 3
 
 
-@flax.struct.dataclass
-class Rollout:
+class Rollout(flax.struct.PyTreeNode):
     """A batch of rows, each a prompt and what was written after it, aligned at slot 0.
 
     Cutting a row lowers `length_B`; continuing it writes after it. Slots at and past `length_B` hold PAD.

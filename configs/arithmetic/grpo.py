@@ -20,7 +20,7 @@ def get_config():
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 5
     config.optimizer.b2 = 0.98
-    config.update.micro_batches = 4
+    config.training.micro_batches = 4
     config.evaluation.prompt_tokens = 17
     config.evaluation.new_tokens = 45
     return config

@@ -90,5 +90,5 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
     return before, after
 
 
-def _round_up(length: int, step: int = 16) -> int:
+def _round_up(length: int, step: int = 8) -> int:
     return -(-length // step) * step

@@ -167,7 +167,7 @@ def rescue(
     targets = _targets(attempted, failed_B, group, spec, seed)
 
     mixed, accepted, tries = corrected, np.zeros(size, bool), 0
-    attempted_problems = [problems[b] for b in index]
+    attempted_problems = [problems[int(b)] for b in index]
     if spec.tail == "none":
         accepted = usable.copy()
     for attempt in range(0 if spec.tail == "none" else spec.tails):
@@ -194,8 +194,7 @@ def rescue(
             verdicts = domain.verify(attempted_problems, completion_texts(tail, tokenizer))
             passed = np.array([v is True for v in verdicts]) & ended & open_rows
         # The last try stands in for rows that no try saved: the report shows what became of them.
-        show = jnp.asarray(passed | (open_rows & ~passed))
-        mixed = jax.tree.map(lambda a, b: jnp.where(show.reshape((-1,) + (1,) * (a.ndim - 1)), b, a), mixed, tail)
+        mixed = _where_rows(jnp.asarray(open_rows), tail, mixed)
         accepted |= passed
 
     final = place_rows(rollout, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
@@ -247,12 +246,12 @@ def _locate(
     if spec.localiser == "prm":
         if prm is None:
             raise ValueError("correction.localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'")
-        score, valid, unscored = prm.score([problems[b].prompt for b in rows], steps, rows=_bucket(len(rows), failed_B.size))
+        score, valid, unscored = prm.score([problems[int(b)].prompt for b in rows], steps, rows=_bucket(len(rows), failed_B.size))
     else:
         J = max([len(row) for row in steps], default=0)
         score, valid, unscored = np.zeros((len(rows), J), np.float32), np.zeros((len(rows), J), bool), 0
         for r, b in enumerate(rows):
-            labels = domain.check_steps(problems[b], steps[r])
+            labels = domain.check_steps(problems[int(b)], steps[r])
             if labels is None:
                 raise ValueError(f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps; use 'prm'")
             score[r, : len(labels)], valid[r, : len(labels)] = labels, True
@@ -393,6 +392,11 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
     for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps"):
         metrics.setdefault(f"scope/{name}", 0.0)
     return metrics
+
+
+def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
+    """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others)
 
 
 def _bucket(count: int, most: int) -> int:

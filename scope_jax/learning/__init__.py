@@ -32,5 +32,6 @@ __all__ = [
     "schedule_value",
     "step_label_objective",
     "token_weights",
+    "trim",
     "zero_group_share",
 ]

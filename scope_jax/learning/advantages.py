@@ -5,10 +5,11 @@ Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of pr
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def group_advantages(
-    reward_B: jax.Array, group: int, *, std: bool = False, include_B: jax.Array | None = None, epsilon: float = 1e-6
+    reward_B: ArrayLike, group: int, *, std: bool = False, include_B: ArrayLike | None = None, epsilon: float = 1e-6
 ) -> jax.Array:
     """float32[B]: reward minus the mean of its group (GRPO, arXiv 2402.03300; without `std` Dr.GRPO, 2503.20783).
 
@@ -28,7 +29,7 @@ def group_advantages(
     return difference.reshape(-1)
 
 
-def zero_group_share(reward_B: jax.Array, group: int, include_B: jax.Array | None = None) -> jax.Array:
+def zero_group_share(reward_B: ArrayLike, group: int, include_B: ArrayLike | None = None) -> jax.Array:
     """float32[]: share of the groups whose included rewards are all equal, so that no row of theirs has an advantage.
 
     A group with one included row or none counts too. Arguments and errors as in `group_advantages`.

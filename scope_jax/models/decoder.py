@@ -100,10 +100,8 @@ def token_logprobs(
         split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
         body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
         _, (logp, spread) = jax.lax.scan(body, None, (split(hidden), split(target)))
-        join = lambda x: None if x is None else jnp.moveaxis(x, 0, 1).reshape(B, T)
-        logp, spread = join(logp), join(spread)
-    shift = lambda x: None if x is None else jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
-    return shift(logp), shift(spread)
+        logp, spread = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), (logp, spread))
+    return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), (logp, spread))
 
 
 def prefill(params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array) -> tuple[jax.Array, Cache]:
@@ -189,7 +187,8 @@ def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
 
 def _run_layers(
     params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool, keep_cache: bool
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Any]:
+    """(final-norm hidden states, stacked Cache or None)."""
     position = jnp.arange(tokens_BT.shape[1])[None]
     rotation = _rotation(position, config)
     x = constrain(params["embed"][tokens_BT], "batch", None, None)

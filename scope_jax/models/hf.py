@@ -103,15 +103,16 @@ def _check_names(directory: Path, config: ModelConfig, table: dict[str, Weight],
 
 
 def _load_weight(weight: Weight, read: Callable[[str], Any], dtype: Any, mesh: Mesh | None) -> jax.Array:
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
-        """The part of our (stacked, transposed) array at `index`, read slice by slice."""
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        """The part of our (stacked, transposed) array at `index` (None: all of it), read slice by slice."""
+        index = index or (slice(None),) * len(weight.shape)
         if not weight.stacked:
             return _read(read(weight.hf), index, weight.transpose, dtype)
         layers = range(*index[0].indices(weight.shape[0]))
         return np.stack([_read(read(weight.hf.format(n)), index[1:], weight.transpose, dtype) for n in layers])
 
     if mesh is None:
-        return jnp.asarray(piece((slice(None),) * len(weight.shape)))
+        return jnp.asarray(piece(None))
     return jax.make_array_from_callback(weight.shape, sharding(mesh, weight.axes, weight.shape), piece)
 
 

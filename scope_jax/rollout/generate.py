@@ -37,7 +37,7 @@ def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, 
     for row in range(len(length)):
         tokens[row, : length[row]] = prompts[row // group]
     inside = np.arange(max_length)[None] < length[:, None]
-    arrays = Rollout(
+    arrays = dict(
         tokens_BT=tokens,
         owner_BT=np.where(inside, np.int8(Owner.PROMPT), np.int8(Owner.PAD)),
         logp_BT=np.zeros(tokens.shape, np.float32),
@@ -46,7 +46,7 @@ def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, 
         finished_B=np.zeros(len(length), bool),
         row_B=np.arange(first_row, first_row + len(length), dtype=np.int32),
     )
-    return put_rows(arrays)
+    return Rollout(**put_rows(arrays))
 
 
 def generate(
@@ -149,7 +149,7 @@ def _generate(
         seat = {"token": token_B, "state": state_B, "on": waiting_B}
         written, *_ = jax.lax.while_loop(
             lambda c: jnp.any(c[1]["on"]),
-            lambda c: _advance(*c, None, key_B, limit_B, params, layers, config, draw, after),
+            lambda c: _advance(c[0], c[1], c[2], None, key_B, limit_B, params, layers, config, draw, after),
             (written, seat, cache),
         )
     else:
@@ -243,7 +243,7 @@ def _decode_with_refill(
             free = jnp.sum(~c[1]["on"])
             return jnp.any(c[1]["on"]) & ((free < batch) | (taken >= total))
 
-        step = lambda c: _advance(*c, row_S, key_B, limit_B, params, layers, config, draw, after)
+        step = lambda c: _advance(c[0], c[1], c[2], row_S, key_B, limit_B, params, layers, config, draw, after)
         written, seat, cache = jax.lax.while_loop(busy, step, (written, seat, cache))
         return written, (row_S, seat, cache, taken)
 

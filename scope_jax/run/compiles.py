@@ -11,7 +11,7 @@ def count_compiles() -> Callable[[], int]:
     """A function that returns how many programs were compiled since this call."""
     seen = [0]
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         seen[0] += event == _EVENT
 
     jax.monitoring.register_event_duration_secs_listener(listen)

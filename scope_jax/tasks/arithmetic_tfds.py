@@ -78,10 +78,15 @@ class SignedTerms(tfds.core.GeneratorBasedBuilder):
 def prepare(data_dir: str | pathlib.Path, config: SignedTermsConfig | None = None) -> pathlib.Path:
     """Generate the data set under `data_dir` unless it is there already; the directory that holds its files.
 
-    That directory is what `Problems.from_tfds` takes. Call it from one process only.
+    That directory is what `Problems.from_tfds` takes. Two processes may make it at once: the first to finish wins.
     """
     config = config or SignedTermsConfig()
     known = SignedTerms.builder_configs.get(config.name, config)  # tfds refuses an equal copy of a config it lists
     builder = SignedTerms(data_dir=str(data_dir), config=known, file_format="array_record")
-    builder.download_and_prepare(file_format="array_record")
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except FileExistsError:
+        # Another process finished between our look and our rename; what is there is the same data set.
+        if not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
+            raise
     return pathlib.Path(builder.data_dir)

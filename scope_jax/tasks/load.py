@@ -29,7 +29,7 @@ def load_task(name: str, data: str | pathlib.Path, *, train_split: str = "train"
     from scope_jax.tasks.arithmetic_tfds import SignedTermsConfig, prepare
 
     known = {f.name for f in dataclasses.fields(SignedTermsConfig)} - {"name"}
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in (options or {}).items():
         if key not in known:
             raise ValueError(f"config.task.options.{key}: unknown; known: {', '.join(sorted(known))}")

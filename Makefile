@@ -1,0 +1,65 @@
+# make help shows the targets. Everything is installed into $(VENV); nothing outside the repository is touched.
+PYTHON ?= python3
+VENV ?= .venv
+ORACLE_VENV ?= .venv-oracles
+# What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
+EXTRAS ?= test
+# Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
+ARGS ?=
+
+comma := ,
+READY := $(VENV)/.ready-$(notdir $(PYTHON))-$(subst $(comma),+,$(EXTRAS))
+ORACLE_READY := $(ORACLE_VENV)/.ready-$(notdir $(PYTHON))
+BIN := $(VENV)/bin
+# The venv is kept where it is of the same Python, and made afresh where it is not.
+VERSION = -c 'import sys; print(sys.version_info[:2])'
+
+.PHONY: help setup demo test lint oracles bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) ARGS=..."
+
+setup: $(READY)  ## the environment in .venv (the other targets call this; done once)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== set-up: $(VENV) with $(PYTHON), scope_jax[$(EXTRAS)], versions of constraints.txt (about a minute, once)"
+	@if [ "$$("$(BIN)/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
+	  "$(PYTHON)" -m venv --clear "$(VENV)"; fi
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch "$@"
+	@echo "== set-up done"
+
+demo: $(READY)  ## SCOPE beside its rivals on the embedded task, on this machine
+	"$(BIN)/python" -m scope_jax.demo $(ARGS)
+
+test: lint  ## lint, types, then every test (needs no torch and no network)
+	@echo "== pytest"
+	@"$(BIN)/python" -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	@echo "== ruff check"
+	@"$(BIN)/ruff" check .
+	@echo "== ruff format --check"
+	@"$(BIN)/ruff" format --check .
+	@echo "== mypy"
+	@"$(BIN)/mypy"
+
+$(ORACLE_READY): pyproject.toml constraints.txt
+	@echo "== set-up: $(ORACLE_VENV) with $(PYTHON) and torch"
+	@if [ "$$("$(ORACLE_VENV)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
+	  "$(PYTHON)" -m venv --clear "$(ORACLE_VENV)"; fi
+	@"$(ORACLE_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
+	@touch "$@"
+	@echo "== set-up done"
+
+oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own environment, with torch)
+	@echo "== goldens of tests/goldens, made afresh with torch and compared"
+	@"$(ORACLE_VENV)/bin/python" tests/goldens/make_goldens.py --check
+
+bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
+	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)
+
+clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info

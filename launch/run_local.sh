@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Train on this machine (CPU, GPU or one TPU VM): launch/run_local.sh CONFIG WORKDIR [--config.key=value ...]
+# Run the same command again to go on with a run that was stopped. What it prints goes to WORKDIR/run.log too.
+set -euo pipefail
+
+if [[ $# -lt 2 || "$1" == -* || "$2" == -* ]]; then
+  echo "usage: launch/run_local.sh CONFIG WORKDIR [--config.key=value ...]" >&2
+  exit 2
+fi
+config="$1"
+workdir="$2"
+shift 2
+
+# Config files import each other as configs.X, so the program starts in the repository; paths given stay the caller's.
+root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+if [[ ! -f "$config" ]]; then
+  echo "error: $config: no such config file; give one such as configs/arithmetic/scope.py" >&2
+  exit 2
+fi
+config="$(cd -- "$(dirname -- "$config")" && pwd)/$(basename -- "$config")"
+mkdir -p -- "$workdir"
+workdir="$(cd -- "$workdir" && pwd)"
+cd -- "$root"
+
+# PYTHON, else the repository's environment (make setup EXTRAS=tpu or cuda), else the python3 of the path.
+python="${PYTHON:-}"
+if [[ -z "$python" ]]; then
+  python="python3"
+  if [[ -x .venv/bin/python ]]; then python=".venv/bin/python"; fi
+fi
+
+# Checkpoints are local directories: nothing is looked up. Compiled programs are kept, so that going on starts sooner.
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/scope_jax/compiled}"
+
+"$python" -m scope_jax.train --config="$config" --workdir="$workdir" "$@" 2>&1 | tee -a "$workdir/run.log"

@@ -1,0 +1,170 @@
+"""Steady-state speed of the programs that a training step is made of.
+
+    python -m scope_jax.bench rollout|update|step --model=DIR [--prompts=8 --group=8 --prompt-length=64 --new-tokens=128]
+                                                  [--slots=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
+
+rollout: tokens written per second. update: tokens (prompt and completion) trained per second. step: one GRPO iteration
+(rollouts, verdicts, advantages, update). Compilation is timed apart. `--lengths-file` holds a JSON list of completion
+lengths, one per row: rows end there, as if an end token had been drawn. `--profile` writes a trace of one call, and the
+compiled text of every program, into a directory.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scope_jax import learning, models, rollout
+from scope_jax.mesh import make_mesh
+from scope_jax.types import Rollout
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Settings from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scope_jax.bench", description="Steady-state speed of rollouts, updates, steps."
+    )
+    parser.add_argument("mode", choices=("rollout", "update", "step"))
+    parser.add_argument("--model", required=True, help="Hugging Face directory")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--group", type=int, default=8, help="rollouts per prompt")
+    parser.add_argument("--prompt-length", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens written per row (the budget)")
+    parser.add_argument("--slots", type=int, default=0, help="rows decoded at once; 0: all")
+    parser.add_argument("--lengths", choices=("fixed", "varied"), default="fixed")
+    parser.add_argument("--lengths-file", help="JSON list of completion lengths, one per row (for --lengths=varied)")
+    parser.add_argument("--steps", type=int, default=5, help="timed calls")
+    parser.add_argument("--micro-batch", type=int, default=8, help="rows per micro-batch of the update")
+    parser.add_argument("--dtype", default="float32", help="of the parameters")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--profile", help="directory for a trace and the programs")
+    return parser.parse_args(argv)
+
+
+def measure(call: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """{"seconds": median, "all_seconds": each, "compile_seconds": first call less the median}; `call` must block."""
+    begin = time.perf_counter()
+    call()
+    first = time.perf_counter() - begin
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds)
+    return {"seconds": median, "all_seconds": seconds, "compile_seconds": max(first - median, 0.0)}
+
+
+def rollout_call(
+    params: models.Params,
+    config: models.ModelConfig,
+    prompts: list[list[int]],
+    group: int,
+    new_tokens: int,
+    slots: int,
+    lengths: Any,
+) -> Callable[[int], Rollout]:
+    """A function of a seed that makes one batch of rollouts. No end token is looked for, so that lengths are as asked."""
+    buffer = max(len(p) for p in prompts) + new_tokens
+    spec = rollout.SampleSpec(max_new_tokens=new_tokens)
+
+    def call(seed: int) -> Rollout:
+        rows = rollout.from_prompts(prompts, group, buffer)
+        limit = None if lengths is None else rows.prompt_length_B + jnp.asarray(lengths, jnp.int32)
+        rows = rollout.generate(
+            params, config, rows, jax.random.key(seed), spec, shared_prefix=group, slots=slots or None, limit_B=limit
+        )
+        return jax.block_until_ready(rows)
+
+    return call
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the settings say; returns the record that is printed."""
+    with jax.set_mesh(make_mesh()):
+        config, params = models.load(args.model, dtype=args.dtype)
+        rng = np.random.default_rng(0)
+        prompts = rng.integers(1, config.vocab_size, (args.prompts, args.prompt_length)).tolist()
+        rows = args.prompts * args.group
+        lengths = None
+        if args.lengths == "varied":
+            if not args.lengths_file:
+                raise ValueError("--lengths=varied needs --lengths-file, a JSON list with one completion length per row")
+            lengths = json.loads(Path(args.lengths_file).read_text())
+            if len(lengths) != rows or not all(1 <= n <= args.new_tokens for n in lengths):
+                raise ValueError(f"{args.lengths_file}: {len(lengths)} lengths; {rows} from 1 to {args.new_tokens} are needed")
+        make = rollout_call(params, config, prompts, args.group, args.new_tokens, args.slots, lengths)
+        seeds = iter(range(10**9))
+        if rows % args.micro_batch:
+            raise ValueError(f"--micro_batch={args.micro_batch} does not divide {rows} rows")
+        spec = learning.LossSpec(max_new_tokens=args.new_tokens)
+        optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=1e-6))
+        objective = learning.policy_objective(config, spec, temperature=1.0, entropy=False, remat=False)
+        update = learning.make_update(objective, optimizer, config, rows // args.micro_batch)
+        state = learning.init_state(params, optimizer)
+
+        def train_on(batch: Rollout) -> None:
+            nonlocal state
+            written = rollout.completion_ids(batch)
+            reward = np.array([sum(ids) % 2 for ids in written], np.float32)
+            advantage = learning.group_advantages(jnp.asarray(reward), args.group)
+            on, off = learning.token_weights(batch, spec)
+            arrays = {"tokens": batch.tokens_BT, "advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
+            state, stats = update(state, arrays, {"teacher_weight": jnp.float32(0.0)})
+            jax.block_until_ready((state, stats))
+
+        written = rows * args.new_tokens if lengths is None else sum(lengths)
+        if args.mode == "rollout":
+            call, tokens = (lambda: make(next(seeds))), written
+        elif args.mode == "update":
+            fixed = make(0)
+            call, tokens = (lambda: train_on(fixed)), written + rows * args.prompt_length
+        else:
+            call, tokens = (lambda: train_on(make(next(seeds)))), written
+        record = measure(call, args.steps)
+        if args.profile:
+            with jax.profiler.trace(args.profile):
+                call()
+    settings = {
+        "model": args.model,
+        "prompts": args.prompts,
+        "group": args.group,
+        "prompt_length": args.prompt_length,
+        "new_tokens": args.new_tokens,
+        "slots": args.slots or rows,
+        "micro_batch": args.micro_batch,
+        "dtype": args.dtype,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    return {"mode": args.mode, "tokens": int(tokens), "tokens_per_s": tokens / record["seconds"], **record, **settings}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.profile:
+        # Read when the first program is compiled.
+        jax.config.update("jax_dump_ir_to", str(Path(args.profile) / "programs"))
+    try:
+        record = bench(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print(
+            f"{record['mode']}: {record['seconds']:.3f} s, {record['tokens_per_s']:.0f} tokens/s (compile {record['compile_seconds']:.1f} s)"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The notebooks are what their sources say, short, on public functions, and they run."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "colab" / "scope_demo.py"
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("colab_build", ROOT / "colab" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cells_by_hand(build):
+    source = "# for tools\n# %% [markdown]\n# Title\n#\n# text\n\n\n# %%\nx = 1\n\ny = 2\n"
+    assert build.cells(source) == [("markdown", "Title\n\ntext"), ("code", "x = 1\n\ny = 2")]
+    with pytest.raises(ValueError, match="before the first cell"):
+        build.cells("x = 1\n# %%\n")
+    with pytest.raises(ValueError, match="no comment"):
+        build.cells("# %% [markdown]\ntext\n")
+    with pytest.raises(ValueError, match="unknown kind"):
+        build.cells("# %% [raw]\n# text\n")
+
+
+def test_the_notebook_is_what_the_source_makes(build):
+    made = build.notebook(SOURCE.read_text())
+    assert SOURCE.with_suffix(".ipynb").read_text() == made, "run python colab/build.py"
+    cells = json.loads(made)["cells"]
+    assert [cell["id"] for cell in cells] == [f"cell-{n}" for n in range(len(cells))]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_it_is_short_and_uses_public_functions_only(build):
+    code = "\n".join(text for kind, text in build.cells(SOURCE.read_text()) if kind == "code")
+    lines = [line for line in code.split("\n") if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) < 90
+    tree = ast.parse(code)
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {alias.name.rpartition(".")[2] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert {"generate", "cut", "first_error", "train"} <= names
+    assert not [name for name in names if name.startswith("_")]
+
+
+def test_it_runs(tmp_path):
+    """Every cell, with models that learned nothing: two updates everywhere."""
+    env = os.environ | {"SCOPE_SMOKE": "1", "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    # Compiling is nearly all of the time here, and how fast the programs are does not matter.
+    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run([sys.executable, str(SOURCE)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^  teacher  ", done.stdout, flags=re.M)  # the owner of the corrected step
+    lines = (tmp_path / "scope_demo_smoke" / "scope" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
