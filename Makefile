@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch "$@"
 	@echo "== set-up done"
 
-demo: $(READY)  ## SCOPE beside its rivals on the embedded task, on this machine
+demo: $(READY)  ## SCOPE beside GRPO on the embedded task, on this machine
 	"$(BIN)/python" -m scope_jax.demo $(ARGS)
 
 test: lint  ## lint, types, then every test (needs no torch and no network)

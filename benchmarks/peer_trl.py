@@ -42,9 +42,7 @@ def rollout(args: Namespace) -> dict:
     texts = [text for text in prompt_texts(args.prompts, args.prompt_length, args.seed) for _ in range(args.group)]
     ids_BT = tokenizer(texts, return_tensors="pt").input_ids
     if ids_BT.shape != (args.prompts * args.group, args.prompt_length):
-        raise ValueError(
-            f"{args.model}: prompts of shape {tuple(ids_BT.shape)}; needs {args.prompt_length} tokens each"
-        )
+        raise ValueError(f"{args.model}: prompts of shape {tuple(ids_BT.shape)}; needs {args.prompt_length} tokens each")
     lengths = row_lengths(args)
     # Plain sampling at temperature 1 without an end token: every row lasts as long as it is told to.
     config = transformers.GenerationConfig(
@@ -66,9 +64,7 @@ def rollout(args: Namespace) -> dict:
         for at in range(0, len(lengths), batch):
             part_B, rows = lengths[at : at + batch], ids_BT[at : at + batch]
             stop = [] if args.lengths == "fixed" else [EndAtLength(args.prompt_length, part_B)]
-            out_BT = model.generate(
-                rows, attention_mask=torch.ones_like(rows), generation_config=config, stopping_criteria=stop
-            )
+            out_BT = model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config, stopping_criteria=stop)
             if out_BT.shape[1] != args.prompt_length + max(part_B):
                 raise RuntimeError(f"generate wrote {out_BT.shape[1] - args.prompt_length} tokens, not {max(part_B)}")
         return time.perf_counter() - start

@@ -64,9 +64,7 @@ def run_side(side: str, task: str, model: Path, pythons: dict[str, str], args: a
     }
     used, own, start = _cpu_seconds(args.cpus), _child_cpu_seconds(), time.perf_counter()
     try:
-        done = subprocess.run(
-            command, env=env, cwd=HERE.parent, capture_output=True, text=True, timeout=args.timeout, check=False
-        )
+        done = subprocess.run(command, env=env, cwd=HERE.parent, capture_output=True, text=True, timeout=args.timeout, check=False)
     except subprocess.TimeoutExpired:
         return {"side": side, "error": f"no result within {args.timeout} s"}
     wall = time.perf_counter() - start
@@ -189,9 +187,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed calls of a side in a round; their median counts")
-    parser.add_argument(
-        "--micro-batch", type=_micro_batches, default={}, help="rows a backward pass, as trl=16,tunix=64"
-    )
+    parser.add_argument("--micro-batch", type=_micro_batches, default={}, help="rows a backward pass, as trl=16,tunix=64")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quiet-wait", type=float, default=120.0, help="seconds to wait for other load to end")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one measurement")

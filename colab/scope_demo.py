@@ -33,7 +33,6 @@ from scope_jax import configuration, correction, models, rollout, run, supervise
 from scope_jax.types import Owner
 
 FOLDER = Path("scope_demo_smoke" if SMOKE else "scope_demo")
-print(jax.devices())
 
 # %% [markdown]
 # ## 1. Checkpoints
@@ -41,8 +40,9 @@ print(jax.devices())
 # A problem is a row of signed terms, such as `+7-3+9-1=`. A solution takes the terms in any order, one line for each,
 # holding the term and the running totals modulo 10 and modulo 9: `+777`, then `-344`, and so on. Any order is right, so
 # a problem has many solutions.
-# The base policy gets its misconception from its demonstrations: subtractions that borrow come out one too high in
-# seven of ten. The teacher never saw it. The process reward model learns from labelled rollouts of the base policy.
+# The base policy gets its misconception from its demonstrations: subtractions that borrow nearly always come out one
+# too high. The teacher is that policy trained further, without the misconception, to go on from what somebody else
+# began. The process reward model learns from labelled rollouts of the base policy.
 # A folder that is finished is not made again: run the cell twice and the second time takes no time.
 
 
@@ -58,9 +58,10 @@ def checkpoint(name, **settings):
     return str(FOLDER / name)
 
 
-lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
-base = checkpoint("base", steps=500, task={"lengths": lengths}, demonstrations={"misconception": 0.7})
-able = checkpoint("teacher", steps=700, seed=1, task={"lengths": lengths, "seed": 2}, demonstrations={"style": "prompt_order"})
+lengths = {"lengths": (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)}
+base = checkpoint("base", steps=600, task=lengths, demonstrations={"misconception": 0.95})
+style = {"style": "sorted", "anyones_prefix": True}
+able = checkpoint("teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style)
 judge = checkpoint("prm", kind="prm", steps=150, start=able, rollouts={"policy": base}, optimizer={"learning_rate": 1e-3})
 
 # %% [markdown]
@@ -96,9 +97,8 @@ for n, problem in enumerate(problems):
 # %%
 failed = [row for row, good in enumerate(right) if not good]
 ends = [tasks.step_ends(written[row], tokenizer, domain.separator) for row in failed]
-steps = [
-    rollout.texts([written[row][i:j] for i, j in zip([0, *stop], stop)], tokenizer) for row, stop in zip(failed, ends, strict=True)
-]
+pieces = [[written[row][i:j] for i, j in zip([0, *stop], stop)] for row, stop in zip(failed, ends)]
+steps = [rollout.texts(ids, tokenizer) for ids in pieces]
 prm = correction.ProcessRewardModel(prm_weights, prm_config, tasks.load_tokenizer(judge))
 score, valid, unscored = prm.score([owners[row].prompt for row in failed], steps)
 error = np.asarray(correction.first_error(jnp.asarray(score), jnp.asarray(valid), threshold=0.5))
@@ -140,14 +140,13 @@ print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer)
 # %%
 def arm(name, rescue):
     config = configuration.default_config()
-    config.steps = 2 if SMOKE else 40
-    config.models.update({"policy": base, "teacher": able, "prm": judge})
+    config.update({"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}})
     config.task.data = str(FOLDER / "tfds")
-    config.task.options = {"train_size": 2048, "lengths": (5, 6), "start": "zero"}
-    config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 13, "new_tokens": 35})
+    config.task.options = {"train_size": 2048, "lengths": (4, 5), "start": "zero"}
+    config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 11, "new_tokens": 29})
     config.correction.update({"enabled": rescue, "step_tokens": 8})
     config.loss.normaliser = "token"
-    config.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 5, "b2": 0.98})
+    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "b2": 0.98})
     config.evaluation.update({"problems": 0 if SMOKE else 64, "ood_problems": 0})
     train.train(config, FOLDER / name)
     return run.read_metrics(FOLDER / name / "metrics.jsonl")
@@ -158,8 +157,7 @@ arms = {"SCOPE": arm("scope", True)} if SMOKE else {"GRPO": arm("grpo", False), 
 # %%
 for name, lines in arms.items():
     rewards = np.array([line["reward/mean"] for line in lines])
-    smooth = [rewards[max(0, i - 9) : i + 1].mean() for i in range(len(rewards))]
-    plt.plot(smooth, label=name)
+    plt.plot([rewards[max(0, i - 9) : i + 1].mean() for i in range(len(rewards))], label=name)
 plt.gca().set(xlabel="update", ylabel="reward of the policy's own rollouts (mean of 10 updates)")
 plt.legend()
 plt.show()

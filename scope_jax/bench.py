@@ -1,7 +1,8 @@
 """Steady-state speed of the programs that a training step is made of.
 
-    python -m scope_jax.bench rollout|update|step --model=DIR [--prompts=8 --group=8 --prompt-length=64 --new-tokens=128]
-                                                  [--slots=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
+    python -m scope_jax.bench rollout|update|step --model=DIR
+        [--prompts=8 --group=8 --prompt-length=64 --new-tokens=128]
+        [--slots=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
 
 rollout: tokens written per second. update: tokens (prompt and completion) trained per second. step: one GRPO iteration
 (rollouts, verdicts, advantages, update). Compilation is timed apart. `--lengths-file` holds a JSON list of completion

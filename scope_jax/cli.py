@@ -1,11 +1,13 @@
 """What the entry points share on the command line: a config file with overrides, a workdir, one-line errors."""
 
+import difflib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import app, flags, logging
+from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 
@@ -37,8 +39,30 @@ def run(
             print(entry(config_flag.value, workdir_flag.value, flags.FLAGS))
         except jax.errors.JaxRuntimeError:
             raise
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        # OSError: a missing file, and what config_flags raises, over several lines, for a config file that is not there.
+        except (ValueError, OSError, RuntimeError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
 
-    app.run(main)
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (AttributeError, flags.Error) as error:
+            message = _bad_override(argv) or str(error).splitlines()[0]
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(main, flags_parser=parse)
+
+
+def _bad_override(argv: list[str]) -> str:
+    """What is wrong with the first override of a key that the config file does not have; empty where there is none."""
+    arguments = [argument.lstrip("-").partition("=") for argument in argv]
+    paths = [value for name, _, value in arguments if name == "config" and value]
+    config = flags.FLAGS["config"].parser.parse(paths[0]) if paths else None
+    known = traverse_util.flatten_dict(config.to_dict(), sep=".") if isinstance(config, ConfigDict) else {}
+    for name, _, _ in arguments:
+        if known and name.startswith("config.") and name.removeprefix("config.") not in known:
+            near = difflib.get_close_matches(name.removeprefix("config."), list(known), n=1, cutoff=0.0)
+            return f"{name}: unknown key; the nearest known one is config.{near[0]}"
+    return ""

@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 
 from scope_jax.correction import CorrectionSpec, SelectSpec
 from scope_jax.learning import LossSpec, OptimizerSpec
+from scope_jax.learning.optimizer import SCHEDULES
+from scope_jax.rollout import SampleSpec
 
+DTYPES = ("float32", "bfloat16")
 Spec = TypeVar("Spec")
 
 
@@ -78,15 +81,28 @@ def check_keys(config: ConfigDict, known_config: ConfigDict, free: str = "task.o
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raise ValueError for unknown or missing keys and for settings that cannot go together."""
+    """Raise ValueError for unknown or missing keys, values that make no sense and settings that cannot go together."""
     check_keys(config, default_config())
-    if config.loss.old_logp not in ("sampler", "recompute"):
-        raise ValueError(f"config.loss.old_logp = {config.loss.old_logp!r} is unknown; one of sampler, recompute")
+    for spec in (sample_spec, correction_spec, loss_spec, optimizer_spec):
+        spec(config)
+    for name, value, choices in (
+        ("dtype", config.dtype, DTYPES),
+        ("loss.old_logp", config.loss.old_logp, ("sampler", "recompute")),
+        ("loss.teacher_schedule", config.loss.teacher_schedule, SCHEDULES),
+    ):
+        if value not in choices:
+            raise ValueError(f"config.{name} = {value!r} is unknown; one of {', '.join(choices)}")
     rows = config.rollout.prompts * config.rollout.group
     if rows % config.training.micro_batches:
         raise ValueError(
             f"config.training.micro_batches = {config.training.micro_batches} does not divide prompts x group = {rows}"
         )
+
+
+def sample_spec(config: ConfigDict, end_ids: tuple[int, ...] = ()) -> SampleSpec:
+    """SampleSpec of a config's rollouts."""
+    section = config.rollout
+    return SampleSpec(section.temperature, section.top_p, section.top_k, section.new_tokens, end_ids)
 
 
 def correction_spec(config: ConfigDict) -> CorrectionSpec | None:

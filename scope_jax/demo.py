@@ -48,6 +48,8 @@ ROWS = (
 def checkpoint(name: str, directory: Path) -> dict[str, Any]:
     """Make (or find) one of the checkpoints by its config file."""
     config = _config(name)
+    if name == "teacher":
+        config.start = str(directory / "base")
     if name == "prm":
         config.start, config.rollouts.policy = str(directory / "teacher"), str(directory / "base")
     print(f"== checkpoint {name}: {directory / name}", flush=True)
@@ -158,9 +160,9 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
     for title, metric in shown:
         series = []
         for arm in ARMS:
-            y = [[row.get(metric) for row in rows] for rows in runs[arm]]
-            if all(v is not None for line in y for v in line):
-                smooth = [np.convolve(line, np.ones(WINDOW) / WINDOW, mode="valid").tolist() for line in y]
+            if all(metric in row for rows in runs[arm] for row in rows):
+                y = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
+                smooth = [np.convolve(line, np.full(WINDOW, 1 / WINDOW), mode="valid").tolist() for line in y]
                 x = list(range(WINDOW, WINDOW + len(smooth[0])))
                 series.append({"label": arm.upper(), "x": x, "y_by_seed": smooth})
         out.append({"title": title, "x_label": f"updates (mean of {WINDOW})", "y_label": "", "series": series})

@@ -46,6 +46,8 @@ def evaluate(
     ids, dropped = tasks.encode_prompts(tokenizer, [p.prompt for p in problems], max_length=prompt_tokens, chat=chat)
     gone = set(dropped)
     kept = [p for n, p in enumerate(problems) if n not in gone]
+    if not kept:
+        return {"dropped": float(len(dropped)), "problems": 0.0}
     chunk = max(rows // samples, 1)
     spec = rollout.SampleSpec(temperature=temperature, max_new_tokens=new_tokens, end_ids=config.end_ids)
     correct, truncated, unscored, groups = [], 0, 0, []

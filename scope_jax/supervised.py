@@ -4,8 +4,8 @@
 
 kind "policy": next-token loss on a domain's demonstrations (base policy, teacher). kind "prm": two-class cross-entropy at
 the step marks of labelled rollouts of a policy, with first-error rates on held-out rollouts. `workdir` becomes an ordinary
-Hugging Face directory with `metrics.jsonl` and `summary.json` beside the weights. A finished directory of the same config
-is left as it is.
+Hugging Face directory with `training.json` (these settings) and `summary.json` beside the weights. A finished directory of
+the same settings is left as it is.
 """
 
 import json
@@ -39,7 +39,9 @@ def default_config() -> ConfigDict:
             "model": {"hidden_size": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 288, "rope_theta": 1000.0},
             "start": "",
             "task": {"name": "arithmetic", "lengths": (2, 3, 4, 5, 6), "start": "zero", "seed": 1},
-            "demonstrations": {"style": "mixed", "misconception": 0.0, "misconception_kind": "borrow"},
+            # `anyones_prefix`: the first lines (none to all but one) are in random order and not trained on, so that the
+            # model learns to go on in its own style from what somebody else wrote.
+            "demonstrations": {"style": "mixed", "misconception": 0.0, "misconception_kind": "borrow", "anyones_prefix": False},
             # kind "prm": rollouts of `policy`, labelled by the task's own step check.
             "rollouts": {"policy": "", "problems": 1024, "group": 4, "lengths": (4, 5, 6), "held_out": 256, "failed_only": False},
             "threshold": 0.5,
@@ -53,7 +55,10 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     check_keys(config, default_config())
     if config.kind not in ("policy", "prm"):
         raise ValueError(f"config.kind = {config.kind!r} is unknown; policy or prm")
-    workdir = prepare_workdir(workdir, config.to_dict())
+    _domain(config)
+    _optimizer(config)
+    # A Hugging Face directory has a config.json of its own: the model's.
+    workdir = prepare_workdir(workdir, config.to_dict(), name="training.json")
     summary_path = workdir / "summary.json"
     if summary_path.is_file():
         return json.loads(summary_path.read_text())
@@ -120,8 +125,8 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
                 k = int(rng.choice(config.task.lengths))
                 problem = domain.problem(config.task.seed, "train", number, k)
                 number += 1
-                text = domain.demonstration(problem, rng, config.demonstrations.style)
-                prompt = tokenizer.encode(problem.prompt)
+                given, text = _demonstration(domain, problem, rng, config.demonstrations)
+                prompt = tokenizer.encode(problem.prompt + given)
                 ids = prompt + tokenizer.encode(text) + [tokenizer.eos_token_id]
                 tokens[row, : len(ids)] = ids
                 weight[row, len(prompt) : len(ids)] = 1
@@ -131,6 +136,18 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
     models.save(workdir, model_config, state.params)
     tasks.save_tokenizer(tokenizer, workdir)
     return {"kind": "policy", "steps": config.steps, "loss": float(np.mean(losses[-20:]))}
+
+
+def _demonstration(domain: tasks.Domain, problem: tasks.Problem, rng: np.random.Generator, settings: ConfigDict) -> tuple[str, str]:
+    """(lines that are given, lines to learn)."""
+    if not settings.anyones_prefix:
+        return "", domain.demonstration(problem, rng, settings.style) or ""
+    steps = tasks.split_steps(domain.demonstration(problem, rng, "mixed") or "", domain.separator)
+    given = steps[: int(rng.integers(len(steps)))]
+    learned: list[str] = []
+    while (step := domain.next_step(problem, given + learned, rng, settings.style)) is not None:
+        learned.append(step)
+    return "".join(given), "".join(learned)
 
 
 def _train_prm(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scope_jax import cli, correction, learning, models, rollout, tasks
-from scope_jax.configuration import check_config, correction_spec, loss_spec, optimizer_spec
+from scope_jax.configuration import check_config, correction_spec, loss_spec, optimizer_spec, sample_spec
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.mesh import make_mesh
 from scope_jax.run import (
@@ -28,6 +28,7 @@ from scope_jax.run import (
     group_metrics,
     prepare_workdir,
     progress,
+    read_metrics,
     write_atomically,
     write_run_report,
 )
@@ -70,6 +71,8 @@ def load_cast(config: ConfigDict, spec: correction.CorrectionSpec | None, mesh: 
     if not config.models.policy:
         raise ValueError("config.models.policy is empty; give the Hugging Face directory of the policy to train")
     model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
+    if model_config.head != "lm":
+        raise ValueError(f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')")
     tokenizer = tasks.load_tokenizer(config.models.policy)
     task = load_task(config.task.name, config.task.data, train_split=config.task.train_split, options=config.task.options.to_dict())
     teacher = prm = None
@@ -77,6 +80,8 @@ def load_cast(config: ConfigDict, spec: correction.CorrectionSpec | None, mesh: 
         if not config.models.teacher:
             raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
         teacher_config, teacher_params = models.load(config.models.teacher, dtype=config.dtype, mesh=mesh)
+        if teacher_config.head != "lm":
+            raise ValueError(f"{config.models.teacher}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')")
         if teacher_config.vocab_size != model_config.vocab_size:
             raise ValueError(
                 f"{config.models.teacher}: vocabulary of {teacher_config.vocab_size}, the policy has "
@@ -117,13 +122,7 @@ def _train(
 ) -> dict[str, Any]:
     group = config.rollout.group
     buffer = config.rollout.prompt_tokens + config.rollout.new_tokens
-    sample_spec = rollout.SampleSpec(
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        max_new_tokens=config.rollout.new_tokens,
-        end_ids=cast.config.end_ids,
-    )
+    sampling = sample_spec(config, cast.config.end_ids)
     losses = loss_spec(config)
     optimizer_settings = optimizer_spec(config)
     optimizer = learning.make_optimizer(optimizer_settings)
@@ -152,7 +151,9 @@ def _train(
     if start == 0 and config.evaluation.at_start:
         write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(state.params), indent=2))
     bar = progress(config.steps, initial=start, desc=Path(workdir).name)
-    last: dict[str, float] = {}
+    # A run that was stopped between its last checkpoint and its summary has no step left: the figures are on disk.
+    done_before = read_metrics(writer.path) if start == config.steps else []
+    last: dict[str, Any] = {k: v for row in done_before[-1:] for k, v in row.items() if k != "step"}
     for step in range(start, config.steps):
         with timer("total"):
             # Rollouts.
@@ -176,7 +177,7 @@ def _train(
                     policy.config,
                     batch,
                     key,
-                    sample_spec,
+                    sampling,
                     shared_prefix=group,
                     slots=config.rollout.slots or None,
                 )
@@ -201,7 +202,7 @@ def _train(
                     row_problems,
                     group=group,
                     spec=spec,
-                    sample_spec=sample_spec,
+                    sample_spec=sampling,
                     key=key,
                     domain=cast.task.domain,
                     tokenizer=cast.tokenizer,

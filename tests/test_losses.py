@@ -43,7 +43,7 @@ def where_owned(owners, letter, slots, value=1.0):
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def evaluate(spec, logp, old, advantage, on, off, **more):
     """(loss, statistics, gradient with respect to logp), compiled once per spec and shape."""
-    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec, **more)  # noqa: E731
+    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec, **more)
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(logp)
     return value, stats, gradient
 
@@ -129,7 +129,7 @@ def test_token_weights_errors():
 
 def one_token(spec, pi, old, advantage, on=1.0, off=0.0, **more):
     """(loss, d loss / d log pi, metrics) of a batch of one token."""
-    array = lambda x: np.full((1, 1), x, np.float32)  # noqa: E731
+    array = lambda x: np.full((1, 1), x, np.float32)
     more = {k: array(v) if k.endswith("_BT") else v for k, v in more.items()}
     arguments = (array(math.log(old)), array(advantage), array(on), array(off))
     value, stats, gradient = evaluate(spec, array(math.log(pi)), *arguments, **more)
@@ -239,7 +239,7 @@ def test_kl_and_entropy_by_hand():
     assert "policy/kl" not in got[2]
     on = jnp.array([[0.5, 0.0]])
     spec = LossSpec(entropy_bonus=0.01)
-    loss = lambda entropy: policy_loss(on, on, on, on, 0 * on, spec, entropy_BT=entropy)[0]  # noqa: E731
+    loss = lambda entropy: policy_loss(on, on, on, on, 0 * on, spec, entropy_BT=entropy)[0]
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.array([[1.5, NAN]])), [[-0.005, 0]], rtol=1e-6)
 
 
@@ -257,7 +257,7 @@ def batch(seed=0):
     log_ratio = np.log(rng.choice([0.4, 0.7, 0.9, 1.05, 1.2, 1.4, 2.5, 5.0], size=shape))
     logp = rng.uniform(-3, -0.3, size=shape)
     written = policy | teacher
-    nan = lambda keep, values: np.where(keep, values, NAN).astype(np.float32)  # noqa: E731
+    nan = lambda keep, values: np.where(keep, values, NAN).astype(np.float32)
     return {
         "logp": nan(written, logp),
         "old": nan(policy, logp - log_ratio),

@@ -30,7 +30,7 @@ def run(optimizer, params, gradients):
 
 
 def test_schedules_by_hand():
-    at = lambda name, step: float(schedule_value(name, 0.4, 0.1, step, 10))  # noqa: E731
+    at = lambda name, step: float(schedule_value(name, 0.4, 0.1, step, 10))
     assert [at("constant", s) for s in (0, 5, 99)] == pytest.approx([0.4] * 3)
     assert [at("linear", s) for s in (-3, 0, 5, 10, 99)] == pytest.approx([0.4, 0.4, 0.25, 0.1, 0.1])
     # cosine: a quarter of the way it has gone (1 - cos 45 deg) / 2 = 0.1464 of the distance
@@ -64,7 +64,7 @@ def test_matches_adamw_in_numpy(clip_norm):
 
     decayed = {"embedding", "query"}
     names = ["embedding", "query", "query_bias", "attention_norm", "final_norm"]
-    flat = lambda tree: {**{k: v for k, v in tree.items() if k != "layers"}, **tree["layers"]}  # noqa: E731
+    flat = lambda tree: {**{k: v for k, v in tree.items() if k != "layers"}, **tree["layers"]}
     p = {k: np.asarray(v, np.float64) for k, v in flat(params).items()}
     m, v = {k: 0.0 * p[k] for k in names}, {k: 0.0 * p[k] for k in names}
     for step, gradient in enumerate(gradients):
@@ -83,7 +83,7 @@ def test_matches_adamw_in_numpy(clip_norm):
 
 
 def test_matrices_are_told_from_stacked_norms_and_biases():
-    leaf = lambda *shape: jnp.zeros(shape)  # noqa: E731
+    leaf = lambda *shape: jnp.zeros(shape)
     assert matrix_mask(parameters()) == {
         "embedding": True,
         "layers": {"query": True, "query_bias": False, "attention_norm": False},

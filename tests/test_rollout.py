@@ -26,6 +26,7 @@ PROMPTS = [[5, 6, 7], [11], [1, 2, 3, 4, 5, 6, 7, 8], [40, 41, 42, 43, 44]]
 GROUP = 2
 FREE = rollout.SampleSpec(temperature=1.0, max_new_tokens=NEW)
 KEY = jax.random.key(7)
+draw = jax.jit(sample, static_argnums=(3, 4, 5))
 # The module; the package exports the function under the same name.
 loop = importlib.import_module("scope_jax.rollout.generate")
 
@@ -108,7 +109,6 @@ def test_the_loop_writes_what_a_decoder_without_cache_would_draw():
         assert rows.owner_BT[b].tolist() == [1] * len(prompt) + [2] * NEW + [0] * (SLOTS - len(prompt) - NEW)
     logits = every_logit(tiny_params(), TINY, rows.tokens_BT)
     keys = row_keys(KEY, 0, rows.row_B)
-    draw = jax.jit(sample, static_argnums=(3, 4, 5))
     for slot in range(1, SLOTS):
         wanted, logp = jax.device_get(draw(logits[:, slot - 1], keys, np.full(8, slot, np.int32), 1.0, 1.0, 0))
         written = (rows.owner_BT == Owner.POLICY)[:, slot]
@@ -209,7 +209,7 @@ def test_scanned_and_unrolled_layers_write_the_same():
     assert_same(run(fresh_rows(), unrolled=False), run(fresh_rows(), unrolled=True))
 
 
-@pytest.mark.parametrize(("slots", "unrolled", "shared"), [(1, True, 1), (3, True, 2), (3, False, 1), (8, True, 1), (99, True, 1)])
+@pytest.mark.parametrize(("slots", "unrolled", "shared"), [(1, True, 1), (3, True, 1), (3, False, 2), (99, True, 1)])
 def test_refilled_slots_write_the_same(slots, unrolled, shared):
     assert_same(run(fresh_rows(), slots=slots, unrolled=unrolled, shared_prefix=shared), free_run())
 
@@ -461,49 +461,46 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     [(48, 1.0, 0, 1.0), (200, 0.7, 0, 1.0), (300, 1.3, 7, 1.0), (128, 1.0, 0, 0.8), (257, 0.5, 20, 0.9)],
 )
 def test_draws_follow_the_softmax(V, temperature, top_k, top_p):
-    N = 20000
+    N = 8000
     logits = np.random.RandomState(V).standard_normal(V).astype(np.float32) * 2
     logits[V // 3] = -np.inf
     keys = row_keys(jax.random.key(1), 0, jnp.arange(N))
     rows = jnp.broadcast_to(jnp.asarray(logits), (N, V))
-    token, logp = jax.device_get(jax.jit(sample, static_argnums=(3, 4, 5))(rows, keys, jnp.full(N, 3), temperature, top_p, top_k))
+    token, logp = jax.device_get(draw(rows, keys, jnp.full(N, 3), temperature, top_p, top_k))
 
     scaled = logits.astype(np.float64) / temperature
     full = np.exp(scaled - scaled.max())
-    np.testing.assert_allclose(logp, np.log(full / full.sum())[token], atol=1e-5)  # not of the truncated distribution
+    np.testing.assert_allclose(logp, np.log(full[token] / full.sum()), atol=1e-5)  # not of the truncated distribution
     kept = kept_by(scaled, top_k, top_p)
     counts = np.bincount(token, minlength=V)
     assert counts[~kept].sum() == 0 and counts[V // 3] == 0
     expected = np.where(kept, full, 0) / full[kept].sum() * N
     assert chi_square(counts, expected) < 5
-    # The bound can tell: temperatures 10 % off would be seen.
-    wrong = np.where(kept, np.exp((scaled - scaled.max()) / 1.1), 0)
+    # The bound can tell: temperatures 20 % off would be seen.
+    wrong = np.where(kept, np.exp((scaled - scaled.max()) / 1.2), 0)
     assert chi_square(counts, wrong / wrong.sum() * N) > 5
 
 
 def test_draws_depend_on_key_row_and_slot():
     N, V = 2000, 300
     logits = jnp.zeros((N, V))
-    draw = jax.jit(lambda key, stream, slot: sample(logits, row_keys(key, stream, jnp.arange(N)), slot, 1.0, 1.0, 0)[0])
-    first = np.asarray(draw(jax.random.key(1), 0, jnp.full(N, 3)))
-    np.testing.assert_array_equal(first, draw(jax.random.key(1), 0, jnp.full(N, 3)))
-    for other in (
-        draw(jax.random.key(2), 0, jnp.full(N, 3)),
-        draw(jax.random.key(1), 1, jnp.full(N, 3)),
-        draw(jax.random.key(1), 0, jnp.full(N, 4)),
-        np.roll(first, 1),
-    ):
+    tokens = jax.jit(lambda seed, stream, slot: sample(
+        logits, row_keys(jax.random.key(seed), stream, jnp.arange(N)), jnp.full(N, slot), 1.0, 1.0, 0)[0])  # fmt: skip
+    first = np.asarray(tokens(1, 0, 3))
+    np.testing.assert_array_equal(first, tokens(1, 0, 3))
+    # Two independent draws agree in one place out of V.
+    for other in (tokens(2, 0, 3), tokens(1, 1, 3), tokens(1, 0, 4), np.roll(first, 1)):
         assert np.mean(first == np.asarray(other)) < 5 / V
 
 
 def test_top_k_of_one_is_greedy():
     logits = jnp.asarray(np.random.RandomState(0).standard_normal((64, 200)).astype(np.float32))
     keys = row_keys(jax.random.key(1), 0, jnp.arange(64))
-    greedy, logp = sample(logits, keys, jnp.arange(64), 0.0, 1.0, 0)
+    greedy, logp = draw(logits, keys, jnp.arange(64), 0.0, 1.0, 0)
     np.testing.assert_array_equal(greedy, np.argmax(logits, -1))
     np.testing.assert_allclose(logp, np.max(jax.nn.log_softmax(logits), -1), atol=1e-6)
     for temperature, top_p, top_k in ((0.7, 1.0, 1), (1.0, 1e-6, 0)):
-        token, _ = sample(logits, keys, jnp.arange(64), temperature, top_p, top_k)
+        token, _ = draw(logits, keys, jnp.arange(64), temperature, top_p, top_k)
         np.testing.assert_array_equal(token, greedy)
 
 
@@ -533,20 +530,18 @@ WIDE = models.ModelConfig(vocab_size=512, hidden_size=128, num_layers=2, num_hea
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
 
 
-def compiled_loop(unrolled: bool, drop: tuple[str, ...]) -> list[str]:
-    """Instructions of the decode loop's body, and of all that it calls, on a 2x2x2 mesh."""
+def compiled_loop(monkeypatch, unrolled: bool) -> list[str]:
+    """Instructions of the decode loop's body, and of all that it calls, in the program that `generate` runs on a 2x2x2
+    mesh: compiled with what it passes, and not run."""
     mesh = mesh_of("2x2x2")
-    with jax.set_mesh(mesh):
-        params = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            models.abstract(WIDE),
-            models.shardings(WIDE, mesh, drop),
-        )
-        static = (1.0, 1.0, 0, 40, (0,), 16, 1, 8, unrolled)
-        limit = jnp.full((8,), 64, jnp.int32)
-        rows = rollout.from_prompts([[1, 2, 3]], 8, 64)
-        lowered = loop._generate.lower(params, rows, KEY, jnp.int32(0), jnp.int8(2), limit, None, WIDE, static)
-        text = lowered.compile().as_text()
+    passed: list = []
+    program = loop._generate
+    with monkeypatch.context() as patch, jax.set_mesh(mesh):
+        patch.setattr(loop, "_generate", lambda *arguments: passed.extend(arguments))
+        params = jax.device_put(make_params(WIDE, 0), models.shardings(WIDE, mesh))
+        spec = rollout.SampleSpec(temperature=1.0, max_new_tokens=40, end_ids=(0,))
+        rollout.generate(params, WIDE, rollout.from_prompts([[1, 2, 3]], 8, 64), KEY, spec, unrolled=unrolled)
+        text = program.lower(*passed).compile().as_text()
     computations: dict[str, list[str]] = {}
     for line in text.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -575,11 +570,11 @@ def collective_sizes(lines: list[str]) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_no_step_moves_a_weight_or_the_cache_between_devices(unrolled):
+def test_no_step_moves_a_weight_or_the_cache_between_devices(monkeypatch, unrolled):
     """Of the compiled text: inside the loop no collective gives an array as large as one device's part of the smallest
     matrix of a layer, or of one layer's keys; the keys and values are carried split over rows and heads, and no
     instruction copies them."""
-    lines = compiled_loop(unrolled, drop=("fsdp",))
+    lines = compiled_loop(monkeypatch, unrolled)
     sizes = collective_sizes(lines)
     matrix = WIDE.hidden_size * WIDE.num_kv_heads * WIDE.head_size // 2
     keys = (8 // 4) * (WIDE.num_kv_heads // 2) * 56 * WIDE.head_size
@@ -591,7 +586,8 @@ def test_no_step_moves_a_weight_or_the_cache_between_devices(unrolled):
     assert not [line for line in lines if re.search(rf"\[(2,)?{layer}\]\S* copy\(", line)]
 
 
-def test_weights_split_over_fsdp_would_be_moved_in_every_step():
-    """The check above finds them: this is what `relay` is there for."""
-    print(sorted(collective_sizes(compiled_loop(False, drop=()))))
-    assert 0
+def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
+    """What `relay` is there for: without it, the check above finds gathered weights."""
+    monkeypatch.setattr(loop, "relay", lambda config, params, mesh: params)
+    gathered = [size for kind, size in collective_sizes(compiled_loop(monkeypatch, False)) if kind == "all-gather"]
+    assert max(gathered) >= WIDE.hidden_size * WIDE.ffn_size // 2

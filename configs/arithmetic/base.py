@@ -8,7 +8,7 @@ from scope_jax.supervised import default_config
 
 def get_config():
     config = default_config()
-    config.steps = 500
-    config.task.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
-    config.demonstrations.misconception = 0.7
+    config.steps = 600
+    config.task.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)
+    config.demonstrations.misconception = 0.9
     return config

@@ -10,17 +10,17 @@ def get_config():
     config = default_config()
     config.steps = 80
     config.task.data = "cache/tfds"
-    config.task.options = {"lengths": (5, 6), "ood_lengths": (7, 8), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
+    config.task.options = {"lengths": (4, 5), "ood_lengths": (6, 7), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
     config.models.policy = "cache/checkpoints/base"
     config.rollout.prompts = 16
     config.rollout.group = 8
-    config.rollout.prompt_tokens = 13
-    config.rollout.new_tokens = 35
+    config.rollout.prompt_tokens = 11
+    config.rollout.new_tokens = 29
     config.loss.normaliser = "token"
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 5
     config.optimizer.b2 = 0.98
     config.training.micro_batches = 4
-    config.evaluation.prompt_tokens = 17
-    config.evaluation.new_tokens = 45
+    config.evaluation.prompt_tokens = 15
+    config.evaluation.new_tokens = 39
     return config

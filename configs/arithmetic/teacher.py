@@ -9,8 +9,11 @@ from scope_jax.supervised import default_config
 def get_config():
     config = default_config()
     config.seed = 1
-    config.steps = 700
-    config.task.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8)
+    config.steps = 350
+    config.task.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)
     config.task.seed = 2
-    config.demonstrations.style = "prompt_order"
+    config.demonstrations.style = "sorted"
+    config.demonstrations.anyones_prefix = True
+    config.start = "cache/checkpoints/base"
+    config.optimizer.learning_rate = 2e-3
     return config

@@ -42,7 +42,8 @@ class ProcessRewardModel:
             return [], []
         body = "".join(step.strip() + STEP_MARK for step in steps)
         ids = self.tokenizer.encode(before.replace(_USER, prompt) + body + after, add_special_tokens=False)
-        return ids, [place for place, token in enumerate(ids) if token == self.mark_id]
+        mark = self.mark_id
+        return ids, [place for place, token in enumerate(ids) if token == mark]
 
     def score(
         self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def prepare_workdir(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_differ: Sequence[str] = ()) -> pathlib.Path:
-    """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to `config.json`, keys sorted.
+def prepare_workdir(
+    workdir: str | os.PathLike, config: Mapping[str, Any], *, may_differ: Sequence[str] = (), name: str = "config.json"
+) -> pathlib.Path:
+    """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file `name`, keys sorted.
 
-    Where a `config.json` is there already, it must hold the same values, keys in `may_differ` aside (dotted names;
+    Where that file is there already, it must hold the same values, keys in `may_differ` aside (dotted names;
     "eval" covers "eval.every"); it is then written anew, with the new values of those keys. Raises ValueError that
     names up to five differing keys with both values, and changes nothing, where it is the config of another run;
     and where `config` holds something that is not JSON.
     """
     workdir = pathlib.Path(workdir)
-    path = workdir / "config.json"
+    path = workdir / name
     try:
         text = json.dumps(config, indent=2, sort_keys=True)
     except (TypeError, ValueError) as error:

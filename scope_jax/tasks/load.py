@@ -28,7 +28,7 @@ def load_task(name: str, data: str | pathlib.Path, *, train_split: str = "train"
         raise ValueError(f"config.task.name = {name!r} is unknown; known: arithmetic")
     from scope_jax.tasks.arithmetic_tfds import SignedTermsConfig, prepare
 
-    known = {f.name for f in dataclasses.fields(SignedTermsConfig)} - {"name"}
+    known = set(SignedTermsConfig.__annotations__) - {"name"}  # its own fields, not those of every TFDS config
     settings: dict[str, Any] = {}
     for key, value in (options or {}).items():
         if key not in known:
