@@ -123,6 +123,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             jax.block_until_ready((state, stats))
 
         written = rows * args.new_tokens if lengths is None else sum(lengths)
+        call: Callable[[], Any]
         if args.mode == "rollout":
             call, tokens = (lambda: make(next(seeds))), written
         elif args.mode == "update":
@@ -161,9 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(record))
     else:
-        print(
-            f"{record['mode']}: {record['seconds']:.3f} s, {record['tokens_per_s']:.0f} tokens/s (compile {record['compile_seconds']:.1f} s)"
-        )
+        speed = f"{record['seconds']:.3f} s, {record['tokens_per_s']:.0f} tokens/s"
+        print(f"{record['mode']}: {speed} (compile {record['compile_seconds']:.1f} s)")
     return 0
 
 

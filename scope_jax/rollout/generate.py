@@ -30,7 +30,7 @@ def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, 
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < max_length:
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens; 1 to {max_length - 1} fit a buffer of {max_length} (drop or count it before)"
+                f"prompt {number} has {len(prompt)} tokens; 1 to {max_length - 1} fit a buffer of {max_length}; drop it before"
             )
     length = np.repeat(np.array([len(p) for p in prompts], np.int32), group)
     tokens = np.zeros((len(length), max_length), np.int32)
