@@ -98,7 +98,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ({"correction.select.rule": "best"}, "selection rule 'best' is unknown"),
         ({"rollout.temperature": -1.0}, "SampleSpec.temperature -1.0 must be >= 0"),
         ({"rollout.top_p": 0.0}, "SampleSpec.top_p 0.0 must be in (0, 1]"),
-        ({"training.micro_batches": 3}, "config.training.micro_batches = 3 does not divide prompts x group = 16"),
+        ({"training.micro_batches": 3}, "config.training.micro_batches = 3 does not divide prompts x group = 32"),
         ({"mesh.tensor": 3}, "needs 6 devices, 8 are here"),
         ({"models.policy": ""}, "config.models.policy is empty"),
         ({"models.teacher": ""}, "config.models.teacher is empty"),

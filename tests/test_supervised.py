@@ -36,7 +36,7 @@ def test_both_directories_load(checkpoints: Tiny):
 def test_summaries(checkpoints: Tiny):
     policy, prm = (json.loads((folder / "summary.json").read_text()) for folder in (checkpoints.policy, checkpoints.prm))
     assert policy == checkpoints.summaries["policy"] and prm == checkpoints.summaries["prm"]  # what was printed
-    assert (policy["kind"], policy["steps"]) == ("policy", 200)
+    assert (policy["kind"], policy["steps"]) == ("policy", 300)
     assert policy["loss"] < 0.8  # log 24 = 3.2 at the start
     assert (prm["kind"], prm["train_rows"] <= 128, prm["train_rows"] > 100) == ("prm", True, True)
     rates = {name: prm[f"first_error/{name}"] for name in ("exact", "not_later", "later", "none", "clean")}
@@ -56,7 +56,7 @@ def test_a_finished_directory_is_left_alone(checkpoints: Tiny):
     config.steps += 1
     with pytest.raises(ValueError, match="another config") as caught:
         supervise(config, checkpoints.policy)
-    assert "steps: there 200, here 201" in str(caught.value)
+    assert "steps: there 300, here 301" in str(caught.value)
     assert (checkpoints.policy / "model.safetensors").read_bytes() == before[checkpoints.policy / "model.safetensors"][1]
 
 

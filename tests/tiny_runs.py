@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Problems with two terms: a prompt is 5 tokens, a solution 10, end token included.
 POLICY = {
-    "steps": 200,
+    "steps": 300,
     "micro_batches": 1,
     "model.hidden_size": 48,
     "model.num_layers": 2,
@@ -50,7 +50,7 @@ RUN = {
         "test_size": 8,
         "test_ood_size": 8,
     },
-    "rollout.prompts": 4,
+    "rollout.prompts": 8,
     "rollout.group": 4,
     "rollout.prompt_tokens": 5,
     "rollout.new_tokens": 12,

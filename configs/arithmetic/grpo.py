@@ -8,14 +8,14 @@ from scope_jax.configuration import default_config
 
 def get_config():
     config = default_config()
-    config.steps = 80
+    config.steps = 50
     config.task.data = "cache/tfds"
-    config.task.options = {"lengths": (4, 5), "ood_lengths": (6, 7), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
+    config.task.options = {"lengths": (5, 6), "ood_lengths": (7,), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
     config.models.policy = "cache/checkpoints/base"
     config.rollout.prompts = 16
     config.rollout.group = 8
-    config.rollout.prompt_tokens = 11
-    config.rollout.new_tokens = 29
+    config.rollout.prompt_tokens = 13
+    config.rollout.new_tokens = 34
     config.loss.normaliser = "token"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 5

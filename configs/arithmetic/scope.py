@@ -12,4 +12,5 @@ def get_config():
     config.models.prm = "cache/checkpoints/prm"
     config.correction.enabled = True
     config.correction.step_tokens = 8
+    config.loss.teacher_weight = 1.0
     return config

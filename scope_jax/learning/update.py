@@ -102,7 +102,7 @@ def make_update(
 
     def update(state: TrainState, batch: dict, scalars: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         total, stats, grads = gradients(state.params, batch, scalars)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(total) & jnp.isfinite(norm)
         # A skipped update still runs through the optimiser: feed it zeros, so that no NaN is made, and drop the result.
         grads = jax.tree.map(lambda g: jnp.where(good, g, jnp.zeros_like(g)), grads)
