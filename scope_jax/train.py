@@ -195,6 +195,7 @@ def _train(
             # Correction.
             final, final_reward, include = batch, reward, ~np.isnan(reward)
             gallery: list[dict[str, Any]] = []
+            show = step % config.samples.every == 0 or step + 1 == config.steps
             if spec is not None and cast.teacher is not None:
                 rescued = correction.rescue(
                     batch,
@@ -211,6 +212,7 @@ def _train(
                     prm=cast.prm,
                     seed=config.seed + step,
                     timer=timer,
+                    keep_gallery=show,
                 )
                 final, final_reward, include = rescued.rollout, rescued.reward_B, rescued.include_B
                 metrics |= rescued.metrics
@@ -261,7 +263,7 @@ def _train(
             with timer("evaluate"):
                 metrics |= evaluation(state.params)
             seconds |= timer.pop()
-        if gallery and (step % config.samples.every == 0 or done == config.steps):
+        if gallery:
             shown = sorted(gallery, key=lambda item: not item["verdict_after"])[: config.samples.rows]
             write_atomically(workdir / "samples" / f"step_{step:06d}.json", json.dumps(shown, indent=1))
         writer.write(step, metrics | seconds)

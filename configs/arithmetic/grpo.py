@@ -8,7 +8,7 @@ from scope_jax.configuration import default_config
 
 def get_config():
     config = default_config()
-    config.steps = 50
+    config.steps = 25
     config.task.data = "cache/tfds"
     config.task.options = {"lengths": (5, 6), "ood_lengths": (7,), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
     config.models.policy = "cache/checkpoints/base"

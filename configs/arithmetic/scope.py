@@ -13,4 +13,5 @@ def get_config():
     config.correction.enabled = True
     config.correction.step_tokens = 8
     config.loss.teacher_weight = 1.0
+    config.loss.teacher_schedule = "linear"
     return config

@@ -25,6 +25,7 @@ from scope_jax.rollout import SampleSpec, completion_ids, completion_texts, gene
 from scope_jax.tasks import Domain, Problem, step_ends, stop_table
 from scope_jax.types import Owner, Rollout
 
+_cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
 LOCALISERS = ("prm", "oracle")
 TAILS = ("policy", "teacher", "none")
 ACCEPT = ("verified", "unverified")
@@ -95,6 +96,7 @@ class _Located:
     score_RJ: np.ndarray
     valid_RJ: np.ndarray
     error_R: np.ndarray
+    quality_R: np.ndarray
     unscored: int
 
 
@@ -114,13 +116,14 @@ def rescue(
     prm: ProcessRewardModel | None,
     seed: int = 0,
     timer: Callable[[str], Any] = lambda phase: contextlib.nullcontext(),
+    keep_gallery: bool = True,
 ) -> Rescue:
     """Correct failures of `rollout` (rows of a group consecutive; `problems` and `reward_B` one per row; reward NaN where
     the verifier could not judge).
 
     `sample_spec` is the policy's; tails use it too and never grow a row past prompt + `max_new_tokens`. `key` is the
     step's key, the one the rollout was made with. `seed` drives random selection. `timer("prm")`, `timer("correct")` and
-    `timer("verify")` are entered around those phases.
+    `timer("verify")` are entered around those phases. Without `keep_gallery` the gallery comes back empty.
     """
     failed_B = reward_B == 0
     metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
@@ -141,8 +144,8 @@ def rescue(
         for number, r in enumerate(chosen_R):
             error = located.error_R[r]
             kept[number] = prompt_length[attempted[number]] + located.ends[r][error - 1]
-        rows = cut(
-            take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)),
+        rows = _cut_rows(
+            _take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)),
             jnp.asarray(np.where(valid, kept, row_length[index])),
         )
         limit = jnp.minimum(rows.prompt_length_B + sample_spec.max_new_tokens, rows.tokens_BT.shape[1])
@@ -197,7 +200,7 @@ def rescue(
         mixed = _where_rows(jnp.asarray(open_rows), tail, mixed)
         accepted |= passed
 
-    final = place_rows(rollout, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
+    final = _place_rows(rollout, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
     reward_B, include_B = reward_B.copy(), include_B.copy()
     taken = targets[accepted[: len(targets)]]
     if spec.tail == "none":
@@ -207,21 +210,23 @@ def rescue(
     metrics["scope/accepted"] = float(np.sum(accepted))
     metrics["scope/accepted_share"] = float(np.sum(accepted)) / len(attempted)
     metrics["scope/tail_tries"] = float(tries)
-    gallery = _gallery(
-        located,
-        chosen_R,
-        problems,
-        attempted,
-        usable,
-        accepted,
-        written,
-        mixed,
-        kept,
-        prompt_length[index],
-        spec,
-        domain,
-        tokenizer,
-    )
+    gallery: list[dict[str, Any]] = []
+    if keep_gallery:
+        gallery = _gallery(
+            located,
+            chosen_R,
+            problems,
+            attempted,
+            usable,
+            accepted,
+            written,
+            mixed,
+            kept,
+            prompt_length[index],
+            spec,
+            domain,
+            tokenizer,
+        )
     return Rescue(final, reward_B, include_B, _finish(metrics, final), gallery)
 
 
@@ -255,10 +260,22 @@ def _locate(
             if labels is None:
                 raise ValueError(f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps; use 'prm'")
             score[r, : len(labels)], valid[r, : len(labels)] = labels, True
-    error = (
-        np.asarray(first_error(jnp.asarray(score), jnp.asarray(valid), spec.threshold)) if score.size else np.zeros(len(rows), int)
-    )
-    return _Located(rows, steps, ends, score, valid, error, unscored)
+    error, quality = _judge(score, valid, spec.threshold, _bucket(len(rows), failed_B.size))
+    return _Located(rows, steps, ends, score, valid, error, quality, unscored)
+
+
+def _judge(score_RJ: np.ndarray, valid_RJ: np.ndarray, threshold: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(first error, prefix quality) of each row, computed on arrays of a few fixed sizes."""
+    R, J = score_RJ.shape
+    pad = ((0, rows - R), (0, -J % 8 or (8 if J == 0 else 0)))
+    error, quality = _error_and_quality(np.pad(score_RJ, pad), np.pad(valid_RJ, pad), threshold)
+    return np.minimum(np.asarray(error)[:R], J), np.asarray(quality)[:R]
+
+
+@jax.jit
+def _error_and_quality(score: jax.Array, valid: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
+    error = first_error(score, valid, threshold)
+    return error, prefix_quality(score, valid, error)
 
 
 def _choose(
@@ -269,13 +286,8 @@ def _choose(
     finished_B = np.asarray(jax.device_get(rollout.finished_B))
     found = located.error_R < np.array([len(row) for row in located.steps], int).reshape(R)
     eligible = found & (located.error_R > 0) & finished_B[located.rows_R]
-    quality = (
-        np.asarray(prefix_quality(jnp.asarray(located.score_RJ), jnp.asarray(located.valid_RJ), jnp.asarray(located.error_R)))
-        if R and located.score_RJ.size
-        else np.zeros(R)
-    )
     eligible_B, quality_B = np.zeros(failed_B.size, bool), np.zeros(failed_B.size)
-    eligible_B[located.rows_R], quality_B[located.rows_R] = eligible, quality
+    eligible_B[located.rows_R], quality_B[located.rows_R] = eligible, located.quality_R
     chosen = select(eligible_B, quality_B, failed_B, group, spec.select, seed)
     position = {int(b): r for r, b in enumerate(located.rows_R)}
     counters = {
@@ -400,11 +412,9 @@ def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
 
 
 def _bucket(count: int, most: int) -> int:
-    """`count` rounded up to one of a few fixed sizes (most, most/2, most/4), so that few programs are compiled."""
-    size = max(most, count)
-    while size % 2 == 0 and size // 2 >= count and size // 2 * 4 >= most:
-        size //= 2
-    return size
+    """`count` rounded up to a quarter, half, three quarters or all of `most`, so that few programs are compiled."""
+    quarter = max(-(-most // 4), 1)
+    return max(-(-count // quarter) * quarter, quarter)
 
 
 def _pad(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
