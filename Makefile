@@ -24,7 +24,7 @@ help:  ## this list
 setup: $(READY)  ## the environment in .venv (the other targets call this; done once)
 
 $(READY): pyproject.toml constraints.txt
-	@echo "== set-up: $(VENV) with $(PYTHON), scope_jax[$(EXTRAS)], versions of constraints.txt (about a minute, once)"
+	@echo "== set-up: $(VENV) with $(PYTHON), scope_jax[$(EXTRAS)], versions of constraints.txt (two minutes, once)"
 	@if [ "$$("$(BIN)/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
 	  "$(PYTHON)" -m venv --clear "$(VENV)"; fi
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"

@@ -12,6 +12,7 @@ compiled text of every program, into a directory.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -152,8 +153,10 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     if args.profile:
-        # Read when the first program is compiled.
-        jax.config.update("jax_dump_ir_to", str(Path(args.profile) / "programs"))
+        # Read once, when the first device is asked for.
+        folder = Path(args.profile) / "programs"
+        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_(_generate|update)"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
     try:
         record = bench(args)
     except (ValueError, FileNotFoundError) as error:

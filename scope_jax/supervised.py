@@ -43,7 +43,7 @@ def default_config() -> ConfigDict:
             # model learns to go on in its own style from what somebody else wrote.
             "demonstrations": {"style": "mixed", "misconception": 0.0, "misconception_kind": "borrow", "anyones_prefix": False},
             # kind "prm": rollouts of `policy`, labelled by the task's own step check.
-            "rollouts": {"policy": "", "problems": 1024, "group": 4, "lengths": (4, 5, 6), "held_out": 256, "failed_only": False},
+            "rollouts": {"policy": "", "problems": 1024, "group": 4, "lengths": (4, 5, 6), "held_out": 256},
             "threshold": 0.5,
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 30, "final_share": 0.1, "b2": 0.98, "weight_decay": 0.01},
         }

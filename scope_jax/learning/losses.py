@@ -202,6 +202,7 @@ def policy_loss(
         "off_tokens": jnp.sum(is_off).astype(jnp.float32),
         "ratio_sum": masked_sum(ratio, is_on),
         "ratio_max": jnp.max(only(is_on, ratio), initial=0.0),
+        "gap_max": jnp.max(only(is_on, jnp.abs(logp_on - old_on)), initial=0.0),
         "clip_count": jnp.sum(is_on & clipped).astype(jnp.float32),
         "teacher_logp_sum": masked_sum(logp_off, is_off),
         "policy_loss_sum": on_loss,
@@ -238,13 +239,15 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Merged statistics as flat metrics (scalars); entropy, KL and TIS only where `policy_loss` was given them.
 
     Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such token.
-    `policy/clip_share` is the share of POLICY tokens whose gradient the clip (or dual clip) took away. `loss/policy`
+    `sampler/logp_gap_max` is the largest |log pi - log pi_old|: before the first update on a batch, the gap between sampler and
+    trainer. `policy/clip_share` is the share of POLICY tokens whose gradient the clip (or dual clip) took away. `loss/policy`
     and `loss/teacher`, the latter before lambda, are sums with the weights of `token_weights`, as the loss itself.
     """
     on, off = jnp.maximum(stats["on_tokens"], 1), jnp.maximum(stats["off_tokens"], 1)
     metrics = {
         "policy/ratio_mean": stats["ratio_sum"] / on,
         "policy/ratio_max": stats["ratio_max"],
+        "sampler/logp_gap_max": stats["gap_max"],
         "policy/clip_share": stats["clip_count"] / on,
         "policy/teacher_logp": stats["teacher_logp_sum"] / off,
         "loss/policy": stats["policy_loss_sum"],
