@@ -50,6 +50,7 @@ RUN = {
         "test_size": 8,
         "test_ood_size": 8,
     },
+    "loss.teacher_schedule": "constant",  # runs of different lengths are compared
     "rollout.prompts": 8,
     "rollout.group": 4,
     "rollout.prompt_tokens": 5,
