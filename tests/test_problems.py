@@ -72,7 +72,6 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
     table = pyarrow.table({"problem": ["1+1", None, "2+2"], "answer": ["2", "3", "4"]})

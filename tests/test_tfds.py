@@ -3,13 +3,11 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow_datasets as tfds
 
 from scope_jax.tasks.arithmetic import Arithmetic, Problem
+from scope_jax.tasks.arithmetic_tfds import SignedTerms, SignedTermsConfig, prepare
 from scope_jax.tasks.problems import Problems
-
-tfds = pytest.importorskip("tensorflow_datasets")
-
-from scope_jax.tasks.arithmetic_tfds import SignedTerms, SignedTermsConfig, prepare  # noqa: E402
 
 SMALL = SignedTermsConfig(train_size=40, validation_size=6, test_size=8, test_ood_size=5, lengths=(2, 3), seed=5)
 
