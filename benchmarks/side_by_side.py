@@ -138,6 +138,17 @@ def make_venv(name: str, python: str) -> str:
     return str(interpreter)
 
 
+def newer_python() -> str:
+    """A Python of 3.12 or later, as Tunix needs: the first on the path that runs and says so."""
+    ask = ["-c", "import sys; sys.exit(sys.version_info < (3, 12))"]
+    for name in (sys.executable, "python3.12", "python3.13", "python3"):
+        found = shutil.which(name)
+        # A version manager's shim is on the path even where it can start nothing.
+        if found and subprocess.run([found, *ask], capture_output=True, check=False).returncode == 0:
+            return found
+    raise SystemExit("error: Tunix needs Python 3.12 or later and none is on the path; give --tunix-python=PYTHON")
+
+
 def _cell(result: dict | None, mode: str) -> str:
     if result is None:
         return "-"
@@ -210,8 +221,7 @@ def main() -> None:
     if "trl" in args.sides:
         pythons["trl"] = args.torch_python or make_venv("trl", sys.executable)
     if "tunix" in args.sides:
-        newer = shutil.which("python3.12") or sys.executable
-        pythons["tunix"] = args.tunix_python or make_venv("tunix", newer)
+        pythons["tunix"] = args.tunix_python or make_venv("tunix", newer_python())
     args.cpus = _pin(args.threads)
     results_dir = HERE / "results"
     results_dir.mkdir(exist_ok=True)

@@ -119,8 +119,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             reward = np.array([sum(ids) % 2 for ids in written], np.float32)
             advantage = learning.group_advantages(jnp.asarray(reward), args.group)
             on, off = learning.token_weights(batch, spec)
-            arrays = {"tokens": batch.tokens_BT, "advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
-            state, stats = update(state, arrays, {"teacher_weight": jnp.float32(0.0)})
+            arrays = {"advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
+            packed = learning.pack(batch, arrays, args.group, rows // args.micro_batch)
+            state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})
             jax.block_until_ready((state, stats))
 
         written = rows * args.new_tokens if lengths is None else sum(lengths)

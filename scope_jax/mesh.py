@@ -51,6 +51,12 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
+def platform() -> str:
+    """Either "cpu", "tpu" or "gpu": that of the mesh that is set, else of the default device. Not for use inside jit."""
+    mesh = current_mesh()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int], drop: Sequence[str] = ()
 ) -> PartitionSpec:

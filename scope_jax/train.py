@@ -223,7 +223,7 @@ def _train(
             with timer("update"):
                 advantage = learning.group_advantages(final_reward, group, std=config.advantage.std, include_B=include)
                 on, off = learning.token_weights(final, losses, include_B=jnp.asarray(include))
-                arrays = {"tokens": final.tokens_BT, "advantage": advantage, "on": on, "off": off}
+                arrays = {"advantage": advantage, "on": on, "off": off}
                 if config.loss.old_logp == "sampler":
                     arrays["old_logp"] = final.logp_BT
                 if losses.tis_cap is not None:
@@ -237,7 +237,8 @@ def _train(
                     step,
                     config.steps,
                 )
-                state, stats = update(state, learning.trim(arrays, final.length_B), {"teacher_weight": jnp.float32(weight)})
+                packed = learning.pack(final, arrays, group, config.training.micro_batches)
+                state, stats = update(state, packed, {"teacher_weight": jnp.float32(weight)})
                 stats = jax.device_get(stats)
         if int(jax.device_get(state.skipped_in_row)) >= config.training.stop_after_skipped:
             raise RuntimeError(

@@ -13,25 +13,31 @@ from jax.sharding import PartitionSpec as P
 
 from scope_jax import learning, models
 from scope_jax.mesh import assert_sharded, make_mesh, partition_spec, put_rows
+from scope_jax.types import Owner, Rollout
 
 SPEC = learning.LossSpec(max_new_tokens=16, teacher_term="shaped", teacher_weight=0.5, entropy_bonus=0.01, kl_weight=0.05)
 # A large eps keeps Adam's step smooth where a gradient is nearly 0, so that rounding is not blown up to a whole step.
 ADAMW = learning.OptimizerSpec(learning_rate=0.01, b1=0.9, b2=0.99, eps=1e-3, weight_decay=0.1, clip_norm=0.05)
-ROWS, SLOTS = 8, 32
+ROWS, SLOTS, GROUP = 8, 32, 2
+PROMPT_LENGTH = np.repeat([4, 7, 5, 6], GROUP).astype(np.int32)
+LENGTH = np.array([32, 20, 9, 31, 6, 17, 28, 12], np.int32)
 
 
-def batch() -> dict[str, np.ndarray]:
-    """Ragged rows with a prompt, tokens of both owners, advantages of both signs, and NaN where nothing is known."""
+def batch() -> tuple[Rollout, dict[str, np.ndarray]]:
+    """Ragged rows, each two with the same prompt, tokens of both owners, advantages of both signs, and NaN where nothing
+    is known; and what an update needs beside them."""
     stream = np.random.RandomState(11)
     tokens = stream.randint(0, TINY.vocab_size, (ROWS, SLOTS)).astype(np.int32)
-    length = np.array([32, 20, 9, 31, 5, 17, 28, 12])[:, None]
     slots = np.arange(SLOTS)[None]
-    written = (slots >= 4) & (slots < length)
+    prompt = slots < PROMPT_LENGTH[:, None]
+    tokens = np.where(prompt, np.repeat(tokens[::GROUP], GROUP, axis=0), tokens)
+    written = ~prompt & (slots < LENGTH[:, None])
     teacher = written & (stream.rand(ROWS, SLOTS) < 0.3)
     policy = written & ~teacher
     logp = (-4 + stream.standard_normal((ROWS, SLOTS))).astype(np.float32)
-    return {
-        "tokens": tokens,
+    owner = np.select([prompt, teacher, policy], [Owner.PROMPT, Owner.TEACHER, Owner.POLICY], Owner.PAD).astype(np.int8)
+    rollout = Rollout(tokens, owner, logp, LENGTH, PROMPT_LENGTH, np.ones(ROWS, bool), np.arange(ROWS, dtype=np.int32))
+    return rollout, {
         "advantage": stream.standard_normal(ROWS).astype(np.float32),
         "on": np.where(policy, 1 / 64, 0).astype(np.float32),
         "off": np.where(teacher, 1 / 64, 0).astype(np.float32),
@@ -68,7 +74,8 @@ def one_update(name: str, micro_batches: int):
                 assert_sharded(tree, wanted)
             if number == 0:
                 before = numbers(state.params)
-                state, stats = update(state, put_rows(batch()), {"teacher_weight": jnp.float32(0.5)})
+                packed = learning.pack(*put_rows(batch()), GROUP, micro_batches)
+                state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.5)})
         # What the caller passed is not donated, and the state was a copy.
         assert np.isfinite(np.asarray(params["embed"])).all()
     assert [int(x) for x in (state.updates, state.skipped, state.skipped_in_row)] == [1, 0, 0]
@@ -79,10 +86,26 @@ def one_update(name: str, micro_batches: int):
 
 @functools.cache
 def direct_gradient() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(loss, gradient, statistics) by jax.grad on one device, without make_update, in one piece."""
-    scalars = {"teacher_weight": jnp.float32(0.5)}
-    (loss, stats), grads = jax.jit(jax.value_and_grad(objective(), has_aux=True))(tiny_params(), batch(), scalars)
-    return float(loss), numbers(grads), numbers(stats)
+    """(loss, gradient, statistics) by jax.grad on one device, without make_update and without `pack`: every row whole, its
+    prompt included."""
+    rollout, arrays = batch()
+
+    def loss(params):
+        logp, entropy = models.token_logprobs(params, TINY, rollout.tokens_BT, temperature=0.9, entropy=True)
+        return learning.policy_loss(
+            logp,
+            arrays["old_logp"],
+            arrays["advantage"][:, None],
+            arrays["on"],
+            arrays["off"],
+            SPEC,
+            teacher_weight=0.5,
+            reference_logp_BT=arrays["reference_logp"],
+            entropy_BT=entropy,
+        )
+
+    (total, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny_params())
+    return float(total), numbers(grads), numbers(stats)
 
 
 def test_one_update_against_adamw_by_hand():
@@ -147,6 +170,25 @@ def test_rows_that_cannot_be_split_are_refused():
     update = learning.make_update(objective(), optax.sgd(1.0), TINY, 3)
     with pytest.raises(ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"):
         update(None, {"tokens": np.zeros((8, 4), np.int32)}, {})
+    with pytest.raises(ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"):
+        learning.pack(*batch(), GROUP, 3)
+
+
+def test_packed_rows_by_hand():
+    """Two prompts of 2 and 3 tokens, two completions each; sizes are rounded up to 8; padding holds zeros."""
+    tokens = np.array([[5, 6, 1, 2, 9], [5, 6, 3, 9, 9], [7, 8, 5, 4, 9], [7, 8, 5, 1, 2]], np.int32)
+    length, prompt = np.array([4, 3, 4, 5], np.int32), np.array([2, 2, 3, 3], np.int32)
+    owner = np.full((4, 5), Owner.POLICY, np.int8)
+    rollout = Rollout(tokens, owner, np.zeros((4, 5), np.float32), length, prompt, np.ones(4, bool), np.arange(4, dtype=np.int32))
+    arrays = {"on": np.arange(20, dtype=np.float32).reshape(4, 5), "advantage": np.arange(4, dtype=np.float32)}
+    packed = jax.device_get(learning.pack(rollout, arrays, 2))
+    assert packed["prompt"][:, :3].tolist() == [[5, 6, 1], [7, 8, 5]] and packed["prompt"].shape == (2, 8)
+    assert packed["prompt_length"].tolist() == [2, 3]
+    assert packed["completion"].tolist() == [[1, 2] + [0] * 6, [3] + [0] * 7, [4] + [0] * 7, [1, 2] + [0] * 6]
+    assert packed["on"].tolist() == [[2, 3] + [0] * 6, [7] + [0] * 7, [13] + [0] * 7, [18, 19] + [0] * 6]
+    assert packed["advantage"].tolist() == [0, 1, 2, 3]
+    # Micro-batches of one row each: a group no longer stays together, so its prompt is there for each row.
+    assert jax.device_get(learning.pack(rollout, arrays, 2, 4)["prompt_length"]).tolist() == [2, 2, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from scope_jax import models
 from scope_jax.mesh import assert_sharded
-from scope_jax.models import decoder
+from scope_jax.models import attention, decoder
 from scope_jax.models.weights import flatten
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -120,6 +120,47 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
     monkeypatch.setattr(decoder, "LOGITS_BUDGET", 3 * 4 * TINY.vocab_size)
     for path, value in gradient(True).items():
         np.testing.assert_allclose(value, plain[path], atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_completions_that_share_a_prompt_score_as_whole_rows(unrolled):
+    """Three ragged completions behind each of two ragged prompts, against `token_logprobs` of every row by itself: values
+    and gradients; more slots than one block of queries holds, so that blocks are joined."""
+    stream = np.random.RandomState(9)
+    W, C, M = 80, 144, 3
+    assert C > attention.QUERY_BLOCK and W > attention.QUERY_BLOCK
+    prompt_length = np.array([80, 66], np.int32)
+    length = np.array([144, 1, 30, 65, 64, 100], np.int32)
+    prompt = stream.randint(0, TINY.vocab_size, (2, W)).astype(np.int32)
+    completion = stream.randint(0, TINY.vocab_size, (6, C)).astype(np.int32)
+    weight = np.where(np.arange(C)[None] < length[:, None], stream.standard_normal((6, C)), 0).astype(np.float32)
+    rows = np.zeros((6, W + C), np.int32)
+    weight_rows = np.zeros((6, W + C), np.float32)
+    for row in range(6):
+        begin = prompt_length[row // M]
+        rows[row, :begin] = prompt[row // M, :begin]
+        rows[row, begin : begin + C] = completion[row]
+        weight_rows[row, begin : begin + C] = weight[row]
+
+    def packed(params):
+        out = models.completion_logprobs(
+            params, TINY, prompt, prompt_length, completion, temperature=0.8, entropy=True, unrolled=unrolled
+        )
+        return jnp.sum(weight * (out[0] + 0.3 * out[1])), out
+
+    def whole(params):
+        out = models.token_logprobs(params, TINY, rows, temperature=0.8, entropy=True)
+        return jnp.sum(weight_rows * (out[0] + 0.3 * out[1])), out
+
+    (_, found), found_grads = jax.device_get(jax.jit(jax.value_and_grad(packed, has_aux=True))(tiny_params()))
+    (_, wanted), wanted_grads = jax.device_get(jax.jit(jax.value_and_grad(whole, has_aux=True))(tiny_params()))
+    for row in range(6):
+        begin = prompt_length[row // M]
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one[row, : length[row]], other[row, begin : begin + length[row]], atol=2e-5)
+    found_grads, wanted_grads = flatten(found_grads), flatten(wanted_grads)
+    for path, value in wanted_grads.items():
+        np.testing.assert_allclose(found_grads[path], value, atol=2e-5 * max(1, np.abs(value).max()), err_msg=path)
 
 
 @pytest.mark.parametrize("config", [TIED, UNTIED, PRM, UNTIED.with_head("none")], ids=["tied", "untied", "prm", "trunk"])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from scope_jax.mesh import put_rows
-from scope_jax.models import ModelConfig, Params, good_step_probability
+from scope_jax.models import ModelConfig, Params, good_step_probability, unroll_layers
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 STEP_MARK = "<extra_0>"
@@ -71,7 +71,7 @@ class ProcessRewardModel:
             if good:
                 tokens[number, : len(ids)] = ids
                 length[number] = len(ids)
-        probability = np.asarray(_probabilities(self.params, self.config, *put_rows((tokens, length))))
+        probability = np.asarray(_probabilities(self.params, self.config, *put_rows((tokens, length)), unrolled=unroll_layers()))
         for number, ((_, marks), good) in enumerate(zip(encoded, usable, strict=True)):
             if good:
                 score[number, : len(marks)] = probability[number, marks]
@@ -81,7 +81,7 @@ class ProcessRewardModel:
 
 _USER = "\x00user\x00"
 _ASSISTANT = "\x00assistant\x00"
-_probabilities = jax.jit(good_step_probability, static_argnames="config")
+_probabilities = jax.jit(good_step_probability, static_argnames=("config", "unrolled"))
 
 
 @functools.lru_cache(maxsize=8)

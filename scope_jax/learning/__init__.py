@@ -9,9 +9,9 @@ from scope_jax.learning.update import (
     cloning_objective,
     init_state,
     make_update,
+    pack,
     policy_objective,
     step_label_objective,
-    trim,
 )
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "make_optimizer",
     "make_update",
     "merge_stats",
+    "pack",
     "policy_loss",
     "policy_objective",
     "schedule_value",
     "step_label_objective",
     "token_weights",
-    "trim",
     "zero_group_share",
 ]

@@ -1,5 +1,7 @@
 """One optimiser step: weighted loss sums over micro-batches, gradients in the parameters' layout, guarded update."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,18 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scope_jax.learning.losses import LossSpec, merge_stats, policy_loss
-from scope_jax.mesh import constrain, current_mesh
-from scope_jax.models import ModelConfig, Params, prm_logits, token_logprobs
-from scope_jax.models.decoder import hidden_states
+from scope_jax.mesh import RULES, constrain, current_mesh
+from scope_jax.models import (
+    ModelConfig,
+    Params,
+    completion_logprobs,
+    hidden_states,
+    prm_logits,
+    token_logprobs,
+    unroll_layers,
+)
 from scope_jax.models.weights import weight_table
+from scope_jax.types import Rollout
 
 # loss(params, micro-batch, scalars) -> (sum, statistics)
 Loss = Callable[[Params, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
@@ -51,12 +61,45 @@ def abstract_state(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def trim(arrays: dict[str, jax.Array], length_B: jax.Array, step: int = 16) -> dict[str, jax.Array]:
-    """The [B, T] arrays without the slots that no row reaches, T rounded up to a multiple of `step` so that few shapes
-    occur. The loss does not change: those slots carry no weight."""
-    longest = int(jnp.max(length_B))
-    width = -(-longest // step) * step
-    return {name: x[:, :width] if x.ndim == 2 else x for name, x in arrays.items()}
+def pack(rollout: Rollout, arrays: dict[str, jax.Array], group: int, micro_batches: int = 1, step: int = 8) -> dict[str, jax.Array]:
+    """The batch of an update, from a rollout whose `group` consecutive rows share their prompt: each prompt once, and
+    beside it the completions alone, so that the update spends nothing on repeated prompts and on padding between.
+
+    Returns `prompt` int32[P, W], `prompt_length` [P], `completion` int32[B, C], and `arrays`: those of shape [B, T] at the
+    completions' slots as [B, C], 0 past a row's end; others as they are. W and C are the longest rounded up to a multiple of
+    `step`, so that few shapes occur. P is B / group, or more where a micro-batch, or a device's part of it, is less than
+    a group.
+
+    Raises ValueError where the rows cannot be split into `micro_batches`.
+    """
+    B = rollout.tokens_BT.shape[0]
+    if B % micro_batches:
+        raise ValueError(f"{B} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {B}")
+    mesh = current_mesh()
+    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    together = math.gcd(group, max(B // micro_batches // devices, 1))
+    longest = jnp.stack([jnp.max(rollout.prompt_length_B), jnp.max(rollout.length_B - rollout.prompt_length_B)])
+    W, C = (max(-(-int(n) // step) * step, step) for n in jax.device_get(longest))
+    return _pack(rollout, arrays, together, W, C)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _pack(rollout: Rollout, arrays: dict[str, jax.Array], together: int, W: int, C: int) -> dict[str, jax.Array]:
+    B, T = rollout.tokens_BT.shape
+    slot_BC = rollout.prompt_length_B[:, None] + jnp.arange(C)[None]
+    written_BC = slot_BC < rollout.length_B[:, None]
+
+    def completion(x_BT: jax.Array) -> jax.Array:
+        taken = jnp.take_along_axis(x_BT, jnp.minimum(slot_BC, T - 1), axis=1)
+        return constrain(jnp.where(written_BC, taken, jnp.zeros_like(taken)), "batch", None)
+
+    prompt = jnp.pad(rollout.tokens_BT[::together, :W], ((0, 0), (0, max(W - T, 0))))
+    packed = {
+        "prompt": constrain(prompt, "batch", None),
+        "prompt_length": constrain(rollout.prompt_length_B[::together], "batch"),
+        "completion": completion(rollout.tokens_BT),
+    }
+    return packed | {name: completion(x) if x.shape == (B, T) else x for name, x in arrays.items()}
 
 
 def make_update(
@@ -64,9 +107,10 @@ def make_update(
 ) -> Callable[[TrainState, dict[str, jax.Array], dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `update(state, batch, scalars) -> (state, statistics)`; `state` is donated.
 
-    batch: arrays [B, ...] of the whole update; micro-batch i holds rows i, i + n, i + 2n, ... so that each device works
-    on its own rows in every micro-batch. Loss and gradient are sums: they do not depend on `micro_batches`. Where loss
-    or gradient are not finite, parameters and optimiser stay as they were and the skip is counted.
+    batch: arrays of the whole update, [B, ...] or, with M consecutive rows of the others to each of theirs, [P, ...] (see
+    `pack`). Micro-batch i holds row i, i + n, i + 2n, ... of the shorter ones and what belongs to them, so that each device
+    works on its own rows in every micro-batch. Loss and gradient are sums: they do not depend on `micro_batches`. Where
+    loss or gradient are not finite, parameters and optimiser stay as they were and the skip is counted.
     Statistics: those of the loss, merged, and `loss`, `grad_norm`, `skipped` (1 where this update was left out).
     """
     table = weight_table(config)
@@ -76,9 +120,9 @@ def make_update(
         flat = traverse_util.flatten_dict(grads, sep="/")
         return traverse_util.unflatten_dict({p: constrain(g, *table[p].axes) for p, g in flat.items()}, sep="/")
 
-    def split(x: jax.Array) -> jax.Array:
-        rows = x.shape[0] // micro_batches
-        parts = jnp.swapaxes(x.reshape(rows, micro_batches, *x.shape[1:]), 0, 1)
+    def split(x: jax.Array, units: int) -> jax.Array:
+        parts = jnp.swapaxes(x.reshape(units // micro_batches, micro_batches, -1, *x.shape[1:]), 0, 1)
+        parts = parts.reshape(micro_batches, -1, *x.shape[1:])
         return constrain(parts, None, "batch", *(None,) * (x.ndim - 1))
 
     def gradients(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict, Params]:
@@ -86,7 +130,8 @@ def make_update(
         if micro_batches == 1:
             (total, stats), grads = value_and_grad(params, batch, scalars)
             return total, stats, pin(grads)
-        parts = jax.tree.map(split, batch)
+        units = min(len(x) for x in batch.values())
+        parts = jax.tree.map(lambda x: split(x, units), batch)
 
         def body(carry: Any, part: dict) -> tuple[Any, None]:
             total, stats, grads = carry
@@ -122,7 +167,7 @@ def make_update(
     jitted = jax.jit(update, donate_argnums=0)
 
     def checked(state: TrainState, batch: dict, scalars: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-        rows = len(next(iter(batch.values())))
+        rows = min(len(x) for x in batch.values())
         if rows % micro_batches:
             raise ValueError(f"{rows} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {rows}")
         return jitted(state, batch, scalars)
@@ -130,18 +175,25 @@ def make_update(
     return checked
 
 
-def policy_objective(config: ModelConfig, spec: LossSpec, *, temperature: float, entropy: bool, remat: bool) -> Loss:
-    """The hybrid objective over batches of `tokens`, `advantage` [B], `on`, `off` [B, T] and, where given, `old_logp`,
-    `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`."""
+def policy_objective(
+    config: ModelConfig, spec: LossSpec, *, temperature: float, entropy: bool, remat: bool, unrolled: bool | None = None
+) -> Loss:
+    """The hybrid objective over what `pack` made of `advantage` [B], `on`, `off` [B, T] and, where given, `old_logp`,
+    `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`. `unrolled`: form of the layer loop
+    (None: `models.unroll_layers()`)."""
+    unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
-        logp, spread = token_logprobs(
+        logp, spread = completion_logprobs(
             params,
             config,
-            batch["tokens"],
+            batch["prompt"],
+            batch["prompt_length"],
+            batch["completion"],
             temperature=temperature,
             entropy=entropy or spec.entropy_bonus > 0,
             remat=remat,
+            unrolled=unrolled,
         )
         return policy_loss(
             logp,
@@ -160,21 +212,23 @@ def policy_objective(config: ModelConfig, spec: LossSpec, *, temperature: float,
     return loss
 
 
-def cloning_objective(config: ModelConfig, *, remat: bool = False) -> Loss:
+def cloning_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
     """Supervised next-token loss: -sum weight * log p(token), over batches of `tokens`, `weight` [B, T]."""
+    unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
-        logp, _ = token_logprobs(params, config, batch["tokens"], remat=remat)
+        logp, _ = token_logprobs(params, config, batch["tokens"], remat=remat, unrolled=unrolled)
         return -jnp.sum(jnp.where(batch["weight"] > 0, batch["weight"] * logp, 0.0)), {}
 
     return loss
 
 
-def step_label_objective(config: ModelConfig, *, remat: bool = False) -> Loss:
+def step_label_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
     """Two-class cross-entropy at step positions: batches of `tokens`, `label` (0 wrong, 1 good), `weight` [B, T]."""
+    unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
-        scores = prm_logits(params, hidden_states(params, config, batch["tokens"], remat=remat))
+        scores = prm_logits(params, hidden_states(params, config, batch["tokens"], remat=remat, unrolled=unrolled))
         logp = jax.nn.log_softmax(scores, axis=-1)
         chosen = jnp.take_along_axis(logp, batch["label"][..., None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(batch["weight"] > 0, batch["weight"] * chosen, 0.0)), {}

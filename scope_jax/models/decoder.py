@@ -11,7 +11,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from scope_jax.mesh import constrain
+from scope_jax.mesh import constrain, platform
+from scope_jax.models import attention
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.weights import Params, gather_layer
 
@@ -28,10 +29,21 @@ class Cache:
     v: Any
 
 
-def hidden_states(params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool = False) -> jax.Array:
-    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat` recomputes each layer in the backward pass."""
-    hidden, _ = _run_layers(params, config, tokens_BT, remat=remat, keep_cache=False)
+def hidden_states(
+    params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool = False, unrolled: bool = False
+) -> jax.Array:
+    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat` recomputes each layer in the backward pass;
+    `unrolled`: see `unroll_layers`."""
+    position = jnp.arange(tokens_BT.shape[1])[None]
+    hidden, _ = _run_layers(params, config, tokens_BT, position, attention.causal, remat=remat, unrolled=unrolled)
     return hidden
+
+
+def unroll_layers() -> bool:
+    """Whether the layers should be a Python loop instead of a scan on the device at hand: yes on CPU, where a scan copies
+    each layer's weights and activations out of stacked arrays and back; no elsewhere, for compile time and memory.
+    Reads the mesh that is set; not for use inside jit."""
+    return platform() == "cpu"
 
 
 def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -45,15 +57,17 @@ def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: 
     return jnp.where((jnp.arange(out.shape[1])[None] < length_B[:, None])[..., None], out, 0.0)
 
 
-def good_step_probability(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+def good_step_probability(
+    params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array, *, unrolled: bool = False
+) -> jax.Array:
     """Probability that the step ending at each slot is right, float32[B, T]: softmax of the two-class head, class 1.
-    Meaningful at a PRM's step positions; zero at and past `length_B`.
+    Meaningful at a PRM's step positions; zero at and past `length_B`. `unrolled`: see `unroll_layers`.
 
     Raises ValueError for a model without a PRM head.
     """
     if config.head != "prm":
         raise ValueError(f"this checkpoint has head {config.head!r}; a PRM needs score.0 and score.2 (config head 'prm')")
-    scores = prm_logits(params, hidden_states(params, config, tokens_BT))
+    scores = prm_logits(params, hidden_states(params, config, tokens_BT, unrolled=unrolled))
     probability = jax.nn.softmax(scores, axis=-1)[..., 1]
     return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
 
@@ -72,41 +86,60 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     remat: bool = False,
+    unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """(logp_BT, entropy_BT or None), float32: slot t holds log p(token t | tokens before t) of the temperature-scaled
     distribution and the entropy of the distribution that token t was drawn from; slot 0 holds 0.
 
     Logits exist for one chunk of slots at a time, forward and backward.
     """
-    B, T = tokens_BT.shape
-    hidden = hidden_states(params, config, tokens_BT, remat=remat)
-    target = jnp.roll(tokens_BT, -1, axis=1)
-    scale = 1.0 if temperature == 0 else 1.0 / temperature
-
-    def chunk_logprobs(hidden_BCD: jax.Array, target_BC: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        scaled = _vocabulary(params, config, hidden_BCD) * scale
-        normaliser = jax.nn.logsumexp(scaled, axis=-1)
-        chosen = jnp.take_along_axis(scaled, target_BC[..., None], axis=-1)[..., 0]
-        spread = None
-        if entropy:
-            probability = jnp.exp(scaled - normaliser[..., None])
-            spread = normaliser - jnp.sum(probability * scaled, axis=-1)
-        return chosen - normaliser, spread
-
-    chunk = _chunk_size(B, T, config.vocab_size)
-    if chunk >= T:
-        logp, spread = chunk_logprobs(hidden, target)
-    else:
-        split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
-        body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
-        _, (logp, spread) = jax.lax.scan(body, None, (split(hidden), split(target)))
-        logp, spread = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), (logp, spread))
-    return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), (logp, spread))
+    hidden = hidden_states(params, config, tokens_BT, remat=remat, unrolled=unrolled)
+    out = _next_logprobs(params, config, hidden, jnp.roll(tokens_BT, -1, axis=1), temperature, entropy)
+    return jax.tree.map(lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0))), out)
 
 
-def prefill(params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array) -> tuple[jax.Array, Cache]:
+def completion_logprobs(
+    params: Params,
+    config: ModelConfig,
+    prompt_PW: jax.Array,
+    prompt_length_P: jax.Array,
+    completion_BC: jax.Array,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    remat: bool = False,
+    unrolled: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`token_logprobs` of completions only: (logp_BC, entropy_BC or None), float32. B = P M rows, of which M consecutive
+    ones continue the same prompt, which goes through the model once for all of them, forward and backward.
+
+    Prompts and completions are right-padded; what stands in a completion's padding changes nothing before it.
+    """
+    P, W = prompt_PW.shape
+    B, C = completion_BC.shape
+    M = B // P
+    # A completion's first slot is fed the prompt's last token, and its keys come from there: the prompt's own last slot
+    # is not seen.
+    last = jnp.take_along_axis(prompt_PW, prompt_length_P[:, None] - 1, axis=1)
+    fed = jnp.concatenate([jnp.repeat(last, M, axis=0), completion_BC[:, :-1]], axis=1)
+    tokens = jnp.concatenate([prompt_PW, fed.reshape(P, M * C)], axis=1)
+    begin = prompt_length_P[:, None] - 1 + jnp.arange(C)[None]
+    position = jnp.concatenate([jnp.broadcast_to(jnp.arange(W)[None], (P, W)), jnp.tile(begin, (1, M))], axis=1)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention.shared_prompt(q, k, v, W, M, prompt_length_P - 1)
+
+    hidden, _ = _run_layers(params, config, tokens, position, attend, remat=remat, unrolled=unrolled)
+    out = _next_logprobs(params, config, hidden[:, W:], completion_BC.reshape(P, M * C), temperature, entropy)
+    return jax.tree.map(lambda x: x.reshape(B, C), out)
+
+
+def prefill(
+    params: Params, config: ModelConfig, tokens_PW: jax.Array, length_P: jax.Array, *, unrolled: bool = False
+) -> tuple[jax.Array, Cache]:
     """Run prefixes through the model: (logits of the token after each prefix, float32[P, V]; stacked Cache with S = W)."""
-    hidden, cache = _run_layers(params, config, tokens_PW, remat=False, keep_cache=True)
+    position = jnp.arange(tokens_PW.shape[1])[None]
+    hidden, cache = _run_layers(params, config, tokens_PW, position, attention.causal, unrolled=unrolled, keep_cache=True)
     last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]
     return _vocabulary(params, config, last), cache
 
@@ -127,7 +160,7 @@ def decode_step(
         q, k, v = _project(x[:, None], layer, config, rotation)
         stored = write(k[:, 0], v[:, 0])
         keys, values = read(stored)
-        attended = _attend_cache(q[:, 0], keys, values, seen_BS)
+        attended = attention.cached(q[:, 0], keys, values, seen_BS)
         return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), stored
 
     rows, heads = jnp.arange(x_BD.shape[0])[:, None], jnp.arange(config.num_kv_heads)[None]
@@ -186,23 +219,65 @@ def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
 
 
 def _run_layers(
-    params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool, keep_cache: bool
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    position_BT: jax.Array,
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    *,
+    remat: bool = False,
+    unrolled: bool = False,
+    keep_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """(final-norm hidden states, stacked Cache or None)."""
-    position = jnp.arange(tokens_BT.shape[1])[None]
-    rotation = _rotation(position, config)
+    """(final-norm hidden states, stacked Cache or None). `attend(q, k, v)`: [B, T, K, G, H], [B, T, K, H] -> [B, T, N H]."""
+    rotation = _rotation(position_BT, config)
     x = constrain(params["embed"][tokens_BT], "batch", None, None)
 
     def body(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
         layer = gather_layer(config, layer)
         q, k, v = _project(x, layer, config, rotation)
-        x = _finish_layer(x, _attend_causal(q, k, v), layer, config)
+        x = _finish_layer(x, attend(q, k, v), layer, config)
         kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)) if keep_cache else None
         return constrain(x, "batch", None, None), kept
 
-    x, kept = jax.lax.scan(jax.checkpoint(body) if remat else body, x, params["layers"])
+    if remat:
+        body = jax.checkpoint(body)
+    if unrolled:
+        parts = []
+        for layer in decode_layers(params, config, unrolled=True):
+            x, part = body(x, layer)
+            parts.append(part)
+        kept = jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
+    else:
+        x, kept = jax.lax.scan(body, x, params["layers"])
     cache = Cache(*(constrain(c, None, "batch", "kv_heads", None, None) for c in kept)) if keep_cache else None
     return _rms_norm(x, params["final_norm"], config.norm_eps), cache
+
+
+def _next_logprobs(
+    params: Params, config: ModelConfig, hidden_BTD: jax.Array, target_BT: jax.Array, temperature: float, entropy: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Log-prob of `target` after each hidden state, and the entropy there, float32[B, T]."""
+    B, T = target_BT.shape
+    scale = 1.0 if temperature == 0 else 1.0 / temperature
+
+    def chunk_logprobs(hidden_BCD: jax.Array, target_BC: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        scaled = _vocabulary(params, config, hidden_BCD) * scale
+        normaliser = jax.nn.logsumexp(scaled, axis=-1)
+        chosen = jnp.take_along_axis(scaled, target_BC[..., None], axis=-1)[..., 0]
+        spread = None
+        if entropy:
+            probability = jnp.exp(scaled - normaliser[..., None])
+            spread = normaliser - jnp.sum(probability * scaled, axis=-1)
+        return chosen - normaliser, spread
+
+    chunk = _chunk_size(B, T, config.vocab_size)
+    if chunk >= T:
+        return chunk_logprobs(hidden_BTD, target_BT)
+    split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+    body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
+    _, out = jax.lax.scan(body, None, (split(hidden_BTD), split(target_BT)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), out)
 
 
 def _project(
@@ -222,22 +297,6 @@ def _finish_layer(x: jax.Array, attended: jax.Array, layer: Params, config: Mode
     x = x + _dense(attended, layer["output"])
     h = _rms_norm(x, layer["ffn_norm"], config.norm_eps)
     return x + _dense(jax.nn.silu(_dense(h, layer["gate"])) * _dense(h, layer["up"]), layer["down"])
-
-
-def _attend_causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]. Batched products over (B, K) with G T rows each."""
-    B, T, K, G, H = q.shape
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    causal = jnp.tril(jnp.ones((T, T), bool))
-    weights = jax.nn.softmax(jnp.where(causal[None, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, K * G * H)
-
-
-def _attend_cache(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array) -> jax.Array:
-    """q [B, K, G, H], k, v [B, K, S, H] -> [B, K, G, H]."""
-    scores = jnp.einsum("BKGH,BKSH->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
-    return jnp.einsum("BKGS,BKSH->BKGH", weights, v.astype(q.dtype))
 
 
 def _vocabulary(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:

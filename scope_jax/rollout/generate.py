@@ -15,7 +15,7 @@ import numpy as np
 
 from scope_jax.mesh import constrain, current_mesh, put_rows
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill
+from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill, unroll_layers
 from scope_jax.models.weights import Params, relay
 from scope_jax.rollout.sampling import SampleSpec, row_keys, sample
 from scope_jax.types import Owner, Rollout
@@ -79,7 +79,7 @@ def generate(
     slots = B if slots is None else min(slots, B)
     width = _bucket(int(jnp.max(rollout.length_B)), T)
     if unrolled is None:
-        unrolled = _platform() == "cpu"
+        unrolled = unroll_layers()
     stop = None if spec.stop is None else jnp.asarray(spec.stop)
     limit = jnp.full((B,), T, jnp.int32) if limit_B is None else jnp.minimum(limit_B, T).astype(jnp.int32)
     ends = tuple(sorted({int(e) for e in spec.end_ids}))
@@ -118,7 +118,7 @@ def _generate(
     limit_B = jnp.minimum(limit_B, start_B + max_new)
 
     prefix_PW = constrain(rollout.tokens_BT[::shared, :width], "batch", None)
-    first_PV, prefix = prefill(params, config, prefix_PW, start_B[::shared])
+    first_PV, prefix = prefill(params, config, prefix_PW, start_B[::shared], unrolled=unrolled)
     token_B, logp_B = draw(jnp.repeat(first_PV, shared, axis=0) if shared > 1 else first_PV, key_B, start_B)
     open_B = ~rollout.finished_B & (start_B < limit_B)
 
@@ -265,8 +265,3 @@ def _bucket(length: int, buffer: int) -> int:
     """Prefill width: `length` rounded up so that few different programs are compiled."""
     step = max(16, 1 << max(buffer // 8 - 1, 0).bit_length())
     return min(-(-length // step) * step, buffer)
-
-
-def _platform() -> str:
-    mesh = current_mesh()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

@@ -1,0 +1,91 @@
+"""Attention: over a row, over a prompt that several completions share, over the cache while decoding.
+
+What queries gather from one source of keys is kept as (weighted sum of values, largest score, sum of weights), so that
+several sources merge exactly and the division is done once, on [.., H] instead of [.., S].
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Queries go in blocks of so many slots, at most 8 blocks a row: the keys after a block are not even multiplied with.
+QUERY_BLOCK = 64
+# Score of a key that is not seen. Finite, so that a source of which nothing is seen gets weight 0 in a merge, not NaN.
+UNSEEN = -1e30
+
+# (values [B, K, T, G, H] summed with weights exp(score - largest), largest score and sum of weights [B, K, T, G, 1])
+Gathered = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t."""
+    q, k, v = (_heads_first(x) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return _finish(_gather_causal(q, k, v))
+
+
+def shared_prompt(q: jax.Array, k: jax.Array, v: jax.Array, prompt_slots: int, completions: int, seen_P: jax.Array) -> jax.Array:
+    """Attention of packed rows, each W prompt slots followed by M completions of C slots: q [P, W + M C, K, G, H],
+    k, v [P, W + M C, K, H] -> [P, W + M C, N H].
+
+    A prompt slot attends to the prompt up to itself; a completion slot to the first `seen_P` prompt slots and to its own
+    completion up to itself.
+    """
+    P, X, K, G, H = q.shape
+    W, M = prompt_slots, completions
+    C = (X - W) // M
+    q = q * H**-0.5
+    prompt = _gather_causal(*(_heads_first(x[:, :W]) for x in (q, k, v)))
+    own = _gather_causal(*(_heads_first(x[:, W:].reshape(P * M, C, *x.shape[2:])) for x in (q, k, v)))
+    # [P M, K, C, ..] -> [P, K, M C, ..]: the completions of a prompt look at it with one product.
+    beside = lambda x: jnp.swapaxes(x.reshape(P, M, K, C, G, -1), 1, 2).reshape(P, K, M * C, G, -1)
+    own = (beside(own[0]), beside(own[1]), beside(own[2]))
+    seen = (jnp.arange(W)[None] < seen_P[:, None])[:, None, None, None]
+    given = _gather(_heads_first(q[:, W:]), _heads_first(k[:, :W]), _heads_first(v[:, :W]), seen)
+    return jnp.concatenate([_finish(prompt), _finish(_merge(own, given))], axis=1)
+
+
+def cached(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array) -> jax.Array:
+    """One query per row over its cache: q [B, K, G, H], k, v [B, K, S, H], seen_BS bool -> [B, K, G, H]."""
+    scores = jnp.einsum("BKGH,BKSH->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
+    return jnp.einsum("BKGS,BKSH->BKGH", weights, v.astype(q.dtype))
+
+
+def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> Gathered:
+    """q [B, K, T, G, H] (scaled), k, v [B, K, S, H], `seen` broadcast to [B, K, T, G, S]."""
+    scores = jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen, scores, UNSEEN)
+    # The result does not depend on what is subtracted, and neither does its gradient.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    values = jnp.einsum("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return values, largest, jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _gather_causal(q: jax.Array, k: jax.Array, v: jax.Array) -> Gathered:
+    T = q.shape[2]
+    size = max(QUERY_BLOCK, -(-T // 8))
+    parts = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        seen = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
+        parts.append(_gather(q[:, :, start:end], k[:, :, :end], v[:, :, :end], seen[None, None, :, None]))
+    values, largest, weight = (jnp.concatenate(x, axis=2) if len(parts) > 1 else x[0] for x in zip(*parts, strict=True))
+    return values, largest, weight
+
+
+def _merge(one: Gathered, other: Gathered) -> Gathered:
+    largest = jnp.maximum(one[1], other[1])
+    share_one, share_other = jnp.exp(one[1] - largest), jnp.exp(other[1] - largest)
+    return one[0] * share_one + other[0] * share_other, largest, one[2] * share_one + other[2] * share_other
+
+
+def _finish(gathered: Gathered) -> jax.Array:
+    """[B, K, T, G, ..] -> [B, T, N H]."""
+    values, _, weight = gathered
+    out = _heads_first(values / weight)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """[B, T, K, ..] -> [B, K, T, ..], and back."""
+    return jnp.swapaxes(x, 1, 2)
