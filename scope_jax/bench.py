@@ -12,6 +12,7 @@ compiled text of every program, into a directory.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import learning, models, rollout
-from scope_jax.mesh import make_mesh
+from scope_jax.mesh import make_mesh, use_cpu_cores
 from scope_jax.types import Rollout
 
 
@@ -44,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--lengths", choices=("fixed", "varied"), default="fixed")
     parser.add_argument("--lengths-file", help="JSON list of completion lengths, one per row (for --lengths=varied)")
     parser.add_argument("--steps", type=int, default=5, help="timed calls")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rows per micro-batch of the update")
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows per micro-batch of the update; 0: 8 per device")
     parser.add_argument("--dtype", default="float32", help="of the parameters")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--profile", help="directory for a trace and the programs")
@@ -105,12 +106,13 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 raise ValueError(f"{args.lengths_file}: {len(lengths)} lengths; {rows} from 1 to {args.new_tokens} are needed")
         make = rollout_call(params, config, prompts, args.group, args.new_tokens, args.slots, lengths)
         seeds = iter(range(10**9))
-        if rows % args.micro_batch:
-            raise ValueError(f"--micro_batch={args.micro_batch} does not divide {rows} rows")
+        micro_batch = args.micro_batch or math.gcd(8 * jax.device_count(), rows)
+        if rows % micro_batch:
+            raise ValueError(f"--micro-batch={micro_batch} does not divide {rows} rows")
         spec = learning.LossSpec(max_new_tokens=args.new_tokens)
         optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=1e-6))
         objective = learning.policy_objective(config, spec, temperature=1.0, entropy=False, remat=False)
-        update = learning.make_update(objective, optimizer, config, rows // args.micro_batch)
+        update = learning.make_update(objective, optimizer, config, rows // micro_batch)
         state = learning.init_state(params, optimizer)
 
         def train_on(batch: Rollout) -> None:
@@ -120,7 +122,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             advantage = learning.group_advantages(jnp.asarray(reward), args.group)
             on, off = learning.token_weights(batch, spec)
             arrays = {"advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
-            packed = learning.pack(batch, arrays, args.group, rows // args.micro_batch)
+            packed = learning.pack(batch, arrays, args.group, rows // micro_batch)
             state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})
             jax.block_until_ready((state, stats))
 
@@ -144,7 +146,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "prompt_length": args.prompt_length,
         "new_tokens": args.new_tokens,
         "slots": args.slots or rows,
-        "micro_batch": args.micro_batch,
+        "micro_batch": micro_batch,
         "dtype": args.dtype,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
@@ -158,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.profile) / "programs"
         dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_(_generate|update)"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
+    use_cpu_cores()
     try:
         record = bench(args)
     except (ValueError, FileNotFoundError) as error:

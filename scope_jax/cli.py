@@ -10,6 +10,8 @@ from absl import app, flags, logging
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
+from scope_jax.mesh import use_cpu_cores
+
 
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str], *, workdir: bool = True, extra: Callable[[], Any] | None = None
@@ -31,6 +33,7 @@ def run(
     def main(argv: list[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)
+        use_cpu_cores()
         try:
             if config_flag.value is None:
                 raise ValueError("--config is missing; give a config file such as configs/arithmetic/scope.py")

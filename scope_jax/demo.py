@@ -18,6 +18,7 @@ import numpy as np
 
 from scope_jax import models, tasks
 from scope_jax.evaluate import evaluate_splits
+from scope_jax.mesh import make_mesh, use_cpu_cores
 from scope_jax.run import read_metrics, write_atomically, write_report
 from scope_jax.supervised import supervise
 from scope_jax.tasks.load import load_task
@@ -96,9 +97,11 @@ def base_figures(checkpoints: Path, data: Path, path: Path) -> dict[str, float]:
     if path.is_file():
         return json.loads(path.read_text())
     config = arm_config("grpo", 0, checkpoints, data, None)
-    model_config, params = models.load(config.models.policy)
-    task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
-    result = evaluate_splits(params, model_config, config, task, tasks.load_tokenizer(config.models.policy))
+    mesh = make_mesh(**config.mesh.to_dict())
+    with jax.set_mesh(mesh):
+        model_config, params = models.load(config.models.policy, mesh=mesh)
+        task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
+        result = evaluate_splits(params, model_config, config, task, tasks.load_tokenizer(config.models.policy))
     write_atomically(path, json.dumps(result, indent=2))
     return result
 
@@ -228,6 +231,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--steps", type=int, default=None, help="updates of each run (default: the config's)")
     args = parser.parse_args()
+    use_cpu_cores()
     # Both arms and all seeds run the same programs.
     jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -4,6 +4,7 @@ Library code names *logical* axes; `RULES` is the only place that says where the
 a mesh (one device, nothing to constrain), so that a notebook can call a model with plain arrays.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,19 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+def use_cpu_cores(most: int = 8) -> None:
+    """Make each core a CPU device of its own, at most `most`, if the programs will run on CPU. For entry points, before the
+    first device is asked for; JAX_NUM_CPU_DEVICES or XLA's own flag overrule it.
+
+    XLA runs many of a program's small operations on one thread: with rows split over devices, every core has work. The
+    sums of the gradient are then taken in an order that depends on the number of devices.
+    """
+    given = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not given:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", min(cores, most))
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A ("data", "fsdp", "tensor") mesh; one size may be -1 (whatever is left).
 
@@ -41,7 +55,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         known = -int(np.prod(shape))
         shape[shape.index(-1)] = max(len(devices) // known, 1)
     if int(np.prod(shape)) != len(devices):
-        raise ValueError(f"mesh data x fsdp x tensor = {shape} needs {int(np.prod(shape))} devices, {len(devices)} are here")
+        hint = "; JAX_NUM_CPU_DEVICES sets their number on CPU" if devices[0].platform == "cpu" else ""
+        raise ValueError(f"mesh data x fsdp x tensor = {shape} needs {int(np.prod(shape))} devices, {len(devices)} are here{hint}")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

@@ -530,10 +530,10 @@ WIDE = models.ModelConfig(vocab_size=512, hidden_size=128, num_layers=2, num_hea
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
 
 
-def compiled_loop(monkeypatch, unrolled: bool) -> list[str]:
-    """Instructions of the decode loop's body, and of all that it calls, in the program that `generate` runs on a 2x2x2
-    mesh: compiled with what it passes, and not run."""
-    mesh = mesh_of("2x2x2")
+def compiled_loop(monkeypatch, unrolled: bool, name: str = "2x2x2") -> list[str]:
+    """Instructions of the decode loop's body, and of all that it calls, in the program that `generate` runs on a mesh:
+    compiled with what it passes, and not run."""
+    mesh = mesh_of(name)
     passed: list = []
     program = loop._generate
     with monkeypatch.context() as patch, jax.set_mesh(mesh):
@@ -580,10 +580,15 @@ def test_no_step_moves_a_weight_or_the_cache_between_devices(monkeypatch, unroll
     keys = (8 // 4) * (WIDE.num_kv_heads // 2) * 56 * WIDE.head_size
     assert {"all-gather", "all-reduce"} <= {kind for kind, _ in sizes}  # the parser sees what is there
     assert max(size for _, size in sizes) < min(matrix, keys)
-    layer = "2,1,56,16"
-    carried = [shape for shape in re.findall(r"f32\[([\d,]*)\]", lines[0].split(" while(")[0]) if ",56," in shape]
-    assert carried == [layer] * 4 if unrolled else carried == ["2," + layer] * 2
-    assert not [line for line in lines if re.search(rf"\[(2,)?{layer}\]\S* copy\(", line)]
+    keys, values = "2,1,16,56", "2,1,56,16"
+    carried = [shape for shape in re.findall(r"f32\[([\d,]*)\]", lines[0].split(" while(")[0]) if re.search(r",56(,|$)", shape)]
+    assert carried == [keys, keys, values, values] if unrolled else carried == ["2," + values] * 2
+    assert not [line for line in lines if re.search(rf"\[(2,)?({keys}|{values})\]\S* copy\(", line)]
+
+
+def test_rows_on_devices_of_their_own_exchange_nothing_in_a_step(monkeypatch):
+    """Unrolled, on 8x1x1: no collective in the loop's body. (Whether any row goes on is asked in its condition.)"""
+    assert collective_sizes(compiled_loop(monkeypatch, True, "8x1x1")) == []
 
 
 def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):

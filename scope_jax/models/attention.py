@@ -43,9 +43,11 @@ def shared_prompt(q: jax.Array, k: jax.Array, v: jax.Array, prompt_slots: int, c
     return jnp.concatenate([_finish(prompt), _finish(_merge(own, given))], axis=1)
 
 
-def cached(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array) -> jax.Array:
-    """One query per row over its cache: q [B, K, G, H], k, v [B, K, S, H], seen_BS bool -> [B, K, G, H]."""
-    scores = jnp.einsum("BKGH,BKSH->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def cached(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array, *, keys_transposed: bool = False) -> jax.Array:
+    """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K, H, S]), v [B, K, S, H],
+    seen_BS bool -> [B, K, G, H]."""
+    form = "BKGH,BKHS->BKGS" if keys_transposed else "BKGH,BKSH->BKGS"
+    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
     return jnp.einsum("BKGS,BKSH->BKGH", weights, v.astype(q.dtype))
 

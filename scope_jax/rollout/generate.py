@@ -15,7 +15,7 @@ import numpy as np
 
 from scope_jax.mesh import constrain, current_mesh, put_rows
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill, unroll_layers
+from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill, unroll_layers, unstack_cache
 from scope_jax.models.weights import Params, relay
 from scope_jax.rollout.sampling import SampleSpec, row_keys, sample
 from scope_jax.types import Owner, Rollout
@@ -177,18 +177,23 @@ def _advance(written, seat, cache: Cache, row_S, key_B, limit_B, params, layers,
     ended, state, goes = after(token, seat["state"], length + 1, pick(limit_B))
     B, T = written["tokens"].shape
     if row_S is None:
-        rows = jnp.arange(B)
+        # Over rows by vmap, so that the partitioner sees that no row touches another.
+        put = jax.vmap(lambda x, value, column: x.at[column].set(value, mode="drop"))
+        column = jnp.where(on, length, T)
+        written = {
+            "tokens": put(written["tokens"], token, column),
+            "logp": put(written["logp"], logp, column),
+            "length": length + on,
+            "finished": written["finished"] | (ended & on),
+        }
     else:
-        rows = jnp.where(on, row_S, B)
-    columns = jnp.where(on, length, T)
-    written = {
-        "tokens": written["tokens"].at[rows, columns].set(token, mode="drop"),
-        "logp": written["logp"].at[rows, columns].set(logp, mode="drop"),
-        "length": written["length"] + on if row_S is None else written["length"].at[rows].add(1, mode="drop"),
-        "finished": written["finished"] | (ended & on)
-        if row_S is None
-        else written["finished"].at[jnp.where(ended & on, row_S, B)].set(True, mode="drop"),
-    }
+        row = jnp.where(on, row_S, B)
+        written = {
+            "tokens": written["tokens"].at[row, length].set(token, mode="drop"),
+            "logp": written["logp"].at[row, length].set(logp, mode="drop"),
+            "length": written["length"].at[row].add(1, mode="drop"),
+            "finished": written["finished"].at[jnp.where(ended & on, row_S, B)].set(True, mode="drop"),
+        }
     seat = {
         "token": jnp.where(on, token, seat["token"]),
         "state": jnp.where(on, state, seat["state"]),
@@ -209,6 +214,7 @@ def _decode_with_refill(
     order = jnp.argsort(~waiting_B, stable=True)
     total = jnp.sum(waiting_B)
     width = prefix.k.shape[3]
+    prefixes = unstack_cache(prefix) if unrolled else prefix
 
     def refill(state):  # type: ignore[no-untyped-def]
         row_S, seat, cache, taken = state
@@ -222,17 +228,19 @@ def _decode_with_refill(
             "on": seat["on"] | sits,
         }
 
-        def seated(c: jax.Array, p: jax.Array) -> jax.Array:
-            axis = c.ndim - 4
-            mask = sits.reshape((1,) * axis + (-1, 1, 1, 1))
-            fresh = jnp.take(p, row_S // shared, axis=axis)
-            return c.at[..., :width, :].set(jnp.where(mask, fresh, c[..., :width, :]))
+        def seated(c: jax.Array, p: jax.Array, rows: int, slots: int) -> jax.Array:
+            """`c` with the prefix of its row in every seat that was taken; its axes `rows` and `slots`."""
+            fresh = jnp.take(p, row_S // shared, axis=rows)
+            mask = jnp.expand_dims(sits, tuple(a for a in range(c.ndim) if a != rows))
+            begin = jax.lax.slice_in_dim(c, 0, width, axis=slots)
+            return jax.lax.dynamic_update_slice_in_dim(c, jnp.where(mask, fresh, begin), 0, axis=slots)
 
         if unrolled:
-            grown = [tuple(seated(c, p[n]) for n, c in enumerate(cs)) for cs, p in ((cache.k, prefix.k), (cache.v, prefix.v))]
-            cache = Cache(*grown)
+            keys = tuple(seated(c, p, 0, 3) for c, p in zip(cache.k, prefixes.k, strict=True))
+            values = tuple(seated(c, p, 0, 2) for c, p in zip(cache.v, prefixes.v, strict=True))
+            cache = Cache(keys, values)
         else:
-            cache = Cache(seated(cache.k, prefix.k), seated(cache.v, prefix.v))
+            cache = Cache(seated(cache.k, prefixes.k, 1, 3), seated(cache.v, prefixes.v, 1, 3))
         return row_S, seat, cache, jnp.minimum(taken + jnp.sum(free), total)
 
     def turn_on(carry):  # type: ignore[no-untyped-def]
@@ -249,8 +257,8 @@ def _decode_with_refill(
 
     L, _, K, _, H = prefix.k.shape
     empty = lambda x: constrain(jnp.zeros((L, slots, K, cache_slots, H), x.dtype), None, "batch", "kv_heads", None, None)
-    split = lambda x: tuple(x[n] for n in range(L)) if unrolled else x
-    cache = Cache(split(empty(prefix.k)), split(empty(prefix.v)))
+    cache = Cache(empty(prefix.k), empty(prefix.v))
+    cache = unstack_cache(cache) if unrolled else cache
     nobody = jnp.zeros((slots,), jnp.int32)
     seat = {"token": nobody, "state": nobody, "on": jnp.zeros((slots,), bool)}
     written, _ = jax.lax.while_loop(
