@@ -245,8 +245,9 @@ def test_a_skipped_update_changes_nothing():
     update = learning.make_update(
         learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat=False), optimizer, config
     )
-    tokens = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
-    batch = {"tokens": tokens, "advantage": jnp.array([1.0, -1.0]), "on": jnp.full((2, 4), 0.1), "off": jnp.zeros((2, 4))}
+    written = {"completion": jnp.arange(8, dtype=jnp.int32).reshape(2, 4), "on": jnp.full((2, 4), 0.1), "off": jnp.zeros((2, 4))}
+    prompt = {"prompt": jnp.array([[5, 6, 7]], jnp.int32), "prompt_length": jnp.array([2], jnp.int32)}
+    batch = prompt | written | {"advantage": jnp.array([1.0, -1.0])}
     scalars = {"teacher_weight": jnp.float32(0.0)}
     state = learning.init_state(params, optimizer)
     bad, good = {**batch, "advantage": jnp.array([jnp.nan, 1.0])}, batch
