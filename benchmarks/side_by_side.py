@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lengths import varied_lengths
@@ -124,14 +125,15 @@ def table(summaries: dict[tuple[str, str], dict]) -> str:
     return "\n".join(lines)
 
 
-def make_venv(name: str, python: str) -> str:
-    """The interpreter of `benchmarks/.venvs/<name>`, made from `requirements-<name>.txt` on the first call."""
+def make_venv(name: str, find_python: Callable[[], str]) -> str:
+    """The interpreter of `benchmarks/.venvs/<name>`, made from `requirements-<name>.txt` on the first call, with the Python
+    that `find_python()` gives."""
     home = HERE / ".venvs" / name
     interpreter, ready = home / "bin" / "python", home / "ready"
     wanted = (HERE / f"requirements-{name}.txt").read_text()
     if not ready.exists() or ready.read_text() != wanted:
         print(f"making {home} (minutes)", file=sys.stderr, flush=True)
-        subprocess.run([python, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([find_python(), "-m", "venv", "--clear", str(home)], check=True)
         install = [str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(HERE / f"requirements-{name}.txt")]
         subprocess.run(install, check=True, stdout=sys.stderr)
         ready.write_text(wanted)
@@ -219,9 +221,9 @@ def main() -> None:
     args = parse_args()
     pythons = {"scope_jax": args.python}
     if "trl" in args.sides:
-        pythons["trl"] = args.torch_python or make_venv("trl", sys.executable)
+        pythons["trl"] = args.torch_python or make_venv("trl", lambda: sys.executable)
     if "tunix" in args.sides:
-        pythons["tunix"] = args.tunix_python or make_venv("tunix", newer_python())
+        pythons["tunix"] = args.tunix_python or make_venv("tunix", newer_python)
     args.cpus = _pin(args.threads)
     results_dir = HERE / "results"
     results_dir.mkdir(exist_ok=True)
