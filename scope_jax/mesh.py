@@ -4,6 +4,7 @@ Library code names *logical* axes; `RULES` is the only place that says where the
 a mesh (one device, nothing to constrain), so that a notebook can call a model with plain arrays.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,15 @@ def constrain(array: jax.Array, *axes: str | None, drop: Sequence[str] = ()) -> 
         return array
     spec = partition_spec(axes, array.shape, dict(mesh.shape), drop)
     return jax.lax.with_sharding_constraint(array, spec)
+
+
+def row_parts(rows: int) -> int:
+    """Over how many devices of the mesh that is set an array of so many rows is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    axes = partition_spec(("batch",), (rows,), dict(mesh.shape))[0]
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], drop: Sequence[str] = ()) -> NamedSharding:

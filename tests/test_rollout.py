@@ -229,6 +229,34 @@ def test_refill_on_a_mesh_writes_the_same(name, slots):
         assert_same(run(fresh_rows(), params=params, slots=slots, shared_prefix=GROUP), free_run())
 
 
+@functools.cache
+def uneven_rows() -> tuple[Rollout, np.ndarray, Rollout]:
+    """64 rows, the lengths they may reach, and what they are when all are decoded together."""
+    rows = rollout.from_prompts(PROMPTS * 8, GROUP, SLOTS)
+    new = np.random.RandomState(4).randint(1, NEW + 1, 64)
+    limit = np.asarray(rows.prompt_length_B) + new
+    return rows, limit, run(rows, limit_B=limit)
+
+
+@pytest.mark.parametrize(("name", "unrolled"), [("1", True), ("1", False), ("2x2x2", True), ("2x2x2", False)])
+def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monkeypatch):
+    """32 seats for 64 rows of lengths of their own; at the end 16 and 8 seats (4 on each of the mesh's row devices)."""
+    rows, limit, wanted = uneven_rows()
+    sizes: set[int] = set()
+    inner = loop.decode_step
+
+    def watched(params, layers, config, cache, token_B, position_B):
+        sizes.add(len(token_B))
+        return inner(params, layers, config, cache, token_B, position_B)
+
+    monkeypatch.setattr(loop, "decode_step", watched)
+    monkeypatch.setattr(loop, "SMALLEST_BATCH", 2)
+    monkeypatch.setattr(loop, "_generate", jax.jit(loop._generate.__wrapped__, static_argnames=("config", "static")))
+    with on_mesh(name) as params:
+        assert_same(run(rows, params=params, slots=32, limit_B=limit, unrolled=unrolled, shared_prefix=GROUP), wanted)
+    assert sizes == {32, 16, 8}
+
+
 def test_a_batch_that_no_mesh_axis_divides():
     with on_mesh("8x1x1") as params:
         assert_same(run(put_rows(take(jax.device_get(fresh_rows()), [5])), params=params), take(free_run(), [5]))

@@ -6,6 +6,7 @@ jitted program. A row's tokens depend on its own tokens, its row id, the key and
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.mesh import constrain, current_mesh, put_rows
+from scope_jax.mesh import constrain, current_mesh, put_rows, row_parts
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill, unroll_layers, unstack_cache
 from scope_jax.models.weights import Params, relay
 from scope_jax.rollout.sampling import SampleSpec, row_keys, sample
 from scope_jax.types import Owner, Rollout
+
+# Seats of one device that a batch whose rows have ended is not made smaller than.
+SMALLEST_BATCH = 4
 
 
 def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, first_row: int = 0) -> Rollout:
@@ -207,8 +211,11 @@ def _decode_with_refill(
     key_B, limit_B, params, layers, config, draw, after,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Decode B rows on `slots` seats. Seats are refilled once an eighth of them is free, so that the copy of prefix keys
-    and values is paid once for several rows."""
+    and values is paid once for several rows. When no row waits any more and half of the seats are empty, the batch is
+    halved, twice at the most: each size is one more copy of the loop to compile."""
     B = token_B.shape[0]
+    parts = row_parts(slots)
+    sizes = [slots // n for n in (1, 2, 4) if slots % (n * parts) == 0 and (n == 1 or slots // (n * parts) >= SMALLEST_BATCH)]
     batch = max(slots // 8, 1)
     # Rows in the order they will sit down: those with work to do first.
     order = jnp.argsort(~waiting_B, stable=True)
@@ -243,16 +250,19 @@ def _decode_with_refill(
             cache = Cache(seated(cache.k, prefixes.k, 1, 3), seated(cache.v, prefixes.v, 1, 3))
         return row_S, seat, cache, jnp.minimum(taken + jnp.sum(free), total)
 
+    def crowded(on_S: jax.Array, seats: int) -> jax.Array:
+        """Whether the rows that are on need more than `seats` seats; each device counts its own."""
+        return jnp.max(jnp.sum(on_S.reshape(parts, -1), axis=1)) > seats // parts
+
+    def decode(written, row_S, seat, cache, goes_on):  # type: ignore[no-untyped-def]
+        step = lambda c: _advance(c[0], c[1], c[2], row_S, key_B, limit_B, params, layers, config, draw, after)
+        return jax.lax.while_loop(lambda c: jnp.any(c[1]["on"]) & goes_on(c[1]["on"]), step, (written, seat, cache))
+
     def turn_on(carry):  # type: ignore[no-untyped-def]
         written, (row_S, seat, cache, taken) = carry
         row_S, seat, cache, taken = refill((row_S, seat, cache, taken))
-
-        def busy(c):  # type: ignore[no-untyped-def]
-            free = jnp.sum(~c[1]["on"])
-            return jnp.any(c[1]["on"]) & ((free < batch) | (taken >= total))
-
-        step = lambda c: _advance(c[0], c[1], c[2], row_S, key_B, limit_B, params, layers, config, draw, after)
-        written, seat, cache = jax.lax.while_loop(busy, step, (written, seat, cache))
+        full_enough = lambda on: jnp.where(taken < total, jnp.sum(~on) < batch, crowded(on, drained))
+        written, seat, cache = decode(written, row_S, seat, cache, full_enough)
         return written, (row_S, seat, cache, taken)
 
     L, _, K, _, H = prefix.k.shape
@@ -261,12 +271,29 @@ def _decode_with_refill(
     cache = unstack_cache(cache) if unrolled else cache
     nobody = jnp.zeros((slots,), jnp.int32)
     seat = {"token": nobody, "state": nobody, "on": jnp.zeros((slots,), bool)}
-    written, _ = jax.lax.while_loop(
-        lambda c: (c[1][3] < total) | jnp.any(c[1][1]["on"]),
+    drained = sizes[1] if len(sizes) > 1 else 0
+    written, (row_S, seat, cache, _) = jax.lax.while_loop(
+        lambda c: (c[1][3] < total) | crowded(c[1][1]["on"], drained),
         turn_on,
         (written, (nobody, seat, cache, jnp.int32(0))),
     )
+    for size, smaller in itertools.pairwise([*sizes[1:], 0]):
+        # Rows that are on first. Each device moves only its own rows.
+        order = jnp.argsort(~seat["on"].reshape(parts, -1), axis=1, stable=True)[:, : size // parts]
+        row_S, seat = jax.tree.map(lambda x, order=order: _keep_seats(x, order, 0), (row_S, seat))
+        cache = jax.tree.map(lambda c, order=order: _keep_seats(c, order, c.ndim - 4), cache)
+        written, seat, cache = decode(written, row_S, seat, cache, lambda on, smaller=smaller: crowded(on, smaller))
     return written
+
+
+def _keep_seats(x: jax.Array, order_PS: jax.Array, axis: int) -> jax.Array:
+    """The seats of `x` (its dimension `axis`) named by `order_PS`: row p numbers seats within the p-th of P equal parts."""
+    parts = order_PS.shape[0]
+    split = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
+    taken = jax.vmap(lambda part, order: jnp.take(part, order, axis=axis), in_axes=(axis, 0), out_axes=axis)(split, order_PS)
+    taken = taken.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+    names = ("batch", "kv_heads", None, None) if x.ndim - axis == 4 else ("batch",)
+    return constrain(taken, *(None,) * axis, *names)
 
 
 def _bucket(length: int, buffer: int) -> int:
