@@ -57,6 +57,9 @@ $(ORACLE_READY): pyproject.toml constraints.txt
 oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own environment, with torch)
 	@echo "== goldens of tests/goldens, made afresh with torch and compared"
 	@"$(ORACLE_VENV)/bin/python" tests/goldens/make_goldens.py --check
+	@"$(ORACLE_VENV)/bin/python" tests/goldens/make_prm_goldens.py --check
+	@echo "== the endpoint client against transformers serve"
+	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
 
 bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
 	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)

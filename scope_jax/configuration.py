@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from scope_jax.correction import CorrectionSpec, SelectSpec
+from scope_jax.correction import CorrectionSpec, EndpointSpec, SelectSpec, TeacherSpec
+from scope_jax.correction.prm_formats import FORMATS as PRM_FORMATS
 from scope_jax.learning import LossSpec, OptimizerSpec
 from scope_jax.learning.optimizer import SCHEDULES
 from scope_jax.rollout import SampleSpec
+from scope_jax.tasks.load import check_task
 
 DTYPES = ("float32", "bfloat16")
+FREE = ("task.options.", "task.train.", "task.evaluation.")
 Spec = TypeVar("Spec")
 
 
@@ -27,8 +30,17 @@ def default_config() -> ConfigDict:
         "steps": 100,  # updates; one per rollout batch
         "dtype": "float32",  # of the parameters
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "task": {"name": "arithmetic", "data": "", "train_split": "train", "options": {}},
-        "models": {"policy": "", "teacher": "", "prm": ""},  # Hugging Face directories
+        "task": {
+            "name": "arithmetic",  # arithmetic | math
+            "data": "",
+            "train_split": "train",
+            "options": {},
+            "train": {},  # of math: sources by name, such as {"math": {"path": ...}}; docs/data.md
+            "evaluation": {},
+            "decontaminate": "off",  # off | report | remove
+            "decontaminate_words": 13,
+        },
+        "models": {"policy": "", "teacher": "", "prm": "", "prm_format": "auto"},  # Hugging Face directories
         "rollout": {
             "prompts": 16,  # per step
             "group": 8,  # rollouts per prompt
@@ -41,6 +53,7 @@ def default_config() -> ConfigDict:
             "chat": False,  # put prompts into the tokenizer's chat template
         },
         "correction": {"enabled": False, **_fields(CorrectionSpec, skip=("select",)), "select": _fields(SelectSpec)},
+        "teacher": {**_fields(TeacherSpec), "endpoint": _fields(EndpointSpec)},
         "advantage": {"std": False},
         "loss": {
             **_fields(LossSpec, skip=("max_new_tokens",)),
@@ -67,31 +80,36 @@ def default_config() -> ConfigDict:
     return ConfigDict(defaults)
 
 
-def check_keys(config: ConfigDict, known_config: ConfigDict, free: str = "task.options.") -> None:
+def check_keys(config: ConfigDict, known_config: ConfigDict, free: tuple[str, ...] = FREE) -> None:
     """Raise ValueError for a key that `known_config` does not have (with the nearest one that it has) and for one that is
-    missing. Keys that start with `free` are checked by whoever takes them."""
+    missing. Keys below one of `free` are checked by whoever takes them."""
     known, given = dict(_leaves(known_config)), dict(_leaves(config))
     for key in given:
-        if key not in known and not key.startswith(free):
+        if key not in known and not f"{key}.".startswith(free):
             near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
             raise ValueError(f"config.{key}: unknown key; the nearest known one is config.{near[0]}")
     for key in known:
-        if key not in given and not key.startswith(free.rstrip(".")):
+        if key not in given and not f"{key}.".startswith(free):
             raise ValueError(f"config.{key}: missing; start from default_config()")
 
 
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for unknown or missing keys, values that make no sense and settings that cannot go together."""
     check_keys(config, default_config())
-    for spec in (sample_spec, correction_spec, loss_spec, optimizer_spec):
+    for spec in (sample_spec, correction_spec, teacher_spec, endpoint_spec, loss_spec, optimizer_spec):
         spec(config)
+    task = config.task.to_dict()
+    check_task(task["name"], task["data"], task["options"], task["train"], task["evaluation"], task["decontaminate"])
     for name, value, choices in (
         ("dtype", config.dtype, DTYPES),
+        ("models.prm_format", config.models.prm_format, ("auto", *PRM_FORMATS)),
         ("loss.old_logp", config.loss.old_logp, ("sampler", "recompute")),
         ("loss.teacher_schedule", config.loss.teacher_schedule, SCHEDULES),
     ):
         if value not in choices:
             raise ValueError(f"config.{name} = {value!r} is unknown; one of {', '.join(choices)}")
+    if config.correction.enabled and config.correction.tail == "teacher" and config.teacher.kind != "model":
+        raise ValueError(f"config.correction.tail 'teacher' needs teacher.kind 'model', not {config.teacher.kind!r}")
     rows = config.rollout.prompts * config.rollout.group
     if rows % config.training.micro_batches:
         raise ValueError(
@@ -113,6 +131,16 @@ def correction_spec(config: ConfigDict) -> CorrectionSpec | None:
     select = section.pop("select")
     section.pop("enabled")
     return CorrectionSpec(**section, select=SelectSpec(**{**select, "quantiles": tuple(select["quantiles"])}))
+
+
+def teacher_spec(config: ConfigDict) -> TeacherSpec:
+    """TeacherSpec of a config."""
+    return TeacherSpec(**{key: value for key, value in config.teacher.to_dict().items() if key != "endpoint"})
+
+
+def endpoint_spec(config: ConfigDict) -> EndpointSpec:
+    """EndpointSpec of a config."""
+    return EndpointSpec(**config.teacher.endpoint.to_dict())
 
 
 def loss_spec(config: ConfigDict) -> LossSpec:

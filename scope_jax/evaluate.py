@@ -4,10 +4,16 @@
 
 Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the right solutions, in and
 out of distribution, and the settings that made the numbers.
+
+    python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=DIR
+
+evaluates on published benchmarks instead; `scope_jax.evaluate_benchmarks` has that form's flags and files.
 """
 
+import dataclasses
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +49,8 @@ def evaluate(
     """`samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their standard errors over
     problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too long), `problems`, and `diversity/*` of
     `run.group_metrics`. About `rows` rows are decoded at once."""
-    ids, dropped = tasks.encode_prompts(tokenizer, [p.prompt for p in problems], max_length=prompt_tokens, chat=chat)
+    shown = [domain.policy_prompt(problem) for problem in problems]
+    ids, dropped = tasks.encode_prompts(tokenizer, shown, max_length=prompt_tokens, chat=chat, system=domain.system)
     gone = set(dropped)
     kept = [p for n, p in enumerate(problems) if n not in gone]
     if not kept:
@@ -106,16 +113,14 @@ def progress_chunks(total: int, chunk: int, desc: str) -> Any:
 def evaluate_splits(
     params: models.Params, model_config: models.ModelConfig, config: Any, task: Any, tokenizer: Any
 ) -> dict[str, float]:
-    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in distribution and
-    `eval_ood/...` out of it. The same problems and random keys at every call."""
+    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in distribution ("test"),
+    `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other set. The same problems and random keys at every call."""
     out: dict[str, float] = {}
-    for split, prefix, count in (
-        ("test", "eval", config.evaluation.problems),
-        ("test_ood", "eval_ood", config.evaluation.ood_problems),
-    ):
+    for split, problems in task.evaluation.items():
+        prefix = {"test": "eval", "test_ood": "eval_ood"}.get(split, f"eval_{split}")
+        count = config.evaluation.ood_problems if split == "test_ood" else config.evaluation.problems
         if count == 0:
             continue
-        problems = task.evaluation[split]
         metrics = evaluate(
             params,
             model_config,
@@ -142,7 +147,10 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
         directory = values.model or config.models.policy
         model_config, params = models.load(directory, dtype=config.dtype)
         tokenizer = tasks.load_tokenizer(directory)
-        task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
+        model_config = dataclasses.replace(
+            model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *tasks.end_ids(tokenizer))))
+        )
+        task = load_task(**{**config.task.to_dict(), "decontaminate": "off"}, tokenizer=tokenizer)
         params = models.relay(model_config, params, mesh)
         result = evaluate_splits(params, model_config, config, task, tokenizer)
     record = json.dumps({"model": str(directory), "settings": config.evaluation.to_dict(), "result": result}, indent=2)
@@ -152,9 +160,27 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     return record
 
 
+def benchmarks(arguments: Sequence[str]) -> None:
+    """The command line's form with `--benchmarks`; bad input ends with one line and exit code 2, as in `cli.run`."""
+    from scope_jax import evaluate_benchmarks
+    from scope_jax.mesh import use_cpu_cores
+
+    use_cpu_cores()
+    try:
+        print(evaluate_benchmarks.main(arguments), end="")
+    except jax.errors.JaxRuntimeError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    cli.run(
-        command,
-        workdir=False,
-        extra=lambda: flags.DEFINE_string("model", None, "Hugging Face directory to evaluate (default: config.models.policy)."),
-    )
+    if any(argument.split("=")[0] == "--benchmarks" for argument in sys.argv[1:]):
+        benchmarks(sys.argv[1:])
+    else:
+        cli.run(
+            command,
+            workdir=False,
+            extra=lambda: flags.DEFINE_string("model", None, "Hugging Face directory to evaluate (default: config.models.policy)."),
+        )

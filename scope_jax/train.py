@@ -17,7 +17,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scope_jax import cli, correction, learning, models, rollout, tasks
-from scope_jax.configuration import check_config, correction_spec, loss_spec, optimizer_spec, sample_spec
+from scope_jax.configuration import (
+    check_config,
+    correction_spec,
+    endpoint_spec,
+    loss_spec,
+    optimizer_spec,
+    sample_spec,
+    teacher_spec,
+)
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.mesh import make_mesh
 from scope_jax.run import (
@@ -36,7 +44,7 @@ from scope_jax.run.compiles import count_compiles
 from scope_jax.tasks.load import Task, load_task
 
 # Settings that a resumed run may change: they do not touch what is learned.
-MAY_DIFFER = ("checkpoint", "samples")
+MAY_DIFFER = ("checkpoint", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +55,7 @@ class Cast:
     params: models.Params
     tokenizer: Any
     task: Task
-    teacher: correction.Writer | None
+    teacher: correction.Teacher | None
     prm: correction.ProcessRewardModel | None
 
 
@@ -61,54 +69,109 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
         spec = correction_spec(config)
-        cast = load_cast(config, spec, mesh)
+        cast = load_cast(config, spec, mesh, Path(workdir))
         workdir = prepare_workdir(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        if cast.task.contamination is not None:
+            write_atomically(workdir / "decontamination.json", json.dumps(cast.task.contamination, indent=2) + "\n")
         return _train(config, spec, cast, mesh, workdir)
 
 
-def load_cast(config: ConfigDict, spec: correction.CorrectionSpec | None, mesh: jax.sharding.Mesh) -> Cast:
-    """Load the task and the checkpoints that the config needs, laid out on the mesh."""
+def load_cast(
+    config: ConfigDict, spec: correction.CorrectionSpec | None, mesh: jax.sharding.Mesh, workdir: Path | None = None
+) -> Cast:
+    """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's answers are kept in
+    `workdir` where the config names no other place."""
     if not config.models.policy:
         raise ValueError("config.models.policy is empty; give the Hugging Face directory of the policy to train")
     model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
     if model_config.head != "lm":
         raise ValueError(f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')")
     tokenizer = tasks.load_tokenizer(config.models.policy)
-    task = load_task(config.task.name, config.task.data, train_split=config.task.train_split, options=config.task.options.to_dict())
+    # A base model's files often name one end token only; in a chat its turns end with another.
+    model_config = dataclasses.replace(
+        model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *tasks.end_ids(tokenizer))))
+    )
+    task = load_task(**config.task.to_dict(), tokenizer=tokenizer)
     teacher = prm = None
     if spec is not None:
-        if not config.models.teacher:
-            raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
-        teacher_config, teacher_params = models.load(config.models.teacher, dtype=config.dtype, mesh=mesh)
-        if teacher_config.head != "lm":
-            raise ValueError(f"{config.models.teacher}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')")
-        if teacher_config.vocab_size != model_config.vocab_size:
-            raise ValueError(
-                f"{config.models.teacher}: vocabulary of {teacher_config.vocab_size}, the policy has "
-                f"{model_config.vocab_size}; a teacher on the mesh must share the policy's tokenizer"
-            )
-        teacher = correction.Writer(models.relay(teacher_config, teacher_params, mesh), teacher_config)
+        teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
         if spec.localiser == "prm":
             if not config.models.prm:
                 raise ValueError("config.models.prm is empty; localiser 'prm' needs a process reward model")
-            prm_config, prm_params = models.load(config.models.prm, dtype=config.dtype, mesh=mesh)
-            prm = correction.ProcessRewardModel(prm_params, prm_config, tasks.load_tokenizer(config.models.prm))
+            prm = correction.ProcessRewardModel.load(
+                config.models.prm, dtype=config.dtype, mesh=mesh, format=config.models.prm_format
+            )
     return Cast(model_config, params, tokenizer, task, teacher, prm)
 
 
+def load_teacher(
+    config: ConfigDict,
+    policy: models.ModelConfig,
+    tokenizer: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    workdir: Path | None = None,
+) -> correction.Teacher:
+    """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
+    spec, endpoint = teacher_spec(config), endpoint_spec(config)
+    if spec.kind == "endpoint":
+        if not endpoint.cache and workdir is not None:
+            endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
+        return correction.EndpointTeacher(correction.Endpoint(endpoint), spec)
+    if spec.kind == "self":
+        return correction.ModelTeacher(None, spec)
+    if spec.kind == "program":
+        if type(task.domain).next_step is tasks.Domain.next_step:
+            raise ValueError(f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes steps; use 'model'")
+        return correction.ProgramTeacher(spec.style)
+    if spec.kind == "reference":
+        if not any(problem.solution for problem in task.train[:16]):
+            raise ValueError(f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a solution")
+        return correction.ReferenceTeacher()
+    directory = config.models.teacher
+    if not directory:
+        raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=mesh)
+    if teacher_config.head != "lm":
+        raise ValueError(f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')")
+    try:
+        own = tasks.load_tokenizer(directory)
+        same = own.get_vocab() == tokenizer.get_vocab()
+    except FileNotFoundError:
+        own, same = None, teacher_config.vocab_size == policy.vocab_size
+    if not same and (own is None or not spec.prompted or config.correction.tail == "teacher"):
+        raise ValueError(
+            f"{directory}: another tokenizer than the policy's (vocabulary of {teacher_config.vocab_size}, the policy has "
+            f"{policy.vocab_size}); a teacher that continues rows must share it: set teacher.template to 'wrong_step'"
+        )
+    writer = correction.Writer(models.relay(teacher_config, params, mesh), teacher_config)
+    return correction.ModelTeacher(writer, spec, None if same else own)
+
+
 def next_problems(
-    source: tasks.Problems, tokenizer: Any, *, seed: int, position: int, count: int, max_tokens: int, chat: bool
+    source: tasks.Problems,
+    tokenizer: Any,
+    *,
+    seed: int,
+    position: int,
+    count: int,
+    max_tokens: int,
+    chat: bool,
+    domain: tasks.Domain | None = None,
 ) -> tuple[list[tasks.Problem], list[list[int]], int, int]:
     """(problems, their prompt ids, new position, dropped): the next `count` problems whose prompts fit. `position` counts
-    the problems consumed so far, dropped ones included; the order is a pure function of (seed, epoch)."""
+    the problems consumed so far, dropped ones included; the order is a pure function of seed and position. `domain` says
+    how a problem is shown."""
+    shown = (lambda problem: problem.prompt) if domain is None else domain.policy_prompt
+    system = None if domain is None else domain.system
     problems: list[tasks.Problem] = []
     ids: list[list[int]] = []
     dropped = 0
     while len(problems) < count:
         need = count - len(problems)
-        drawn = source.take(tasks.batch_indices(seed, position, need, len(source)))
+        drawn = source.draw(seed, position, need)
         position += need
-        encoded, gone = tasks.encode_prompts(tokenizer, [p.prompt for p in drawn], max_length=max_tokens, chat=chat)
+        encoded, gone = tasks.encode_prompts(tokenizer, [shown(p) for p in drawn], max_length=max_tokens, chat=chat, system=system)
         problems += [p for n, p in enumerate(drawn) if n not in set(gone)]
         ids += encoded
         dropped += len(gone)
@@ -165,6 +228,7 @@ def _train(
                 count=config.rollout.prompts,
                 max_tokens=config.rollout.prompt_tokens,
                 chat=config.rollout.chat,
+                domain=cast.task.domain,
             )
             dropped += gone
             key = jax.random.fold_in(root, step)

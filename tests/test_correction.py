@@ -290,7 +290,7 @@ def test_prm_encoding_uses_the_chat_template():
 
 
 def test_prm_refuses_other_checkpoints():
-    with pytest.raises(ValueError, match="head 'lm'; a PRM has"):
+    with pytest.raises(ValueError, match="head 'lm' is no known process reward model"):
         ProcessRewardModel({}, PLAIN, TOKENIZER)
     import tokenizers
     from transformers import PreTrainedTokenizerFast

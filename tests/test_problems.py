@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scope_jax.tasks.domain import Problem
-from scope_jax.tasks.problems import Problems, batch_indices
+from scope_jax.tasks.problems import Problems, batch_indices, host_shard
 
 
 def write(path, lines):
@@ -36,7 +36,7 @@ def test_malformed_lines_are_named_skipped_and_counted(tmp_path):
         "[1]",
         '{"prompt": "p"}',
         '{"prompt": " ", "answer": "a"}',
-        '{"prompt": 1, "answer": [2]}',
+        '{"prompt": 1, "answer": [2, 3]}',
     ]
     path.write_bytes("\n".join(lines).encode() + b'\n{"prompt": "\xff", "answer": "a"}\n' + good.encode())
     with pytest.warns(UserWarning) as caught:
@@ -45,20 +45,20 @@ def test_malformed_lines_are_named_skipped_and_counted(tmp_path):
     assert messages == [
         "line 2: not JSON: Expecting property name enclosed in double quotes at column 2; skipped",
         "line 3: expected an object, found list; skipped",
-        "line 4: no field 'answer'; skipped",
+        "line 4: no field 'answer' (it has prompt); skipped",
         "line 5: field 'prompt' is empty; skipped",
         "line 6: field 'answer': expected text, found list; skipped",
         "line 7: not UTF-8 at byte 12; skipped",
     ]
     assert [p.id for p in problems] == ["bad-1", "bad-8"] and problems.skipped == 6
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="line 4: no field 'answer'; more than 2 malformed"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"line 4: no field 'answer' .*; more than 2 malformed"):
         Problems.from_file(path, max_malformed=2)
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl: no such file"):
         Problems.from_file(tmp_path / "nothing.jsonl")
-    with pytest.raises(ValueError, match=r"expected \.jsonl or \.parquet"):
+    with pytest.raises(ValueError, match=r"unknown kind of file: expected \.parquet, \.jsonl"):
         Problems.from_file(write(tmp_path / "a.csv", ["x"]))
     with pytest.raises(ValueError, match="no problem in it"):
         Problems.from_file(write(tmp_path / "empty.jsonl", [""]))
@@ -111,3 +111,20 @@ def test_resuming_repeats_and_skips_nothing():
 def test_batch_indices_refuses_nothing_to_draw_from():
     with pytest.raises(ValueError, match="size 0"):
         batch_indices(0, 0, 4, 0)
+
+
+def test_hosts_share_a_batch():
+    batch = batch_indices(5, 30, 12, 17)
+    for hosts in (1, 2, 3, 4, 12):
+        parts = [batch[host_shard(12, host, hosts)] for host in range(hosts)]
+        assert {len(part) for part in parts} == {12 // hosts}
+        assert np.concatenate(parts).tolist() == batch.tolist()
+    assert host_shard(12, 1, 3) == slice(4, 8)
+    for host, hosts in ((0, 5), (3, 3), (-1, 2)):
+        with pytest.raises(ValueError, match=f"host {host} of {hosts}, batch 12: expected a batch that the hosts divide"):
+            host_shard(12, host, hosts)
+
+
+def test_drawing_is_taking_the_batch_indices():
+    problems = Problems.from_list([Problem(str(n), "p", "a") for n in range(7)])
+    assert [p.id for p in problems.draw(3, 5, 9)] == [str(i) for i in batch_indices(3, 5, 9, 7)]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_fixtures import write_sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from scope_jax.tasks.steps import step_ends, stop_table, token_bytes
+from scope_jax.tasks.tokenizers import load_tokenizer
 
 
 def _wrap(backend):
@@ -77,6 +79,12 @@ def characters():
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
     return _wrap(backend)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    """Read from a tokenizer.model: newlines are bytes, as in Llama 2 and Mistral."""
+    return load_tokenizer(write_sentencepiece(tmp_path_factory.mktemp("sp")))
 
 
 def _ids(tokenizer, *tokens):
@@ -206,7 +214,57 @@ def test_stop_table_by_hand(byte_level):
     assert table.shape[0] == 4 and table[2, _ids(byte_level, "¥")[0]] == 3
 
 
-@pytest.mark.parametrize("name", ["byte_level", "trained_byte_level", "byte_fallback", "characters"])
+def test_code_fences_are_no_exception(byte_level):
+    """A blank line inside of a fence divides like any other: `stop_table` stops there, and PRMs were trained so."""
+    text = "Run:\n```python\nx = 1\n\nprint(x)\n```\n\nSo 1"
+    ids = byte_level.encode(text, add_special_tokens=False)
+    ends = step_ends(ids, byte_level)
+    steps = [byte_level.decode(ids[a:b]) for a, b in zip([0, *ends], ends)]
+    assert steps == ["Run:\n```python\nx = 1\n\n", "print(x)\n```\n\n", "So 1"]
+    table, state = stop_table(byte_level, "\n\n", len(byte_level)), 0
+    stops = next(n for n, i in enumerate(ids) if (state := table[state, i]) == 2)
+    assert stops + 1 == ends[0]
+
+
+def test_a_sentencepiece_row(sentencepiece):
+    ids = _ids(sentencepiece, "▁x", "<0x0A>", "<0x0A>", "<0x0A>", "t", "<0x0A>", "<0xE6>", "<0x97>", "<0xA5>", "<0x0A>", "<0x0A>")
+    assert step_ends(ids, sentencepiece) == [4, 11]
+    assert step_ends(ids, sentencepiece, "\n") == [4, 6, 11]
+    assert step_ends(ids[:8], sentencepiece) == [4, 8]  # cut in the middle of a character
+    assert step_ends(ids[:2], sentencepiece) == [2]  # cut in the middle of the separator
+    assert step_ends([*ids[:3], sentencepiece.eos_token_id], sentencepiece) == [4]
+
+
+def test_a_row_cut_inside_of_a_merged_token(byte_level):
+    ids = _ids(byte_level, "a", ".ĊĊ", "xĠ=Ġ", "æ", "Ĺ")
+    assert step_ends(ids, byte_level) == [2, 5]  # the last character is not complete
+    assert step_ends(ids[:4], byte_level) == [2, 4]
+    assert step_ends(ids[:2], byte_level) == [2]
+
+
+@pytest.mark.parametrize("name", ["byte_level", "trained_byte_level", "byte_fallback", "sentencepiece", "characters"])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_what_is_kept_is_a_strict_prefix_of_what_was_sampled(name, data, request):
+    """Whatever the ids (no tokenizer would write most of these rows): cutting before step e keeps whole tokens from the
+    front, fewer than all, more with every step, and what is cut off can be seen."""
+    tokenizer = request.getfixturevalue(name)
+    pieces = token_bytes(tokenizer)
+    likely = [i for i, piece in enumerate(pieces) if set(piece) & set(b"\n.`a ")]
+    token = st.one_of(st.sampled_from(likely), st.integers(0, len(pieces) + 3))
+    ids = data.draw(st.lists(token, min_size=1, max_size=40))
+    separator = data.draw(st.sampled_from(["\n\n", "\n", "```"]))
+    ends = step_ends(ids, tokenizer, separator)
+    kept = [ids[:end] for end in [0, *ends[:-1]]]  # before the error, if it is in step 0, 1, ...
+    assert len(kept) == len(ends)
+    for number, prefix in enumerate(kept):
+        assert prefix == ids[: len(prefix)] and len(prefix) < len(ids)
+        assert number == 0 or len(prefix) > len(kept[number - 1])
+        # The same steps again, had the row ended there: the segmentation of a kept prefix does not change.
+        assert number == 0 or step_ends(prefix, tokenizer, separator) == ends[:number]
+
+
+@pytest.mark.parametrize("name", ["byte_level", "trained_byte_level", "byte_fallback", "sentencepiece", "characters"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_properties(name, data, request):

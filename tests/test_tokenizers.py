@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from tokenizer_fixtures import byte_level, write_sentencepiece
 
 from scope_jax.tasks.arithmetic import CHARACTERS, Arithmetic, Problem
 from scope_jax.tasks.steps import step_ends
@@ -119,3 +120,152 @@ def test_bad_directories_are_named(tmp_path):
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="without repetition"):
         character_tokenizer("aa")
+
+
+# ---- published chat formats (written here by hand, with the marks and line breaks of the model cards)
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA2 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "[INST] {{ m.content }} [/INST]{% endfor %}"
+)
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("specials", "bos", "eos", "template", "plain", "with_system"),
+    [
+        (
+            ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"],
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            LLAMA3,
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBox it.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\n1+1?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"],
+            "<bos>",
+            "<eos>",
+            GEMMA2,
+            "<bos><start_of_turn>user\n1+1?<end_of_turn>\n<start_of_turn>model\n",
+            "<bos><start_of_turn>user\nBox it.\n\n1+1?<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (
+            ["<s>", "</s>", "[INST]", "[/INST]"],
+            "<s>",
+            "</s>",
+            MISTRAL,
+            "<s>[INST] 1+1? [/INST]",
+            "<s>[INST] Box it.\n\n1+1? [/INST]",
+        ),
+        (
+            ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            None,
+            "<|endoftext|>",
+            CHATML,
+            "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\nBox it.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+    ids=["llama3", "gemma2", "mistral", "qwen"],
+)
+def test_chat_templates(specials, bos, eos, template, plain, with_system, tmp_path):
+    """The prompt is the template's text, one id for each mark, one beginning-of-text at most, and the turn open."""
+    made = byte_level(specials, bos=bos, eos=eos)
+    made.chat_template = template
+    save_tokenizer(made, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    for system, wanted in ((None, plain), ("Box it.", with_system)):
+        ((ids,), dropped) = encode_prompts(tokenizer, ["1+1?"], max_length=200, chat=True, system=system)
+        assert tokenizer.decode(ids) == wanted and dropped == []
+        assert bos is None or (ids[0], ids.count(tokenizer.bos_token_id)) == (tokenizer.bos_token_id, 1)
+        marks = {tokenizer.convert_tokens_to_ids(mark) for mark in specials}
+        assert sum(i in marks for i in ids) == sum(wanted.count(mark) for mark in specials)
+    ((ids,), _) = encode_prompts(tokenizer, ["1+1?"], max_length=200)
+    assert tokenizer.decode(ids) == (bos or "") + "1+1?"
+    named = {name for name in ("<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|im_end|>") if name in specials}
+    assert {tokenizer.convert_ids_to_tokens(i) for i in end_ids(tokenizer)} == named | {eos}
+
+
+def test_a_template_that_fails_otherwise_is_named():
+    tokenizer = byte_level(["<e>"], bos=None, eos="<e>")
+    tokenizer.chat_template = "{{ raise_exception('no such luck') }}"
+    for system in (None, "s"):
+        with pytest.raises(ValueError, match="chat template: no such luck"):
+            encode_prompts(tokenizer, ["1"], max_length=9, chat=True, system=system)
+
+
+# ---- sentencepiece
+
+
+@pytest.mark.parametrize(("model_type", "newlines"), [("bpe", ()), ("bpe", ("\n", "\n\n")), ("unigram", ())])
+def test_a_directory_with_only_a_sentencepiece_model(tmp_path, model_type, newlines):
+    import sentencepiece
+
+    directory = write_sentencepiece(tmp_path / "sp", model_type, newlines)
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    tokenizer = load_tokenizer(directory)
+    for text in ("Let x be 12.", "So\n\n3 x = 36.\n", "日 \\boxed{36}", " two  blanks"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == oracle.encode(text), text
+        assert tokenizer.decode(ids) == text
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (oracle.bos_id(), oracle.eos_id())
+    assert end_ids(tokenizer) == end_ids(directory) == (oracle.eos_id(),)
+    assert encode_prompts(tokenizer, ["Let x"], max_length=99) == ([[oracle.bos_id(), *oracle.encode("Let x")]], [])
+    ids = oracle.encode("Let x be 12.\n\nSo 3 x = 36.\n\n\\boxed{36}")
+    ends = step_ends(ids, tokenizer)
+    assert [oracle.decode(ids[a:b]).strip() for a, b in zip([0, *ends], ends)] == ["Let x be 12.", "So 3 x = 36.", "\\boxed{36}"]
+
+
+def test_a_sentencepiece_model_whose_normaliser_is_unknown_is_refused(tmp_path):
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # the trainer's defaults: blanks are joined, newlines become blanks
+        sentence_iterator=iter(["a b c 1 2 3"] * 9), model_writer=model, vocab_size=12, hard_vocab_limit=False, minloglevel=2
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(ValueError, match=r"normaliser cannot be reproduced; add the tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "newlines"), [("LlamaTokenizer", ()), ("GemmaTokenizer", ("\n", "\n\n"))])
+def test_a_sentencepiece_model_with_its_class_named(tmp_path, name, newlines):
+    """The named class reads it; the text of its ids is known, so that steps can be told."""
+    directory = write_sentencepiece(tmp_path, newlines=newlines)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>"}))
+    tokenizer = load_tokenizer(directory)
+    assert type(tokenizer).__name__ == name
+    text = "Let x be 12.\n\nSo 3 x = 36.\n\n\n\\boxed{36}"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    ends = step_ends(ids, tokenizer)
+    steps = [tokenizer.decode(ids[a:b], skip_special_tokens=True) for a, b in zip([0, *ends], ends)]
+    assert steps == ["Let x be 12.\n\n", "So 3 x = 36.\n\n\n", "\\boxed{36}"]
+
+
+def test_a_config_of_the_model_alone_says_nothing_of_the_tokenizer(tmp_path):
+    import sentencepiece
+
+    directory = write_sentencepiece(tmp_path)
+    (directory / "config.json").write_text(json.dumps({"model_type": "mistral", "eos_token_id": 2}))
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.encode("Let x", add_special_tokens=False) == oracle.encode("Let x")
+    assert end_ids(directory) == (2,)

@@ -1,101 +1,144 @@
-"""Scoring the steps of rollouts with a process reward model that may have a tokenizer of its own."""
+"""Scoring the steps of solutions with a process reward model, which may have a tokenizer of its own."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from scope_jax.mesh import put_rows
-from scope_jax.models import ModelConfig, Params, good_step_probability, unroll_layers
-
-SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-STEP_MARK = "<extra_0>"
+from scope_jax import models, tasks
+from scope_jax.correction.prm_formats import FORMATS, Row, recognise, shepherd_ids
+from scope_jax.mesh import RULES, constrain, current_mesh, put_rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProcessRewardModel:
-    """A PRM in the format of Qwen2.5-Math-PRM: chat template, steps joined by `<extra_0>`, one after the last step too;
-    the two-class softmax at each mark is the probability that the step is right."""
+    """A PRM: weights, tokenizer, and the published format that says how a solution is written down for it and where its
+    scores stand. `format`: "auto" (recognised from head and tokenizer), "qwen" (Qwen2.5-Math-PRM), "math_shepherd"
+    (math-shepherd-mistral-7b-prm) or "skywork" (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go
+    through the model together, which bounds its memory.
 
-    params: Params
-    config: ModelConfig
+    Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of the one that is named.
+    """
+
+    params: models.Params
+    config: models.ModelConfig
     tokenizer: Any
+    format: str = "auto"
+    tokens_at_once: int = 1 << 16
 
     def __post_init__(self) -> None:
-        if self.config.head != "prm":
-            raise ValueError(f"this checkpoint has head {self.config.head!r}; a PRM has score.0 and score.2 (config head 'prm')")
-        if self.mark_id == self.tokenizer.unk_token_id or self.mark_id is None:
-            raise ValueError(f"the PRM's tokenizer has no {STEP_MARK!r} token; it marks the end of each step")
+        name = self.format
+        if name == "auto":
+            name = recognise(self.config.head, self.config.model_type, self.tokenizer)
+        if name not in FORMATS:
+            raise ValueError(f"models.prm_format {name!r} is unknown; one of auto, {', '.join(FORMATS)}")
+        if self.config.head != FORMATS[name].head:
+            raise ValueError(f"this checkpoint has head {self.config.head!r}; a PRM of format {name!r} has {FORMATS[name].head!r}")
+        FORMATS[name].check(self.tokenizer)
+        object.__setattr__(self, "format", name)
 
-    @property
-    def mark_id(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids(STEP_MARK)
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, format: str = "auto"
+    ) -> "ProcessRewardModel":
+        """The PRM of a Hugging Face directory, laid out on `mesh`. Raises as `models.load` and `load_tokenizer` do, and
+        ValueError naming the directory where it is none of the formats; before any weight is read."""
+        config, tokenizer = models.read_config(directory), tasks.load_tokenizer(directory)
+        try:
+            prm = cls({}, config, tokenizer, format)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+        config, params = models.load(directory, dtype=dtype, mesh=mesh)
+        return dataclasses.replace(prm, params=params, config=config)
 
-    def encode(self, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+    def encode(self, prompt: str, steps: Sequence[str]) -> Row:
         """(ids, positions of the step marks). Steps are stripped of the separators around them. An empty list of ids
-        comes back where the marks cannot be matched to the steps (a step's own text holds a mark)."""
+        comes back where the marks could not be matched to the steps (a step's own text holds a mark)."""
         return self.encode_rows([prompt], [steps])[0]
 
-    def encode_rows(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int]]]:
+    def encode_rows(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[Row]:
         """`encode` of many rows at once, which the tokenizer does several times faster."""
-        before, after = _frame(self.tokenizer)
-        rows: list[str] = []
-        for prompt, row in zip(prompts, steps, strict=True):
-            clean = not any(STEP_MARK in text for text in (prompt, *row))
-            body = "".join(step.strip() + STEP_MARK for step in row)
-            rows.append(before.replace(_USER, prompt) + body + after if clean else "")
-        ids = self.tokenizer(rows, add_special_tokens=False)["input_ids"] if rows else []
-        mark = self.mark_id
-        return [(list(row), [place for place, token in enumerate(row) if token == mark]) for row in ids]
+        return FORMATS[self.format].encode(self.tokenizer, prompts, steps)
 
     def score(
         self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the PRM's position limit, or
-        with a mark in their text). One forward pass over `rows` (default: as many as given) padded rows."""
+        with a mark in their text). One forward pass, split over the mesh, for all that fits into `tokens_at_once`; more
+        goes through in chunks of rows of about equal length. Batches are padded to `rows` rows (default: as many as
+        given), so that calls with other numbers of rows share one program."""
         encoded = self.encode_rows(prompts, steps)
         limit = self.config.max_positions
-        usable = [0 < len(ids) <= limit and len(marks) == len(row) for (ids, marks), row in zip(encoded, steps, strict=True)]
+        usable = [n for n, (ids, marks) in enumerate(encoded) if 0 < len(ids) <= limit and len(marks) == len(steps[n])]
         J = max([len(row) for row in steps], default=0)
         score = np.zeros((len(encoded), J), np.float32)
         valid = np.zeros((len(encoded), J), bool)
-        if not any(usable):
-            return score, valid, len(encoded)
-        longest = max(len(ids) for (ids, _), good in zip(encoded, usable, strict=True) if good)
-        tokens = np.zeros((max(rows or 0, len(encoded)), _round_up(longest)), np.int32)
-        length = np.ones(len(tokens), np.int32)
-        for number, ((ids, _), good) in enumerate(zip(encoded, usable, strict=True)):
-            if good:
-                tokens[number, : len(ids)] = ids
-                length[number] = len(ids)
-        probability = np.asarray(_probabilities(self.params, self.config, *put_rows((tokens, length)), unrolled=unroll_layers()))
-        for number, ((_, marks), good) in enumerate(zip(encoded, usable, strict=True)):
-            if good:
-                score[number, : len(marks)] = probability[number, marks]
+        longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
+        for chunk, shape in self._chunks([len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded))):
+            numbers = longest_first[chunk]
+            probability = self._probability([encoded[n][0] for n in numbers], shape)
+            for place, number in enumerate(numbers):
+                marks = encoded[number][1]
+                score[number, : len(marks)] = probability[place, marks]
                 valid[number, : len(marks)] = True
-        return score, valid, int(np.sum(~np.array(usable)))
+        return score, valid, len(encoded) - len(usable)
+
+    def _chunks(self, lengths: Sequence[int], rows: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+        """(part of the rows, padded shape of its batch), lengths descending. The number of rows of a batch depends on its
+        width and `rows` alone, and widths come in few sizes: few programs."""
+        shards = _row_shards()
+        start = 0
+        while start < len(lengths):
+            width = length_bucket(lengths[start])
+            most = max(self.tokens_at_once // (width * shards), 1)
+            count = min(-(-rows // shards), most) * shards
+            yield slice(start, start + count), (count, width)
+            start += count
+
+    def _probability(self, ids: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
+        """float32[shape]: what the head says at every token of the rows."""
+        tokens, length = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
+        for place, row in enumerate(ids):
+            tokens[place, : len(row)] = row
+            length[place] = len(row)
+        choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
+        out = _probabilities(self.params, self.config, *put_rows((tokens, length)), choice=choice, unrolled=models.unroll_layers())
+        return np.asarray(out)
 
 
-_USER = "\x00user\x00"
-_ASSISTANT = "\x00assistant\x00"
-_probabilities = jax.jit(good_step_probability, static_argnames=("config", "unrolled"))
-
-
-@functools.lru_cache(maxsize=8)
-def _frame(tokenizer: Any) -> tuple[str, str]:
-    """The chat template around the steps: text before (with a placeholder for the problem) and after."""
-    messages = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": _USER},
-        {"role": "assistant", "content": _ASSISTANT},
-    ]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    before, after = text.split(_ASSISTANT)
-    return before, after
-
-
-def _round_up(length: int, step: int = 8) -> int:
+def length_bucket(length: int) -> int:
+    """`length` rounded up to a multiple of 8, or of an eighth of the power of two above it where that is more: at most four
+    sizes for each doubling, at most a quarter of padding."""
+    step = max(8, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
+
+
+@functools.partial(jax.jit, static_argnames=("config", "choice", "unrolled"))
+def _probabilities(
+    params: models.Params,
+    config: models.ModelConfig,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    *,
+    choice: tuple[int, int] | None,
+    unrolled: bool,
+) -> jax.Array:
+    """float32[B, T], on every device, so that each host can read all of it. `choice`: the good and the bad token of a
+    causal LM."""
+    if choice is None:
+        out = models.good_step_probability(params, config, tokens_BT, length_B, unrolled=unrolled)
+    else:
+        out = models.token_choice_probability(params, config, tokens_BT, length_B, *choice, unrolled=unrolled)
+    return constrain(out, None, None)
+
+
+def _row_shards() -> int:
+    """How many devices the rows of a batch are split over."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])

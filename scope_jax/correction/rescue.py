@@ -18,11 +18,12 @@ import numpy as np
 
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.prm import ProcessRewardModel
+from scope_jax.correction.replies import gives_answer_away
 from scope_jax.correction.select import SelectSpec, select
 from scope_jax.correction.splice import cut, place_rows, take_rows
-from scope_jax.models import ModelConfig, Params
+from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, Writer, failure_counts
 from scope_jax.rollout import SampleSpec, completion_ids, completion_texts, generate, texts
-from scope_jax.tasks import Domain, Problem, step_ends, stop_table
+from scope_jax.tasks import Domain, Problem, step_ends
 from scope_jax.types import Owner, Rollout
 
 _cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
@@ -31,7 +32,7 @@ TAILS = ("policy", "teacher", "none")
 ACCEPT = ("verified", "unverified")
 PLACE = ("replace_parent", "replace_random_failure")
 # Streams of random numbers: 0 is the rollout, 1 the teacher's step, 2 + i the i-th try of a tail.
-TEACHER_STREAM, TAIL_STREAM = 1, 2
+TAIL_STREAM = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +65,6 @@ class CorrectionSpec:
             raise ValueError("correction: tail 'none' leaves rows without an answer to verify; set accept to 'unverified'")
         if self.tail != "none" and self.accept == "unverified":
             raise ValueError("correction: accept 'unverified' is for tail 'none'; a row with a tail is verified")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Writer:
-    """A model that continues rows: the policy of the moment, or the teacher."""
-
-    params: Params
-    config: ModelConfig
 
 
 @dataclasses.dataclass
@@ -112,7 +105,7 @@ def rescue(
     domain: Domain,
     tokenizer: Any,
     policy: Writer,
-    teacher: Writer,
+    teacher: Teacher | Writer,
     prm: ProcessRewardModel | None,
     seed: int = 0,
     timer: Callable[[str], Any] = lambda phase: contextlib.nullcontext(),
@@ -122,9 +115,12 @@ def rescue(
     the verifier could not judge).
 
     `sample_spec` is the policy's; tails use it too and never grow a row past prompt + `max_new_tokens`. `key` is the
-    step's key, the one the rollout was made with. `seed` drives random selection. `timer("prm")`, `timer("correct")` and
+    step's key, the one the rollout was made with. `seed` drives random selection, and teachers that do not draw by `key`.
+    `teacher`: a `Writer` stands for a `ModelTeacher` that continues the rows. `timer("prm")`, `timer("correct")` and
     `timer("verify")` are entered around those phases. Without `keep_gallery` the gallery comes back empty.
     """
+    if isinstance(teacher, Writer):
+        teacher = ModelTeacher(teacher)
     failed_B = reward_B == 0
     metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
     with timer("prm"):
@@ -139,33 +135,36 @@ def rescue(
     with timer("correct"):
         size = _bucket(len(attempted), reward_B.size // group * spec.select.per_group)
         index, valid = _pad(attempted, size)
-        prompt_length, row_length = (np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B)))
+        prompt_length, row_length, row_id = (
+            np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
+        )
         kept = np.ones(size, np.int32)
+        asks = []
         for number, r in enumerate(chosen_R):
-            error = located.error_R[r]
-            kept[number] = prompt_length[attempted[number]] + located.ends[r][error - 1]
-        rows = _cut_rows(
-            _take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)),
-            jnp.asarray(np.where(valid, kept, row_length[index])),
-        )
-        limit = jnp.minimum(rows.prompt_length_B + sample_spec.max_new_tokens, rows.tokens_BT.shape[1])
-        step_spec = SampleSpec(
-            temperature=spec.teacher_temperature,
-            max_new_tokens=spec.step_tokens,
-            end_ids=sample_spec.end_ids,
-            stop=stop_table(tokenizer, domain.separator, policy.config.vocab_size),
-        )
-        corrected = generate(
-            teacher.params,
-            teacher.config,
+            b, error, steps = int(attempted[number]), int(located.error_R[r]), located.steps[r]
+            kept[number] = prompt_length[b] + located.ends[r][error - 1]
+            last = error == len(steps) - 1
+            asks.append(Ask(problems[b], tuple(steps[:error]), steps[error], last, int(row_id[b])))
+        kept = np.where(valid, kept, row_length[index])
+        rows = _cut_rows(_take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)), jnp.asarray(kept))
+        limit = np.minimum(prompt_length[index] + sample_spec.max_new_tokens, rows.tokens_BT.shape[1])
+        job = Job(
             rows,
+            asks,
+            kept,
+            limit,
+            spec.step_tokens,
+            spec.teacher_temperature,
+            sample_spec.end_ids,
             key,
-            step_spec,
-            owner=Owner.TEACHER,
-            stream=TEACHER_STREAM,
-            limit_B=limit,
+            seed,
+            domain,
+            tokenizer,
+            policy,
         )
-        usable, written, refused = _check_steps(corrected, valid, kept, prompt_length[index], located, chosen_R, domain, tokenizer)
+        written_steps = teacher.correct(job)
+        corrected = written_steps.rollout
+        usable, written, refused = _check_steps(written_steps, job, prompt_length[index])
     metrics |= refused
     targets = _targets(attempted, failed_B, group, spec, seed)
 
@@ -179,7 +178,9 @@ def rescue(
             break
         tries += 1
         with timer("correct"):
-            writer = policy if spec.tail == "policy" else teacher
+            writer = policy if spec.tail == "policy" else teacher.writer
+            if writer is None:
+                raise ValueError("correction.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'")
             owner = Owner.POLICY if spec.tail == "policy" else Owner.TEACHER
             waiting = corrected.replace(finished_B=corrected.finished_B | ~jnp.asarray(open_rows))
             tail = generate(
@@ -190,7 +191,7 @@ def rescue(
                 sample_spec,
                 owner=owner,
                 stream=TAIL_STREAM + attempt,
-                limit_B=limit,
+                limit_B=jnp.asarray(limit),
             )
         with timer("verify"):
             ended = np.asarray(jax.device_get(tail.finished_B))
@@ -304,37 +305,30 @@ def _choose(
     return np.array([position[int(b)] for b in chosen], np.int64), counters
 
 
-def _check_steps(
-    corrected: Rollout,
-    valid: np.ndarray,
-    kept: np.ndarray,
-    prompt_length: np.ndarray,
-    located: _Located,
-    chosen_R: np.ndarray,
-    domain: Domain,
-    tokenizer: Any,
-) -> tuple[np.ndarray, list[str], dict[str, float]]:
+def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tuple[np.ndarray, list[str], dict[str, float]]:
     """(rows whose teacher step can be used, the steps' texts, counters of refusals)."""
-    finished = np.asarray(jax.device_get(corrected.finished_B))
-    ids = completion_ids(corrected)
-    written = texts([row[kept[n] - prompt_length[n] :] for n, row in enumerate(ids)], tokenizer)
-    usable = valid.copy()
-    leaks = incomplete = 0
-    for number, r in enumerate(chosen_R):
-        last = located.error_R[r] == len(located.steps[r]) - 1
-        text = written[number]
-        if (not finished[number] and domain.separator not in text) or not text.strip():
-            usable[number] = False
+    finished = np.asarray(jax.device_get(written.rollout.finished_B))
+    ids = completion_ids(written.rollout)
+    steps = texts([row[job.kept_B[n] - prompt_length[n] :] for n, row in enumerate(ids)], job.tokenizer)[: len(job.asks)]
+    usable = np.zeros(len(job.kept_B), bool)
+    leaks = sum(reason == "leak" for reason in written.failed)
+    incomplete = 0
+    for number, (ask, text, reason) in enumerate(zip(job.asks, steps, written.failed, strict=True)):
+        if reason is not None:
+            continue
+        told = job.domain.answer_marker(text) or (written.shows_answer and gives_answer_away(text, ask.problem.answer))
+        if (not finished[number] and job.domain.separator not in text) or not text.strip():
             incomplete += 1
-        elif domain.answer_marker(text) and not last:
-            usable[number] = False
+        elif told and not ask.last:
             leaks += 1
+        else:
+            usable[number] = True
     counters = {
         "scope/leaks": float(leaks),
         "scope/incomplete_steps": float(incomplete),
         "scope/corrected": float(usable.sum()),
     }
-    return usable, written[: len(chosen_R)], counters
+    return usable, steps, counters | failure_counts(written.failed) | written.metrics
 
 
 def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int) -> np.ndarray:
@@ -401,7 +395,7 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
     owner = np.asarray(jax.device_get(rollout.owner_BT))
     written = int(np.sum(owner >= Owner.POLICY))
     metrics["scope/teacher_token_share"] = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
-    for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps"):
+    for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps", "teacher_failed"):
         metrics.setdefault(f"scope/{name}", 0.0)
     return metrics
 

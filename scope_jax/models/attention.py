@@ -2,6 +2,10 @@
 
 What queries gather from one source of keys is kept as (weighted sum of values, largest score, sum of weights), so that
 several sources merge exactly and the division is done once, on [.., H] instead of [.., S].
+
+A `window` lets a query see so many slots, its own included: None (all), a Python number (keys that no query of a block
+sees are not multiplied with) or a traced one (a mask). Scores are multiplied by `scale` (default H^-1/2); a `cap` other
+than 0 bends them to cap tanh(score / cap).
 """
 
 import jax
@@ -14,47 +18,78 @@ UNSEEN = -1e30
 
 # (values [B, K, T, G, H] summed with weights exp(score - largest), largest score and sum of weights [B, K, T, G, 1])
 Gathered = tuple[jax.Array, jax.Array, jax.Array]
+Window = int | jax.Array | None
 
 
-def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t."""
-    q, k, v = (_heads_first(x) for x in (q * q.shape[-1] ** -0.5, k, v))
-    return _finish(_gather_causal(q, k, v))
+def causal(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, window: Window = None, scale: float | None = None, cap: float = 0.0
+) -> jax.Array:
+    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t, or to the last `window` of them."""
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    q, k, v = (_heads_first(x) for x in (q, k, v))
+    return _finish(_gather_causal(q, k, v, window, cap))
 
 
-def shared_prompt(q: jax.Array, k: jax.Array, v: jax.Array, prompt_slots: int, completions: int, seen_P: jax.Array) -> jax.Array:
+def shared_prompt(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    prompt_slots: int,
+    completions: int,
+    seen_P: jax.Array,
+    *,
+    window: Window = None,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> jax.Array:
     """Attention of packed rows, each W prompt slots followed by M completions of C slots: q [P, W + M C, K, G, H],
     k, v [P, W + M C, K, H] -> [P, W + M C, N H].
 
     A prompt slot attends to the prompt up to itself; a completion slot to the first `seen_P` prompt slots and to its own
-    completion up to itself.
+    completion up to itself, which begins at position `seen_P`.
     """
     P, X, K, G, H = q.shape
     W, M = prompt_slots, completions
     C = (X - W) // M
-    q = q * H**-0.5
-    prompt = _gather_causal(*(_heads_first(x[:, :W]) for x in (q, k, v)))
-    own = _gather_causal(*(_heads_first(x[:, W:].reshape(P * M, C, *x.shape[2:])) for x in (q, k, v)))
+    q = q * (H**-0.5 if scale is None else scale)
+    first = lambda x: _heads_first(x[:, :W])
+    apart = lambda x: _heads_first(x[:, W:].reshape(P * M, C, *x.shape[2:]))
+    prompt = _gather_causal(first(q), first(k), first(v), window, cap)
+    own = _gather_causal(apart(q), apart(k), apart(v), window, cap)
     # [P M, K, C, ..] -> [P, K, M C, ..]: the completions of a prompt look at it with one product.
     beside = lambda x: jnp.swapaxes(x.reshape(P, M, K, C, G, -1), 1, 2).reshape(P, K, M * C, G, -1)
     own = (beside(own[0]), beside(own[1]), beside(own[2]))
     seen = (jnp.arange(W)[None] < seen_P[:, None])[:, None, None, None]
-    given = _gather(_heads_first(q[:, W:]), _heads_first(k[:, :W]), _heads_first(v[:, :W]), seen)
+    if window is not None:
+        position = seen_P[:, None] + jnp.tile(jnp.arange(C), M)[None]
+        near = position[:, :, None] - jnp.arange(W)[None, None] < window
+        seen = seen & near[:, None, :, None]
+    given = _gather(_heads_first(q[:, W:]), first(k), first(v), seen, cap)
     return jnp.concatenate([_finish(prompt), _finish(_merge(own, given))], axis=1)
 
 
-def cached(q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array, *, keys_transposed: bool = False) -> jax.Array:
+def cached(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen_BS: jax.Array,
+    *,
+    keys_transposed: bool = False,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> jax.Array:
     """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K, H, S]), v [B, K, S, H],
-    seen_BS bool -> [B, K, G, H]."""
+    seen_BS bool (the window, if any, is in it) -> [B, K, G, H]."""
     form = "BKGH,BKHS->BKGS" if keys_transposed else "BKGH,BKSH->BKGS"
-    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = _bend(jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32) * scale, cap)
     weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1).astype(q.dtype)
     return jnp.einsum("BKGS,BKSH->BKGH", weights, v.astype(q.dtype))
 
 
-def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> Gathered:
+def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, cap: float) -> Gathered:
     """q [B, K, T, G, H] (scaled), k, v [B, K, S, H], `seen` broadcast to [B, K, T, G, S]."""
-    scores = jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32)
+    scores = _bend(jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32), cap)
     scores = jnp.where(seen, scores, UNSEEN)
     # The result does not depend on what is subtracted, and neither does its gradient.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
@@ -63,16 +98,24 @@ def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> Gather
     return values, largest, jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _gather_causal(q: jax.Array, k: jax.Array, v: jax.Array) -> Gathered:
+def _gather_causal(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, cap: float) -> Gathered:
     T = q.shape[2]
     size = max(QUERY_BLOCK, -(-T // 8))
     parts = []
     for start in range(0, T, size):
         end = min(start + size, T)
-        seen = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
-        parts.append(_gather(q[:, :, start:end], k[:, :, :end], v[:, :, :end], seen[None, None, :, None]))
+        first = max(start + 1 - window, 0) if isinstance(window, int) else 0
+        query, key = jnp.arange(start, end)[:, None], jnp.arange(first, end)[None]
+        seen = key <= query
+        if window is not None:
+            seen = seen & (query - key < window)
+        parts.append(_gather(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], seen[None, None, :, None], cap))
     values, largest, weight = (jnp.concatenate(x, axis=2) if len(parts) > 1 else x[0] for x in zip(*parts, strict=True))
     return values, largest, weight
+
+
+def _bend(scores: jax.Array, cap: float) -> jax.Array:
+    return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def _merge(one: Gathered, other: Gathered) -> Gathered:

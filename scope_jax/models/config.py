@@ -2,19 +2,55 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-PRM_ARCHITECTURE = "Qwen2ForProcessRewardModel"
-SUPPORTED = {"qwen2": "Qwen2ForCausalLM"}
+from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, write_rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What sets one `model_type` apart from the others. `name` begins the names of its classes in transformers."""
+
+    name: str
+    trunk: str
+    head_size: int | None = None  # where config.json has no head_dim: this, or hidden_size / num_heads
+    qk_norm: bool = False
+    biases: tuple[str, ...] = ()  # of attention_bias and mlp_bias, the keys that its config.json has
+    gemma: bool = False
+
+    @property
+    def architectures(self) -> dict[str, str]:
+        """Name in `architectures` -> head."""
+        return {
+            f"{self.name}ForCausalLM": "lm",
+            f"{self.name}ForProcessRewardModel": "prm",
+            f"{self.name}ForPrmModel": "value",
+            self.trunk: "none",
+        }
+
+
+FAMILIES = {
+    "qwen2": Family("Qwen2", "Qwen2Model"),
+    "qwen3": Family("Qwen3", "Qwen3Model", head_size=128, qk_norm=True, biases=("attention_bias",)),
+    "llama": Family("Llama", "LlamaModel", biases=("attention_bias", "mlp_bias")),
+    "mistral": Family("Mistral", "MistralModel"),
+    "gemma2": Family("Gemma2", "Gemma2Model", head_size=256, biases=("attention_bias",), gemma=True),
+    "gemma3_text": Family("Gemma3", "Gemma3TextModel", head_size=256, qk_norm=True, biases=("attention_bias",), gemma=True),
+}
+HEADS = ("lm", "prm", "value", "none")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated SiLU feed-forward.
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated feed-forward.
 
     `head` says what stands on top: "lm" (vocabulary logits), "prm" (two classes at every position, the layout of
-    Qwen2.5-Math-PRM) or "none" (a bare trunk).
+    Qwen2.5-Math-PRM), "value" (one number at every position, the layout of Skywork-o1-Open-PRM) or "none" (a bare trunk).
+    `model_type` is Hugging Face's name of the family, which settles what has no field here (norms, activation).
+    Fields are 0, () or False where a model lacks the thing. Raises ValueError for what does not fit together.
     """
 
     vocab_size: int
@@ -31,17 +67,55 @@ class ModelConfig:
     head: str = "lm"
     model_type: str = "qwen2"
     end_ids: tuple[int, ...] = ()
+    attention_bias: bool = False  # on query, key, value and output; qwen2 has the first three without it
+    mlp_bias: bool = False
+    window: int = 0  # a local layer's query sees so many slots, its own included
+    local_layers: tuple[bool, ...] = ()  # one per layer
+    rope_scaling: RopeScaling = PLAIN
+    local_rope_theta: float = 0.0  # of local layers; 0: theirs is that of the others, scaling included
+    local_rope_scaling: RopeScaling = PLAIN
+    query_pre_attn_scalar: float = 0.0  # scores are multiplied by its -1/2 power; 0: head_size
+    attention_cap: float = 0.0  # score -> cap tanh(score / cap)
+    logit_cap: float = 0.0
+    bos_id: int | None = None
+    pad_id: int | None = None
 
     def __post_init__(self) -> None:
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type {self.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
-        if self.head not in ("lm", "prm", "none"):
-            raise ValueError(f"head {self.head!r} must be lm, prm or none")
+        if self.head not in HEADS:
+            raise ValueError(f"head {self.head!r} must be {', '.join(HEADS[:-1])} or {HEADS[-1]}")
+        if self.head_size % 2:
+            raise ValueError(f"head_size {self.head_size} must be even; rotary positions turn pairs")
+        if self.local_layers and len(self.local_layers) != self.num_layers:
+            raise ValueError(f"local_layers names {len(self.local_layers)} layers, num_layers is {self.num_layers}")
+        if bool(self.window) != any(self.local_layers) or self.window < 0:
+            raise ValueError(f"window {self.window} and local_layers {self.local_layers} must both be given, or neither")
+        for key in ("attention_bias", "mlp_bias"):
+            if getattr(self, key) and key not in self.family.biases:
+                raise ValueError(f"{key} is not part of {self.model_type}")
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
     @property
     def num_query_groups(self) -> int:
         """G: query heads per kv head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def query_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return (self.query_pre_attn_scalar or self.head_size) ** -0.5
+
+    def rope(self, local: bool) -> tuple[float, RopeScaling]:
+        """(theta, scaling) of local layers, or of the others."""
+        if local and self.local_rope_theta:
+            return self.local_rope_theta, self.local_rope_scaling
+        return self.rope_theta, self.rope_scaling
 
     def with_head(self, head: str) -> "ModelConfig":
         """The same trunk with another head."""
@@ -49,50 +123,83 @@ class ModelConfig:
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read: `rope_theta` at the top
-    level (published checkpoints) and inside `rope_parameters` (transformers 5).
+    """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read: `rope_theta` and
+    `rope_scaling` at the top level (published checkpoints) and `rope_parameters` (transformers 5).
 
-    Raises FileNotFoundError without `config.json`, ValueError for a family that is not supported.
+    Raises FileNotFoundError without `config.json`, ValueError for what is not supported.
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no config.json; a model directory holds config.json, *.safetensors and a tokenizer")
-    raw = json.loads(path.read_text())
+    raw = _read_json(path)
+    try:
+        config = config_from_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    generation = path.with_name("generation_config.json")
+    listed = _end_ids(_read_json(generation)) if generation.is_file() else ()
+    return dataclasses.replace(config, end_ids=tuple(dict.fromkeys(listed + config.end_ids)))
+
+
+def config_from_json(raw: dict[str, Any]) -> ModelConfig:
+    """ModelConfig of the contents of a `config.json`; absent keys have the defaults of transformers.
+
+    Raises ValueError naming the key that is missing or not supported.
+    """
     model_type = raw.get("model_type")
-    if model_type not in SUPPORTED:
-        raise ValueError(f"{path}: model_type {model_type!r} is not supported; known: {', '.join(SUPPORTED)}")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-    if scaling:
-        raise ValueError(f"{path}: rotary scaling {scaling!r} is not supported; only plain rope_theta is")
-    if raw.get("use_sliding_window"):
-        raise ValueError(f"{path}: use_sliding_window is not supported; set it to false for rows within the full window")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{path}: hidden_act {raw['hidden_act']!r} is not supported; qwen2 uses silu")
-    heads = raw["num_attention_heads"]
-    architecture = (raw.get("architectures") or [SUPPORTED[model_type]])[0]
-    head = {PRM_ARCHITECTURE: "prm", "Qwen2Model": "none"}.get(architecture, "lm")
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for key in needed:
+        if not isinstance(raw.get(key), int):
+            raise ValueError(f"{key} is {raw.get(key)!r}, a whole number is needed")
+    for key in ("quantization_config", "use_bidirectional_attention"):
+        if raw.get(key):
+            raise ValueError(f"{key} is not supported; give weights in float32, bfloat16 or float16 of a causal decoder")
+    key, activation = ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
+    if raw.get(key, activation) != activation:
+        raise ValueError(f"{key} {raw[key]!r} is not supported; {model_type} uses {activation}")
+    architecture = (raw.get("architectures") or [f"{family.name}ForCausalLM"])[0]
+    if architecture not in family.architectures:
+        raise ValueError(f"architecture {architecture!r} is not supported; known: {', '.join(family.architectures)}")
+    heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
+    max_positions = raw.get("max_position_embeddings", 32768)
+    head_size = raw.get("head_dim") or family.head_size or raw["hidden_size"] // heads
+    window, local_layers = _read_windows(raw, model_type, layers)
     return ModelConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
+        num_layers=layers,
         num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads", heads),
-        head_size=raw.get("head_dim") or raw["hidden_size"] // heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_size=head_size,
         ffn_size=raw["intermediate_size"],
-        rope_theta=float(raw.get("rope_theta", rope.get("rope_theta", 10000.0))),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        max_positions=raw.get("max_position_embeddings", 32768),
-        head=head,
+        tied=bool(raw.get("tie_word_embeddings", family.gemma)),
+        max_positions=max_positions,
+        head=family.architectures[architecture],
         model_type=model_type,
-        end_ids=_read_end_ids(Path(directory), raw),
+        end_ids=_end_ids(raw),
+        attention_bias="attention_bias" in family.biases and bool(raw.get("attention_bias")),
+        mlp_bias="mlp_bias" in family.biases and bool(raw.get("mlp_bias")),
+        window=window,
+        local_layers=local_layers,
+        **_read_ropes(raw, model_type, max_positions, window),
+        **(_read_gemma(raw, model_type, head_size) if family.gemma else {}),
+        bos_id=raw.get("bos_token_id"),
+        pad_id=raw.get("pad_token_id"),
     )
 
 
 def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """The `config.json` that transformers (4 and 5) reads back as this model."""
-    architecture = {"lm": SUPPORTED[config.model_type], "prm": PRM_ARCHITECTURE, "none": "Qwen2Model"}[config.head]
+    """The `config.json` that transformers (4 and 5) reads back as this model.
+
+    Raises ValueError where the family's `config.json` cannot say what `config` says.
+    """
+    family = config.family
+    (architecture,) = (name for name, head in family.architectures.items() if head == config.head)
+    ends = list(config.end_ids)
     written: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": config.model_type,
@@ -103,29 +210,136 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_size,
         "intermediate_size": config.ffn_size,
-        "hidden_act": "silu",
+        "hidden_act": "gelu_pytorch_tanh" if family.gemma else "silu",
         "rope_theta": config.rope_theta,
+        "rope_scaling": write_rope(config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.max_positions,
-        "use_sliding_window": False,
+        # Written where they are None too: transformers has numbers of its own for some families.
+        "bos_token_id": config.bos_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": config.pad_id,
         "torch_dtype": dtype,
     }
-    if config.end_ids:
-        written["eos_token_id"] = config.end_ids[0] if len(config.end_ids) == 1 else list(config.end_ids)
+    written |= {key: getattr(config, key) for key in family.biases}
+    written |= _write_windows(config)
+    if family.gemma:
+        scalar = config.query_pre_attn_scalar or config.head_size
+        written |= {
+            "hidden_activation": written["hidden_act"],
+            "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+            "final_logit_softcapping": config.logit_cap or None,
+            "attn_logit_softcapping": config.attention_cap or None,
+        }
+    if config.model_type == "gemma3_text":
+        theta, scaling = config.rope(local=True)
+        written["rope_local_base_freq"] = theta
+        if scaling != PLAIN:
+            written["rope_parameters"] = {
+                kind: (write_rope(rope[1]) or {"rope_type": "default"}) | {"rope_theta": rope[0]}
+                for kind, rope in zip(LAYER_TYPES, (config.rope(local=False), (theta, scaling)))
+            }
     if config.head == "prm":
         written["num_labels"] = 2
+    again = config_from_json(written)
+    lost = [f.name for f in dataclasses.fields(config) if getattr(again, f.name) != getattr(config, f.name)]
+    if lost:
+        raise ValueError(f"{lost[0]} = {getattr(config, lost[0])!r} cannot be written into a config.json of {config.model_type}")
     return written
 
 
-def _read_end_ids(directory: Path, raw: dict[str, Any]) -> tuple[int, ...]:
-    """End tokens of generation_config.json (which lists all of them) and config.json, in that order, without repeats."""
-    found: list[int] = []
-    generation = directory / "generation_config.json"
-    sources = [json.loads(generation.read_text())] if generation.is_file() else []
-    for source in [*sources, raw]:
-        ids = source.get("eos_token_id")
-        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-            if token not in found:
-                found.append(int(token))
-    return tuple(found)
+def _read_windows(raw: dict[str, Any], model_type: str, layers: int) -> tuple[int, tuple[bool, ...]]:
+    """(window, which layers are local), (0, ()) where none is."""
+    window = raw.get("sliding_window", None if model_type == "llama" else 4096)
+    if model_type.startswith("qwen"):
+        window = window if raw.get("use_sliding_window") else None
+        local = [number >= raw.get("max_window_layers", 28) for number in range(layers)]
+    elif model_type.startswith("gemma"):
+        period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6 if model_type == "gemma3_text" else 2
+        local = [bool((number + 1) % period) for number in range(layers)]
+    else:
+        window = None if model_type == "llama" else window
+        local = [True] * layers
+    types = raw.get("layer_types")
+    if types is None:
+        return (int(window), tuple(local)) if window and any(local) else (0, ())
+    if len(types) != layers or set(types) - set(LAYER_TYPES):
+        raise ValueError(f"layer_types must name {LAYER_TYPES[0]} or {LAYER_TYPES[1]} for each of {layers} layers")
+    listed = [kind == LAYER_TYPES[1] for kind in types]
+    if model_type == "mistral" and listed != [bool(window)] * layers:
+        raise ValueError("layer_types that differ from sliding_window are not supported for mistral; all its layers are alike")
+    if any(listed) and not window:
+        raise ValueError("layer_types has sliding_attention, but no sliding_window is in force")
+    return (int(window or 0), tuple(listed)) if any(listed) else (0, ())
+
+
+def _write_windows(config: ModelConfig) -> dict[str, Any]:
+    local, model_type = config.local_layers or (False,) * config.num_layers, config.model_type
+    types = {"layer_types": [LAYER_TYPES[is_local] for is_local in local]}
+    if model_type == "mistral":
+        return {"sliding_window": config.window or None}
+    if model_type.startswith("qwen"):
+        if not config.window:
+            return {"use_sliding_window": False}
+        return {"use_sliding_window": True, "sliding_window": config.window, "max_window_layers": local.index(True)} | types
+    if model_type.startswith("gemma"):
+        # transformers makes the mask of a window for every gemma, so it needs a number.
+        window = {"sliding_window": config.window or config.max_positions} | types
+        periods = [p for p in range(1, config.num_layers + 2) if local == tuple(bool((n + 1) % p) for n in range(len(local)))]
+        return window | ({"sliding_window_pattern": periods[0]} if periods and model_type == "gemma3_text" else {})
+    return {}
+
+
+def _read_ropes(raw: dict[str, Any], model_type: str, max_positions: int, window: int) -> dict[str, Any]:
+    """The fields of ModelConfig about rotary positions."""
+    scaling, parameters = raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}
+    outside = raw.get("original_max_position_embeddings")
+    nested = [kind for kind in LAYER_TYPES if kind in parameters]
+    if model_type != "gemma3_text":
+        if nested:
+            raise ValueError(f"rope_parameters per layer type is not supported for {model_type}")
+        given = scaling or parameters
+        theta = float(given.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+        return {"rope_theta": theta, "rope_scaling": read_rope(given, max_positions, outside)}
+    if parameters and not nested:
+        raise ValueError(f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}")
+    everywhere, local = (parameters.get(kind) or {} for kind in LAYER_TYPES)
+    everywhere = everywhere | scaling
+    theta = float(everywhere.get("rope_theta") or raw.get("rope_theta") or 1e6)
+    fields = {"rope_theta": theta, "rope_scaling": read_rope(everywhere, max_positions, outside)}
+    local_theta = float(local.get("rope_theta") or raw.get("rope_local_base_freq") or 1e4)
+    local_scaling = read_rope(local, max_positions)
+    if not window or (local_theta, local_scaling) == (theta, fields["rope_scaling"]):
+        return fields
+    return fields | {"local_rope_theta": local_theta, "local_rope_scaling": local_scaling}
+
+
+def _read_gemma(raw: dict[str, Any], model_type: str, head_size: int) -> dict[str, Any]:
+    scalar = float(raw.get("query_pre_attn_scalar", 256))
+    caps = (30.0, 50.0) if model_type == "gemma2" else (None, None)
+    logit_cap = raw.get("final_logit_softcapping", caps[0])
+    attention_cap = raw.get("attn_logit_softcapping", caps[1])
+    if attention_cap and model_type == "gemma3_text":
+        warnings.warn("attn_logit_softcapping is not applied: gemma3 has none, neither published nor in transformers", stacklevel=4)
+        attention_cap = None
+    return {
+        "query_pre_attn_scalar": 0.0 if scalar == head_size else scalar,
+        "logit_cap": float(logit_cap or 0),
+        "attention_cap": float(attention_cap or 0),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: holds a {type(raw).__name__}, an object is needed")
+    return raw
+
+
+def _end_ids(raw: dict[str, Any]) -> tuple[int, ...]:
+    ids = raw.get("eos_token_id")
+    return tuple(dict.fromkeys(int(x) for x in (ids if isinstance(ids, list) else [] if ids is None else [ids])))

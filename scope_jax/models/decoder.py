@@ -4,6 +4,7 @@ Rows are right-padded. Attention is causal, so padding is never seen by a real t
 Projections are 2-D matrix products ([rows x slots, in] @ [in, out]); norms, softmax and log-probs run in float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,16 @@ import jax.numpy as jnp
 from scope_jax.mesh import constrain, platform
 from scope_jax.models import attention
 from scope_jax.models.config import ModelConfig
+from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params, gather_layer
 
 # [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements.
 LOGITS_BUDGET = 1 << 24
+# The window of a layer without one, where layers with and without are scanned together.
+NO_WINDOW = 1 << 30
+
+# cos, sin [B, T, 1, H/2]
+Rotation = tuple[jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
@@ -35,7 +42,7 @@ def hidden_states(
     """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat` recomputes each layer in the backward pass;
     `unrolled`: see `unroll_layers`."""
     position = jnp.arange(tokens_BT.shape[1])[None]
-    hidden, _ = _run_layers(params, config, tokens_BT, position, attention.causal, remat=remat, unrolled=unrolled)
+    hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(config), remat=remat, unrolled=unrolled)
     return hidden
 
 
@@ -60,15 +67,51 @@ def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: 
 def good_step_probability(
     params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array, *, unrolled: bool = False
 ) -> jax.Array:
-    """Probability that the step ending at each slot is right, float32[B, T]: softmax of the two-class head, class 1.
-    Meaningful at a PRM's step positions; zero at and past `length_B`. `unrolled`: see `unroll_layers`.
+    """Probability that the step ending at each slot is right, float32[B, T]: softmax of the two-class head, class 1, or
+    sigmoid of the value head. Meaningful at a PRM's step positions; zero at and past `length_B`. `unrolled`: see
+    `unroll_layers`.
 
-    Raises ValueError for a model without a PRM head.
+    Raises ValueError for a model without such a head.
     """
-    if config.head != "prm":
-        raise ValueError(f"this checkpoint has head {config.head!r}; a PRM needs score.0 and score.2 (config head 'prm')")
-    scores = prm_logits(params, hidden_states(params, config, tokens_BT, unrolled=unrolled))
-    probability = jax.nn.softmax(scores, axis=-1)[..., 1]
+    if config.head not in ("prm", "value"):
+        raise ValueError(
+            f"this checkpoint has head {config.head!r}; a PRM needs score.0 and score.2 (config head 'prm') "
+            "or v_head.summary (config head 'value')"
+        )
+    hidden = hidden_states(params, config, tokens_BT, unrolled=unrolled)
+    if config.head == "prm":
+        probability = jax.nn.softmax(prm_logits(params, hidden), axis=-1)[..., 1]
+    else:
+        probability = jax.nn.sigmoid(value_logits(params, hidden))
+    return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
+
+
+def token_choice_probability(
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    good_id: int,
+    bad_id: int,
+    *,
+    unrolled: bool = False,
+) -> jax.Array:
+    """Probability of `good_id` against `bad_id` as the next token, float32[B, T]: softmax over these two logits, which is
+    how a causal LM judges steps in Math-Shepherd (arXiv 2312.08935). Only two columns of the head are multiplied with.
+    Zero at and past `length_B`. `unrolled`: see `unroll_layers`.
+
+    Raises ValueError for a model without a vocabulary head, or ids outside of it.
+    """
+    if config.head != "lm":
+        raise ValueError(f"this checkpoint has head {config.head!r} and no vocabulary logits; an 'lm' head is needed")
+    for token in (good_id, bad_id):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"token {token} is not in the vocabulary of {config.vocab_size}")
+    hidden = hidden_states(params, config, tokens_BT, unrolled=unrolled)
+    pair = jnp.array([good_id, bad_id])
+    columns = params["embed"][pair].T if config.tied else params["head"][:, pair]
+    scores = _cap_logits(jnp.dot(hidden, columns, preferred_element_type=jnp.float32), config)
+    probability = jax.nn.softmax(scores, axis=-1)[..., 0]
     return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
 
 
@@ -76,6 +119,11 @@ def prm_logits(params: Params, hidden: jax.Array) -> jax.Array:
     """Two-class logits of a process reward model, float32[..., 2]: Linear, ReLU, Linear (Qwen2.5-Math-PRM)."""
     inner = jax.nn.relu(_dense(hidden, params["prm_hidden"], params["prm_hidden_bias"]))
     return _dense(inner, params["prm_output"], params["prm_output_bias"]).astype(jnp.float32)
+
+
+def value_logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """What the value head says before the sigmoid, float32[...] (Skywork-o1-Open-PRM)."""
+    return _dense(hidden, params["value_head"], params["value_head_bias"]).astype(jnp.float32)[..., 0]
 
 
 def token_logprobs(
@@ -126,8 +174,9 @@ def completion_logprobs(
     begin = prompt_length_P[:, None] - 1 + jnp.arange(C)[None]
     position = jnp.concatenate([jnp.broadcast_to(jnp.arange(W)[None], (P, W)), jnp.tile(begin, (1, M))], axis=1)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return attention.shared_prompt(q, k, v, W, M, prompt_length_P - 1)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
+        scale, cap = config.query_scale, config.attention_cap
+        return attention.shared_prompt(q, k, v, W, M, prompt_length_P - 1, window=window, scale=scale, cap=cap)
 
     hidden, _ = _run_layers(params, config, tokens, position, attend, remat=remat, unrolled=unrolled)
     out = _next_logprobs(params, config, hidden[:, W:], completion_BC.reshape(P, M * C), temperature, entropy)
@@ -139,7 +188,7 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Run prefixes through the model: (logits of the token after each prefix, float32[P, V]; stacked Cache with S = W)."""
     position = jnp.arange(tokens_PW.shape[1])[None]
-    hidden, cache = _run_layers(params, config, tokens_PW, position, attention.causal, unrolled=unrolled, keep_cache=True)
+    hidden, cache = _run_layers(params, config, tokens_PW, position, _attend_causal(config), unrolled=unrolled, keep_cache=True)
     last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]
     return _vocabulary(params, config, last), cache
 
@@ -148,19 +197,26 @@ def decode_step(
     params: Params, layers: Any, config: ModelConfig, cache: Cache, token_B: jax.Array, position_B: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """One token per row: `token_B` stands at slot `position_B`; its keys and values are written there and it attends to
-    slots 0..position. Returns (float32[B, V] logits of the next token, Cache).
+    slots 0..position, in a local layer to the last of them. Returns (float32[B, V] logits of the next token, Cache).
 
     `layers` is what `decode_layers` gave; its form must be the cache's.
     """
-    rotation = _rotation(position_B[:, None], config)
-    x_BD = params["embed"][token_B]
-    seen_BS = jnp.arange(_cache_slots(cache))[None] <= position_B[:, None]
+    x_BD = _embed(params, config, token_B)
+    slot = jnp.arange(_cache_slots(cache))[None]
 
-    def run(x: jax.Array, layer: Params, write: Callable, read: Callable) -> tuple[jax.Array, Any]:
+    def kind(local: bool) -> tuple[Rotation, jax.Array]:
+        seen = slot <= position_B[:, None]
+        if local:
+            seen = seen & (position_B[:, None] - slot < config.window)
+        return _rotation(position_B[:, None], config, local), seen
+
+    def run(x: jax.Array, layer: Params, kind: tuple, write: Callable, read: Callable) -> tuple[jax.Array, Any]:
+        rotation, seen_BS = kind
         q, k, v = _project(x[:, None], layer, config, rotation)
         stored = write(k[:, 0], v[:, 0])
         keys, values = read(stored)
-        attended = attention.cached(q[:, 0], keys, values, seen_BS, keys_transposed=isinstance(cache.k, tuple))
+        scale, cap, transposed = config.query_scale, config.attention_cap, isinstance(cache.k, tuple)
+        attended = attention.cached(q[:, 0], keys, values, seen_BS, keys_transposed=transposed, scale=scale, cap=cap)
         return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), stored
 
     if isinstance(cache.k, tuple):
@@ -168,22 +224,24 @@ def decode_step(
         put_key = jax.vmap(lambda c, k, slot: c.at[:, :, slot].set(k.astype(c.dtype)))
         put_value = jax.vmap(lambda c, v, slot: c.at[:, slot].set(v.astype(c.dtype)))
         ks, vs = [], []
-        for layer, ck, cv in zip(layers, cache.k, cache.v, strict=True):
+        kinds, local_L = _kinds_apart(config, kind)
+        for layer, local, ck, cv in zip(layers, local_L, cache.k, cache.v, strict=True):
 
             def write_one(k, v, ck=ck, cv=cv):
                 return put_key(ck, k, position_B), put_value(cv, v, position_B)
 
-            x_BD, (ck, cv) = run(x_BD, layer, write_one, lambda stored: stored)
+            x_BD, (ck, cv) = run(x_BD, layer, kinds[local], write_one, lambda stored: stored)
             ks.append(ck)
             vs.append(cv)
         cache = Cache(tuple(ks), tuple(vs))
     else:
         rows, heads = jnp.arange(x_BD.shape[0])[:, None], jnp.arange(config.num_kv_heads)[None]
         slots = position_B[:, None]
+        pick, scanned_L = _kinds_scanned(config, kind)
 
         def body(carry, xs):
             x, ck, cv = carry
-            layer, number = xs
+            layer, number, local = xs
             # Every index explicit, on the stacked cache itself: the one form that writes in place and lets the read of
             # the layer be fused into attention on TPU.
             write = lambda k, v: (
@@ -191,13 +249,13 @@ def decode_step(
                 cv.at[number, rows, heads, slots].set(v.astype(cv.dtype)),
             )
             read = lambda stored: tuple(jax.lax.dynamic_index_in_dim(c, number, 0, keepdims=False) for c in stored)
-            x, (ck, cv) = run(x, layer, write, read)
+            x, (ck, cv) = run(x, layer, pick(local), write, read)
             return (x, ck, cv), None
 
         numbers = jnp.arange(config.num_layers)
-        (x_BD, ck, cv), _ = jax.lax.scan(body, (x_BD, cache.k, cache.v), (layers, numbers))
+        (x_BD, ck, cv), _ = jax.lax.scan(body, (x_BD, cache.k, cache.v), (layers, numbers, scanned_L))
         cache = Cache(ck, cv)
-    x_BD = _rms_norm(x_BD, params["final_norm"], config.norm_eps)
+    x_BD = _rms_norm(x_BD, params["final_norm"], config)
     return _vocabulary(params, config, x_BD), cache
 
 
@@ -233,35 +291,69 @@ def _run_layers(
     config: ModelConfig,
     tokens_BT: jax.Array,
     position_BT: jax.Array,
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array],
     *,
     remat: bool = False,
     unrolled: bool = False,
     keep_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """(final-norm hidden states, stacked Cache or None). `attend(q, k, v)`: [B, T, K, G, H], [B, T, K, H] -> [B, T, N H]."""
-    rotation = _rotation(position_BT, config)
-    x = constrain(params["embed"][tokens_BT], "batch", None, None)
+    """(final-norm hidden states, stacked Cache or None).
+    `attend(q, k, v, window)`: [B, T, K, G, H], [B, T, K, H] -> [B, T, N H]."""
+    x = constrain(_embed(params, config, tokens_BT), "batch", None, None)
 
-    def body(x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
+    def kind(local: bool) -> tuple[Rotation, int | None]:
+        return _rotation(position_BT, config, local), config.window if local else None
+
+    def body(kind: tuple[Rotation, attention.Window], x: jax.Array, layer: Params) -> tuple[jax.Array, Any]:
+        rotation, window = kind
         layer = gather_layer(config, layer)
         q, k, v = _project(x, layer, config, rotation)
-        x = _finish_layer(x, attend(q, k, v), layer, config)
+        x = _finish_layer(x, attend(q, k, v, window), layer, config)
         kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)) if keep_cache else None
         return constrain(x, "batch", None, None), kept
 
-    if remat:
-        body = jax.checkpoint(body)
+    # What a kind holds is closed over, so that a Python window stays one under `jax.checkpoint`.
+    wrap = jax.checkpoint if remat else lambda f: f
     if unrolled:
+        kinds, local_L = _kinds_apart(config, kind)
+        bodies = {local: wrap(functools.partial(body, value)) for local, value in kinds.items()}
         parts = []
-        for layer in decode_layers(params, config, unrolled=True):
-            x, part = body(x, layer)
+        for layer, local in zip(decode_layers(params, config, unrolled=True), local_L, strict=True):
+            x, part = bodies[local](x, layer)
             parts.append(part)
         kept = jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
     else:
-        x, kept = jax.lax.scan(body, x, params["layers"])
+        pick, scanned_L = _kinds_scanned(config, kind)
+        scanned = wrap(lambda x, xs: body(pick(xs[1]), x, xs[0]))
+        x, kept = jax.lax.scan(scanned, x, (params["layers"], scanned_L))
     cache = Cache(*(constrain(c, None, "batch", "kv_heads", None, None) for c in kept)) if keep_cache else None
-    return _rms_norm(x, params["final_norm"], config.norm_eps), cache
+    return _rms_norm(x, params["final_norm"], config), cache
+
+
+def _attend_causal(config: ModelConfig) -> Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array]:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
+        return attention.causal(q, k, v, window=window, scale=config.query_scale, cap=config.attention_cap)
+
+    return attend
+
+
+def _kinds_apart(config: ModelConfig, kind: Callable[[bool], Any]) -> tuple[dict[bool, Any], tuple[bool, ...]]:
+    """For a Python loop over layers: what `kind` gives for local layers and for the others, as far as there are any; and
+    which layers are local."""
+    local_L = config.local_layers or (False,) * config.num_layers
+    return {local: kind(local) for local in sorted(set(local_L))}, local_L
+
+
+def _kinds_scanned(config: ModelConfig, kind: Callable[[bool], Any]) -> tuple[Callable[[Any], Any], jax.Array | None]:
+    """For a scan over layers: a function from what is scanned to what `kind` gives for that layer; and what to scan.
+    Nothing is scanned or picked where all layers are of one kind. A Python number or None counts as a window."""
+    kinds, local_L = _kinds_apart(config, kind)
+    if len(kinds) == 1:
+        return lambda _: kinds[local_L[0]], None
+    is_window = lambda x: x is None or isinstance(x, int)
+    array = lambda x: jnp.int32(NO_WINDOW if x is None else x) if is_window(x) else x
+    stacked = jax.tree.map(lambda *both: jnp.stack([array(x) for x in both]), kinds[False], kinds[True], is_leaf=is_window)
+    return lambda local: jax.tree.map(lambda x: x[local], stacked), jnp.array(local_L, jnp.int32)
 
 
 def _next_logprobs(
@@ -290,23 +382,34 @@ def _next_logprobs(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), out)
 
 
-def _project(
-    x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    x = params["embed"][tokens]
+    # The factor is rounded to the weights' dtype, as in Gemma's own code.
+    return x * jnp.asarray(config.hidden_size**0.5, x.dtype) if config.family.gemma else x
+
+
+def _project(x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [B, T, K, G, H], k and v [B, T, K, H], rotary positions applied."""
-    h = _rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
+    h = _rms_norm(x_BTD, layer["attention_norm"], config)
     B, T, _ = h.shape
     K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
-    q = _dense(h, layer["query"], layer["query_bias"]).reshape(B, T, K * G, H)
-    k = _dense(h, layer["key"], layer["key_bias"]).reshape(B, T, K, H)
-    v = _dense(h, layer["value"], layer["value_bias"]).reshape(B, T, K, H)
+    q = _dense(h, layer["query"], layer.get("query_bias")).reshape(B, T, K * G, H)
+    k = _dense(h, layer["key"], layer.get("key_bias")).reshape(B, T, K, H)
+    v = _dense(h, layer["value"], layer.get("value_bias")).reshape(B, T, K, H)
+    if config.family.qk_norm:
+        q, k = _rms_norm(q, layer["query_norm"], config), _rms_norm(k, layer["key_norm"], config)
     return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
 
 
 def _finish_layer(x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
-    x = x + _dense(attended, layer["output"])
-    h = _rms_norm(x, layer["ffn_norm"], config.norm_eps)
-    return x + _dense(jax.nn.silu(_dense(h, layer["gate"])) * _dense(h, layer["up"]), layer["down"])
+    gemma = config.family.gemma
+    attended = _dense(attended, layer["output"], layer.get("output_bias"))
+    x = x + (_rms_norm(attended, layer["attended_norm"], config) if gemma else attended)
+    h = _rms_norm(x, layer["ffn_norm"], config)
+    gate = _dense(h, layer["gate"], layer.get("gate_bias"))
+    gate = jax.nn.gelu(gate, approximate=True) if gemma else jax.nn.silu(gate)
+    fed = _dense(gate * _dense(h, layer["up"], layer.get("up_bias")), layer["down"], layer.get("down_bias"))
+    return x + (_rms_norm(fed, layer["fed_norm"], config) if gemma else fed)
 
 
 def _vocabulary(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -315,13 +418,20 @@ def _vocabulary(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.A
     rows = ("batch",) if hidden.ndim == 2 else ("loss_batch", None)
     hidden = constrain(hidden, *rows, None)
     out = jnp.dot(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
-    return constrain(out.reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab")
+    return constrain(_cap_logits(out, config).reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab")
 
 
-def _rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def _cap_logits(logits: jax.Array, config: ModelConfig) -> jax.Array:
+    return config.logit_cap * jnp.tanh(logits / config.logit_cap) if config.logit_cap else logits
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    if config.family.gemma:
+        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+    return normed.astype(x.dtype) * scale
 
 
 def _dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -331,15 +441,19 @@ def _dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Arr
     return out.reshape(*x.shape[:-1], w.shape[-1])
 
 
-def _rotation(position_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def _rotation(position_BT: jax.Array, config: ModelConfig, local: bool) -> Rotation:
     """cos, sin [B, T, 1, H/2], float32."""
-    frequency = config.rope_theta ** (-jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size)
+    theta, scaling = config.rope(local)
+    frequency = frequencies(theta, config.head_size, scaling)
     angle = position_BT.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    if scaling.attention_factor != 1:
+        cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
     # Without the barrier XLA computes both anew in every layer that uses them.
-    return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+    return jax.lax.optimization_barrier((cos, sin))
 
 
-def _rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotary positions on [B, T, heads, H], halves paired as in Hugging Face's Llama and Qwen."""
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -45,22 +45,38 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
     def vector(hf: str, size: int, axis: str | None, init: str) -> Weight:
         return Weight((L, size), (None, axis), f"model.layers.{{}}.{hf}", init)
 
-    table = {
+    def norm(hf: str, size: int = D) -> Weight:
+        # Gemma's norms multiply by 1 + w.
+        return vector(f"{hf}.weight", size, None, "zeros" if gemma else "ones")
+
+    gemma = config.family.gemma
+    projection_bias = config.attention_bias or config.model_type == "qwen2"
+    listed: dict[str, Weight | None] = {
         "embed": Weight((V, D), ("vocab", None), "model.embed_tokens.weight"),
-        "layers/attention_norm": vector("input_layernorm.weight", D, None, "ones"),
+        "layers/attention_norm": norm("input_layernorm"),
         "layers/query": projection("self_attn.q_proj", D, Q, ("embed", "heads")),
-        "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros"),
+        "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros") if projection_bias else None,
+        "layers/query_norm": norm("self_attn.q_norm", config.head_size) if config.family.qk_norm else None,
         "layers/key": projection("self_attn.k_proj", D, K, ("embed", "kv_heads")),
-        "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros"),
+        "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros") if projection_bias else None,
+        "layers/key_norm": norm("self_attn.k_norm", config.head_size) if config.family.qk_norm else None,
         "layers/value": projection("self_attn.v_proj", D, K, ("embed", "kv_heads")),
-        "layers/value_bias": vector("self_attn.v_proj.bias", K, "kv_heads", "zeros"),
+        "layers/value_bias": vector("self_attn.v_proj.bias", K, "kv_heads", "zeros") if projection_bias else None,
         "layers/output": projection("self_attn.o_proj", Q, D, ("heads", "embed")),
-        "layers/ffn_norm": vector("post_attention_layernorm.weight", D, None, "ones"),
+        "layers/output_bias": vector("self_attn.o_proj.bias", D, None, "zeros") if config.attention_bias else None,
+        # Gemma has a norm behind each block too, and Hugging Face's post_attention_layernorm is that one there.
+        "layers/attended_norm": norm("post_attention_layernorm") if gemma else None,
+        "layers/ffn_norm": norm("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"),
         "layers/gate": projection("mlp.gate_proj", D, F, ("embed", "mlp")),
+        "layers/gate_bias": vector("mlp.gate_proj.bias", F, "mlp", "zeros") if config.mlp_bias else None,
         "layers/up": projection("mlp.up_proj", D, F, ("embed", "mlp")),
+        "layers/up_bias": vector("mlp.up_proj.bias", F, "mlp", "zeros") if config.mlp_bias else None,
         "layers/down": projection("mlp.down_proj", F, D, ("mlp", "embed")),
-        "final_norm": Weight((D,), (None,), "model.norm.weight", "ones"),
+        "layers/down_bias": vector("mlp.down_proj.bias", D, None, "zeros") if config.mlp_bias else None,
+        "layers/fed_norm": norm("post_feedforward_layernorm") if gemma else None,
+        "final_norm": Weight((D,), (None,), "model.norm.weight", "zeros" if gemma else "ones"),
     }
+    table = {path: weight for path, weight in listed.items() if weight is not None}
     if config.head == "lm" and not config.tied:
         table["head"] = Weight((D, V), (None, "vocab"), "lm_head.weight", transpose=True)
     if config.head == "prm":
@@ -69,6 +85,11 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
             "prm_hidden_bias": Weight((D,), (None,), "score.0.bias", "zeros"),
             "prm_output": Weight((D, 2), (None, None), "score.2.weight", transpose=True),
             "prm_output_bias": Weight((2,), (None,), "score.2.bias", "zeros"),
+        }
+    if config.head == "value":
+        table |= {
+            "value_head": Weight((D, 1), (None, None), "v_head.summary.weight", transpose=True),
+            "value_head_bias": Weight((1,), (None,), "v_head.summary.bias", "zeros"),
         }
     return table
 
@@ -84,8 +105,8 @@ def flatten(params: Params) -> dict[str, Any]:
 
 
 def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
-    """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding; biases 0, norms 1.
-    Laid out on `mesh` if one is given."""
+    """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding; biases 0, norms
+    that scale by 1. Laid out on `mesh` if one is given."""
 
     def draw(number: int, path: str, weight: Weight) -> jax.Array:
         if weight.init == "zeros":

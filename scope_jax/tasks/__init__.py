@@ -6,7 +6,9 @@ builder is in `scope_jax.tasks.arithmetic_tfds`.
 
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.domain import Domain, Problem, split_steps
-from scope_jax.tasks.problems import Problems, batch_indices
+from scope_jax.tasks.mathematics import Mathematics
+from scope_jax.tasks.problems import Problems, batch_indices, host_shard
+from scope_jax.tasks.sources import Source, read_source
 from scope_jax.tasks.steps import step_ends, stop_table
 from scope_jax.tasks.tokenizers import character_tokenizer, encode_prompts, end_ids, load_tokenizer, save_tokenizer
 
@@ -17,13 +19,17 @@ __all__ = [
     "Arithmetic",
     "Domain",
     "MathVerifier",
+    "Mathematics",
     "Problem",
     "Problems",
+    "Source",
     "batch_indices",
     "character_tokenizer",
     "encode_prompts",
     "end_ids",
+    "host_shard",
     "load_tokenizer",
+    "read_source",
     "save_tokenizer",
     "split_steps",
     "step_ends",

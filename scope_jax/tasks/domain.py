@@ -15,11 +15,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the domain's own notation."""
+    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the domain's own notation;
+    `solution` a whole reference solution where the data set has one."""
 
     id: str
     prompt: str
     answer: str
+    solution: str | None = None
 
 
 class Domain(abc.ABC):
@@ -31,6 +33,11 @@ class Domain(abc.ABC):
 
     name: str
     separator: str
+    system: str | None = None  # the system turn of the policy's chat template
+
+    def policy_prompt(self, problem: Problem) -> str:
+        """What the policy is shown of a problem: the user's turn, or all of the prompt without a chat template."""
+        return problem.prompt
 
     @abc.abstractmethod
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:

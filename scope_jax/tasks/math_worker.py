@@ -1,4 +1,4 @@
-"""A process that judges mathematical answers; started by `verify_math` as a script, never imported by it.
+"""A process that judges answers; started by `verify_math` as a script, never imported by it.
 
 It imports math_verify and the standard library only: a child that touched JAX would wait for the accelerator that
 its parent holds. Requests come on stdin and verdicts leave on stdout, each a 4-byte big-endian length and that many
@@ -8,21 +8,27 @@ bytes of JSON:
     parent: {"prediction": str, "gold": str, "seconds": float}
     child:  {"verdict": true | false | null, "reason": str, "retire": bool}
 
+With a function's name ("module:function") and the folders to import from as further arguments, a request has "problem"
+(an object) instead of "gold", and the verdict is what that function says, which may be a number in [0, 1] too.
+
 It ends when stdin does.
 """
 
 import contextlib
 import faulthandler
 import functools
+import importlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import resource
 import signal
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -125,7 +131,38 @@ def _read(boxed: str | None, text: str) -> list[Any]:
     return parse(boxed, (_LATEX,), extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def ask(function: Callable[..., Any], name: str, problem: dict[str, Any], completion: str) -> tuple[bool | float | None, str]:
+    """(verdict of a user's function, reason where it is None). Nothing that it raises or returns is an error here."""
+    try:
+        value = function(problem, completion)
+        if hasattr(value, "item"):
+            value = value.item()  # a numpy scalar
+    except OutOfTime:
+        raise
+    except BaseException as error:  # SystemExit too
+        return None, f"{type(error).__name__} in {name}"
+    if value is None:
+        return None, f"None from {name}"
+    if isinstance(value, bool):
+        return value, ""
+    if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1:
+        return float(value), ""
+    return None, f"{name} gave no bool, no number in [0, 1] and no None"
+
+
+def load_function(name: str, search: list[str]) -> Callable[..., Any]:
+    """The function called "module:function", imported from the folders `search`."""
+    sys.path[:] = search
+    module, _, path = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{name} is a {type(found).__name__}, no function")
+    return found
+
+
+def _answer(request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[bool | float | None, str]]) -> dict[str, Any]:
     seconds = float(request["seconds"])
     armed = True
 
@@ -141,7 +178,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         # math_verify's own time limits share this timer and take whole seconds per call: one limit per item instead.
         # It repeats, in case some handler in between swallows the first.
         signal.setitimer(signal.ITIMER_REAL, 0.9 * seconds, 0.1)
-        verdict, reason = judge(request["prediction"], request["gold"])
+        verdict, reason = decide(request)
         armed = False
     except OutOfTime:
         armed = False
@@ -194,12 +231,18 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):  # what the libraries print must not end up among the verdicts
         os.dup2(null, standard)
-    judge("\\boxed{\\frac{1}{2}}", "0.5")  # first-use costs are not counted against the first item
-    _limit(int(sys.argv[1]))
+    if len(sys.argv) > 2:
+        name = sys.argv[2]
+        function = load_function(name, sys.argv[3:])
+        decide = lambda request: ask(function, name, request["problem"], request["prediction"])
+    else:
+        decide = lambda request: judge(request["prediction"], request["gold"])
+        judge("\\boxed{\\frac{1}{2}}", "0.5")  # first-use costs are not counted against the first item
+        _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})
     while (request := _receive(source)) is not None:
-        _send(sink, _answer(request))
+        _send(sink, _answer(request, decide))
 
 
 if __name__ == "__main__":

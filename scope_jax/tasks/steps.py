@@ -192,7 +192,11 @@ def _read_pieces(tokenizer: Any) -> list[bytes]:
         pieces[i] = to_bytes(token)
     for i, added in tokenizer.added_tokens_decoder.items():
         pieces[i] = _SPECIAL if added.special else added.content.encode("utf-8")  # added text is literal
-    for i in tokenizer.all_special_ids:
+    # transformers lists sentencepiece's user-defined pieces, such as Gemma's "\n\n", among the special ids, though their
+    # text counts and is decoded. Those with a role (end, padding, ...) are special whatever else is said of them.
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    text = {i for i, added in tokenizer.added_tokens_decoder.items() if not added.special} - roles
+    for i in set(tokenizer.all_special_ids) - text:
         pieces[i] = _SPECIAL
     return pieces
 
@@ -208,7 +212,7 @@ def _from_decoder(spec: dict[str, Any] | None) -> Callable[[str], bytes]:
 
     Parts that act on the row as a whole (joining, the blank before the first word) are left out.
     """
-    parts = [] if spec is None else spec["decoders"] if spec["type"] == "Sequence" else [spec]
+    parts = _flat(spec)
     kinds = [part["type"] for part in parts]
     known = {"ByteLevel", "ByteFallback", "Metaspace", "Replace", "Fuse", "Strip", "BPEDecoder"}
     if spec is None or not known.issuperset(kinds):
@@ -237,6 +241,13 @@ def _from_decoder(spec: dict[str, Any] | None) -> Callable[[str], bytes]:
         return token.encode("utf-8", "surrogatepass")
 
     return to_bytes
+
+
+def _flat(spec: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The parts of a decoder, sequences within it taken apart."""
+    if spec is None:
+        return []
+    return [part for inner in spec["decoders"] for part in _flat(inner)] if spec["type"] == "Sequence" else [spec]
 
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")

@@ -73,18 +73,47 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | pathli
 def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
     """`AutoTokenizer` from a local directory: no network, no code from the checkpoint.
 
+    A directory with sentencepiece's tokenizer.model and no configuration of the tokenizer will do.
     Raises FileNotFoundError where there is none, ValueError where it cannot be read.
     """
     directory = pathlib.Path(directory)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    has = lambda name: (directory / name).is_file()
+    if not any(map(has, ("tokenizer.json", "tokenizer.model", "vocab.json"))):
         raise FileNotFoundError(f"{directory}: no tokenizer there: expected tokenizer.json or tokenizer.model")
     from transformers import AutoTokenizer
 
     try:
+        if not any(map(has, ("tokenizer.json", "vocab.json", "tokenizer_config.json"))):
+            return _from_sentencepiece(directory)  # no class is named there, and transformers' guess gives other ids
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged files surface as many types
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{directory}: tokenizer cannot be read: {type(error).__name__}: {reason}") from error
+
+
+def _from_sentencepiece(directory: pathlib.Path) -> "PreTrainedTokenizerFast":
+    """A tokenizer from tokenizer.model alone, with the ids that sentencepiece gives, and its beginning-of-text token, where
+    it has one, before every text (as Llama's, Mistral's and Gemma's classes do)."""
+    import sentencepiece
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    backend = tokenizer.backend_tokenizer
+    if model.encode("a", out_type=str)[0].startswith("\u2581"):
+        # transformers 5.23 leaves out the blank that sentencepiece puts before the first word (`add_dummy_prefix`).
+        backend.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("\u2581"), backend.normalizer])
+        backend.decoder = tokenizers.decoders.Sequence([backend.decoder, tokenizers.decoders.Strip(" ", 1, 0)])
+    for text in ("a", " so  x = 12.\n\n\ty\n", "\u00e9\u65e5 2^{10}"):
+        if tokenizer.encode(text, add_special_tokens=False) != model.encode(text):
+            raise ValueError("its normaliser cannot be reproduced; add the tokenizer.json or tokenizer_config.json of the model")
+    if model.bos_id() >= 0:
+        bos = model.id_to_piece(model.bos_id())
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, model.bos_id())]
+        )
+    return tokenizer
 
 
 def encode_prompts(
@@ -98,8 +127,9 @@ def encode_prompts(
     """Ids of each prompt that fits into `max_length` tokens, and the indices of those that do not (nothing is cut).
 
     `chat` puts the prompt into the tokenizer's chat template as the user's turn (after `system`, if given) and opens
-    the assistant's. At most one beginning-of-text token, none at the end. Raises ValueError where a prompt has a
-    character that the tokenizer lacks, or `chat` is asked of a tokenizer without template.
+    the assistant's; where the template refuses a system turn, `system` goes before the prompt. At most one
+    beginning-of-text token, none at the end. Raises ValueError where a prompt has a character that the tokenizer lacks,
+    `chat` is asked of a tokenizer without template, or the template fails.
     """
     if chat and not tokenizer.chat_template:
         raise ValueError("encode_prompts: chat=True, but this tokenizer has no chat template: use chat=False")
@@ -153,6 +183,19 @@ def _config_end_ids(directory: pathlib.Path) -> list[int]:
 
 
 def _chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | None) -> str:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": prompt})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    import jinja2
+
+    def filled(user: str, system: str | None = None) -> str:
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": user})
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    try:
+        try:
+            return filled(prompt, system)
+        except jinja2.TemplateError:
+            if not system:
+                raise
+            return filled(f"{system}\n\n{prompt}")  # Gemma 2 and early Mistral know no system turn
+    except jinja2.TemplateError as error:
+        raise ValueError(f"encode_prompts: the tokenizer's chat template: {error}") from error

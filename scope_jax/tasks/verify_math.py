@@ -3,7 +3,7 @@
 math_verify and sympy can spin for ever, inside C code too, and take any amount of memory. So each item is judged in
 a worker process (`math_worker.py`) under three limits: an alarm within the worker, a deadline kept here (terminate,
 then kill; the worker is replaced and the other items go on), and a memory limit. What cannot be judged is None, not
-False.
+False. A user's own function is called in the same way (`FunctionVerifier`).
 """
 
 import atexit
@@ -19,9 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 Verdict = bool | None
 
@@ -47,40 +47,24 @@ def verify_math(predictions: Sequence[str], golds: Sequence[str], *, seconds: fl
     return _shared_verifier().verify(predictions, golds, seconds=seconds)
 
 
-class MathVerifier:
-    """A pool of processes that judge answers. A context manager; `close` ends the processes. Safe to share by threads.
+class _Pool:
+    """Worker processes and the items handed to them. A context manager; `close` ends the processes. Safe to share by threads.
 
-    workers: processes at most, started as they are needed (about a second each).
-    seconds: the default limit of one item, in seconds of wall time.
-    max_characters: of a longer prediction only the end is judged; a longer gold is not judged at all.
-    items_per_worker: a worker is replaced after so many, since sympy's caches grow.
-    memory_bytes: address space of a worker.
-    `counts` sums up what happened: judged, timeout, crash, gold is empty, ... by reason.
+    arguments: of the worker program.
     """
 
-    def __init__(
-        self,
-        workers: int = 2,
-        *,
-        seconds: float = 5.0,
-        max_characters: int = 10_000,
-        items_per_worker: int = 1000,
-        memory_bytes: int = 4 << 30,
-        start_seconds: float = 120.0,
-    ):
+    def __init__(self, arguments: Sequence[str], workers: int, seconds: float, items_per_worker: int, start_seconds: float):
         for name, value in (("workers", workers), ("items_per_worker", items_per_worker), ("seconds", seconds)):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"MathVerifier: {name} is {value}; a positive number is needed")
-        if importlib.util.find_spec("math_verify") is None:
-            raise RuntimeError("MathVerifier: math_verify is not installed; pip install 'math-verify[antlr4_13_2]'")
-        self._most, self._seconds, self._start_seconds = workers, seconds, start_seconds
-        self._max_characters, self._items_per_worker, self._memory = max_characters, items_per_worker, memory_bytes
+                raise ValueError(f"{type(self).__name__}: {name} is {value}; a positive number is needed")
+        self._arguments, self._most, self._seconds = tuple(arguments), workers, seconds
+        self._items_per_worker, self._start_seconds = items_per_worker, start_seconds
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def __enter__(self) -> "MathVerifier":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,46 +76,60 @@ class MathVerifier:
             self._closed = True
             self._end(self._pool)
 
-    def verify(self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None) -> list[Verdict]:
-        """Verdicts in the order of the pairs; see `verify_math`."""
+    def start(self) -> None:
+        """Start a process now, so that what keeps it from starting is known before there is anything to judge: RuntimeError."""
+        with self._lock:
+            if not self._pool:
+                self._pool.append(_Worker(self._arguments, self._start_seconds))
+            try:
+                while not all(worker.ready for worker in self._pool):
+                    for worker, reply in _wait(self._pool):
+                        self._settle(worker, reply, [])
+            except BaseException:
+                self._end(self._pool)
+                raise
+
+    def _judge(self, requests: Sequence[dict[str, Any] | str], seconds: float | None) -> list[Any]:
+        """The verdict on each request; a text instead of a request is the reason why it is not judged at all."""
         limit = self._seconds if seconds is None else seconds
-        _check(predictions, golds, limit)
+        if not (math.isfinite(limit) and limit > 0):
+            raise ValueError(f"{type(self).__name__}: seconds is {limit}; a positive number is needed")
         with self._lock:
             if self._closed:
-                raise ValueError("MathVerifier: verify after close")
+                raise ValueError(f"{type(self).__name__}: verify after close")
             try:
-                return self._judge(predictions, golds, limit)
+                return self._hand_out(requests, limit)
             except BaseException:
                 self._end(self._pool)  # a worker at work would answer an item of the next call
                 raise
 
-    def _judge(self, predictions: Sequence[str], golds: Sequence[str], limit: float) -> list[Verdict]:
-        verdicts: list[Verdict] = [None] * len(predictions)
-        waiting = collections.deque(range(len(predictions)))
+    def _hand_out(self, requests: Sequence[dict[str, Any] | str], limit: float) -> list[Any]:
+        verdicts: list[Any] = [None] * len(requests)
+        waiting = collections.deque(range(len(requests)))
         self._end([worker for worker in self._pool if worker.process.poll() is not None])
         while waiting or any(worker.item is not None for worker in self._pool):
             free = [worker for worker in self._pool if worker.item is None]
             missing = min(self._most - len(self._pool), len(waiting) - len(free))
-            self._pool += [_Worker(self._memory, self._start_seconds) for _ in range(missing)]
+            self._pool += [_Worker(self._arguments, self._start_seconds) for _ in range(missing)]
             for worker in free:
                 if worker.ready and waiting:
                     item = waiting.popleft()
-                    if len(golds[item]) > self._max_characters:
-                        self.counts["gold is too long"] += 1
+                    request = requests[item]
+                    if isinstance(request, str):
+                        self.counts[request] += 1
                     else:
-                        prediction = predictions[item][-self._max_characters :]
-                        worker.ask(item, {"prediction": prediction, "gold": golds[item], "seconds": limit})
+                        worker.ask(item, {**request, "seconds": limit})
             if not any(worker.deadline < math.inf for worker in self._pool):
                 continue  # everything left was settled without a worker
             for worker, reply in _wait(self._pool):
                 self._settle(worker, reply, verdicts)
         return verdicts
 
-    def _settle(self, worker: "_Worker", reply: dict[str, Any] | None, verdicts: list[Verdict]) -> None:
+    def _settle(self, worker: "_Worker", reply: dict[str, Any] | None, verdicts: list[Any]) -> None:
         """Take in what one worker said; None: it went away, or its time is over."""
         if not worker.ready:
             if reply is None:
-                raise RuntimeError(f"MathVerifier: a worker did not start: {worker.last_words()}")
+                raise RuntimeError(f"{type(self).__name__}: a worker did not start: {worker.last_words()}")
             worker.ready, worker.deadline = True, math.inf
             return
         item, worker.item, worker.deadline = worker.item, None, math.inf
@@ -152,13 +150,83 @@ class MathVerifier:
             self._pool.remove(worker)
 
 
+class MathVerifier(_Pool):
+    """A pool of processes that judge answers. A context manager; `close` ends the processes. Safe to share by threads.
+
+    workers: processes at most, started as they are needed (about a second each).
+    seconds: the default limit of one item, in seconds of wall time.
+    max_characters: of a longer prediction only the end is judged; a longer gold is not judged at all.
+    items_per_worker: a worker is replaced after so many, since sympy's caches grow.
+    memory_bytes: address space of a worker.
+    `counts` sums up what happened: judged, timeout, crash, gold is empty, ... by reason.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        seconds: float = 5.0,
+        max_characters: int = 10_000,
+        items_per_worker: int = 1000,
+        memory_bytes: int = 4 << 30,
+        start_seconds: float = 120.0,
+    ):
+        super().__init__([str(memory_bytes)], workers, seconds, items_per_worker, start_seconds)
+        if importlib.util.find_spec("math_verify") is None:
+            raise RuntimeError("MathVerifier: math_verify is not installed; pip install 'math-verify[antlr4_13_2]'")
+        self._max_characters = max_characters
+
+    def verify(self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None) -> list[Verdict]:
+        """Verdicts in the order of the pairs; see `verify_math`."""
+        _check(predictions, golds)
+        most = self._max_characters
+        return self._judge(
+            [
+                {"prediction": prediction[-most:], "gold": gold} if len(gold) <= most else "gold is too long"
+                for prediction, gold in zip(predictions, golds)
+            ],
+            seconds,
+        )
+
+
+class FunctionVerifier(_Pool):
+    """Judges by a user's function, named as "module:function", which worker processes import by that name.
+
+    It is called as `function(fields, completion)` with a dict of the problem's fields, and returns True, False, a number in
+    [0, 1], or None where it cannot judge. Whatever else it does (raises, returns something else, never ends, ends its
+    process) costs that item only: its verdict is None and `counts` has the reason. Imports are found as in this process;
+    accelerators are hidden from it.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        workers: int = 2,
+        *,
+        seconds: float = 5.0,
+        items_per_worker: int = 1000,
+        start_seconds: float = 120.0,
+    ):
+        search = [os.path.abspath(place) for place in sys.path]
+        super().__init__(["0", function, *search], workers, seconds, items_per_worker, start_seconds)
+
+    def verify(
+        self, predictions: Sequence[str], problems: Sequence[Mapping[str, Any]], *, seconds: float | None = None
+    ) -> list[bool | float | None]:
+        """One verdict per pair of a completion and the fields of its problem (what is not JSON in them goes as text)."""
+        if isinstance(predictions, str) or len(predictions) != len(problems):
+            raise ValueError("FunctionVerifier: predictions and problems are two sequences of one length")
+        requests = [{"prediction": text, "problem": dict(fields)} for text, fields in zip(predictions, problems)]
+        return self._judge(requests, seconds)
+
+
 class _Worker:
     """One process and what is on its way to and from it. `deadline` is infinite while nothing is expected."""
 
-    def __init__(self, memory_bytes: int, start_seconds: float):
+    def __init__(self, arguments: Sequence[str], start_seconds: float):
         # By path, with -P: the package is not imported in the child, nor can its files shadow other modules there.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(memory_bytes)],
+            [sys.executable, "-P", str(_WORKER), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -178,7 +246,7 @@ class _Worker:
         self.deadline = time.monotonic() + start_seconds
 
     def ask(self, item: int, request: dict[str, Any]) -> None:
-        body = json.dumps(request).encode("ascii")  # lone surrogates travel as escapes
+        body = json.dumps(request, default=str).encode("ascii")  # lone surrogates travel as escapes
         self.outbox += struct.pack(">I", len(body)) + body
         self.item, self.deadline = item, time.monotonic() + request["seconds"]
         self.push()
@@ -255,11 +323,9 @@ def _wait(workers: Sequence[_Worker]) -> list[tuple[_Worker, dict[str, Any] | No
     return said + [(worker, None) for worker in workers if worker.deadline <= now and worker not in heard]
 
 
-def _check(predictions: Sequence[str], golds: Sequence[str], seconds: float) -> None:
+def _check(predictions: Sequence[str], golds: Sequence[str]) -> None:
     if isinstance(predictions, str) or isinstance(golds, str) or len(predictions) != len(golds):
         raise ValueError("verify_math: predictions and golds are two sequences of strings of one length")
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"verify_math: seconds is {seconds}; a positive number is needed")
     for name, texts in (("predictions", predictions), ("golds", golds)):
         for i, text in enumerate(texts):
             if not isinstance(text, str):

@@ -1,10 +1,12 @@
-"""Makes the goldens of tests/test_models.py with torch and transformers, an implementation that shares no code with ours.
+"""Makes the goldens of tests/test_models.py and tests/test_families.py with torch and transformers, an implementation that
+shares no code with ours.
 
     python tests/goldens/make_goldens.py            write the .npz files beside this script
     python tests/goldens/make_goldens.py --check    make them afresh and compare with the files; then live checks of
                                                     what `models.save` writes: greedy continuations, tokenizer, PRM
 
-The weights come from fixtures.py and reach torch through a directory that `models.save` wrote. Needs the extra [oracle].
+The weights come from fixtures.py and reach torch through a directory that `models.save` wrote; those of the families come
+from families_fixture.py and reach both through a directory that neither wrote. Needs the extra [oracle].
 """
 
 import os
@@ -20,6 +22,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from families_fixture import FAMILIES, LENGTHS  # noqa: E402
+from family_goldens import INSIDE, check_family, make_family  # noqa: E402
 from fixtures import CHARACTERS, TIED, UNTIED, make_params, ragged_tokens  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Model  # noqa: E402
@@ -106,6 +110,15 @@ def check_generation(name: str, directory: Path) -> list[str]:
     return wrong
 
 
+def compare(path: Path, made: dict[str, np.ndarray]) -> float:
+    """Largest difference from the file."""
+    kept = dict(np.load(path, allow_pickle=False))
+    if made.keys() != kept.keys() or any(made[key].shape != kept[key].shape for key in made):
+        return np.inf
+    gaps = [np.abs(made[key] - kept[key]).max() if made[key].dtype.kind != "U" else made[key] != kept[key] for key in made]
+    return float(max(gaps))
+
+
 def main() -> int:
     check = "--check" in sys.argv[1:]
     logging.set_verbosity_error()
@@ -118,8 +131,7 @@ def main() -> int:
         path = HERE / f"{name}.npz"
         if not check:
             np.savez_compressed(path, **made)
-        kept = dict(np.load(path, allow_pickle=False))
-        drift = max(float(np.abs(made[key] - kept[key]).max()) for key in made) if made.keys() == kept.keys() else np.inf
+        drift = compare(path, made)
         print(f"{name}: ours against torch {gap:.1e}, torch against {path.name} {drift:.1e}")
         if gap > TOLERANCE:
             wrong.append(f"{name}: our model is {gap:.1e} away from torch, more than {TOLERANCE}")
@@ -128,6 +140,22 @@ def main() -> int:
         if check and config.head == "lm":
             with tempfile.TemporaryDirectory() as directory:
                 wrong += check_generation(name, Path(directory))
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as directory:
+            made = make_family(name, Path(directory))
+            path = HERE / f"family_{name}.npz"
+            if not check:
+                np.savez_compressed(path, **made)
+            config, params = models.load(directory)
+            ours = np.asarray(jax.jit(models.logits, static_argnums=1)(params, config, made["tokens"], LENGTHS))[INSIDE]
+            gap, drift = float(np.abs(ours - made["logits"]).max()), compare(path, made)
+            print(f"{name}: ours against torch {gap:.1e}, torch against {path.name} {drift:.1e}")
+            if gap > TOLERANCE:
+                wrong.append(f"{name}: our model is {gap:.1e} away from torch, more than {TOLERANCE}")
+            if drift > TOLERANCE:
+                wrong.append(f"{path}: {drift:.1e} away from what torch computes now; run this script without --check")
+            if check:
+                wrong += check_family(name, made, Path(directory))
     print("\n".join(wrong) or "all agree", file=sys.stderr if wrong else sys.stdout)
     return 1 if wrong else 0
 

@@ -1,0 +1,62 @@
+"""Mathematics as a domain: texts judged by math_verify, steps divided by blank lines.
+
+No step oracle and no program that writes solutions: the first error is for a process reward model to find, and the only
+demonstration is the reference solution that came with the problem.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from scope_jax.tasks.answers import boxed_solution, last_boxed, normal_answer
+from scope_jax.tasks.domain import Domain, Problem
+from scope_jax.tasks.verify_math import verify_math
+
+# What Qwen2.5-Math and its PRMs were trained with.
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Mathematics(Domain):
+    r"""Problems whose final answer stands in \boxed{}.
+
+    system: the system turn of the chat template (`rollout.chat`); "" leaves it out.
+    template: what the policy is shown of a problem; `{problem}` stands for its text.
+    seconds: the most that one verdict may take.
+    """
+
+    system: str | None = SYSTEM
+    template: str = "{problem}"
+    seconds: float = 5.0
+
+    name = "math"
+    separator = "\n\n"
+
+    def __post_init__(self):
+        if "{problem}" not in self.template:
+            raise ValueError(f"math: template {self.template!r}: expected a text that holds {{problem}}")
+        if not self.seconds > 0:
+            raise ValueError(f"math: seconds {self.seconds}: expected a positive number")
+
+    def policy_prompt(self, problem: Problem) -> str:
+        """The template around the problem's text."""
+        return self.template.replace("{problem}", problem.prompt)
+
+    def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+        r"""Whether the last \boxed{} (else what math_verify finds) equals the reference; None: could not be judged."""
+        golds = [problem.answer for problem in problems]
+        return verify_math(completions, golds, seconds=self.seconds) if golds else []
+
+    def answer_of(self, completion: str) -> str | None:
+        r"""The content of the last \boxed{}, in one spelling; None without a box."""
+        box = last_boxed(completion)
+        return None if box is None else normal_answer(box) or None
+
+    def answer_marker(self, step: str) -> bool:
+        r"""A step that opens a \boxed or \fbox gives the answer away, whether it closes or not."""
+        return "\\boxed" in step or "\\fbox" in step
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "") -> str | None:
+        r"""The reference solution, ending in \boxed{}; None where the data set has none. `rng`, `style`: not used."""
+        return None if problem.solution is None else boxed_solution(problem.solution, problem.answer)
