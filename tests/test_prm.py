@@ -241,8 +241,10 @@ def test_chunks_have_few_shapes():
     assert [shape for _, shape in chunks] == [(3, 320), (8, 128), (128, 8), (128, 8), (128, 8)]
     assert [c for part, _ in chunks for c in lengths[part]] == lengths  # each row once
     assert all(rows * width <= 1024 and max(lengths[part]) <= width for part, (rows, width) in chunks)
-    # A batch that fits is one forward pass, of the number of rows that was asked for.
-    assert [shape for _, shape in dataclasses.replace(prm, tokens_at_once=1 << 20)._chunks(lengths, 512)] == [(512, 320)]
+    # Where more fits, a quarter of the rows that were asked for, whatever their number is: long rows do not widen short ones.
+    room = dataclasses.replace(prm, tokens_at_once=1 << 20)
+    assert [shape for _, shape in room._chunks(lengths, 512)] == [(128, 320), (128, 8), (128, 8)]
+    assert [shape for _, shape in room._chunks(lengths[:7], 512)] == [(128, 320)]
     assert [length_bucket(n) for n in (1, 8, 9, 64, 65, 80, 81, 1025, 4096)] == [8, 8, 16, 64, 80, 80, 96, 1280, 4096]
     assert len({length_bucket(n) for n in range(1, 4097)}) == 32
 

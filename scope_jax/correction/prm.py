@@ -15,6 +15,9 @@ from scope_jax import models, tasks
 from scope_jax.correction.prm_formats import FORMATS, Row, recognise, shepherd_ids
 from scope_jax.mesh import RULES, constrain, current_mesh, put_rows
 
+# Batches that the rows of a call are divided into, so that short rows are not padded to the longest.
+BATCHES = 4
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProcessRewardModel:
@@ -70,9 +73,9 @@ class ProcessRewardModel:
         self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the PRM's position limit, or
-        with a mark in their text). One forward pass, split over the mesh, for all that fits into `tokens_at_once`; more
-        goes through in chunks of rows of about equal length. Batches are padded to `rows` rows (default: as many as
-        given), so that calls with other numbers of rows share one program."""
+        with a mark in their text). Forward passes, split over the mesh, over batches of rows of about equal length: a
+        quarter of `rows` (default: as many as given), or what fits into `tokens_at_once`. Calls with other numbers of rows
+        and the same `rows` share their programs."""
         encoded = self.encode_rows(prompts, steps)
         limit = self.config.max_positions
         usable = [n for n, (ids, marks) in enumerate(encoded) if 0 < len(ids) <= limit and len(marks) == len(steps[n])]
@@ -80,9 +83,11 @@ class ProcessRewardModel:
         score = np.zeros((len(encoded), J), np.float32)
         valid = np.zeros((len(encoded), J), bool)
         longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
-        for chunk, shape in self._chunks([len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded))):
-            numbers = longest_first[chunk]
-            probability = self._probability([encoded[n][0] for n in numbers], shape)
+        chunks = self._chunks([len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded)))
+        # All are on their way before the first is waited for.
+        batches = [(longest_first[c], self._probability([encoded[n][0] for n in longest_first[c]], shape)) for c, shape in chunks]
+        for numbers, out in batches:
+            probability = np.asarray(out)
             for place, number in enumerate(numbers):
                 marks = encoded[number][1]
                 score[number, : len(marks)] = probability[place, marks]
@@ -97,19 +102,18 @@ class ProcessRewardModel:
         while start < len(lengths):
             width = length_bucket(lengths[start])
             most = max(self.tokens_at_once // (width * shards), 1)
-            count = min(-(-rows // shards), most) * shards
+            count = min(-(-rows // (BATCHES * shards)), most) * shards
             yield slice(start, start + count), (count, width)
             start += count
 
-    def _probability(self, ids: Sequence[Sequence[int]], shape: tuple[int, int]) -> np.ndarray:
+    def _probability(self, ids: Sequence[Sequence[int]], shape: tuple[int, int]) -> jax.Array:
         """float32[shape]: what the head says at every token of the rows."""
         tokens, length = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
         for place, row in enumerate(ids):
             tokens[place, : len(row)] = row
             length[place] = len(row)
         choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
-        out = _probabilities(self.params, self.config, *put_rows((tokens, length)), choice=choice, unrolled=models.unroll_layers())
-        return np.asarray(out)
+        return _probabilities(self.params, self.config, *put_rows((tokens, length)), choice=choice, unrolled=models.unroll_layers())
 
 
 def length_bucket(length: int) -> int:

@@ -252,7 +252,7 @@ def _locate(
     if spec.localiser == "prm":
         if prm is None:
             raise ValueError("correction.localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'")
-        score, valid, unscored = prm.score([problems[int(b)].prompt for b in rows], steps, rows=_bucket(len(rows), failed_B.size))
+        score, valid, unscored = prm.score([problems[int(b)].prompt for b in rows], steps, rows=failed_B.size)
     else:
         J = max([len(row) for row in steps], default=0)
         score, valid, unscored = np.zeros((len(rows), J), np.float32), np.zeros((len(rows), J), bool), 0
@@ -400,6 +400,7 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
     return metrics
 
 
+@jax.jit
 def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others)
