@@ -15,6 +15,7 @@ from scope_jax.correction import CorrectionSpec, EndpointSpec, SelectSpec, Teach
 from scope_jax.correction.prm_formats import FORMATS as PRM_FORMATS
 from scope_jax.learning import LossSpec, OptimizerSpec
 from scope_jax.learning.optimizer import SCHEDULES
+from scope_jax.models import LoraSpec
 from scope_jax.rollout import SampleSpec
 from scope_jax.tasks.load import check_task
 
@@ -62,6 +63,7 @@ def default_config() -> ConfigDict:
             "old_logp": "sampler",  # sampler | recompute
         },
         "optimizer": {**_fields(OptimizerSpec), "learning_rate": 1e-6},
+        "lora": {**_fields(LoraSpec), "rank": 0},  # 0: all weights are trained
         "training": {"micro_batches": 1, "remat": False, "stop_after_skipped": 5},
         "evaluation": {
             "every": 0,  # steps; 0: at the end only
@@ -96,7 +98,7 @@ def check_keys(config: ConfigDict, known_config: ConfigDict, free: tuple[str, ..
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for unknown or missing keys, values that make no sense and settings that cannot go together."""
     check_keys(config, default_config())
-    for spec in (sample_spec, correction_spec, teacher_spec, endpoint_spec, loss_spec, optimizer_spec):
+    for spec in (sample_spec, correction_spec, teacher_spec, endpoint_spec, loss_spec, optimizer_spec, lora_spec):
         spec(config)
     task = config.task.to_dict()
     check_task(task["name"], task["data"], task["options"], task["train"], task["evaluation"], task["decontaminate"])
@@ -149,6 +151,12 @@ def loss_spec(config: ConfigDict) -> LossSpec:
     for key in ("teacher_schedule", "teacher_weight_end", "old_logp"):
         section.pop(key)
     return LossSpec(**section, max_new_tokens=config.rollout.new_tokens)
+
+
+def lora_spec(config: ConfigDict) -> LoraSpec | None:
+    """LoraSpec of a config, None where all weights are trained (rank 0)."""
+    section = config.lora.to_dict()
+    return None if section["rank"] == 0 else LoraSpec(**{**section, "targets": tuple(section["targets"])})
 
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:

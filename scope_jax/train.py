@@ -21,6 +21,7 @@ from scope_jax.configuration import (
     check_config,
     correction_spec,
     endpoint_spec,
+    lora_spec,
     loss_spec,
     optimizer_spec,
     sample_spec,
@@ -43,6 +44,8 @@ from scope_jax.run import (
 from scope_jax.run.compiles import count_compiles
 from scope_jax.tasks.load import Task, load_task
 
+# Keys of steps count up from 0: this one is none of theirs.
+LORA_STREAM = 2**31 - 1
 # Settings that a resumed run may change: they do not touch what is learned.
 MAY_DIFFER = ("checkpoint", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
 
@@ -189,11 +192,16 @@ def _train(
     losses = loss_spec(config)
     optimizer_settings = optimizer_spec(config)
     optimizer = learning.make_optimizer(optimizer_settings)
+    lora = lora_spec(config)
     objective = learning.policy_objective(
-        cast.config, losses, temperature=config.rollout.temperature, entropy=True, remat=config.training.remat
+        cast.config, losses, temperature=config.rollout.temperature, entropy=True, remat=config.training.remat, lora=lora
     )
-    update = learning.make_update(objective, optimizer, cast.config, config.training.micro_batches)
-    state = learning.init_state(cast.params, optimizer)
+    root = jax.random.key(config.seed)
+    # With adapters, they are all that is trained and checkpointed; the weights stay those of models.policy.
+    trained = cast.params if lora is None else models.init_lora(cast.config, lora, jax.random.fold_in(root, LORA_STREAM), mesh)
+    table = None if lora is None else models.lora_table(cast.config, lora)
+    update = learning.make_update(objective, optimizer, cast.config, config.training.micro_batches, table=table)
+    state = learning.init_state(trained, optimizer)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     start, position, dropped = 0, 0, 0
@@ -203,16 +211,20 @@ def _train(
         position, dropped = extra["position"], extra["dropped"]
         print(f"resuming {workdir} at step {start}", flush=True)
     writer = MetricsWriter(workdir, resume_step=start)
-    root = jax.random.key(config.seed)
     timer = PhaseTimer()
     compiles = count_compiles()
     (workdir / "samples").mkdir(exist_ok=True)
 
-    def evaluation(params: models.Params) -> dict[str, float]:
-        return evaluate_splits(models.relay(cast.config, params, mesh), cast.config, config, cast.task, cast.tokenizer)
+    def policy_params() -> models.Params:
+        if lora is None:
+            return state.params
+        return models.merge(cast.config, cast.params, state.params, lora)
+
+    def evaluation() -> dict[str, float]:
+        return evaluate_splits(models.relay(cast.config, policy_params(), mesh), cast.config, config, cast.task, cast.tokenizer)
 
     if start == 0 and config.evaluation.at_start:
-        write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(state.params), indent=2))
+        write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(), indent=2))
     bar = progress(config.steps, initial=start, desc=Path(workdir).name)
     # A run that was stopped between its last checkpoint and its summary has no step left: the figures are on disk.
     done_before = read_metrics(writer.path) if start == config.steps else []
@@ -234,7 +246,7 @@ def _train(
             key = jax.random.fold_in(root, step)
             row_problems = [p for p in problems for _ in range(group)]
             with timer("rollout"):
-                policy = correction.Writer(models.relay(cast.config, state.params, mesh), cast.config)
+                policy = correction.Writer(models.relay(cast.config, policy_params(), mesh), cast.config)
                 batch = rollout.from_prompts(ids, group, buffer)
                 batch = rollout.generate(
                     policy.params,
@@ -302,7 +314,8 @@ def _train(
                     config.steps,
                 )
                 packed = learning.pack(final, arrays, group, config.training.micro_batches)
-                state, stats = update(state, packed, {"teacher_weight": jnp.float32(weight)})
+                fixed = {"teacher_weight": jnp.float32(weight)} | ({} if lora is None else {"base": cast.params})
+                state, stats = update(state, packed, fixed)
                 stats = jax.device_get(stats)
         if int(jax.device_get(state.skipped_in_row)) >= config.training.stop_after_skipped:
             raise RuntimeError(
@@ -326,7 +339,7 @@ def _train(
         done = step + 1
         if done == config.steps or (config.evaluation.every and done % config.evaluation.every == 0):
             with timer("evaluate"):
-                metrics |= evaluation(state.params)
+                metrics |= evaluation()
             seconds |= timer.pop()
         if gallery:
             shown = sorted(gallery, key=lambda item: not item["verdict_after"])[: config.samples.rows]
@@ -343,7 +356,9 @@ def _train(
     checkpoints.close()
     writer.close()
     if start < config.steps or not (workdir / "summary.json").is_file():
-        models.save(workdir / "model", cast.config, state.params, None)
+        models.save(workdir / "model", cast.config, policy_params(), None)
+        if lora is not None:
+            models.save_lora(workdir / "adapter", cast.config, state.params, lora, base=config.models.policy)
         tasks.save_tokenizer(cast.tokenizer, workdir / "model")
         summary = {
             "steps": config.steps,

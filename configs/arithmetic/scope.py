@@ -2,8 +2,8 @@
 
 python -m scope_jax.train --config=configs/arithmetic/scope.py --workdir=runs/scope
 
-Measured (seeds 0, 1, 2; 1,000 problems): pass@1 0.560 +- 0.006, pass@8 0.993, distinct paths 4.04; longer problems 0.388 /
-0.954; salvage rate 0.51. docs/embedded_task.md has the table, the tuning runs and what remains open.
+Measured (seeds 0, 1, 2; 1,000 problems): pass@1 0.553 +- 0.014, pass@8 0.991, distinct paths 3.90; longer problems 0.382 /
+0.950; salvage rate 0.51. docs/embedded_task.md has the table, the tuning runs and what remains open.
 """
 
 from configs.arithmetic import grpo

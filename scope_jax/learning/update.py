@@ -15,15 +15,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scope_jax.learning.losses import LossSpec, merge_stats, policy_loss
 from scope_jax.mesh import RULES, constrain, current_mesh
 from scope_jax.models import (
+    LoraSpec,
     ModelConfig,
     Params,
+    attach,
     completion_logprobs,
     hidden_states,
     prm_logits,
     token_logprobs,
     unroll_layers,
 )
-from scope_jax.models.weights import weight_table
+from scope_jax.models.weights import Weight, weight_table
 from scope_jax.types import Rollout
 
 # loss(params, micro-batch, scalars) -> (sum, statistics)
@@ -103,7 +105,12 @@ def _pack(rollout: Rollout, arrays: dict[str, jax.Array], together: int, W: int,
 
 
 def make_update(
-    loss: Loss, optimizer: optax.GradientTransformation, config: ModelConfig, micro_batches: int = 1
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    config: ModelConfig,
+    micro_batches: int = 1,
+    *,
+    table: dict[str, Weight] | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array], dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `update(state, batch, scalars) -> (state, statistics)`; `state` is donated.
 
@@ -111,9 +118,11 @@ def make_update(
     `pack`). Micro-batch i holds row i, i + n, i + 2n, ... of the shorter ones and what belongs to them, so that each device
     works on its own rows in every micro-batch. Loss and gradient are sums: they do not depend on `micro_batches`. Where
     loss or gradient are not finite, parameters and optimiser stay as they were and the skip is counted.
+    `scalars`: what is the same for all micro-batches, the frozen weights under adapters included. `table`: the weights that
+    are trained (default: those of `config`).
     Statistics: those of the loss, merged, and `loss`, `grad_norm`, `skipped` (1 where this update was left out).
     """
-    table = weight_table(config)
+    table = weight_table(config) if table is None else table
 
     def pin(grads: Params) -> Params:
         # Without a constraint, gradients of sharded parameters may come out replicated.
@@ -176,16 +185,24 @@ def make_update(
 
 
 def policy_objective(
-    config: ModelConfig, spec: LossSpec, *, temperature: float, entropy: bool, remat: bool, unrolled: bool | None = None
+    config: ModelConfig,
+    spec: LossSpec,
+    *,
+    temperature: float,
+    entropy: bool,
+    remat: bool,
+    unrolled: bool | None = None,
+    lora: LoraSpec | None = None,
 ) -> Loss:
     """The hybrid objective over what `pack` made of `advantage` [B], `on`, `off` [B, T] and, where given, `old_logp`,
     `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`. `unrolled`: form of the layer loop
-    (None: `models.unroll_layers()`)."""
+    (None: `models.unroll_layers()`). `lora`: what is trained are adapters, of the weights that stand in scalars under
+    `base`."""
     unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
         logp, spread = completion_logprobs(
-            params,
+            params if lora is None else attach(scalars["base"], params, lora),
             config,
             batch["prompt"],
             batch["prompt_length"],

@@ -13,26 +13,34 @@ from scope_jax.models.decoder import (
     value_logits,
 )
 from scope_jax.models.hf import load, save
+from scope_jax.models.lora import LoraSpec, attach, init_lora, load_lora, lora_table, merge, save_lora
 from scope_jax.models.rope import RopeScaling
 from scope_jax.models.weights import Params, abstract, init, relay, shardings, weight_table
 
 __all__ = [
     "FAMILIES",
+    "LoraSpec",
     "ModelConfig",
     "Params",
     "RopeScaling",
     "abstract",
+    "attach",
     "completion_logprobs",
     "config_from_json",
     "good_step_probability",
     "hidden_states",
     "init",
+    "init_lora",
     "load",
+    "load_lora",
     "logits",
+    "lora_table",
+    "merge",
     "prm_logits",
     "read_config",
     "relay",
     "save",
+    "save_lora",
     "shardings",
     "token_choice_probability",
     "token_logprobs",

@@ -393,9 +393,9 @@ def _project(x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: Rot
     h = _rms_norm(x_BTD, layer["attention_norm"], config)
     B, T, _ = h.shape
     K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
-    q = _dense(h, layer["query"], layer.get("query_bias")).reshape(B, T, K * G, H)
-    k = _dense(h, layer["key"], layer.get("key_bias")).reshape(B, T, K, H)
-    v = _dense(h, layer["value"], layer.get("value_bias")).reshape(B, T, K, H)
+    q = _linear(h, layer, "query").reshape(B, T, K * G, H)
+    k = _linear(h, layer, "key").reshape(B, T, K, H)
+    v = _linear(h, layer, "value").reshape(B, T, K, H)
     if config.family.qk_norm:
         q, k = _rms_norm(q, layer["query_norm"], config), _rms_norm(k, layer["key_norm"], config)
     return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
@@ -403,12 +403,12 @@ def _project(x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: Rot
 
 def _finish_layer(x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
     gemma = config.family.gemma
-    attended = _dense(attended, layer["output"], layer.get("output_bias"))
+    attended = _linear(attended, layer, "output")
     x = x + (_rms_norm(attended, layer["attended_norm"], config) if gemma else attended)
     h = _rms_norm(x, layer["ffn_norm"], config)
-    gate = _dense(h, layer["gate"], layer.get("gate_bias"))
+    gate = _linear(h, layer, "gate")
     gate = jax.nn.gelu(gate, approximate=True) if gemma else jax.nn.silu(gate)
-    fed = _dense(gate * _dense(h, layer["up"], layer.get("up_bias")), layer["down"], layer.get("down_bias"))
+    fed = _linear(gate * _linear(h, layer, "up"), layer, "down")
     return x + (_rms_norm(fed, layer["fed_norm"], config) if gemma else fed)
 
 
@@ -432,6 +432,12 @@ def _rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     if config.family.gemma:
         return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return normed.astype(x.dtype) * scale
+
+
+def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
+    """A projection of a layer, with its bias and its low-rank adapter where it has them."""
+    out = _dense(x, layer[name], layer.get(f"{name}_bias"))
+    return out + _dense(_dense(x, layer[f"{name}_a"]), layer[f"{name}_b"]) if f"{name}_a" in layer else out
 
 
 def _dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:

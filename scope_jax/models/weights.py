@@ -107,6 +107,11 @@ def flatten(params: Params) -> dict[str, Any]:
 def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
     """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding; biases 0, norms
     that scale by 1. Laid out on `mesh` if one is given."""
+    return init_table(weight_table(config), key, dtype, mesh)
+
+
+def init_table(table: dict[str, Weight], key: jax.Array, dtype: Any, mesh: Mesh | None = None) -> Params:
+    """Random parameters of any table of weights; see `init`."""
 
     def draw(number: int, path: str, weight: Weight) -> jax.Array:
         if weight.init == "zeros":
@@ -117,14 +122,19 @@ def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Me
         return (std * jax.random.normal(jax.random.fold_in(key, number), weight.shape)).astype(dtype)
 
     def build() -> Params:
-        return nest({path: draw(n, path, weight) for n, (path, weight) in enumerate(weight_table(config).items())})
+        return nest({path: draw(n, path, weight) for n, (path, weight) in enumerate(table.items())})
 
-    return jax.jit(build, out_shardings=None if mesh is None else shardings(config, mesh))()
+    return jax.jit(build, out_shardings=None if mesh is None else table_shardings(table, mesh))()
 
 
 def shardings(config: ModelConfig, mesh: Mesh, drop: tuple[str, ...] = ()) -> Params:
     """NamedSharding of every parameter; mesh axes in `drop` are left out (rollouts drop "fsdp")."""
-    return nest({path: sharding(mesh, w.axes, w.shape, drop) for path, w in weight_table(config).items()})
+    return table_shardings(weight_table(config), mesh, drop)
+
+
+def table_shardings(table: dict[str, Weight], mesh: Mesh, drop: tuple[str, ...] = ()) -> Params:
+    """NamedSharding of every weight of a table."""
+    return nest({path: sharding(mesh, w.axes, w.shape, drop) for path, w in table.items()})
 
 
 def abstract(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
@@ -147,6 +157,8 @@ def relay(config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[st
 
 def gather_layer(config: ModelConfig, layer: Params) -> Params:
     """Inside the scan over layers: constrain each weight of one layer to its layout *without* fsdp, so that the
-    partitioner makes one plain all-gather per weight instead of a ring of permutes around every product."""
+    partitioner makes one plain all-gather per weight instead of a ring of permutes around every product. Adapters, which
+    the table does not have, are small and left to it."""
     table = weight_table(config)
-    return {name: constrain(w, *table[f"layers/{name}"].axes[1:], drop=("fsdp",)) for name, w in layer.items()}
+    axes = {name: table[f"layers/{name}"].axes[1:] for name in layer if f"layers/{name}" in table}
+    return {name: constrain(w, *axes[name], drop=("fsdp",)) if name in axes else w for name, w in layer.items()}

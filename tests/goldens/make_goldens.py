@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from families_fixture import FAMILIES, LENGTHS  # noqa: E402
 from family_goldens import INSIDE, check_family, make_family  # noqa: E402
 from fixtures import CHARACTERS, TIED, UNTIED, make_params, ragged_tokens  # noqa: E402
+from peft import PeftModel  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Model  # noqa: E402
 from transformers.utils import logging  # noqa: E402
@@ -119,6 +120,34 @@ def compare(path: Path, made: dict[str, np.ndarray]) -> float:
     return float(max(gaps))
 
 
+def check_adapters(name: str, directory: Path) -> list[str]:
+    """Adapters as PEFT applies them, and merged and exported, against our model with the adapters attached."""
+    config, seed = CASES[name]
+    params, spec = make_params(config, seed), models.LoraSpec(rank=3, alpha=6.0, targets=("query", "value", "output", "down"))
+    stream = np.random.RandomState(seed)
+    lora = models.init_lora(config, spec, jax.random.key(0))
+    lora = jax.tree.map(lambda x: (0.3 * stream.standard_normal(x.shape)).astype(np.float32), lora)
+    models.save(directory / "base", config, params)
+    models.save_lora(directory / "adapter", config, lora, spec, base=str(directory / "base"))
+    models.save(directory / "merged", config, models.merge(config, params, lora, spec))
+    tokens, length = ragged_tokens(config, seed)
+    ours = np.asarray(jax.jit(models.logits, static_argnums=1)(models.attach(params, lora, spec), config, tokens, length))[0]
+    plain = {"dtype": torch.float32, "attn_implementation": "eager"}
+    base = AutoModelForCausalLM.from_pretrained(str(directory / "base"), **plain)
+    theirs = {
+        "PEFT's model": PeftModel.from_pretrained(base, str(directory / "adapter")),
+        "the merged export": AutoModelForCausalLM.from_pretrained(str(directory / "merged"), **plain),
+    }
+    wrong = []
+    for what, model in theirs.items():
+        with torch.no_grad():
+            gap = float(np.abs(model(input_ids=torch.tensor(tokens[:1], dtype=torch.long)).logits.numpy()[0] - ours).max())
+        print(f"{name}: {what} against ours with adapters {gap:.1e}")
+        if gap > TOLERANCE:
+            wrong.append(f"{name}: {what} is {gap:.1e} away from our model with adapters, more than {TOLERANCE}")
+    return wrong
+
+
 def main() -> int:
     check = "--check" in sys.argv[1:]
     logging.set_verbosity_error()
@@ -140,6 +169,8 @@ def main() -> int:
         if check and config.head == "lm":
             with tempfile.TemporaryDirectory() as directory:
                 wrong += check_generation(name, Path(directory))
+            with tempfile.TemporaryDirectory() as directory:
+                wrong += check_adapters(name, Path(directory))
     for name in FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
             made = make_family(name, Path(directory))
