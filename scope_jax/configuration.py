@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from scope_jax.correction import CorrectionSpec, EndpointSpec, SelectSpec, TeacherSpec
 from scope_jax.correction.prm_formats import FORMATS as PRM_FORMATS
-from scope_jax.learning import LossSpec, OptimizerSpec
+from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
 from scope_jax.learning.optimizer import SCHEDULES
 from scope_jax.models import LoraSpec
 from scope_jax.rollout import SampleSpec
@@ -24,11 +24,40 @@ FREE = ("task.options.", "task.train.", "task.evaluation.")
 Spec = TypeVar("Spec")
 
 
+@dataclasses.dataclass(frozen=True)
+class DemonstrationSpec:
+    """Whole solutions of the teacher.
+
+    per_group: how many rows of each group are demonstrations instead of rollouts (LUFFY). supervised_steps: the first steps
+    of the run are supervised, on one demonstration for each of `rows` prompts (0: rollout.prompts), without rollouts (SFT).
+    buffer: prompts whose group failed altogether are kept, and so many of them make one supervised step on their
+    demonstrations (ReLIFT; 0: off). verified: only demonstrations that the verifier accepts are used. temperature: of a
+    teacher that samples.
+    """
+
+    per_group: int = 0
+    supervised_steps: int = 0
+    rows: int = 0
+    buffer: int = 0
+    verified: bool = False
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("per_group", "supervised_steps", "rows", "buffer", "temperature"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"demonstrations.{name} = {getattr(self, name)} must be 0 or more")
+
+    @property
+    def used(self) -> bool:
+        """Whether a teacher is asked for demonstrations."""
+        return max(self.per_group, self.supervised_steps, self.buffer) > 0
+
+
 def default_config() -> ConfigDict:
     """All settings of `scope_jax.train`, with their defaults (docs/method.md says why they are what they are)."""
     defaults: dict[str, Any] = {
         "seed": 0,
-        "steps": 100,  # updates; one per rollout batch
+        "steps": 100,  # rollout batches; one update each unless `training` says otherwise
         "dtype": "float32",  # of the parameters
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "task": {
@@ -51,11 +80,13 @@ def default_config() -> ConfigDict:
             "top_p": 1.0,
             "top_k": 0,
             "slots": 0,  # rows decoded at once; 0: all
+            "resample": 0,  # further batches at the most, until every group has two rewards (DAPO's dynamic sampling)
             "chat": False,  # put prompts into the tokenizer's chat template
         },
         "correction": {"enabled": False, **_fields(CorrectionSpec, skip=("select",)), "select": _fields(SelectSpec)},
         "teacher": {**_fields(TeacherSpec), "endpoint": _fields(EndpointSpec)},
-        "advantage": {"std": False},
+        "demonstrations": _fields(DemonstrationSpec),
+        "advantage": _fields(AdvantageSpec),
         "loss": {
             **_fields(LossSpec, skip=("max_new_tokens",)),
             "teacher_schedule": "constant",  # of teacher_weight over the run: constant | linear | cosine
@@ -64,7 +95,8 @@ def default_config() -> ConfigDict:
         },
         "optimizer": {**_fields(OptimizerSpec), "learning_rate": 1e-6},
         "lora": {**_fields(LoraSpec), "rank": 0},  # 0: all weights are trained
-        "training": {"micro_batches": 1, "remat": False, "stop_after_skipped": 5},
+        # An update takes one of `mini_batches` parts of the rollout batch, in `micro_batches` passes.
+        "training": {"epochs": 1, "mini_batches": 1, "micro_batches": 1, "remat": False, "stop_after_skipped": 5},
         "evaluation": {
             "every": 0,  # steps; 0: at the end only
             "at_start": False,
@@ -98,7 +130,17 @@ def check_keys(config: ConfigDict, known_config: ConfigDict, free: tuple[str, ..
 def check_config(config: ConfigDict) -> None:
     """Raise ValueError for unknown or missing keys, values that make no sense and settings that cannot go together."""
     check_keys(config, default_config())
-    for spec in (sample_spec, correction_spec, teacher_spec, endpoint_spec, loss_spec, optimizer_spec, lora_spec):
+    for spec in (
+        sample_spec,
+        correction_spec,
+        teacher_spec,
+        endpoint_spec,
+        demonstration_spec,
+        advantage_spec,
+        loss_spec,
+        optimizer_spec,
+        lora_spec,
+    ):
         spec(config)
     task = config.task.to_dict()
     check_task(task["name"], task["data"], task["options"], task["train"], task["evaluation"], task["decontaminate"])
@@ -110,13 +152,84 @@ def check_config(config: ConfigDict) -> None:
     ):
         if value not in choices:
             raise ValueError(f"config.{name} = {value!r} is unknown; one of {', '.join(choices)}")
-    if config.correction.enabled and config.correction.tail == "teacher" and config.teacher.kind != "model":
-        raise ValueError(f"config.correction.tail 'teacher' needs teacher.kind 'model', not {config.teacher.kind!r}")
-    rows = config.rollout.prompts * config.rollout.group
-    if rows % config.training.micro_batches:
-        raise ValueError(
-            f"config.training.micro_batches = {config.training.micro_batches} does not divide prompts x group = {rows}"
+    for reason in conflicts(config):
+        raise ValueError(reason)
+
+
+def conflicts(config: ConfigDict) -> Iterator[str]:
+    """What cannot go together, each with its reason."""
+    corrects, shows, process = config.correction.enabled, config.demonstrations, config.advantage.process
+    group = final_group(config)
+    if corrects and config.correction.tail == "teacher" and config.teacher.kind != "model":
+        yield f"config.correction.tail 'teacher' needs teacher.kind 'model', not {config.teacher.kind!r}"
+    if corrects and config.correction.accept == "unverified" and config.loss.teacher_term in ("shaped", "reinforce", "importance"):
+        yield (
+            f"config.loss.teacher_term {config.loss.teacher_term!r} multiplies by an advantage, and unverified rows have none: "
+            "use 'nll' with correction.accept 'unverified'"
         )
+    if corrects and shows.per_group:
+        yield "config.demonstrations.per_group and correction.enabled: a failed demonstration would be corrected; use one of them"
+    if corrects and process != "none":
+        yield "config.advantage.process and correction.enabled: steps are scored before the repair; use one of them"
+    if process != "none" and shows.per_group:
+        yield "config.advantage.process and demonstrations.per_group: only the policy's rows have process rewards; use one of them"
+    if process in ("sum", "min") and config.correction.localiser == "monte_carlo":
+        yield (
+            f"config.advantage.process {process!r} needs a score of every step; correction.localiser 'monte_carlo' finds the first "
+            "error only"
+        )
+    if process != "none" and config.loss.ratio == "sequence":
+        yield "config.loss.ratio 'sequence' has one ratio per row, which averages away the token advantages of advantage.process"
+    if config.rollout.resample and corrects:
+        yield "config.rollout.resample drops the groups that failed altogether, which correction.enabled is there to repair"
+    if config.rollout.resample and shows.per_group:
+        yield "config.rollout.resample drops groups of one reward before demonstrations.per_group gives them a second one"
+    if config.rollout.resample and shows.buffer:
+        yield "config.rollout.resample drops the failed groups that demonstrations.buffer collects"
+    if shows.per_group >= config.rollout.group:
+        yield (
+            f"config.demonstrations.per_group = {shows.per_group} leaves no rollout in a group of {config.rollout.group}; "
+            "for demonstrations alone set demonstrations.supervised_steps"
+        )
+    if demonstration_spec(config).used and config.teacher.kind == "self":
+        yield "config.demonstrations need a teacher other than the policy itself: teacher.kind 'self' gives none"
+    if config.loss.tis_cap is not None and config.loss.old_logp == "sampler":
+        yield "config.loss.tis_cap weighs trainer against sampler; with loss.old_logp 'sampler' they are the same: use 'recompute'"
+    for name in ("epochs", "mini_batches", "micro_batches"):
+        if config.training[name] < 1:
+            yield f"config.training.{name} = {config.training[name]} must be at least 1"
+            return
+    if config.rollout.resample < 0:
+        yield f"config.rollout.resample = {config.rollout.resample} must be 0 or more"
+    if config.rollout.prompts % config.training.mini_batches:
+        yield (
+            f"config.training.mini_batches = {config.training.mini_batches} does not divide rollout.prompts = "
+            f"{config.rollout.prompts} (a mini-batch holds whole groups)"
+        )
+        return
+    rows = config.rollout.prompts // config.training.mini_batches * group
+    if rows % config.training.micro_batches:
+        yield (
+            f"config.training.micro_batches = {config.training.micro_batches} does not divide prompts x group = {rows}"
+            + (" of a mini-batch" if config.training.mini_batches > 1 else "")
+        )
+
+
+def final_group(config: ConfigDict) -> int:
+    """Rows of a group in the update: repaired rows may be appended."""
+    correction = config.correction
+    more = correction.select.per_group if correction.enabled and correction.place == "append" else 0
+    return config.rollout.group + more
+
+
+def needs_teacher(config: ConfigDict) -> bool:
+    """Whether a run of this config asks a teacher."""
+    return config.correction.enabled or demonstration_spec(config).used
+
+
+def needs_prm(config: ConfigDict) -> bool:
+    """Whether a run of this config scores steps with a process reward model."""
+    return config.correction.localiser == "prm" and (config.correction.enabled or config.advantage.process != "none")
 
 
 def sample_spec(config: ConfigDict, end_ids: tuple[int, ...] = ()) -> SampleSpec:
@@ -140,6 +253,16 @@ def teacher_spec(config: ConfigDict) -> TeacherSpec:
     return TeacherSpec(**{key: value for key, value in config.teacher.to_dict().items() if key != "endpoint"})
 
 
+def demonstration_spec(config: ConfigDict) -> DemonstrationSpec:
+    """DemonstrationSpec of a config."""
+    return DemonstrationSpec(**config.demonstrations.to_dict())
+
+
+def advantage_spec(config: ConfigDict) -> AdvantageSpec:
+    """AdvantageSpec of a config."""
+    return AdvantageSpec(**config.advantage.to_dict())
+
+
 def endpoint_spec(config: ConfigDict) -> EndpointSpec:
     """EndpointSpec of a config."""
     return EndpointSpec(**config.teacher.endpoint.to_dict())
@@ -160,9 +283,9 @@ def lora_spec(config: ConfigDict) -> LoraSpec | None:
 
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
-    """OptimizerSpec of a config; a decaying schedule without `steps` runs over the whole run."""
+    """OptimizerSpec of a config; a decaying schedule without `steps` runs over the updates of the whole run."""
     section = config.optimizer.to_dict()
-    section["steps"] = section["steps"] or config.steps
+    section["steps"] = section["steps"] or config.steps * config.training.epochs * config.training.mini_batches
     return OptimizerSpec(**section)
 
 

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_runs import ROOT, Tiny, command, environment, tiny_config
 
 from scope_jax import models, tasks
+from scope_jax.collect import next_problems
 from scope_jax.evaluate import evaluate
 from scope_jax.run import Checkpoints, read_metrics
-from scope_jax.train import next_problems, train
+from scope_jax.train import train
 
 pytest_plugins = ("checkpoints_fixture",)
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from tiny_runs import ROOT, Tiny, environment, run_program
 
 from scope_jax import models, rollout, tasks
+from scope_jax.collect import next_problems
 from scope_jax.run import read_metrics
-from scope_jax.train import next_problems, train
+from scope_jax.train import train
 
 pytest_plugins = ("checkpoints_fixture",)
 

@@ -1,4 +1,4 @@
-"""SCOPE on the embedded task: GRPO's settings, and failures rescued at their first wrong step.
+"""SCOPE on the embedded task: failures rescued at their first wrong step.
 
 python -m scope_jax.train --config=configs/arithmetic/scope.py --workdir=runs/scope
 
@@ -6,13 +6,11 @@ Measured (seeds 0, 1, 2; 1,000 problems): pass@1 0.553 +- 0.014, pass@8 0.991, d
 0.950; salvage rate 0.51. docs/embedded_task.md has the table, the tuning runs and what remains open.
 """
 
-from configs.arithmetic import grpo
+from configs.arithmetic import common
 
 
 def get_config():
-    config = grpo.get_config()
-    config.models.teacher = "cache/checkpoints/teacher"
-    config.models.prm = "cache/checkpoints/prm"
+    config = common.with_prm(common.with_teacher(common.get_config()))
     config.correction.enabled = True
     config.correction.step_tokens = 8
     config.loss.teacher_weight = 1.0

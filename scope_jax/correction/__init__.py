@@ -1,7 +1,9 @@
 """Correction, the method itself: find the first wrong step, have the teacher correct it, let the policy go on."""
 
+from scope_jax.correction.demonstrations import Demonstrations, demonstrate
 from scope_jax.correction.endpoint import Endpoint, EndpointSpec, EndpointTeacher
 from scope_jax.correction.first_error import first_error, prefix_quality
+from scope_jax.correction.locate import Located, in_steps, locate
 from scope_jax.correction.prm import ProcessRewardModel
 from scope_jax.correction.rescue import CorrectionSpec, Rescue, rescue
 from scope_jax.correction.select import SelectSpec, select
@@ -10,9 +12,11 @@ from scope_jax.correction.teachers import ModelTeacher, ProgramTeacher, Referenc
 
 __all__ = [
     "CorrectionSpec",
+    "Demonstrations",
     "Endpoint",
     "EndpointSpec",
     "EndpointTeacher",
+    "Located",
     "ModelTeacher",
     "ProcessRewardModel",
     "ProgramTeacher",
@@ -23,7 +27,10 @@ __all__ = [
     "TeacherSpec",
     "Writer",
     "cut",
+    "demonstrate",
     "first_error",
+    "in_steps",
+    "locate",
     "place_rows",
     "prefix_quality",
     "rescue",

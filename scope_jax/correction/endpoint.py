@@ -25,6 +25,7 @@ import numpy as np
 
 from scope_jax.correction.replies import read_reply
 from scope_jax.correction.teachers import Ask, Corrected, Job, TeacherSpec, prompt_text, spell, write_steps
+from scope_jax.tasks import Domain, Problem
 
 APIS = ("chat", "completions")
 MOST_BYTES = 4 << 20  # of a response
@@ -285,6 +286,28 @@ class EndpointTeacher:
         if job.temperature > 0:
             body["seed"] = int(np.random.SeedSequence([job.seed, ask.row]).generate_state(1)[0] >> 1)
         return body | settings.extra_fields()
+
+    def solve(
+        self, problems: Sequence[Problem], domain: Domain, max_tokens: int, temperature: float, seed: int
+    ) -> tuple[list[str | tuple[str, str]], dict[str, float]]:
+        """(a whole solution per problem, or ("", reason), counters)."""
+        bodies: list[dict[str, Any]] = []
+        for number, problem in enumerate(problems):
+            body: dict[str, Any] = {"model": self.endpoint.spec.model, "temperature": temperature, "max_tokens": max_tokens}
+            shown = domain.policy_prompt(problem)
+            if self.endpoint.spec.api == "chat":
+                system = [{"role": "system", "content": domain.system}] if domain.system else []
+                body["messages"] = [*system, {"role": "user", "content": shown}]
+            else:
+                body["prompt"] = shown
+            if temperature > 0:
+                body["seed"] = int(np.random.SeedSequence([seed, 5, number]).generate_state(1)[0] >> 1)
+            bodies.append(body | self.endpoint.spec.extra_fields())
+        replies, counters = self.endpoint.ask(bodies)
+        found: list[str | tuple[str, str]] = [
+            ("", reply) if isinstance(reply, str) else reply.text if reply.complete else ("", "too_long") for reply in replies
+        ]
+        return found, counters
 
 
 def _run_all(work: Callable[[int], None], numbers: Sequence[int], threads: int, give_up: float) -> None:

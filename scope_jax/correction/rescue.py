@@ -16,21 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.correction.first_error import first_error, prefix_quality
+from scope_jax.correction.locate import LOCALISERS, Located, Search, bucket, locate
+from scope_jax.correction.monte_carlo import locate_first_error
 from scope_jax.correction.prm import ProcessRewardModel
 from scope_jax.correction.replies import gives_answer_away
 from scope_jax.correction.select import SelectSpec, select
 from scope_jax.correction.splice import cut, place_rows, take_rows
 from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, Writer, failure_counts
 from scope_jax.rollout import SampleSpec, completion_ids, completion_texts, generate, texts
-from scope_jax.tasks import Domain, Problem, step_ends
+from scope_jax.tasks import Domain, Problem
 from scope_jax.types import Owner, Rollout
 
 _cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
-LOCALISERS = ("prm", "oracle")
 TAILS = ("policy", "teacher", "none")
 ACCEPT = ("verified", "unverified")
-PLACE = ("replace_parent", "replace_random_failure")
+PLACE = ("replace_parent", "replace_random_failure", "append")
 # Streams of random numbers: 0 is the rollout, 1 the teacher's step, 2 + i the i-th try of a tail.
 TAIL_STREAM = 2
 
@@ -38,10 +38,13 @@ TAIL_STREAM = 2
 @dataclasses.dataclass(frozen=True)
 class CorrectionSpec:
     """Switches of the correction; see docs/method.md. `threshold`: a step whose score is below it is an error.
-    `step_tokens`: the longest step a teacher may write. `teacher_temperature`: 0 is greedy."""
+    `continuations`: of the localiser `monte_carlo`, per prefix that it tries. `noise`: see `locate`. `step_tokens`: the
+    longest step a teacher may write. `teacher_temperature`: 0 is greedy."""
 
     localiser: str = "prm"
     threshold: float = 0.5
+    continuations: int = 4
+    noise: float = 0.0
     select: SelectSpec = dataclasses.field(default_factory=SelectSpec)
     step_tokens: int = 64
     teacher_temperature: float = 0.0
@@ -59,8 +62,10 @@ class CorrectionSpec:
         ):
             if value not in known:
                 raise ValueError(f"correction.{name} = {value!r} is unknown; one of {', '.join(known)}")
-        if not 0 < self.threshold < 1 or self.step_tokens < 1 or self.tails < 1:
-            raise ValueError("correction: threshold must lie in (0, 1), step_tokens and tails be at least 1")
+        if not 0 < self.threshold < 1 or min(self.step_tokens, self.tails, self.continuations) < 1:
+            raise ValueError("correction: threshold must lie in (0, 1), step_tokens, tails and continuations be at least 1")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"correction.noise = {self.noise} must be a probability")
         if self.tail == "none" and self.accept == "verified":
             raise ValueError("correction: tail 'none' leaves rows without an answer to verify; set accept to 'unverified'")
         if self.tail != "none" and self.accept == "unverified":
@@ -69,28 +74,16 @@ class CorrectionSpec:
 
 @dataclasses.dataclass
 class Rescue:
-    """The final group. `include_B`: rows that count in the group mean (an unverified row does not). `gallery`: what
-    happened to each attempted row, for the samples and the report."""
+    """The final groups of `group` consecutive rows each (more than before where repaired rows were appended; a place that
+    was not taken holds the prompt alone). `include_B`: rows that count in the group mean (an unverified row does not).
+    `gallery`: what happened to each attempted row, for the samples and the report."""
 
     rollout: Rollout
+    group: int
     reward_B: np.ndarray
     include_B: np.ndarray
     metrics: dict[str, float]
     gallery: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Located:
-    """The failed rows, cut into steps and scored."""
-
-    rows_R: np.ndarray
-    steps: list[list[str]]
-    ends: list[list[int]]  # exclusive ends of the steps, counted in completion tokens
-    score_RJ: np.ndarray
-    valid_RJ: np.ndarray
-    error_R: np.ndarray
-    quality_R: np.ndarray
-    unscored: int
 
 
 def rescue(
@@ -123,17 +116,34 @@ def rescue(
         teacher = ModelTeacher(teacher)
     failed_B = reward_B == 0
     metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
+    search: Search | None = None
+    if spec.localiser == "monte_carlo":
+        search = _continuation_search(rollout, problems, spec, sample_spec, key, domain, tokenizer, policy)
     with timer("prm"):
-        located = _locate(rollout, failed_B, problems, spec, domain, tokenizer, prm)
+        located = locate(
+            rollout,
+            failed_B,
+            problems,
+            localiser=spec.localiser,
+            threshold=spec.threshold,
+            domain=domain,
+            tokenizer=tokenizer,
+            prm=prm,
+            search=search,
+            noise=spec.noise,
+            seed=seed,
+        )
     chosen_R, more = _choose(rollout, located, failed_B, group, spec, seed)
-    metrics |= more
-    include_B = ~np.isnan(reward_B)
+    metrics |= located.metrics | more
     attempted = located.rows_R[chosen_R]
+    final, final_reward, final_group = rollout, reward_B.copy(), group
+    if spec.place == "append":
+        final, final_reward, final_group = _with_free_rows(rollout, reward_B, group, spec.select.per_group)
     if len(attempted) == 0:
-        return Rescue(rollout, reward_B, include_B, _finish(metrics, rollout), [])
+        return Rescue(final, final_group, final_reward, ~np.isnan(final_reward), _finish(metrics, final), [])
 
     with timer("correct"):
-        size = _bucket(len(attempted), reward_B.size // group * spec.select.per_group)
+        size = bucket(len(attempted), reward_B.size // group * spec.select.per_group)
         index, valid = _pad(attempted, size)
         prompt_length, row_length, row_id = (
             np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
@@ -168,7 +178,7 @@ def rescue(
     metrics |= refused
     targets = _targets(attempted, failed_B, group, spec, seed)
 
-    mixed, accepted, tries = corrected, np.zeros(size, bool), 0
+    mixed, accepted, tries, tail_tokens = corrected, np.zeros(size, bool), 0, 0
     attempted_problems = [problems[int(b)] for b in index]
     if spec.tail == "none":
         accepted = usable.copy()
@@ -193,6 +203,7 @@ def rescue(
                 stream=TAIL_STREAM + attempt,
                 limit_B=jnp.asarray(limit),
             )
+        tail_tokens += int(jnp.sum(tail.length_B - corrected.length_B))
         with timer("verify"):
             ended = np.asarray(jax.device_get(tail.finished_B))
             verdicts = domain.verify(attempted_problems, completion_texts(tail, tokenizer))
@@ -201,13 +212,17 @@ def rescue(
         mixed = _where_rows(jnp.asarray(open_rows), tail, mixed)
         accepted |= passed
 
-    final = _place_rows(rollout, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
-    reward_B, include_B = reward_B.copy(), include_B.copy()
+    final = _place_rows(final, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
+    include_B = ~np.isnan(final_reward)
     taken = targets[accepted[: len(targets)]]
     if spec.tail == "none":
         include_B[taken] = False
     else:
-        reward_B[taken] = 1.0
+        final_reward[taken], include_B[taken] = 1.0, True
+    metrics |= {
+        "cost/teacher_tokens": float(jnp.sum(corrected.length_B - rows.length_B)) + (tail_tokens if spec.tail == "teacher" else 0),
+        "cost/tail_tokens": float(tail_tokens) if spec.tail == "policy" else 0.0,
+    }
     metrics["scope/accepted"] = float(np.sum(accepted))
     metrics["scope/accepted_share"] = float(np.sum(accepted)) / len(attempted)
     metrics["scope/tail_tries"] = float(tries)
@@ -228,64 +243,62 @@ def rescue(
             domain,
             tokenizer,
         )
-    return Rescue(final, reward_B, include_B, _finish(metrics, final), gallery)
+    return Rescue(final, final_group, final_reward, include_B, _finish(metrics, final), gallery)
 
 
-def _locate(
+def _continuation_search(
     rollout: Rollout,
-    failed_B: np.ndarray,
     problems: Sequence[Problem],
     spec: CorrectionSpec,
+    sample_spec: SampleSpec,
+    key: jax.Array,
     domain: Domain,
     tokenizer: Any,
-    prm: ProcessRewardModel | None,
-) -> _Located:
-    rows = np.flatnonzero(failed_B)
-    ids = completion_ids(rollout)
-    ends = [step_ends(ids[b], tokenizer, domain.separator) if ids[b] else [] for b in rows]
-    pieces = [[ids[b][start:stop] for start, stop in zip([0, *row[:-1]], row)] for b, row in zip(rows, ends)]
-    flat = texts([piece for row in pieces for piece in row], tokenizer)
-    steps, place = [], 0
-    for row in pieces:
-        steps.append(flat[place : place + len(row)])
-        place += len(row)
-    if spec.localiser == "prm":
-        if prm is None:
-            raise ValueError("correction.localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'")
-        score, valid, unscored = prm.score([problems[int(b)].prompt for b in rows], steps, rows=failed_B.size)
-    else:
-        J = max([len(row) for row in steps], default=0)
-        score, valid, unscored = np.zeros((len(rows), J), np.float32), np.zeros((len(rows), J), bool), 0
-        for r, b in enumerate(rows):
-            labels = domain.check_steps(problems[int(b)], steps[r])
-            if labels is None:
-                raise ValueError(f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps; use 'prm'")
-            score[r, : len(labels)], valid[r, : len(labels)] = labels, True
-    error, quality = _judge(score, valid, spec.threshold, _bucket(len(rows), failed_B.size))
-    return _Located(rows, steps, ends, score, valid, error, quality, unscored)
+    policy: Writer,
+) -> Search:
+    def search(rows_R: np.ndarray, ends: Sequence[Sequence[int]]) -> tuple[np.ndarray, int]:
+        found = locate_first_error(
+            rollout,
+            rows_R,
+            ends,
+            problems,
+            continuations=spec.continuations,
+            policy=policy,
+            sample_spec=sample_spec,
+            key=key,
+            domain=domain,
+            tokenizer=tokenizer,
+        )
+        return found.error_R, found.tokens
+
+    return search
 
 
-def _judge(score_RJ: np.ndarray, valid_RJ: np.ndarray, threshold: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(first error, prefix quality) of each row, computed on arrays of a few fixed sizes."""
-    R, J = score_RJ.shape
-    pad = ((0, rows - R), (0, -J % 8 or (8 if J == 0 else 0)))
-    error, quality = _error_and_quality(np.pad(score_RJ, pad), np.pad(valid_RJ, pad), threshold)
-    return np.minimum(np.asarray(error)[:R], J), np.asarray(quality)[:R]
+def _with_free_rows(rollout: Rollout, reward_B: np.ndarray, group: int, free: int) -> tuple[Rollout, np.ndarray, int]:
+    """(rows, rewards, group size) with `free` rows more at the end of each group: the prompt alone, reward NaN."""
+    P = reward_B.size // group
+    rows = np.arange(P * group).reshape(P, group)
+    index = np.concatenate([rows, np.repeat(rows[:, :1], free, axis=1)], axis=1).reshape(-1)
+    is_free = np.tile(np.arange(group + free) >= group, P)
+    reward = np.where(is_free, np.nan, reward_B[index]).astype(reward_B.dtype)
+    return _widen(rollout, jnp.asarray(index), jnp.asarray(is_free)), reward, group + free
 
 
 @jax.jit
-def _error_and_quality(score: jax.Array, valid: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
-    error = first_error(score, valid, threshold)
-    return error, prefix_quality(score, valid, error)
+def _widen(rollout: Rollout, index: jax.Array, is_free: jax.Array) -> Rollout:
+    rows = take_rows(rollout, index, ~is_free)
+    rows = cut(rows, jnp.where(is_free, rows.prompt_length_B, rows.length_B))
+    ids = jnp.where(is_free, rollout.row_B.shape[0] + jnp.arange(index.shape[0], dtype=jnp.int32), rows.row_B)
+    return rows.replace(finished_B=rows.finished_B | is_free, row_B=ids)
 
 
 def _choose(
-    rollout: Rollout, located: _Located, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int
+    rollout: Rollout, located: Located, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """(positions in `located` to attempt, counters)."""
     R = len(located.rows_R)
     finished_B = np.asarray(jax.device_get(rollout.finished_B))
-    found = located.error_R < np.array([len(row) for row in located.steps], int).reshape(R)
+    found = located.found_R
     eligible = found & (located.error_R > 0) & finished_B[located.rows_R]
     eligible_B, quality_B = np.zeros(failed_B.size, bool), np.zeros(failed_B.size)
     eligible_B[located.rows_R], quality_B[located.rows_R] = eligible, located.quality_R
@@ -293,7 +306,6 @@ def _choose(
     position = {int(b): r for r, b in enumerate(located.rows_R)}
     counters = {
         "scope/located_share": float(np.mean(found)) if R else 0.0,
-        "scope/unscored": float(located.unscored),
         "scope/cut_off": float(np.sum(~finished_B[located.rows_R])),
         "scope/no_good_step": float(np.sum(found & (located.error_R == 0))),
         "scope/eligible": float(np.sum(eligible)),
@@ -332,9 +344,13 @@ def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tup
 
 
 def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int) -> np.ndarray:
-    """Which row each repaired trajectory takes the place of."""
+    """Which row of the final groups each repaired trajectory is put in."""
     if spec.place == "replace_parent":
         return attempted
+    if spec.place == "append":
+        groups = attempted // group
+        turn = np.array([np.sum(groups[:number] == g) for number, g in enumerate(groups)], np.int64)
+        return groups * (group + spec.select.per_group) + group + turn
     rng = np.random.default_rng([seed, 1])
     targets = np.empty_like(attempted)
     for start in np.unique(attempted // group) * group:
@@ -345,7 +361,7 @@ def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: Corr
 
 
 def _gallery(
-    located: _Located,
+    located: Located,
     chosen_R: np.ndarray,
     problems: Sequence[Problem],
     attempted: np.ndarray,
@@ -397,6 +413,8 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
     metrics["scope/teacher_token_share"] = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
     for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps", "teacher_failed"):
         metrics.setdefault(f"scope/{name}", 0.0)
+    for name in ("teacher_tokens", "tail_tokens"):
+        metrics.setdefault(f"cost/{name}", 0.0)
     return metrics
 
 
@@ -404,12 +422,6 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
 def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others)
-
-
-def _bucket(count: int, most: int) -> int:
-    """`count` rounded up to a quarter, half, three quarters or all of `most`, so that few programs are compiled."""
-    quarter = max(-(-most // 4), 1)
-    return max(-(-count // quarter) * quarter, quarter)
 
 
 def _pad(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,15 @@
 """Learning: advantages, token weights, losses, optimiser, the update."""
 
-from scope_jax.learning.advantages import group_advantages, zero_group_share
+from scope_jax.learning.advantages import AdvantageSpec, group_advantages, zero_group_share, zero_groups
 from scope_jax.learning.losses import LossSpec, finish_stats, merge_stats, policy_loss, token_weights
 from scope_jax.learning.optimizer import OptimizerSpec, learning_rate, make_optimizer, schedule_value
+from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.learning.update import (
     TrainState,
     abstract_state,
     cloning_objective,
     init_state,
+    make_logprobs,
     make_update,
     pack,
     policy_objective,
@@ -15,6 +17,7 @@ from scope_jax.learning.update import (
 )
 
 __all__ = [
+    "AdvantageSpec",
     "LossSpec",
     "OptimizerSpec",
     "TrainState",
@@ -24,14 +27,19 @@ __all__ = [
     "group_advantages",
     "init_state",
     "learning_rate",
+    "make_logprobs",
     "make_optimizer",
     "make_update",
     "merge_stats",
+    "overlong_penalty",
     "pack",
     "policy_loss",
     "policy_objective",
+    "prefix_advantages",
     "schedule_value",
+    "step_advantages",
     "step_label_objective",
     "token_weights",
     "zero_group_share",
+    "zero_groups",
 ]

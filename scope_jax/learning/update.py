@@ -129,18 +129,13 @@ def make_update(
         flat = traverse_util.flatten_dict(grads, sep="/")
         return traverse_util.unflatten_dict({p: constrain(g, *table[p].axes) for p, g in flat.items()}, sep="/")
 
-    def split(x: jax.Array, units: int) -> jax.Array:
-        parts = jnp.swapaxes(x.reshape(units // micro_batches, micro_batches, -1, *x.shape[1:]), 0, 1)
-        parts = parts.reshape(micro_batches, -1, *x.shape[1:])
-        return constrain(parts, None, "batch", *(None,) * (x.ndim - 1))
-
     def gradients(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict, Params]:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if micro_batches == 1:
             (total, stats), grads = value_and_grad(params, batch, scalars)
             return total, stats, pin(grads)
         units = min(len(x) for x in batch.values())
-        parts = jax.tree.map(lambda x: split(x, units), batch)
+        parts = jax.tree.map(lambda x: _split(x, units, micro_batches), batch)
 
         def body(carry: Any, part: dict) -> tuple[Any, None]:
             total, stats, grads = carry
@@ -194,10 +189,10 @@ def policy_objective(
     unrolled: bool | None = None,
     lora: LoraSpec | None = None,
 ) -> Loss:
-    """The hybrid objective over what `pack` made of `advantage` [B], `on`, `off` [B, T] and, where given, `old_logp`,
-    `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`. `unrolled`: form of the layer loop
-    (None: `models.unroll_layers()`). `lora`: what is trained are adapters, of the weights that stand in scalars under
-    `base`."""
+    """The hybrid objective over what `pack` made of `advantage` ([B], or [B, T] where it differs along a row), `on`, `off`
+    [B, T] and, where given, `old_logp`, `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`.
+    `unrolled`: form of the layer loop (None: `models.unroll_layers()`). `lora`: what is trained are adapters, of the weights
+    that stand in scalars under `base`."""
     unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
@@ -212,10 +207,11 @@ def policy_objective(
             remat=remat,
             unrolled=unrolled,
         )
+        advantage = batch["advantage"]
         return policy_loss(
             logp,
             batch.get("old_logp"),
-            batch["advantage"][:, None],
+            advantage[:, None] if advantage.ndim == 1 else advantage,
             batch["on"],
             batch["off"],
             spec,
@@ -227,6 +223,58 @@ def policy_objective(
         )
 
     return loss
+
+
+def make_logprobs(
+    config: ModelConfig, *, temperature: float, micro_batches: int = 1, unrolled: bool | None = None
+) -> Callable[[Params, Rollout, int], jax.Array]:
+    """`logprobs(params, rollout, group) -> float32[B, T]`: log-probs of the written tokens under `params` (old or reference
+    log-probs of an update), 0 elsewhere. As many rows at once as in an update with so many micro-batches."""
+    unrolled = unroll_layers() if unrolled is None else unrolled
+
+    @jax.jit
+    def run(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        def part(rows: dict[str, jax.Array]) -> jax.Array:
+            logp, _ = completion_logprobs(
+                params,
+                config,
+                rows["prompt"],
+                rows["prompt_length"],
+                rows["completion"],
+                temperature=temperature,
+                unrolled=unrolled,
+            )
+            return logp
+
+        if micro_batches == 1:
+            return part(batch)
+        units = len(batch["prompt"])
+        out = jax.lax.map(part, {name: _split(x, units, micro_batches) for name, x in batch.items()})
+        B, C = batch["completion"].shape
+        return jnp.swapaxes(out.reshape(micro_batches, units // micro_batches, -1, C), 0, 1).reshape(B, C)
+
+    def logprobs(params: Params, rollout: Rollout, group: int) -> jax.Array:
+        return _unpack(rollout, run(params, pack(rollout, {}, group, micro_batches)))
+
+    return logprobs
+
+
+@jax.jit
+def _unpack(rollout: Rollout, x_BC: jax.Array) -> jax.Array:
+    """`_pack` of a [B, T] array undone: 0 outside the written tokens."""
+    T = rollout.tokens_BT.shape[1]
+    slot_BT = jnp.arange(T)[None] - rollout.prompt_length_B[:, None]
+    written = (slot_BT >= 0) & (jnp.arange(T)[None] < rollout.length_B[:, None])
+    taken = jnp.take_along_axis(x_BC, jnp.clip(slot_BT, 0, x_BC.shape[1] - 1), axis=1)
+    return jnp.where(written, taken, 0.0)
+
+
+def _split(x: jax.Array, units: int, parts: int) -> jax.Array:
+    """[units M, ...] as [parts, rows of a part, ...]: part i holds unit i, i + parts, ... with the M rows of each, so that each
+    device works on its own rows in every part."""
+    out = jnp.swapaxes(x.reshape(units // parts, parts, -1, *x.shape[1:]), 0, 1)
+    out = out.reshape(parts, -1, *x.shape[1:])
+    return constrain(out, None, "batch", *(None,) * (x.ndim - 1))
 
 
 def cloning_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
@@ -241,13 +289,18 @@ def cloning_objective(config: ModelConfig, *, remat: bool = False, unrolled: boo
 
 
 def step_label_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
-    """Two-class cross-entropy at step positions: batches of `tokens`, `label` (0 wrong, 1 good), `weight` [B, T]."""
+    """Two-class cross-entropy at step positions: batches of `tokens`, `label` (0 wrong, 1 good; float: the share that is good),
+    `weight` [B, T]."""
     unrolled = unroll_layers() if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
         scores = prm_logits(params, hidden_states(params, config, batch["tokens"], remat=remat, unrolled=unrolled))
         logp = jax.nn.log_softmax(scores, axis=-1)
-        chosen = jnp.take_along_axis(logp, batch["label"][..., None], axis=-1)[..., 0]
+        label = batch["label"]
+        if jnp.issubdtype(label.dtype, jnp.integer):
+            chosen = jnp.take_along_axis(logp, label[..., None], axis=-1)[..., 0]
+        else:
+            chosen = label * logp[..., 1] + (1 - label) * logp[..., 0]
         return -jnp.sum(jnp.where(batch["weight"] > 0, batch["weight"] * chosen, 0.0)), {}
 
     return loss

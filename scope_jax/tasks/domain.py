@@ -62,6 +62,10 @@ class Domain(abc.ABC):
         """What identifies the way a right solution went (to count distinct solutions); None where not wholly right."""
         return None
 
+    def reference_solution(self, problem: Problem) -> str | None:
+        """The data set's own solution as a completion that `verify` accepts; None where there is none."""
+        return problem.solution
+
     def demonstration(self, problem: Problem, rng: np.random.Generator, style: str) -> str | None:
         """A whole solution written by a program, in one of the domain's styles; None: no such program."""
         return None
@@ -79,6 +83,30 @@ class Domain(abc.ABC):
         `wrong_step` is what the policy wrote there. None: no such program, or it cannot go on from these steps.
         """
         return None
+
+
+class GeneratedDomain(Domain):
+    """A domain whose problems come from a program: what supervised training and data sets need beyond `Domain`.
+
+    Prompts and completions consist of `characters`, each a token of its own. `k` is the size of a problem (terms, numbers).
+    """
+
+    characters: str
+
+    @abc.abstractmethod
+    def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:
+        """Problem number `index` of a split, of size `k` or one of several sizes: a pure function of its arguments.
+
+        Splits are train, validation, test (no problem shared, whatever the seed) and test_ood.
+        """
+
+    @abc.abstractmethod
+    def prompt_length(self, k: int) -> int:
+        """The most tokens that a prompt of size k has."""
+
+    @abc.abstractmethod
+    def completion_length(self, k: int) -> int:
+        """The most tokens that a right solution of a problem of size k has, the end token included."""
 
 
 def split_steps(text: str, separator: str) -> list[str]:

@@ -57,6 +57,10 @@ class Mathematics(Domain):
         r"""A step that opens a \boxed or \fbox gives the answer away, whether it closes or not."""
         return "\\boxed" in step or "\\fbox" in step
 
-    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "") -> str | None:
-        r"""The reference solution, ending in \boxed{}; None where the data set has none. `rng`, `style`: not used."""
+    def reference_solution(self, problem: Problem) -> str | None:
+        r"""The data set's solution, ending in \boxed{}; None where there is none."""
         return None if problem.solution is None else boxed_solution(problem.solution, problem.answer)
+
+    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "") -> str | None:
+        """The reference solution. `rng`, `style`: not used."""
+        return self.reference_solution(problem)

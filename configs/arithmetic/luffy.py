@@ -1,0 +1,21 @@
+"""LUFFY (arXiv 2504.14945) on the embedded task: one whole solution of the teacher in each group, shaped loss on it.
+
+python -m scope_jax.train --config=configs/arithmetic/luffy.py --workdir=runs/luffy
+
+As in its released script: the demonstration counts in the group mean, no standard deviation, no clip, entropy bonus 0.001,
+two mini-batches per batch.
+"""
+
+from configs.arithmetic import common
+
+
+def get_config():
+    config = common.with_teacher(common.get_config())
+    config.demonstrations.per_group = 1
+    config.loss.teacher_term = "shaped"
+    config.loss.teacher_weight = 1.0
+    config.loss.normaliser = "constant"
+    config.loss.clip_low = config.loss.clip_high = None
+    config.loss.entropy_bonus = 1e-3
+    config.training.mini_batches, config.training.micro_batches = 2, 2
+    return config

@@ -1,0 +1,92 @@
+"""Who takes part in a training run: policy, teacher, process reward model, task, loaded as a config says."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scope_jax import correction, models, tasks
+from scope_jax.configuration import endpoint_spec, needs_prm, needs_teacher, teacher_spec
+from scope_jax.tasks.load import Task, load_task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cast:
+    """Who takes part in a run: the policy (before training), teacher and PRM where there is a correction, the task."""
+
+    config: models.ModelConfig
+    params: models.Params
+    tokenizer: Any
+    task: Task
+    teacher: correction.Teacher | None
+    prm: correction.ProcessRewardModel | None
+
+
+def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Cast:
+    """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's answers are kept in
+    `workdir` where the config names no other place."""
+    if not config.models.policy:
+        raise ValueError("config.models.policy is empty; give the Hugging Face directory of the policy to train")
+    model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
+    if model_config.head != "lm":
+        raise ValueError(f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')")
+    tokenizer = tasks.load_tokenizer(config.models.policy)
+    # A base model's files often name one end token only; in a chat its turns end with another.
+    model_config = dataclasses.replace(
+        model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *tasks.end_ids(tokenizer))))
+    )
+    task = load_task(**config.task.to_dict(), tokenizer=tokenizer)
+    teacher = prm = None
+    if needs_teacher(config):
+        teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
+    if needs_prm(config):
+        if not config.models.prm:
+            raise ValueError("config.models.prm is empty; this config scores steps with a process reward model")
+        prm = correction.ProcessRewardModel.load(config.models.prm, dtype=config.dtype, mesh=mesh, format=config.models.prm_format)
+    return Cast(model_config, params, tokenizer, task, teacher, prm)
+
+
+def load_teacher(
+    config: ConfigDict,
+    policy: models.ModelConfig,
+    tokenizer: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    workdir: Path | None = None,
+) -> correction.Teacher:
+    """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
+    spec, endpoint = teacher_spec(config), endpoint_spec(config)
+    if spec.kind == "endpoint":
+        if not endpoint.cache and workdir is not None:
+            endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
+        return correction.EndpointTeacher(correction.Endpoint(endpoint), spec)
+    if spec.kind == "self":
+        return correction.ModelTeacher(None, spec)
+    if spec.kind == "program":
+        if type(task.domain).next_step is tasks.Domain.next_step:
+            raise ValueError(f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes steps; use 'model'")
+        return correction.ProgramTeacher(spec.style)
+    if spec.kind == "reference":
+        if not any(problem.solution for problem in task.train[:16]):
+            raise ValueError(f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a solution")
+        return correction.ReferenceTeacher()
+    directory = config.models.teacher
+    if not directory:
+        raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=mesh)
+    if teacher_config.head != "lm":
+        raise ValueError(f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')")
+    try:
+        own = tasks.load_tokenizer(directory)
+        same = own.get_vocab() == tokenizer.get_vocab()
+    except FileNotFoundError:
+        own, same = None, teacher_config.vocab_size == policy.vocab_size
+    if not same and (own is None or not spec.prompted or config.correction.tail == "teacher"):
+        raise ValueError(
+            f"{directory}: another tokenizer than the policy's (vocabulary of {teacher_config.vocab_size}, the policy has "
+            f"{policy.vocab_size}); a teacher that continues rows must share it: set teacher.template to 'wrong_step'"
+        )
+    writer = correction.Writer(models.relay(teacher_config, params, mesh), teacher_config)
+    return correction.ModelTeacher(writer, spec, None if same else own)

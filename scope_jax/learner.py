@@ -1,0 +1,193 @@
+"""What learns in a run: the trained parameters, their optimiser, and the compiled updates."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from scope_jax import correction, learning, models
+from scope_jax.cast import Cast
+from scope_jax.configuration import lora_spec, loss_spec, optimizer_spec
+from scope_jax.types import Rollout
+
+# Keys of steps count up from 0: this one is none of theirs.
+LORA_STREAM = 2**31 - 1
+# Streams of a step's key that no row has: the order of groups in an epoch.
+ORDER_STREAM = 1 << 21
+# What a supervised step minimises: the mean over demonstrated tokens of -log pi.
+CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
+
+_take_rows = jax.jit(correction.take_rows)
+
+
+class Learner:
+    """The state of a run and the moves that change it. `state` may be replaced by a restored one.
+
+    With adapters (`lora.rank`), they are all that is trained and checkpointed; the weights stay those of models.policy.
+    """
+
+    def __init__(self, config: ConfigDict, cast: Cast, mesh: Mesh, root: jax.Array):
+        self.config, self.cast, self.mesh = config, cast, mesh
+        self.losses, self.lora = loss_spec(config), lora_spec(config)
+        self.optimizer = optimizer_spec(config)
+        trained = cast.params
+        if self.lora is not None:
+            trained = models.init_lora(cast.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh)
+        self.state = learning.init_state(trained, learning.make_optimizer(self.optimizer))
+
+    # ---- moves
+
+    def policy(self) -> correction.Writer:
+        """The policy of the moment, laid out for decoding."""
+        return correction.Writer(models.relay(self.cast.config, self._params(), self.mesh), self.cast.config)
+
+    def update(
+        self, rows: Rollout, group: int, advantage: Any, include_B: np.ndarray, key: jax.Array, step: int
+    ) -> dict[str, float]:
+        """The updates of one rollout batch: `training.epochs` times over its groups, in `training.mini_batches` parts of
+        whole groups each. `advantage` [B] or [B, T]. Returns metrics."""
+        config, losses = self.config, self.losses
+        parts, epochs, micro = config.training.mini_batches, config.training.epochs, config.training.micro_batches
+        B = rows.tokens_BT.shape[0]
+        arrays = {"advantage": jnp.asarray(advantage)}
+        several = parts * epochs > 1
+        if config.loss.old_logp == "sampler":
+            arrays["old_logp"] = rows.logp_BT
+        elif several:
+            arrays["old_logp"] = self._logprobs(self._params(), rows, group)
+        if losses.kl_weight > 0:
+            arrays["reference_logp"] = self._logprobs(self.cast.params, rows, group)
+        if losses.tis_cap is not None:
+            arrays["sampler_logp"] = rows.logp_BT
+        if losses.teacher_term == "importance":
+            arrays["teacher_logp"] = rows.logp_BT
+        weight = learning.schedule_value(
+            config.loss.teacher_schedule, losses.teacher_weight, config.loss.teacher_weight_end, step, config.steps
+        )
+        include = jnp.asarray(include_B)
+        seen = []
+        for epoch in range(epochs):
+            for index in _mini_batches(B // group, parts, group, key, epoch):
+                if parts == 1:
+                    part, own, counts = rows, arrays, include
+                else:
+                    part = _take_rows(rows, index, jnp.ones(len(index), bool))
+                    own, counts = {name: x[index] for name, x in arrays.items()}, include[index]
+                on, off = learning.token_weights(part, losses, include_B=counts)
+                seen.append(
+                    self._step(losses, config.rollout.temperature, part, own | {"on": on, "off": off}, group, micro, weight)
+                )
+        return self._metrics(seen) | {"loss/teacher_weight": float(weight)}
+
+    def clone(self, rows: Rollout, include_B: np.ndarray) -> dict[str, float]:
+        """One supervised update on the TEACHER tokens of `rows` where `include_B`; nothing where that is nowhere."""
+        B = rows.tokens_BT.shape[0]
+        if not include_B.any():
+            return self._metrics([])
+        kept = rows.replace(length_B=jnp.where(jnp.asarray(include_B), rows.length_B, rows.prompt_length_B))
+        on, off = learning.token_weights(kept, CLONING)
+        micro = int(np.gcd(B, self.config.training.micro_batches))
+        arrays = {"advantage": jnp.zeros(B), "on": on, "off": off}
+        return self._metrics([self._step(CLONING, 1.0, kept, arrays, 1, micro, 1.0)])
+
+    def save(self, workdir: Path) -> None:
+        """The policy as `workdir/model`, adapters as `workdir/adapter`."""
+        models.save(workdir / "model", self.cast.config, self._params(), None)
+        if self.lora is not None:
+            models.save_lora(workdir / "adapter", self.cast.config, self.state.params, self.lora, base=self.config.models.policy)
+
+    # ---- parts
+
+    def _params(self) -> models.Params:
+        if self.lora is None:
+            return self.state.params
+        return models.merge(self.cast.config, self.cast.params, self.state.params, self.lora)
+
+    def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
+        micro = self.config.training.micro_batches * self.config.training.mini_batches
+        run = _logprobs_program(self.cast.config, self.config.rollout.temperature, micro, models.unroll_layers())
+        return run(params, rows, group)
+
+    def _step(
+        self,
+        spec: learning.LossSpec,
+        temperature: float,
+        rows: Rollout,
+        arrays: dict[str, jax.Array],
+        group: int,
+        micro_batches: int,
+        weight: Any,
+    ) -> dict[str, Any]:
+        update = _update_program(
+            self.cast.config,
+            spec,
+            self.optimizer,
+            self.lora,
+            temperature,
+            self.config.training.remat,
+            micro_batches,
+            models.unroll_layers(),
+        )
+        packed = learning.pack(rows, arrays, group, micro_batches)
+        fixed = {"teacher_weight": jnp.float32(weight)} | ({} if self.lora is None else {"base": self.cast.params})
+        self.state, stats = update(self.state, packed, fixed)
+        return stats
+
+    def _metrics(self, seen: list[dict[str, Any]]) -> dict[str, float]:
+        """Statistics of a step's updates as metrics: means over tokens, means of loss and norm over the updates."""
+        seen = jax.device_get(seen)
+        metrics = {
+            "grad/skipped": float(jax.device_get(self.state.skipped)),
+            "grad/skipped_now": float(sum(stats["skipped"] for stats in seen)),
+            "update/count": float(len(seen)),
+        }
+        if not seen:
+            return metrics
+        stats = learning.merge_stats(*({k: v for k, v in s.items() if k not in ("loss", "grad_norm", "skipped")} for s in seen))
+        metrics |= {name: float(value) for name, value in learning.finish_stats(stats).items()}
+        for name in ("loss/policy", "loss/teacher"):
+            metrics[name] /= len(seen)
+        taken = int(jax.device_get(self.state.updates))
+        return metrics | {
+            "loss/total": float(np.mean([s["loss"] for s in seen])),
+            "grad/norm": float(np.mean([s["grad_norm"] for s in seen])),
+            "optimizer/learning_rate": float(learning.learning_rate(self.optimizer, max(taken - 1, 0))),
+        }
+
+
+def _mini_batches(groups: int, parts: int, group: int, key: jax.Array, epoch: int) -> list[jax.Array]:
+    """Row numbers of each mini-batch of an epoch: whole groups, in an order of the epoch's own."""
+    if parts == 1:
+        return [jnp.arange(groups * group)]
+    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch), groups)
+    rows = order[:, None] * group + jnp.arange(group)[None]
+    return list(rows.reshape(parts, -1))
+
+
+# Programs are kept beyond a run: several runs of one process (a sweep) share what is equal.
+@functools.lru_cache(maxsize=64)
+def _update_program(
+    config: models.ModelConfig,
+    spec: learning.LossSpec,
+    optimizer: learning.OptimizerSpec,
+    lora: models.LoraSpec | None,
+    temperature: float,
+    remat: bool,
+    micro_batches: int,
+    unrolled: bool,
+) -> Any:
+    objective = learning.policy_objective(
+        config, spec, temperature=temperature, entropy=spec != CLONING, remat=remat, lora=lora, unrolled=unrolled
+    )
+    table = None if lora is None else models.lora_table(config, lora)
+    return learning.make_update(objective, learning.make_optimizer(optimizer), config, micro_batches, table=table)
+
+
+@functools.lru_cache(maxsize=16)
+def _logprobs_program(config: models.ModelConfig, temperature: float, micro_batches: int, unrolled: bool) -> Any:
+    return learning.make_logprobs(config, temperature=temperature, micro_batches=micro_batches, unrolled=unrolled)
