@@ -199,6 +199,11 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         if config.training[name] < 1:
             yield f"config.training.{name} = {config.training[name]} must be at least 1"
             return
+    if config.advantage.overlong_tokens > config.rollout.new_tokens:
+        yield (
+            f"config.advantage.overlong_tokens = {config.advantage.overlong_tokens} is more than rollout.new_tokens = "
+            f"{config.rollout.new_tokens}"
+        )
     if config.rollout.resample < 0:
         yield f"config.rollout.resample = {config.rollout.resample} must be 0 or more"
     if config.rollout.prompts % config.training.mini_batches:
@@ -207,6 +212,8 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
             f"{config.rollout.prompts} (a mini-batch holds whole groups)"
         )
         return
+    if shows.rows % config.training.mini_batches:
+        yield f"config.training.mini_batches = {config.training.mini_batches} does not divide demonstrations.rows = {shows.rows}"
     rows = config.rollout.prompts // config.training.mini_batches * group
     if rows % config.training.micro_batches:
         yield (

@@ -84,16 +84,21 @@ class Learner:
                 )
         return self._metrics(seen) | {"loss/teacher_weight": float(weight)}
 
-    def clone(self, rows: Rollout, include_B: np.ndarray) -> dict[str, float]:
-        """One supervised update on the TEACHER tokens of `rows` where `include_B`; nothing where that is nowhere."""
+    def clone(self, rows: Rollout, include_B: np.ndarray, parts: int = 1) -> dict[str, float]:
+        """Supervised updates on the TEACHER tokens of `rows` where `include_B`, one for each of `parts` runs of rows; none
+        for a part without such a row."""
         B = rows.tokens_BT.shape[0]
-        if not include_B.any():
-            return self._metrics([])
         kept = rows.replace(length_B=jnp.where(jnp.asarray(include_B), rows.length_B, rows.prompt_length_B))
-        on, off = learning.token_weights(kept, CLONING)
-        micro = int(np.gcd(B, self.config.training.micro_batches))
-        arrays = {"advantage": jnp.zeros(B), "on": on, "off": off}
-        return self._metrics([self._step(CLONING, 1.0, kept, arrays, 1, micro, 1.0)])
+        seen = []
+        for index in np.arange(B).reshape(parts, -1):
+            if not include_B[index].any():
+                continue
+            part = kept if parts == 1 else _take_rows(kept, jnp.asarray(index), jnp.ones(len(index), bool))
+            on, off = learning.token_weights(part, CLONING)
+            micro = int(np.gcd(len(index), self.config.training.micro_batches))
+            arrays = {"advantage": jnp.zeros(len(index)), "on": on, "off": off}
+            seen.append(self._step(CLONING, 1.0, part, arrays, 1, micro, 1.0))
+        return self._metrics(seen)
 
     def save(self, workdir: Path) -> None:
         """The policy as `workdir/model`, adapters as `workdir/adapter`."""

@@ -1,28 +1,38 @@
-"""Supervised training of the checkpoints that reinforcement learning starts from.
+"""Supervised training of the checkpoints that reinforcement learning starts from, in any domain.
 
     python -m scope_jax.supervised --config=configs/arithmetic/base.py --workdir=DIR
 
-kind "policy": next-token loss on a domain's demonstrations (base policy, teacher). kind "prm": two-class cross-entropy at
-the step marks of labelled rollouts of a policy, with first-error rates on held-out rollouts. `workdir` becomes an ordinary
-Hugging Face directory with `training.json` (these settings) and `summary.json` beside the weights. A finished directory of
-the same settings is left as it is.
+kind "policy": next-token loss on demonstrations, written by a domain's program or found in a data set (base policy,
+teacher). kind "prm": two-class cross-entropy at the step marks of labelled rollouts of a policy, with first-error rates on
+held-out rollouts. `workdir` becomes an ordinary Hugging Face directory with `training.json` (these settings) and
+`summary.json` beside the weights, and `labels.jsonl` beside those of a process reward model. A finished directory of the same
+settings is left as it is; a run that was stopped goes on from its labels and its newest checkpoint.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from scope_jax import cli, correction, learning, models, rollout, tasks
-from scope_jax.configuration import check_keys
+from scope_jax import cli, correction, learning, models, rollout, step_labels, tasks
+from scope_jax.configuration import DTYPES, check_keys
 from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
-from scope_jax.run import prepare_workdir, progress, write_atomically
+from scope_jax.run import Checkpoints, prepare_workdir, progress, write_atomically
+from scope_jax.step_labels import LabelSpec, RolloutSpec
+from scope_jax.supervised_batches import Demonstrations, DemonstrationSpec, LabelledSteps, end_token, with_step_mark
+from scope_jax.tasks.load import GENERATED, check_task, generated_domain, load_task
+
+# Skipped updates in a row after which a run gives up.
+STOP_AFTER_SKIPPED = 5
+CHECKPOINTS_KEPT = 2
 
 
 def default_config() -> ConfigDict:
@@ -34,31 +44,67 @@ def default_config() -> ConfigDict:
             "steps": 500,
             "batch": 64,
             "micro_batches": 4,
+            "dtype": "float32",  # of the parameters
+            "remat": False,
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # The decoder's size; ignored where `start` names a directory to start from.
             "model": {"hidden_size": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 288, "rope_theta": 1000.0},
             "start": "",
-            "task": {"name": "arithmetic", "lengths": (2, 3, 4, 5, 6), "start": "zero", "seed": 1},
+            "chat": False,  # put prompts into the tokenizer's chat template
+            # Without `data`, the problems of a domain with a program are fresh ones, without end: `lengths`, `seed`, `start`.
+            # The rest is as in training.
+            "task": {
+                "name": "arithmetic",
+                "lengths": (2, 3, 4, 5, 6),
+                "start": "zero",
+                "seed": 1,
+                "options": {},
+                "data": "",
+                "train_split": "train",
+                "train": {},
+                "evaluation": {},
+                "decontaminate": "off",
+                "decontaminate_words": 13,
+            },
             # `anyones_prefix`: the first lines (none to all but one) are in random order and not trained on, so that the
             # model learns to go on in its own style from what somebody else wrote.
-            "demonstrations": {"style": "mixed", "misconception": 0.0, "misconception_kind": "borrow", "anyones_prefix": False},
-            # kind "prm": rollouts of `policy`, labelled by the task's own step check.
-            "rollouts": {"policy": "", "problems": 1024, "group": 4, "lengths": (4, 5, 6), "held_out": 256},
+            "demonstrations": {
+                "style": "mixed",
+                "misconception": 0.0,
+                "misconception_kind": "borrow",
+                "anyones_prefix": False,
+                "in_steps": False,  # divide reference solutions into the domain's steps
+                "max_tokens": 0,  # longer rows are dropped and counted; 0: what the model's positions allow
+            },
+            # kind "prm": rollouts of `policy`, and where their labels come from.
+            "rollouts": {
+                "policy": "",
+                "problems": 1024,
+                "group": 4,
+                "lengths": (4, 5, 6),
+                "held_out": 256,
+                "problems_at_once": 256,
+                "prompt_tokens": 0,  # 0: what fresh problems need
+                "new_tokens": 0,
+                "temperature": 1.0,
+            },
+            "labels": {"kind": "oracle", "continuations": 8, "estimate": "hard"},
             "threshold": 0.5,
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 30, "final_share": 0.1, "b2": 0.98, "weight_decay": 0.01},
+            "checkpoint": {"every": 0},  # steps; 0: none
         }
     )
 
 
 def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train as `config` says; returns the summary. Raises ValueError and FileNotFoundError as `scope_jax.train` does."""
-    check_keys(config, default_config())
-    if config.kind not in ("policy", "prm"):
-        raise ValueError(f"config.kind = {config.kind!r} is unknown; policy or prm")
-    _domain(config)
-    _optimizer(config)
+    """Train as `config` says; returns the summary. Raises ValueError, FileNotFoundError and RuntimeError as
+    `scope_jax.train` does."""
+    _check(config)
     # A Hugging Face directory has a config.json of its own: the model's.
-    workdir = prepare_workdir(workdir, config.to_dict(), name="training.json")
+    workdir = Path(workdir)
+    workdir = prepare_workdir(
+        workdir, config.to_dict(), may_differ=("checkpoint", *_new_keys(workdir, config)), name="training.json"
+    )
     summary_path = workdir / "summary.json"
     if summary_path.is_file():
         return json.loads(summary_path.read_text())
@@ -66,38 +112,136 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         summary = _train_policy(config, workdir, mesh) if config.kind == "policy" else _train_prm(config, workdir, mesh)
     write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     return summary
 
 
-def _domain(config: ConfigDict) -> tasks.Arithmetic:
-    if config.task.name != "arithmetic":
-        raise ValueError(f"config.task.name = {config.task.name!r} is unknown; known: arithmetic")
-    noise = config.demonstrations
-    return tasks.Arithmetic(start=config.task.start, misconception=noise.misconception, misconception_kind=noise.misconception_kind)
+# ---- what a config says
+
+
+def _check(config: ConfigDict) -> None:
+    check_keys(config, default_config())
+    for name, value, known in (("kind", config.kind, ("policy", "prm")), ("dtype", config.dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"config.{name} = {value!r} is unknown; {' or '.join(known)}")
+    if _fresh(config):
+        _generated_domain(config)
+    else:
+        task = config.task.to_dict()
+        check_task(task["name"], task["data"], task["options"], task["train"], task["evaluation"], task["decontaminate"])
+    if config.kind == "policy" and not config.start and config.task.name not in GENERATED:
+        raise ValueError(f"config.start is empty; task {config.task.name!r} needs a Hugging Face directory to start from")
+    if config.kind == "prm":
+        LabelSpec(**config.labels.to_dict())
+        if not config.rollouts.policy:
+            raise ValueError("config.rollouts.policy is empty; give the directory of the policy whose rollouts are labelled")
+        if not _fresh(config) and min(config.rollouts.prompt_tokens, config.rollouts.new_tokens) < 1:
+            raise ValueError("config.rollouts.prompt_tokens and .new_tokens must be set for problems of a data set")
+    _optimizer(config)
+
+
+def _new_keys(workdir: Path, config: ConfigDict) -> list[str]:
+    """Keys that a directory of an earlier version lacks and that have their defaults here: it would be made the same way."""
+    path = workdir / "training.json"
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = before if isinstance(before, dict) else {}
+    except ValueError:
+        return []  # `prepare_workdir` says what is wrong with it
+    known, here, usual = (
+        traverse_util.flatten_dict(tree, sep=".", keep_empty_nodes=True)
+        for tree in (before, config.to_dict(), default_config().to_dict())
+    )
+    return [key for key, value in here.items() if key not in known and key in usual and value == usual[key]]
+
+
+def _fresh(config: ConfigDict) -> bool:
+    """Whether problems are made by a program, as many as are wanted, instead of read."""
+    return config.task.name in GENERATED and not config.task.data
+
+
+def _generated_domain(config: ConfigDict) -> tasks.GeneratedDomain:
+    noise, settings = config.demonstrations, {}
+    if noise.misconception:
+        settings = {"misconception": noise.misconception, "misconception_kind": noise.misconception_kind}
+    if config.task.name == "arithmetic":
+        settings["start"] = config.task.start
+    return generated_domain(config.task.name, {**settings, **config.task.options.to_dict()})
+
+
+def _problems(config: ConfigDict, tokenizer: Any) -> tuple[tasks.Domain, tasks.Problems | None]:
+    """(domain, problems to train on); no problems where they are made when they are needed."""
+    if _fresh(config):
+        return _generated_domain(config), None
+    settings = {key: value for key, value in config.task.to_dict().items() if key not in ("lengths", "start", "seed")}
+    task = load_task(**settings, tokenizer=tokenizer)
+    return task.domain, task.train
 
 
 def _optimizer(config: ConfigDict) -> Any:
     return learning.make_optimizer(OptimizerSpec(schedule="cosine", steps=config.steps, **config.optimizer.to_dict()))
 
 
-def _loop(config: ConfigDict, state: Any, update: Any, batches: Iterator[dict], desc: str) -> tuple[Any, list[float]]:
+# ---- the loop
+
+
+def _loop(
+    config: ConfigDict,
+    workdir: Path,
+    objective: Any,
+    model_config: models.ModelConfig,
+    params: Callable[[], models.Params],
+    batches: Demonstrations | LabelledSteps,
+) -> tuple[models.Params, float]:
+    """(trained parameters, mean loss of the last 20 updates). `params()`: what to start from; nobody else holds on to it, so
+    that its memory is free once the state is a copy of it."""
+    optimizer = _optimizer(config)
+    update = learning.make_update(objective, optimizer, model_config, config.micro_batches)
+    state = learning.init_state(params(), optimizer)
     losses: list[float] = []
-    bar = progress(config.steps, desc=desc)
-    for _ in range(config.steps):
+    start, checkpoints = 0, None
+    if config.checkpoint.every or (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=CHECKPOINTS_KEPT)
+        if (restored := checkpoints.restore(learning.abstract_state(state))) is not None:
+            start, state, extra = restored
+            losses = extra["losses"]
+            batches.restore(extra["batches"])
+            print(f"resuming {workdir} at step {start}", flush=True)
+    bar = progress(config.steps, initial=start, desc=workdir.name)
+    for step in range(start, config.steps):
         state, stats = update(state, put_rows(next(batches)), {})
-        losses.append(float(stats["loss"]))
+        losses = [*losses[-19:], float(stats["loss"])]
+        if int(stats["skipped"]) and int(state.skipped_in_row) >= STOP_AFTER_SKIPPED:
+            raise RuntimeError(
+                f"step {step}: {STOP_AFTER_SKIPPED} updates in a row were not finite and were skipped; "
+                "lower optimizer.learning_rate"
+            )
+        done, every = step + 1, config.checkpoint.every
+        if checkpoints is not None and every and done % every == 0 and not int(stats["skipped"]):
+            checkpoints.save(done, state, {"losses": losses, "batches": batches.state()})
         bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
         bar.update(1)
     bar.close()
-    return state, losses
+    if checkpoints is not None:
+        checkpoints.close()
+    return state.params, float(np.mean(losses))
+
+
+# ---- kind "policy"
 
 
 def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    domain = _domain(config)
     if config.start:
-        model_config, params = models.load(config.start, mesh=mesh)
+        model_config = _lm_config(config.start)
+        params = lambda: models.load(config.start, dtype=config.dtype, mesh=mesh)[1]
         tokenizer = tasks.load_tokenizer(config.start)
+        domain, problems = _problems(config, tokenizer)
+        # A base model's files often name one end token only; in a chat its turns end with another.
+        ends = tuple(dict.fromkeys((*model_config.end_ids, *tasks.end_ids(tokenizer))))
+        model_config = dataclasses.replace(model_config, end_ids=ends)
     else:
+        domain, problems = _problems(config, None)
+        assert isinstance(domain, tasks.GeneratedDomain)
         tokenizer = tasks.character_tokenizer(domain.characters)
         size = config.model
         model_config = models.ModelConfig(
@@ -107,138 +251,150 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
             end_ids=(tokenizer.eos_token_id,),
             **size.to_dict(),
         )
-        params = models.init(model_config, jax.random.key(config.seed), mesh=mesh)
-    optimizer = _optimizer(config)
-    update = learning.make_update(learning.cloning_objective(model_config), optimizer, model_config, config.micro_batches)
-    state = learning.init_state(params, optimizer)
-    longest = max(config.task.lengths)
-    width = -(-(domain.prompt_length(longest) + domain.completion_length(longest)) // 8) * 8
-
-    def batches() -> Iterator[dict]:
-        """Fresh problems without end, each with one demonstration."""
-        rng = np.random.default_rng([config.seed, 7])
-        number = 0
-        while True:
-            tokens = np.zeros((config.batch, width), np.int32)
-            weight = np.zeros((config.batch, width), np.float32)
-            for row in range(config.batch):
-                k = int(rng.choice(config.task.lengths))
-                problem = domain.problem(config.task.seed, "train", number, k)
-                number += 1
-                given, text = _demonstration(domain, problem, rng, config.demonstrations)
-                prompt = tokenizer.encode(problem.prompt + given)
-                ids = prompt + tokenizer.encode(text) + [tokenizer.eos_token_id]
-                tokens[row, : len(ids)] = ids
-                weight[row, len(prompt) : len(ids)] = 1
-            yield {"tokens": tokens, "weight": weight / weight.sum()}
-
-    state, losses = _loop(config, state, update, batches(), Path(workdir).name)
-    models.save(workdir, model_config, state.params)
+        params = lambda: models.init(model_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
+    width = None
+    if problems is None:
+        assert isinstance(domain, tasks.GeneratedDomain)
+        longest = max(config.task.lengths)
+        width = -(-(domain.prompt_length(longest) + domain.completion_length(longest)) // 8) * 8
+    settings = config.demonstrations
+    batches = Demonstrations(
+        domain,
+        problems,
+        tokenizer,
+        DemonstrationSpec(
+            style=settings.style,
+            anyones_prefix=settings.anyones_prefix,
+            in_steps=settings.in_steps,
+            chat=config.chat,
+            max_tokens=min(settings.max_tokens or model_config.max_positions, width or model_config.max_positions),
+            end_id=end_token(tokenizer, config.chat),
+        ),
+        batch=config.batch,
+        seed=config.seed,
+        problem_seed=config.task.seed,
+        sizes=config.task.lengths,
+        width=width,
+    )
+    objective = learning.cloning_objective(model_config, remat=config.remat)
+    trained, loss = _loop(config, workdir, objective, model_config, params, batches)
+    models.save(workdir, model_config, trained)
     tasks.save_tokenizer(tokenizer, workdir)
-    return {"kind": "policy", "steps": config.steps, "loss": float(np.mean(losses[-20:]))}
+    dropped = {f"data/{name}": count for name, count in batches.dropped.items() if count}
+    return {"kind": "policy", "steps": config.steps, "loss": loss, **dropped}
 
 
-def _demonstration(domain: tasks.Domain, problem: tasks.Problem, rng: np.random.Generator, settings: ConfigDict) -> tuple[str, str]:
-    """(lines that are given, lines to learn)."""
-    if not settings.anyones_prefix:
-        return "", domain.demonstration(problem, rng, settings.style) or ""
-    steps = tasks.split_steps(domain.demonstration(problem, rng, "mixed") or "", domain.separator)
-    given = steps[: int(rng.integers(len(steps)))]
-    learned: list[str] = []
-    while (step := domain.next_step(problem, given + learned, rng, settings.style)) is not None:
-        learned.append(step)
-    return "".join(given), "".join(learned)
+def _lm_config(directory: str) -> models.ModelConfig:
+    model_config = models.read_config(directory)
+    if model_config.head != "lm":
+        raise ValueError(f"{directory}: head {model_config.head!r}; a model with a vocabulary head ('lm') is needed")
+    return model_config
+
+
+# ---- kind "prm"
 
 
 def _train_prm(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    domain = _domain(config)
-    settings = config.rollouts
-    policy_config, policy = models.load(settings.policy, mesh=mesh)
-    tokenizer = tasks.load_tokenizer(settings.policy)
-    trunk_config, trunk = models.load(config.start or settings.policy, mesh=mesh)
-    prm_config = trunk_config.with_head("prm")
-    fresh = models.init(prm_config, jax.random.key(config.seed), mesh=mesh)
-    params = {name: trunk.get(name, value) for name, value in fresh.items()}
+    (train_rows, train_counts), (held_out, _) = _labelled(config, workdir, mesh)
+    labels, start = LabelSpec(**config.labels.to_dict()), config.start or config.rollouts.policy
+    prm_config = models.read_config(start).with_head("prm")
+    tokenizer = with_step_mark(tasks.load_tokenizer(start), prm_config.vocab_size, start)
+    scorer = correction.ProcessRewardModel({}, prm_config, tokenizer)
+    soft = labels.kind == "monte_carlo" and labels.estimate == "soft"
+    batches = LabelledSteps(scorer, train_rows, batch=config.batch, seed=config.seed, soft=soft)
 
-    def labelled(split: str, problems: int, seed: int) -> list[tuple[str, list[str], list[bool]]]:
-        """(prompt, steps, labels) of rollouts of the policy, labels from the task's step check."""
-        rows = []
-        drawn = [domain.problem(config.task.seed + seed, split, n, tuple(settings.lengths)) for n in range(problems)]
-        for start in range(0, problems, 256):
-            part = (drawn[start : start + 256] + drawn[:256])[:256]
-            ids, _ = tasks.encode_prompts(tokenizer, [p.prompt for p in part], max_length=512)
-            longest = max(settings.lengths)
-            new_tokens = domain.completion_length(longest) + 4
-            batch = rollout.from_prompts(
-                ids, settings.group, domain.prompt_length(longest) + new_tokens, first_row=start * settings.group
-            )
-            spec = rollout.SampleSpec(max_new_tokens=new_tokens, end_ids=policy_config.end_ids)
-            batch = rollout.generate(policy, policy_config, batch, jax.random.key(seed), spec, shared_prefix=settings.group)
-            finished = np.asarray(jax.device_get(batch.finished_B))
-            for row, text in enumerate(rollout.completion_texts(batch, tokenizer)):
-                problem = part[row // settings.group]
-                steps = tasks.split_steps(text, domain.separator)
-                if finished[row] and steps and start + row // settings.group < problems:
-                    rows.append((problem.prompt, steps, domain.check_steps(problem, steps)))
-        return rows
+    def params() -> models.Params:
+        trunk = models.load(start, dtype=config.dtype, mesh=mesh)[1]
+        fresh = models.init(prm_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
+        return {name: trunk.get(name, value) for name, value in fresh.items()}
 
-    print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
-    train_rows = labelled("train", settings.problems, 11)
-    held_out = labelled("validation", settings.held_out, 12)
-    prm = correction.ProcessRewardModel(params, prm_config, tokenizer)
-    encoded = prm.encode_rows([row[0] for row in train_rows], [row[1] for row in train_rows])
-    width = -(-max(len(ids) for ids, _ in encoded) // 8) * 8
-
-    def batches() -> Iterator[dict]:
-        rng = np.random.default_rng([config.seed, 8])
-        while True:
-            tokens = np.zeros((config.batch, width), np.int32)
-            label = np.zeros((config.batch, width), np.int32)
-            weight = np.zeros((config.batch, width), np.float32)
-            for row, chosen in enumerate(rng.integers(len(train_rows), size=config.batch)):
-                (ids, marks), labels = encoded[chosen], train_rows[chosen][2]
-                # Steps after the first wrong one are wrong by definition: only what decides the first error is learned.
-                known = labels.index(False) + 1 if False in labels else len(labels)
-                tokens[row, : len(ids)] = ids
-                label[row, marks] = labels
-                weight[row, marks[:known]] = 1
-            yield {"tokens": tokens, "label": label, "weight": weight / weight.sum()}
-
-    optimizer = _optimizer(config)
-    update = learning.make_update(learning.step_label_objective(prm_config), optimizer, prm_config, config.micro_batches)
-    state, losses = _loop(config, learning.init_state(params, optimizer), update, batches(), Path(workdir).name)
-    models.save(workdir, prm_config, state.params)
+    objective = learning.step_label_objective(prm_config, remat=config.remat)
+    trained, loss = _loop(config, workdir, objective, prm_config, params, batches)
+    models.save(workdir, prm_config, trained)
     tasks.save_tokenizer(tokenizer, workdir)
-    rates = first_error_rates(correction.ProcessRewardModel(state.params, prm_config, tokenizer), held_out, config.threshold)
-    summary = {"kind": "prm", "steps": config.steps, "loss": float(np.mean(losses[-20:])), "train_rows": len(train_rows), **rates}
+
+    score, valid = step_labels.score_rows(dataclasses.replace(scorer, params=trained), held_out)
+    truth = [row.truth for row in held_out]
+    rates = step_labels.first_error_rates(score, valid, truth, config.threshold)
+    table, best = step_labels.threshold_table(score, valid, truth)
     print(f"{workdir}: " + "  ".join(f"{k} {v:.3f}" for k, v in rates.items() if isinstance(v, float)), flush=True)
-    return summary
+    return {
+        "kind": "prm",
+        "steps": config.steps,
+        "loss": loss,
+        "train_rows": len(train_rows),
+        **rates,
+        "measured_against": "oracle" if all(row.oracle is not None for row in held_out) else "monte_carlo",
+        "threshold/best_exact": best,
+        "thresholds": table,
+        "labels/unscorable": batches.unscorable,
+        **{f"labels/{name}": count for name, count in train_counts.items()},
+        **(step_labels.agreement(train_rows) if labels.kind == "monte_carlo" else {}),
+    }
 
 
-def first_error_rates(
-    prm: correction.ProcessRewardModel, rows: list[tuple[str, list[str], list[bool]]], threshold: float
-) -> dict[str, float]:
-    """How well a PRM finds the first error: of the rows with an error, the share located `exact`, `not_later` (at it or
-    before), `later`, `none`; of the rows without, the share left `clean`."""
-    counts = {"exact": 0, "not_later": 0, "later": 0, "none": 0}
-    wrong = clean = right = 0
-    for start in range(0, len(rows), 256):
-        part = rows[start : start + 256]
-        score, valid, _ = prm.score([r[0] for r in part], [r[1] for r in part], rows=256)
-        found = np.asarray(correction.first_error(jnp.asarray(score), jnp.asarray(valid), threshold))
-        for e, (_, steps, labels) in zip(found, part):
-            if False not in labels:
-                right += 1
-                clean += int(e >= len(steps))
-                continue
-            true = labels.index(False)
-            wrong += 1
-            counts["exact"] += int(e == true)
-            counts["not_later"] += int(e <= true)
-            counts["none"] += int(e >= len(steps))
-            counts["later"] += int(true < e < len(steps))
-    rates = {f"first_error/{name}": value / max(wrong, 1) for name, value in counts.items()}
-    return rates | {"first_error/clean": clean / max(right, 1), "first_error/wrong_rows": wrong, "first_error/right_rows": right}
+def _labelled(
+    config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh
+) -> list[tuple[list[step_labels.LabelledRow], dict[str, int]]]:
+    """(rows, counters) of the training and of the held-out problems, from labels.jsonl as far as they are there."""
+    settings, tokenizer = config.rollouts, tasks.load_tokenizer(config.rollouts.policy)
+    domain, problems = _problems(config, tokenizer)
+    prompt_tokens, new_tokens = settings.prompt_tokens, settings.new_tokens
+    sets: list[tuple[str, Sequence[tasks.Problem], int]]
+    if problems is None:
+        assert isinstance(domain, tasks.GeneratedDomain)
+        fresh = lambda split, count, seed: [
+            domain.problem(config.task.seed + seed, split, n, tuple(settings.lengths)) for n in range(count)
+        ]
+        sets = [
+            ("train", fresh("train", settings.problems, 11), 11),
+            ("held_out", fresh("validation", settings.held_out, 12), 12),
+        ]
+        longest = max(settings.lengths)
+        prompt_tokens = prompt_tokens or domain.prompt_length(longest)
+        new_tokens = new_tokens or domain.completion_length(longest) + 4
+    else:
+        needed = settings.problems + settings.held_out
+        if len(problems) < needed:
+            raise ValueError(
+                f"{problems.name}: {len(problems)} problems; rollouts.problems and .held_out ask for {needed}, none of them twice"
+            )
+        sets = [
+            ("train", problems.draw(config.seed, 0, settings.problems), 11),
+            ("held_out", problems.draw(config.seed, settings.problems, settings.held_out), 12),
+        ]
+    writer: list[correction.Writer] = []
+
+    def policy() -> correction.Writer:
+        if not writer:
+            policy_config = _lm_config(settings.policy)
+            params = models.load(settings.policy, dtype=config.dtype, mesh=mesh)[1]
+            writer.append(correction.Writer(models.relay(policy_config, params, mesh), policy_config))
+        return writer[0]
+
+    ends = tuple(dict.fromkeys((*models.read_config(settings.policy).end_ids, *tasks.end_ids(tokenizer))))
+    sample = rollout.SampleSpec(temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends)
+    spec = RolloutSpec(settings.group, settings.problems_at_once, prompt_tokens, config.chat, sample)
+    own = LabelSpec(**config.labels.to_dict())
+    print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
+    found = []
+    for split, part, seed in sets:
+        # Held-out rows are measured against the step check where the domain has one.
+        checked = split == "held_out" and type(domain).check_steps is not tasks.Domain.check_steps
+        found.append(
+            step_labels.labelled_rows(
+                workdir / "labels.jsonl",
+                split,
+                part,
+                policy,
+                tokenizer,
+                domain,
+                rollouts=spec,
+                labels=LabelSpec("oracle") if checked else own,
+                key=jax.random.key(seed),
+            )
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def _train(config: ConfigDict, cast: Cast, mesh: jax.sharding.Mesh, workdir: Pat
                 shown = demonstrate(problems)
                 metrics, tokens = shown.metrics, 0.0
                 with timer("update"):
-                    metrics |= learner.clone(shown.rollout, shown.include_B)
+                    metrics |= learner.clone(shown.rollout, shown.include_B, config.training.mini_batches)
             else:
                 # ---- Rollouts and verdicts, demonstrations among them.
                 with timer("rollout"):

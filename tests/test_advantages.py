@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scope_jax.learning.advantages import group_advantages, zero_group_share
+from scope_jax.learning.advantages import AdvantageSpec, group_advantages, zero_group_share, zero_groups
 
 NAN = float("nan")
 
@@ -80,6 +80,43 @@ def test_a_group_does_not_see_its_neighbour():
     reward = np.array([1, 0, 5, 2], np.float32)
     changed = np.array([1, 0, -7, 3], np.float32)
     np.testing.assert_array_equal(group_advantages(reward, 2)[:2], group_advantages(changed, 2)[:2])
+
+
+def test_std_is_that_of_the_rows_that_count():
+    # Rewards 3, 1 and 1 count: mean 5/3, population std sqrt(8) / 3. The 100 is not in it, nor the row not judged.
+    reward = np.array([3, 1, 100, 1, NAN], np.float32)
+    got = group_advantages(reward, 5, std=True, include_B=np.array([1, 1, 0, 1, 1], bool), epsilon=0.0)
+    np.testing.assert_allclose(got, [2**0.5, -(0.5**0.5), 0, -(0.5**0.5), 0], rtol=1e-6)
+    # A std close to 0 does not make advantages large: epsilon is in the scale of rewards.
+    got = group_advantages(np.array([1.0, 1.0 + 2e-6], np.float32), 2, std=True)
+    assert 0 < float(got[1]) < 0.6
+
+
+def test_zero_groups_are_known_on_the_host():
+    reward = np.array([1, 1, 1, 0, NAN, 1, NAN, NAN, 0.9, 0.9], np.float32)
+    zero = zero_groups(reward, 2)
+    assert zero.tolist() == [True, False, True, True, True]
+    assert zero.mean() == pytest.approx(float(zero_group_share(reward, 2)))
+    assert np.asarray(group_advantages(reward, 2)).reshape(-1, 2)[zero].tolist() == [[0, 0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"process": "dense"}, "advantage.process = 'dense' is unknown; one of none, sum, min, prefix"),
+        ({"shorten": "half"}, "advantage.shorten = 'half' is unknown; one of fraction, prompt, fixed"),
+        ({"overlong_tokens": -1}, "advantage.overlong_tokens = -1 must be 0 or more"),
+        ({"process_weight": NAN}, "advantage.process_weight = nan must be 0 or more"),
+        ({"min_temperature": 0.0}, "advantage.min_temperature = 0.0 must be above 0"),
+        ({"alpha": 1.5}, "advantage.alpha = 1.5 must lie in [0, 1]"),
+        ({"process": "prefix", "std": True}, "set advantage.std to False"),
+        ({"shorten_by": 1.5}, "a fraction of the prefix is at most 1"),
+    ],
+)
+def test_bad_specs_are_named_in_one_line(wrong, message):
+    with pytest.raises(ValueError) as error:
+        AdvantageSpec(**wrong)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bad_shapes_are_named():

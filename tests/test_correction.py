@@ -27,6 +27,7 @@ from scope_jax.correction import (
     splice,
     take_rows,
 )
+from scope_jax.learning import LossSpec, group_advantages, policy_loss, token_weights, zero_group_share
 from scope_jax.rollout import SampleSpec, from_prompts
 from scope_jax.tasks import Arithmetic, Problem, character_tokenizer
 from scope_jax.types import Owner, Rollout
@@ -205,10 +206,15 @@ def test_select_spec_refuses(settings, message):
         ({"localiser": "guess"}, "correction.localiser = 'guess' is unknown; one of prm, oracle"),
         ({"tail": "nobody"}, "correction.tail = 'nobody' is unknown"),
         ({"accept": "all"}, "correction.accept = 'all' is unknown"),
-        ({"place": "append"}, "correction.place = 'append' is unknown"),
+        (
+            {"place": "everywhere"},
+            "correction.place = 'everywhere' is unknown; one of replace_parent, replace_random_failure, append",
+        ),
         ({"threshold": 1.0}, "threshold must lie in (0, 1)"),
-        ({"step_tokens": 0}, "step_tokens and tails be at least 1"),
-        ({"tails": 0}, "step_tokens and tails be at least 1"),
+        ({"step_tokens": 0}, "step_tokens, tails and continuations be at least 1"),
+        ({"tails": 0}, "step_tokens, tails and continuations be at least 1"),
+        ({"continuations": 0}, "step_tokens, tails and continuations be at least 1"),
+        ({"noise": 1.5}, "correction.noise = 1.5 must be a probability"),
         ({"tail": "none"}, "set accept to 'unverified'"),
         ({"accept": "unverified"}, "accept 'unverified' is for tail 'none'"),
     ],
@@ -365,14 +371,14 @@ def scene(*rows: str, problem: Problem = PROBLEM) -> Rollout:
     )
 
 
-def run(batch, reward, spec=SPEC, *, policy=LAST, teacher=LINE2, prm=None, seed=0, problem=PROBLEM):
+def run(batch, reward, spec=SPEC, *, policy=LAST, teacher=LINE2, prm=None, seed=0, problem=PROBLEM, sample=SAMPLE):
     return rescue(
         batch,
         np.array(reward, np.float32),
-        [problem] * GROUP,
+        [problem] * len(reward),
         group=GROUP,
         spec=spec,
-        sample_spec=SAMPLE,
+        sample_spec=sample,
         key=jax.random.key(3),
         domain=DOMAIN,
         tokenizer=TOKENIZER,
@@ -579,3 +585,172 @@ def test_an_empty_completion_is_no_candidate():
     batch = scene("#", "#", "#", "#")
     result = run(batch, [0, 0, 0, 0])
     assert result.metrics["scope/selected"] == 0 and same(result.rollout, batch, range(4))
+
+
+# ---- the first error at either end, and nowhere
+
+
+def test_a_first_step_that_is_wrong_leaves_nothing_to_keep():
+    batch = scene(*[WRONG_1 + "#"] * 4)
+    result = run(batch, [0, 0, 0, 0])
+    shown = ("located_share", "no_good_step", "eligible", "selected", "first_error_position")
+    assert [result.metrics[f"scope/{name}"] for name in shown] == [1.0, 4, 0, 0, 0.0]
+    assert same(result.rollout, batch, range(4)) and result.reward_B.tolist() == [0] * 4
+
+
+def test_an_error_that_no_step_shows_is_not_located():
+    # The verdict says failed (an answer in another form, say), and every step is right.
+    batch = scene(RIGHT + "#", RIGHT + "#", WRONG_3 + "#", WRONG_1 + "#")
+    result = run(batch, [1, 0, 0, 0], teacher=LAST, policy=IDLE)
+    assert result.metrics["scope/located_share"] == pytest.approx(2 / 3)
+    assert result.metrics["scope/selected"] == 1  # the error in the last step; that in the first leaves no prefix
+    assert same(result.rollout, batch, [0, 1, 3]) and result.reward_B.tolist() == [1, 0, 1, 0]
+    assert result.metrics["scope/first_error_position"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_a_teacher_step_that_ends_the_solution_needs_no_tail():
+    batch = scene(RIGHT + "#", WRONG_3 + "#", WRONG_1 + "#", RIGHT + "#")
+    verified = run(batch, [1, 0, 0, 1], teacher=LAST, policy=IDLE)
+    assert verified.metrics["cost/tail_tokens"] == 0  # the policy was not asked: a row that ended is not continued
+    unverified = run(batch, [1, 0, 0, 1], dataclasses.replace(SPEC, tail="none", accept="unverified"), teacher=LAST, policy=IDLE)
+    assert text(unverified.rollout, 1) == RIGHT + "#" and bool(unverified.rollout.finished_B[1])
+    # Whoever asks for no verdict gets none, even where one could be had.
+    assert unverified.reward_B.tolist() == [1, 0, 0, 1] and unverified.include_B.tolist() == [True, False, True, True]
+
+
+# ---- rows as long as they may be
+
+
+@pytest.mark.parametrize(("most", "accepted"), [(15, 1), (14, 0)])
+def test_a_repaired_row_may_fill_its_length_to_the_last_token(most, accepted):
+    # 5 tokens kept, 5 by the teacher, 5 of the tail, the end token the last of them.
+    batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
+    result = run(batch, [1, 0, 0, 1], sample=dataclasses.replace(SAMPLE, max_new_tokens=most))
+    assert (result.metrics["scope/corrected"], result.metrics["scope/accepted"]) == (1, accepted)
+    assert result.metrics["cost/tail_tokens"] == most - 10
+    if accepted:
+        assert text(result.rollout, 1) == RIGHT + "#" and result.rollout.length_B[1] == 7 + most
+    else:  # "+198" without its end token is right and is not done
+        assert same(result.rollout, batch, range(4)) and result.reward_B.tolist() == [1, 0, 0, 1]
+
+
+def test_a_parent_that_fills_its_buffer_is_repaired_like_any_other():
+    full = "+777\n-988\n+1990#"  # 16 tokens of 16, the last an end token
+    batch = scene(RIGHT + "#", full, WRONG_1 + "#", RIGHT + "#")
+    assert batch.length_B[1] == BUFFER and bool(batch.finished_B[1])
+    result = run(batch, [1, 0, 0, 1])
+    assert text(result.rollout, 1) == RIGHT + "#" and result.rollout.length_B[1] == 7 + 15
+    assert result.rollout.tokens_BT[1, 22:].tolist() == [0] and result.rollout.owner_BT[1, 22:].tolist() == [PAD]
+    # Full without an end token: cut off by length, so where it would have gone is not known.
+    assert run(scene(RIGHT + "#", "+777\n-988\n+19900", WRONG_1 + "#", RIGHT + "#"), [1, 0, 0, 1]).metrics["scope/cut_off"] == 1
+
+
+# ---- what a repair does to the advantages of its group
+
+
+def prefix_push(result, rows, kept=5) -> float:
+    """How much a step of gradient descent raises log pi of the tokens that `rows` share, kept from one wrong rollout: minus
+    the derivative of the loss, summed over those rows and over the `kept` tokens after the prompt; one update per batch."""
+    advantage = group_advantages(result.reward_B, result.group, include_B=result.include_B)
+    spec = LossSpec(teacher_term="mask", max_new_tokens=16)
+    on, off = token_weights(result.rollout, spec, include_B=jnp.asarray(result.include_B))
+    logp = jnp.where(result.rollout.owner_BT == POLICY, -1.0, 0.0)
+    gradient = jax.grad(lambda logp: policy_loss(logp, None, advantage[:, None], on, off, spec)[0])(logp)
+    return -float(gradient[np.asarray(rows), 7 : 7 + kept].sum())
+
+
+def test_zero_variance_groups_before_and_after():
+    share = lambda result: float(zero_group_share(result.reward_B, result.group, result.include_B))
+    assert float(zero_group_share(np.zeros(4), GROUP)) == 1.0
+    kept = run(scene(*[WRONG_2 + "#"] * 4), [0, 0, 0, 0])
+    assert kept.reward_B.tolist() == [1, 1, 0, 0] and share(kept) == 0.0
+    # Every failure repaired: all right, so that a group that had an advantage has none; the reason for `keep_failure`.
+    batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_2 + "#", RIGHT + "#")
+    spec = dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2, keep_failure=False))
+    everything = run(batch, [1, 0, 0, 1], spec)
+    assert everything.reward_B.tolist() == [1] * 4 and share(everything) == 1.0
+    assert prefix_push(everything, range(4)) == 0.0
+    # Beside their parents the repairs leave a group with both.
+    beside = run(batch, [1, 0, 0, 1], dataclasses.replace(spec, place="append"))
+    assert beside.reward_B.tolist() == [1, 0, 0, 1, 1, 1] and share(beside) == 0.0
+
+
+def two_groups(first: Rollout, second: Rollout) -> Rollout:
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    return rows.replace(row_B=jnp.arange(2 * GROUP, dtype=jnp.int32))
+
+
+APPEND = dataclasses.replace(SPEC, place="append")
+
+
+def test_appended_repairs_token_by_token():
+    # The first group has one failure to repair (and one to keep); the second has two, and room for both.
+    first = scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
+    second = scene(WRONG_1 + "#", WRONG_2 + "#", RIGHT + "#", WRONG_2 + "#")
+    batch = two_groups(first, second)
+    result = run(batch, [1, 0, 0, 1, 0, 0, 1, 0], APPEND)
+    final = result.rollout
+    assert result.group == 6 and final.tokens_BT.shape == (12, BUFFER)
+    # The rollouts are where they were in their groups, as they were.
+    here = [0, 1, 2, 3, 6, 7, 8, 9]
+    for name in ("tokens_BT", "owner_BT", "logp_BT", "length_B", "prompt_length_B", "finished_B", "row_B"):
+        np.testing.assert_array_equal(np.asarray(getattr(final, name))[here], getattr(batch, name), err_msg=name)
+    for row in (4, 10, 11):
+        assert text(final, row) == RIGHT + "#"
+        assert final.owner_BT[row].tolist() == [PROMPT] * 7 + [POLICY] * 5 + [TEACHER] * 5 + [POLICY] * 5 + [PAD]
+        np.testing.assert_array_equal(final.logp_BT[row, :12], batch.logp_BT[1, :12])
+        assert bool(final.finished_B[row])
+    # The place that was not taken holds the prompt, no written token, and counts nowhere.
+    assert text(final, 5) == "" and bool(final.finished_B[5])
+    assert final.owner_BT[5].tolist() == [PROMPT] * 7 + [PAD] * 16
+    assert final.tokens_BT[5].tolist() == batch.tokens_BT[0, :7].tolist() + [0] * 16
+    assert (final.logp_BT[5] == 0).all()
+    np.testing.assert_array_equal(result.reward_B, [1, 0, 0, 1, 1, NAN, 0, 0, 1, 0, 1, 1])
+    assert result.include_B.tolist() == [True] * 5 + [False] + [True] * 6
+    assert len(set(final.row_B.tolist())) == 12  # an id of its own for every row
+    assert result.metrics["scope/selected"] == 3 and result.metrics["scope/accepted"] == 3
+    # The mean is over real rows: 3 of 5 and 3 of 6.
+    advantage = np.asarray(group_advantages(result.reward_B, 6, include_B=result.include_B))
+    np.testing.assert_allclose(advantage, [0.4, -0.6, -0.6, 0.4, 0.4, 0, -0.5, -0.5, 0.5, -0.5, 0.5, 0.5], rtol=1e-6)
+    on, off = token_weights(final, LossSpec(max_new_tokens=16), include_B=jnp.asarray(result.include_B))
+    assert float(on[5].sum() + off[5].sum()) == 0.0
+    np.testing.assert_allclose(on[4, 7:22], np.array([1] * 5 + [0] * 5 + [1] * 5) / (11 * 16), rtol=1e-6)  # 11 rows, not 12
+
+
+def test_appended_rows_where_nothing_is_repaired():
+    batch = scene(*[RIGHT + "#"] * 4)
+    result = run(batch, [1, 1, 1, 1], APPEND)
+    assert result.group == 6 and same(result.rollout, batch, range(4))
+    np.testing.assert_array_equal(result.reward_B, [1] * 4 + [NAN] * 2)
+    assert result.include_B.tolist() == [True] * 4 + [False] * 2
+    assert result.rollout.length_B.tolist()[4:] == [7, 7]
+    failed = run(scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#"), [1, 0, 0, 1], APPEND, policy=bigram("\n+190#"))
+    assert failed.metrics["scope/corrected"] == 1 and failed.metrics["scope/accepted"] == 0
+    assert failed.include_B.tolist() == [True] * 4 + [False] * 2 and failed.rollout.length_B.tolist()[4:] == [7, 7]
+
+
+def test_appended_rows_without_a_verdict_give_the_teacher_term_only():
+    spec = dataclasses.replace(APPEND, tail="none", accept="unverified")
+    result = run(scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#"), [1, 0, 0, 1], spec, policy=IDLE)
+    assert text(result.rollout, 4) == "+777\n-987\n"
+    assert result.include_B.tolist() == [True] * 4 + [False] * 2
+    on, off = token_weights(result.rollout, LossSpec(normaliser="token"), include_B=jnp.asarray(result.include_B))
+    assert float(on[4].sum()) == 0.0 and (np.asarray(off[4]) > 0).tolist() == [False] * 12 + [True] * 5 + [False] * 6
+
+
+def test_a_failed_parent_beside_its_repair_cancels_the_shared_prefix():
+    # Two of the three failures share their right first line (5 tokens) with the repairs made of them.
+    batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_2 + "#", WRONG_1 + "#")
+    beside = run(batch, [1, 0, 0, 0], APPEND)
+    assert beside.reward_B.tolist() == [1, 0, 0, 0, 1, 1]
+    # Six rows, mean 1/2: each parent pushes its prefix down by as much as its repair pushes it up.
+    assert prefix_push(beside, [1, 2]) == pytest.approx(-2 * 5 * 0.5 / (6 * 16))
+    assert prefix_push(beside, [4, 5]) == pytest.approx(2 * 5 * 0.5 / (6 * 16))
+    assert prefix_push(beside, [1, 2, 4, 5]) == pytest.approx(0, abs=1e-7)
+    # In their parents' places: four rows, mean 3/4, nothing against them.
+    instead = run(batch, [1, 0, 0, 0])
+    assert instead.reward_B.tolist() == [1, 1, 1, 0]
+    assert prefix_push(instead, [1, 2]) == pytest.approx(2 * 5 * 0.25 / (4 * 16))
+    # With another mean what is left is what the mean leaves: one repair of two failures, 3 of 5 right, 0.4 - 0.6.
+    one = run(scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#"), [1, 0, 0, 1], APPEND)
+    assert prefix_push(one, [1, 4]) == pytest.approx(5 * (0.4 - 0.6) / (5 * 16))

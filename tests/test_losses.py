@@ -412,6 +412,39 @@ def test_real_weights_and_scan_over_micro_batches(normaliser, teacher_normaliser
     np.testing.assert_allclose(results[1], results[0], rtol=2e-5)
 
 
+@pytest.mark.parametrize("normaliser", ["constant", "token", "sequence"])
+@pytest.mark.parametrize("teacher_normaliser", ["shared", "own"])
+def test_the_whole_objective_under_every_normaliser(normaliser, teacher_normaliser):
+    """From owners, advantages and log-probs to loss and gradient, without a look at the weights in between."""
+    spec = LossSpec(
+        teacher_term="shaped", teacher_weight=0.7, normaliser=normaliser, teacher_normaliser=teacher_normaliser, max_new_tokens=6
+    )
+    x, include = batch(9), np.array([1, 1, 0, 1, 1, 1, 0, 1], bool)
+    on, off = token_weights(rollout_of(OWNERS, SLOTS), spec, include_B=include)
+    value, _, gradient = evaluate(spec, x["logp"], x["old"], x["advantage"], on, off)
+
+    counted = [[c if c == "t" or (c == "p" and include[b]) else "-" for c in row] for b, row in enumerate(OWNERS)]
+    tokens = [sum(c in "pt" for c in row) for row in counted]
+    rows, teachers = sum(n > 0 for n in tokens), sum(row.count("t") for row in counted)
+    assert (rows, sum(tokens), teachers) == (7, 23, 9)  # rows 2 and 6 with their TEACHER tokens only; row 7 holds nothing
+    total, want = 0.0, np.zeros((len(OWNERS), SLOTS))
+    for b, row in enumerate(counted):
+        N = {"constant": rows * 6, "token": sum(tokens), "sequence": rows * tokens[b]}[normaliser]
+        for t, c in enumerate(row):
+            logp, A = float(x["logp"][b, t]), float(x["advantage"][b, t])
+            if c == "p":
+                rho = math.exp(logp - float(x["old"][b, t]))
+                cut = (A > 0 and rho > 1.28) or (A < 0 and rho < 0.8)
+                total -= min(rho * A, min(max(rho, 0.8), 1.28) * A) / N
+                want[b, t] = 0.0 if cut else -rho * A / N
+            elif c == "t":
+                p, M = math.exp(logp), N if teacher_normaliser == "shared" else teachers
+                total -= 0.7 * A * p / (p + 0.1) / M
+                want[b, t] = -0.7 * A * 0.1 * p / (p + 0.1) ** 2 / M
+    assert float(value) == pytest.approx(total, rel=2e-5)
+    np.testing.assert_allclose(gradient, want, rtol=2e-5, atol=1e-8)
+
+
 # ------------------------------------------------------------------------------------------------------- NaN safety
 
 

@@ -59,6 +59,7 @@ RUN = {
     "optimizer.warmup_steps": 0,
     # Adam divides by the size of the gradient: without a larger epsilon, rounding in a gradient near 0 becomes a step.
     "optimizer.eps": 1e-5,
+    "training.mini_batches": 1,
     "training.micro_batches": 1,
     "evaluation.problems": 8,
     "evaluation.ood_problems": 8,

@@ -1,4 +1,9 @@
-"""What all methods share on the embedded task: problems, base policy, rollouts, optimiser, evaluation."""
+"""What all methods share on the embedded task: problems, base policy, rollouts, optimiser, two updates per batch, evaluation.
+
+The files beside it set what is a method's own. By itself, policy gradient with a token mean and no standard deviation:
+
+python -m scope_jax.train --config=configs/arithmetic/common.py --workdir=runs/common
+"""
 
 from scope_jax.configuration import default_config
 
@@ -17,7 +22,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 5
     config.optimizer.b2 = 0.98
-    config.training.micro_batches = 4
+    config.training.mini_batches = config.training.micro_batches = 2
     config.evaluation.prompt_tokens = 15
     config.evaluation.new_tokens = 39
     return config

@@ -1,4 +1,4 @@
-"""GSPO (arXiv 2507.18071) on the embedded task: one ratio per row, clipped in a narrow band, four mini-batches per batch.
+"""GSPO (arXiv 2507.18071) on the embedded task: one ratio per row, clipped in a narrow band.
 
 python -m scope_jax.train --config=configs/arithmetic/gspo.py --workdir=runs/gspo
 """
@@ -12,5 +12,4 @@ def get_config():
     config.loss.ratio = "sequence"
     config.loss.normaliser = "sequence"
     config.loss.clip_low, config.loss.clip_high = 3e-4, 4e-4
-    config.training.mini_batches, config.training.micro_batches = 4, 1
     return config

@@ -2,8 +2,7 @@
 
 python -m scope_jax.train --config=configs/arithmetic/luffy.py --workdir=runs/luffy
 
-As in its released script: the demonstration counts in the group mean, no standard deviation, no clip, entropy bonus 0.001,
-two mini-batches per batch.
+As in its released script: the demonstration counts in the group mean, no standard deviation, no clip, entropy bonus 0.001.
 """
 
 from configs.arithmetic import common
@@ -17,5 +16,4 @@ def get_config():
     config.loss.normaliser = "constant"
     config.loss.clip_low = config.loss.clip_high = None
     config.loss.entropy_bonus = 1e-3
-    config.training.mini_batches, config.training.micro_batches = 2, 2
     return config

@@ -18,7 +18,7 @@ SHORTEN = ("fraction", "prompt", "fixed")
 class AdvantageSpec:
     """Where the advantage of a token comes from.
 
-    std: divide by the group's standard deviation. overlong_tokens: a finished row longer than max_new_tokens minus this is
+    std: divide by the group's standard deviation. overlong_tokens: a row longer than max_new_tokens minus this is
     punished, linearly up to `overlong_penalty` (DAPO's soft overlong punishment; 0: off).
 
     process: rewards of steps beside the outcome. `sum`: normalised over the group and summed to go; `min`: PURE's min-form;

@@ -140,7 +140,7 @@ def prefix_advantages(
     elif shorten == "fixed":
         good = good - math.ceil(shorten_by)
     else:
-        # A hair less than the product: 0.55 x 20 is 11.000000000000002, which is not twelve tokens.
+        # A hair less than the product: 0.28 x 25 is 7.000000000000001, which is not eight tokens.
         good = good - np.ceil(shorten_by * good - 1e-9).astype(np.int64)
     good = np.maximum(good, 0)
 

@@ -1,11 +1,12 @@
 """Problems and their sources, the embedded domain, tokenizers and step segmentation, verifiers.
 
 Importing this room is cheap: transformers, tensorflow-datasets and jax are imported where they are used. The TFDS
-builder is in `scope_jax.tasks.arithmetic_tfds`.
+builders are in `scope_jax.tasks.arithmetic_tfds` and `scope_jax.tasks.countdown_tfds`.
 """
 
 from scope_jax.tasks.arithmetic import Arithmetic
-from scope_jax.tasks.domain import Domain, Problem, split_steps
+from scope_jax.tasks.countdown import Countdown
+from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, split_steps
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.problems import Problems, batch_indices, host_shard
 from scope_jax.tasks.sources import Source, read_source
@@ -17,7 +18,9 @@ from scope_jax.tasks.verify_math import MathVerifier, verify_math
 
 __all__ = [
     "Arithmetic",
+    "Countdown",
     "Domain",
+    "GeneratedDomain",
     "MathVerifier",
     "Mathematics",
     "Problem",

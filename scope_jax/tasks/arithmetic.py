@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scope_jax.tasks.domain import Domain, Problem, split_steps
+from scope_jax.tasks.domain import GeneratedDomain, Problem, split_steps
 
 CHARACTERS = "0123456789+-:=\n"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")
@@ -31,7 +31,7 @@ Totals = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Arithmetic(Domain):
+class Arithmetic(GeneratedDomain):
     """Signed terms with running totals modulo `moduli`; `start` is "random" (written in the prompt) or "zero".
 
     `misconception` is the probability that `demonstration` writes a line of the kind `misconception_kind` wrong, which

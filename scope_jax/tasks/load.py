@@ -1,19 +1,27 @@
 """From the `task` section of a config to a domain and its problems."""
 
 import dataclasses
+import importlib
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from scope_jax.tasks.arithmetic import Arithmetic
+from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.decontaminate import MODES, decontaminated
-from scope_jax.tasks.domain import Domain
+from scope_jax.tasks.domain import Domain, GeneratedDomain
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.mixture import mix
 from scope_jax.tasks.problems import Problems
 from scope_jax.tasks.sources import read_source, source_of
 
-NAMES = ("arithmetic", "math")
+# A domain whose problems come from a program: its class, and the module of its data set (`CONFIG` and `prepare`), which is
+# imported when data is read. A further one is a line here.
+GENERATED: dict[str, tuple[type[GeneratedDomain], str]] = {
+    "arithmetic": (Arithmetic, "scope_jax.tasks.arithmetic_tfds"),
+    "countdown": (Countdown, "scope_jax.tasks.countdown_tfds"),
+}
+NAMES = (*GENERATED, "math")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,15 +51,16 @@ def load_task(
 ) -> Task:
     """The task called `name`; the arguments are the keys of a config's `task` section.
 
-    arithmetic: its data set is under the directory `data` (made there first); `options` are fields of
-        `SignedTermsConfig` (sizes, lengths, seed, ...).
+    arithmetic, countdown: the data set is under the directory `data` (made there first); `options` are fields of its
+        `SignedTermsConfig` or `CountdownConfig` (sizes, lengths, seed, ...).
     math: `train` and `evaluation` are sources by name (`tasks.Source`), relative paths start at `data`; `options` are
         fields of `Mathematics`. `tokenizer` counts tokens where a source limits them.
     Raises ValueError for an unknown task, option or key of a source, and what `read_source` raises.
     """
     check_task(name, str(data), options, train, evaluation, decontaminate)
-    if name == "arithmetic":
-        domain, parts, sets = _arithmetic(data, train_split, options or {})
+    domain: Domain
+    if name in GENERATED:
+        domain, parts, sets = _generated(name, data, train_split, options or {})
         weights = {"train": 1.0}
     else:
         domain = Mathematics(**(options or {}))
@@ -84,9 +93,9 @@ def check_task(
         raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(NAMES)}")
     if decontaminate not in MODES:
         raise ValueError(f"config.task.decontaminate = {decontaminate!r} is unknown; one of {', '.join(MODES)}")
-    if name == "arithmetic":
+    if name in GENERATED:
         if train or evaluation:
-            raise ValueError("config.task.train and .evaluation name files; the task 'arithmetic' has none: set task.name = 'math'")
+            raise ValueError(f"config.task.train and .evaluation name files; the task {name!r} has none: set task.name = 'math'")
         return
     known = [field.name for field in dataclasses.fields(Mathematics)]
     _check_options(options or {}, known)
@@ -103,18 +112,30 @@ def check_task(
             source_of(settings, where, data)
 
 
-def _arithmetic(
-    data: str | pathlib.Path, train_split: str, options: Mapping[str, Any]
-) -> tuple[Domain, dict[str, Problems], dict[str, Problems]]:
-    from scope_jax.tasks.arithmetic_tfds import SignedTermsConfig, prepare
+def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:
+    """The generated domain called `name`; `options` are the fields of its class. Raises ValueError for an unknown name or
+    option and for values that make no sense."""
+    if name not in GENERATED:
+        raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(GENERATED)}")
+    kind, _ = GENERATED[name]
+    _check_options(options or {}, [field.name for field in dataclasses.fields(cast(Any, kind))])
+    return kind(**_tuples(options or {}))
 
-    _check_options(options, set(SignedTermsConfig.__annotations__) - {"name"})  # its own fields, not those of every TFDS config
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in options.items()}
-    config = SignedTermsConfig(**settings)
-    directory = prepare(data or "cache/tfds", config)
-    read = lambda split: Problems.from_tfds(directory, split)
-    sets = {split: read(split) for split in ("test", "test_ood")}
-    return Arithmetic(moduli=config.moduli, start=config.start), {"train": read(train_split)}, sets
+
+def _generated(
+    name: str, data: str | pathlib.Path, train_split: str, options: Mapping[str, Any]
+) -> tuple[GeneratedDomain, dict[str, Problems], dict[str, Problems]]:
+    module = importlib.import_module(GENERATED[name][1])
+    _check_options(options, module.CONFIG.options())
+    config = module.CONFIG(**_tuples(options))
+    domain = config.domain()  # refuses bad options before anything is written
+    directory = module.prepare(data or "cache/tfds", config)
+    sets = {split: Problems.from_tfds(directory, split) for split in ("test", "test_ood")}
+    return domain, {"train": Problems.from_tfds(directory, train_split)}, sets
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in options.items()}
 
 
 def _check_options(options: Mapping[str, Any], known: Any) -> None:
