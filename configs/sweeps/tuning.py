@@ -1,0 +1,47 @@
+"""The search that every method gets: four settings on two seeds of their own, on signed terms only.
+
+python -m scope_jax.sweep --sweep=configs/sweeps/tuning.py --workdir=runs/tuning --records=benchmarks/results/tuning --jobs=2
+
+Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs/results.md has the outcome; the better setting, by
+pass@1 of both problem sets together, is what the config files hold.
+"""
+
+from configs.sweeps.common import checkpoints, run
+
+RATES = (1.5e-4, 3e-4)
+SEEDS = (100, 101)
+# Of each method: two values of its main switch, as overrides.
+SWITCH = {
+    "scope": ({"loss.teacher_weight": 1.0}, {"loss.teacher_weight": 3.0}),
+    "grpo": ({"advantage.std": True}, {"advantage.std": False}),
+    "luffy": ({"loss.teacher_term": "shaped"}, {"loss.teacher_term": "nll"}),
+    "dr_grpo": ({"loss.clip_high": 0.2}, {"loss.clip_high": 0.28}),
+    "dapo": ({"advantage.std": True}, {"advantage.std": False}),
+    "gspo": (
+        {"loss.clip_low": 3e-4, "loss.clip_high": 4e-4},
+        {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3},
+    ),
+    "relift": ({"demonstrations.buffer": 16}, {"demonstrations.buffer": 32}),
+    "prm_reward": ({"advantage.process_weight": 0.1}, {"advantage.process_weight": 1.0}),
+    "prm_min": ({"advantage.process_weight": 0.3}, {"advantage.process_weight": 1.0}),
+    "vppo": ({"advantage.alpha": 0.25}, {"advantage.alpha": 0.5}),
+    "sft": ({"demonstrations.rows": 32}, {"demonstrations.rows": 128}),
+    "sft_grpo": ({"demonstrations.supervised_steps": 5}, {"demonstrations.supervised_steps": 10}),
+    "self_correction": ({"loss.teacher_weight": 0.0}, {"loss.teacher_weight": 0.3}),
+}
+
+
+def prepare():
+    return checkpoints("arithmetic")
+
+
+def sweep():
+    runs = []
+    for method, values in SWITCH.items():
+        for seed in SEEDS:
+            for rate in RATES:
+                for number, switch in enumerate(values):
+                    setting = f"{method}/rate_{rate:g}/switch_{number}"
+                    overrides = {"optimizer.learning_rate": rate, **switch}
+                    runs.append(run("arithmetic", method, seed, overrides, setting, rate=rate, switch=switch))
+    return runs

@@ -1,0 +1,362 @@
+"""Many runs from one file: on the cores of this machine, on several machines, stopped and gone on with.
+
+    python -m scope_jax.sweep --sweep=configs/sweeps/miniature_table.py --workdir=runs/table --records=DIR [--jobs=2]
+
+A sweep file has `sweep() -> list[Run]` and may have `prepare() -> list[Checkpoint]`: what `scope_jax.supervised` must have made
+before. Each finished run leaves one record, `DIR/<name>.json`, small enough to be kept with the code; a run whose record
+exists is not run again. A run that gave up leaves `DIR/<name>.failed.json` with its reason, and the sweep goes on.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import importlib.util
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scope_jax.configuration import check_config
+from scope_jax.run import read_metrics, write_atomically
+
+# What a record keeps of a run: figures of the last step by prefix, means over the steps, and curves.
+FINAL = ("eval/", "eval_ood/")
+MEANS = ("advantage/", "scope/", "cost/", "demonstrations/", "rollout/", "update/", "time/", "process/")
+CURVES = (
+    "reward/mean",
+    "policy/entropy",
+    "advantage/zero_group_share",
+    "advantage/zero_group_share_after",
+    "diversity/distinct_paths",
+    "scope/accepted_share",
+    "eval/pass@1",
+    "eval_ood/pass@1",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run. name: unique, like a path. config: a file with `get_config()`. overrides: dotted names of its settings.
+    labels: what tables group by (method, domain, seed)."""
+
+    name: str
+    config: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A run of `scope_jax.supervised` that a sweep needs: config file, directory, overrides."""
+
+    config: str
+    directory: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def load_file(path: str | Path) -> Any:
+    """A sweep or config file as a module. Raises FileNotFoundError, and ValueError where it is no Python file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Where a dataclass is defined, it is looked up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
+    """(runs, checkpoints) of a sweep file. Raises ValueError for a file without `sweep()`, and for names that are not unique or
+    leave the records' directory."""
+    module = load_file(path)
+    if not hasattr(module, "sweep"):
+        raise ValueError(f"{path}: no function sweep(); it returns a list of scope_jax.sweep.Run")
+    runs = list(module.sweep())
+    seen: set[str] = set()
+    for run in runs:
+        if run.name in seen:
+            raise ValueError(f"{path}: two runs are called {run.name!r}")
+        parts = Path(run.name).parts
+        if not parts or Path(run.name).is_absolute() or ".." in parts:
+            raise ValueError(f"{path}: the name {run.name!r} is no path inside the records' directory")
+        seen.add(run.name)
+    return runs, list(module.prepare()) if hasattr(module, "prepare") else []
+
+
+def config_of(file: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file with `overrides` (dotted names). Raises ValueError for a name that it does not have."""
+    config = load_file(file).get_config()
+    for name, value in overrides.items():
+        *path, last = name.split(".")
+        section = config
+        for part in path:
+            section = section[part] if isinstance(section, ConfigDict) and part in section else None
+        if not isinstance(section, ConfigDict) or last not in section:
+            raise ValueError(f"{file}: config.{name}: unknown key in an override")
+        with section.unlocked():
+            section[last] = value
+    return config
+
+
+def record_of(run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What is kept of a finished run: {name, labels, config, overrides, code, steps, updates, seconds, final, mean, curve}.
+    Numbers have six digits; NaN is None."""
+    last = rows[-1]
+    names = sorted({name for row in rows for name in row})
+    mean = {
+        name: _number(np.mean([row[name] for row in rows if row.get(name) is not None]))
+        for name in names
+        if name.startswith(MEANS) and any(row.get(name) is not None for row in rows)
+    }
+    curve = {
+        name: [_number(row.get(name)) for row in rows] for name in CURVES if sum(row.get(name) is not None for row in rows) > 1
+    }
+    return {
+        "name": run.name,
+        "labels": dict(run.labels),
+        "config": run.config,
+        "overrides": dict(run.overrides),
+        "code": code_version(),
+        "steps": summary["steps"],
+        "updates": summary["updates"],
+        "skipped": summary["skipped"],
+        "seconds": _number(seconds),
+        "seconds_per_step": _number(np.median([row["time/total"] for row in rows])),
+        "final": {name: _number(value) for name, value in last.items() if name.startswith(FINAL)},
+        "mean": mean,
+        "curve": curve,
+    }
+
+
+def code_version() -> str:
+    """The commit of the working tree ("+" where it has changes), or the package's version outside of one."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+    try:
+        return version("scope_jax")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _number(value: Any) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{float(value):.6g}")
+
+
+# ---- one worker
+
+
+def work(
+    runs: Sequence[Run], workdir: Path, records: Path, *, keep: bool = False, say: Callable[[str], None] = print
+) -> tuple[int, int]:
+    """Run, one after another, what has no record yet and nobody else has taken; (done, failed). All in this process, so that
+    runs of equal shapes share their compiled programs."""
+    from scope_jax.train import train
+
+    done = failed = 0
+    begin, before = time.monotonic(), sum(finished(records, run.name) for run in runs)
+    for run in runs:
+        if finished(records, run.name):
+            continue
+        with claim(workdir / "locks" / f"{run.name.replace('/', '__')}.lock") as mine:
+            if not mine or finished(records, run.name):
+                continue
+            started = time.monotonic()
+            place = workdir / run.name
+            try:
+                summary = train(config_of(run.config, run.overrides), place)
+            except (ValueError, OSError, RuntimeError) as error:
+                failed += 1
+                reason = " ".join(str(error).split())
+                _write(records / f"{run.name}.failed.json", {"name": run.name, "labels": dict(run.labels), "reason": reason})
+                outcome = f"FAILED: {reason}"
+            else:
+                done += 1
+                rows = read_metrics(place / "metrics.jsonl")
+                record = record_of(run, rows, summary, time.monotonic() - started)
+                _write(records / f"{run.name}.json", record)
+                outcome = "  ".join(f"{k} {v:.3f}" for k, v in record["final"].items() if k in ("eval/pass@1", "eval_ood/pass@1"))
+            if not keep:
+                shutil.rmtree(place, ignore_errors=True)
+        there = sum(finished(records, other.name) for other in runs)
+        left = (len(runs) - there) * (time.monotonic() - begin) / max(there - before, 1)
+        say(f"[{there}/{len(runs)}] {run.name}: {outcome}  ({time.monotonic() - started:.0f} s; about {left / 60:.0f} min left)")
+    return done, failed
+
+
+def finished(records: Path, name: str) -> bool:
+    """Whether a run has a record, of success or of failure."""
+    return (records / f"{name}.json").is_file() or (records / f"{name}.failed.json").is_file()
+
+
+@contextlib.contextmanager
+def claim(lock: Path) -> Iterator[bool]:
+    """Whether this process may do what `lock` stands for: it made the file, or the process that did is dead. Machines that share
+    the directory see each other's locks; only a machine's own dead are noticed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    me = f"{socket.gethostname()} {os.getpid()}"
+    for _ in range(2):
+        try:
+            with open(lock, "x") as file:
+                file.write(me)
+            break
+        except FileExistsError:
+            if not _is_stale(lock):
+                yield False
+                return
+            lock.unlink(missing_ok=True)
+    else:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _is_stale(lock: Path) -> bool:
+    try:
+        host, pid = lock.read_text().split()
+    except (OSError, ValueError):
+        return False  # just being written
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, separators=(",", ":"), sort_keys=True) + "\n")
+
+
+# ---- the command
+
+
+def prepare(checkpoints: Sequence[Checkpoint]) -> None:
+    """Make the checkpoints that are missing, in order."""
+    from scope_jax.supervised import supervise
+
+    for checkpoint in checkpoints:
+        print(f"== checkpoint {checkpoint.directory}", flush=True)
+        supervise(config_of(checkpoint.config, checkpoint.overrides), checkpoint.directory)
+
+
+def pin(number: int, jobs: int) -> None:
+    """This process onto its share of the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= jobs:
+            os.sched_setaffinity(0, set(cores[number::jobs]))
+
+
+def chosen(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
+    """The runs whose name matches `only`, of these those of shard "i/n". Raises ValueError for another form."""
+    runs = [run for run in runs if fnmatch.fnmatch(run.name, only)]
+    first, _, count = shard.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise ValueError(f"--shard={shard}: expected I/N with I from 0 to N - 1, such as 0/4")
+    return runs[int(first) :: int(count)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scope_jax.sweep", description="Run (or go on with) the runs of a sweep file.")
+    parser.add_argument("--sweep", required=True, help="Python file with sweep()")
+    parser.add_argument("--workdir", type=Path, required=True, help="where runs work; emptied run by run")
+    parser.add_argument("--records", type=Path, required=True, help="directory of the records")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each on its share of the cores")
+    parser.add_argument("--shard", default="0/1", help="I/N: this machine's share of the runs")
+    parser.add_argument("--only", default="*", help="pattern of names")
+    parser.add_argument("--keep", action="store_true", help="keep the workdirs of finished runs")
+    parser.add_argument("--list", action="store_true", help="print names and whether they are done; run nothing")
+    parser.add_argument("--stage", default="all", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    try:
+        runs, checkpoints = load_sweep(args.sweep)
+        runs = chosen(runs, args.only, args.shard)
+        for run in runs:
+            check_config(config_of(run.config, run.overrides))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if args.list:
+        for run in runs:
+            print(f"{'done' if finished(args.records, run.name) else '    '}  {run.name}")
+        return 0
+    if args.stage != "all":
+        return _stage(args, runs, checkpoints)
+    again = [sys.executable, "-m", "scope_jax.sweep", *(arguments if arguments is not None else sys.argv[1:])]
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+    if checkpoints:
+        code = subprocess.run([*again, "--stage=prepare"], env={**environment, "TQDM_DISABLE": "0"}, check=False).returncode
+        if code:
+            return code
+    if args.jobs > 1:
+        environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
+    workers = [subprocess.Popen([*again, f"--stage={number}"], env=environment) for number in range(args.jobs)]
+
+    def stop(signum: int, frame: Any) -> None:
+        for worker in workers:
+            worker.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    codes = [worker.wait() for worker in workers]
+    there = sum((args.records / f"{run.name}.json").is_file() for run in runs)
+    bad = sum((args.records / f"{run.name}.failed.json").is_file() for run in runs)
+    print(f"{there} of {len(runs)} runs done, {bad} failed, {len(runs) - there - bad} left; records: {args.records}")
+    return 0 if there == len(runs) and not any(codes) else 1
+
+
+def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
+    """A process of the command: the checkpoints, or worker number `args.stage`."""
+    import jax
+    from absl import logging
+
+    from scope_jax.mesh import use_cpu_cores
+
+    logging.set_verbosity(logging.ERROR)
+    if args.stage != "prepare" and args.jobs > 1:
+        pin(int(args.stage), args.jobs)
+    use_cpu_cores()
+    jax.config.update("jax_compilation_cache_dir", str(Path("cache/xla").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        if args.stage == "prepare":
+            prepare(checkpoints)
+            return 0
+        return 1 if work(runs, args.workdir, args.records, keep=args.keep, say=lambda line: print(line, flush=True))[1] else 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
