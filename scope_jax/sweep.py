@@ -10,6 +10,8 @@ exists is not run again. A run that gave up leaves `DIR/<name>.failed.json` with
 import argparse
 import contextlib
 import dataclasses
+import difflib
+import fcntl
 import fnmatch
 import importlib.util
 import json
@@ -17,7 +19,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
-from scope_jax.configuration import check_config
+from scope_jax.configuration import FREE, check_config, default_config
 from scope_jax.run import read_metrics, write_atomically
 
 # What a record keeps of a run: figures of the last step by prefix, means over the steps, and curves.
@@ -44,6 +46,8 @@ CURVES = (
     "eval/pass@1",
     "eval_ood/pass@1",
 )
+# Longer curves are averaged in bins of neighbouring steps.
+MOST_POINTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,54 +104,84 @@ def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
 
 
 def config_of(file: str, overrides: Mapping[str, Any]) -> ConfigDict:
-    """The config of a file with `overrides` (dotted names). Raises ValueError for a name that it does not have."""
-    config = load_file(file).get_config()
+    """The config of a file with `overrides` (dotted names). Raises ValueError for a name that it does not have, with the nearest
+    one that it has, and for a value of another type."""
+    module = load_file(file)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{file}: no function get_config()")
+    config = module.get_config()
     for name, value in overrides.items():
         *path, last = name.split(".")
         section = config
         for part in path:
             section = section[part] if isinstance(section, ConfigDict) and part in section else None
-        if not isinstance(section, ConfigDict) or last not in section:
-            raise ValueError(f"{file}: config.{name}: unknown key in an override")
-        with section.unlocked():
-            section[last] = value
+        if not isinstance(section, ConfigDict) or (last not in section and not name.startswith(FREE)):
+            near = difflib.get_close_matches(name, list(_flat(config)), n=1, cutoff=0.0)
+            raise ValueError(f"{file}: config.{name}: unknown key in an override; the nearest known one is config.{near[0]}")
+        try:
+            with section.unlocked():
+                section[last] = value
+        except TypeError:
+            kind = type(section[last]).__name__
+            raise ValueError(f"{file}: config.{name} = {value!r} in an override: expected a value of type {kind}") from None
     return config
 
 
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    """{dotted name: value}"""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
 def record_of(run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What is kept of a finished run: {name, labels, config, overrides, code, steps, updates, seconds, final, mean, curve}.
+    """What is kept of a finished run: {name, labels, config, overrides, settings (all that differ from the defaults), code,
+    device, steps, updates, skipped, seconds (of the process that finished it), seconds_per_step (median), final (the last
+    evaluation), mean (over the steps that have the figure; of `cost/` over all steps), curve, curve_every (steps per point)}.
     Numbers have six digits; NaN is None."""
-    last = rows[-1]
+    import jax
+
     names = sorted({name for row in rows for name in row})
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     mean = {
-        name: _number(np.mean([row[name] for row in rows if row.get(name) is not None]))
-        for name in names
-        if name.startswith(MEANS) and any(row.get(name) is not None for row in rows)
+        # A step that asks no teacher costs no teacher.
+        name: _number(np.sum(values) / (len(rows) if name.startswith("cost/") else len(values)))
+        for name, values in known.items()
+        if name.startswith(MEANS) and values
     }
-    curve = {
-        name: [_number(row.get(name)) for row in rows] for name in CURVES if sum(row.get(name) is not None for row in rows) > 1
-    }
+    every = -(-len(rows) // MOST_POINTS)
+    defaults, settings = _flat(default_config()), _flat(config_of(run.config, run.overrides))
+    device = jax.devices()[0]
     return {
         "name": run.name,
         "labels": dict(run.labels),
         "config": run.config,
         "overrides": dict(run.overrides),
+        "settings": {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]},
         "code": code_version(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
         "steps": summary["steps"],
         "updates": summary["updates"],
         "skipped": summary["skipped"],
         "seconds": _number(seconds),
-        "seconds_per_step": _number(np.median([row["time/total"] for row in rows])),
-        "final": {name: _number(value) for name, value in last.items() if name.startswith(FINAL)},
+        "seconds_per_step": _number(np.median(known["time/total"])),
+        "final": {name: _number(value) for name, value in rows[-1].items() if name.startswith(FINAL)},
         "mean": mean,
-        "curve": curve,
+        "curve": {name: _binned([row.get(name) for row in rows], every) for name in CURVES if len(known.get(name, ())) > 1},
+        "curve_every": every,
     }
 
 
+def _binned(values: Sequence[float | None], every: int) -> list[float | None]:
+    bins = ([v for v in values[i : i + every] if v is not None] for i in range(0, len(values), every))
+    return [_number(np.mean(known)) if known else None for known in bins]
+
+
 def code_version() -> str:
-    """The commit of the working tree ("+" where it has changes), or the package's version outside of one."""
+    """The commit of the working tree ("+" where it has changes), or the package's version outside of one. $SCOPE_JAX_CODE
+    overrules it: on a machine that got a copy without the history."""
     from importlib.metadata import PackageNotFoundError, version
 
+    if os.environ.get("SCOPE_JAX_CODE"):
+        return os.environ["SCOPE_JAX_CODE"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
@@ -172,7 +206,10 @@ def work(
     runs: Sequence[Run], workdir: Path, records: Path, *, keep: bool = False, say: Callable[[str], None] = print
 ) -> tuple[int, int]:
     """Run, one after another, what has no record yet and nobody else has taken; (done, failed). All in this process, so that
-    runs of equal shapes share their compiled programs."""
+    runs of equal shapes share their compiled programs. A run that gave up, does not fit into memory or whose input is bad is
+    recorded as failed; another error of the device ends the worker, because it says nothing about the run."""
+    import jax
+
     from scope_jax.train import train
 
     done = failed = 0
@@ -188,6 +225,8 @@ def work(
             try:
                 summary = train(config_of(run.config, run.overrides), place)
             except (ValueError, OSError, RuntimeError) as error:
+                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
                 failed += 1
                 reason = " ".join(str(error).split())
                 _write(records / f"{run.name}.failed.json", {"name": run.name, "labels": dict(run.labels), "reason": reason})
@@ -213,43 +252,16 @@ def finished(records: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def claim(lock: Path) -> Iterator[bool]:
-    """Whether this process may do what `lock` stands for: it made the file, or the process that did is dead. Machines that share
-    the directory see each other's locks; only a machine's own dead are noticed."""
+    """Whether this process may do what `lock` stands for, until the block ends. The system holds the lock and lets go of it when
+    the process dies; the file stays, so that nobody removes the one that another process has just taken."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    me = f"{socket.gethostname()} {os.getpid()}"
-    for _ in range(2):
+    with open(lock, "a") as file:
         try:
-            with open(lock, "x") as file:
-                file.write(me)
-            break
-        except FileExistsError:
-            if not _is_stale(lock):
-                yield False
-                return
-            lock.unlink(missing_ok=True)
-    else:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _is_stale(lock: Path) -> bool:
-    try:
-        host, pid = lock.read_text().split()
-    except (OSError, ValueError):
-        return False  # just being written
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
@@ -301,6 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs, checkpoints = load_sweep(args.sweep)
         runs = chosen(runs, args.only, args.shard)
+        if args.jobs < 1:
+            raise ValueError(f"--jobs={args.jobs} must be at least 1")
         for run in runs:
             check_config(config_of(run.config, run.overrides))
     except (ValueError, OSError) as error:
@@ -315,24 +329,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = [sys.executable, "-m", "scope_jax.sweep", *(arguments if arguments is not None else sys.argv[1:])]
     environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     if checkpoints:
-        code = subprocess.run([*again, "--stage=prepare"], env={**environment, "TQDM_DISABLE": "0"}, check=False).returncode
+        [code] = _wait([[*again, "--stage=prepare"]], {**environment, "TQDM_DISABLE": "0"})
         if code:
-            return code
+            return abs(code)
     if args.jobs > 1:
         environment.setdefault("JAX_NUM_CPU_DEVICES", "1")
-    workers = [subprocess.Popen([*again, f"--stage={number}"], env=environment) for number in range(args.jobs)]
-
-    def stop(signum: int, frame: Any) -> None:
-        for worker in workers:
-            worker.terminate()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    codes = [worker.wait() for worker in workers]
+    codes = _wait([[*again, f"--stage={number}"] for number in range(args.jobs)], environment)
     there = sum((args.records / f"{run.name}.json").is_file() for run in runs)
     bad = sum((args.records / f"{run.name}.failed.json").is_file() for run in runs)
     print(f"{there} of {len(runs)} runs done, {bad} failed, {len(runs) - there - bad} left; records: {args.records}")
     return 0 if there == len(runs) and not any(codes) else 1
+
+
+def _wait(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> list[int]:
+    """Run commands side by side; their exit codes. A signal to stop is passed on."""
+    children: list[subprocess.Popen] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        for child in children:
+            child.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for command in commands:
+            children.append(subprocess.Popen(command, env=environment))
+        return [child.wait() for child in children]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
@@ -342,13 +366,17 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
 
     from scope_jax.mesh import use_cpu_cores
 
+    # Ctrl-C reaches every process of a terminal: the one that started this one ends it, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.set_verbosity(logging.ERROR)
     if args.stage != "prepare" and args.jobs > 1:
         pin(int(args.stage), args.jobs)
     use_cpu_cores()
-    jax.config.update("jax_compilation_cache_dir", str(Path("cache/xla").absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path("cache/xla").absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
+        jax.devices()  # A machine without its accelerator would fail every run.
         if args.stage == "prepare":
             prepare(checkpoints)
             return 0

@@ -2,7 +2,9 @@
 
 python -m scope_jax.supervised --config=configs/countdown/base.py --workdir=cache/checkpoints/countdown/base
 
-MEASURED
+Measured (256 validation problems, 8 samples, temperature 1): pass@1 / pass@8 0.22 / 0.77 with 3 numbers, 0.10 / 0.56 with 4, 0.02 /
+0.13 with 5. Of the first errors with 4 numbers 0.55 are in the arithmetic and 0.44 are true lines that lose the target. 167 seconds
+of one core.
 """
 
 from scope_jax.supervised import default_config
@@ -10,9 +12,9 @@ from scope_jax.supervised import default_config
 
 def get_config():
     config = default_config()
-    config.steps = 600
+    config.steps = 700
     config.task.name = "countdown"
-    config.task.lengths = (2, 3, 3, 4, 4, 4, 4, 5)
-    config.demonstrations.misconception = 0.9
+    config.task.lengths = (3, 3, 4, 4, 4, 4, 4, 5)
+    config.demonstrations.misconception = 0.4
     config.demonstrations.misconception_kind = "slip"
     return config

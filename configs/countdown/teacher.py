@@ -11,9 +11,9 @@ from scope_jax.supervised import default_config
 def get_config():
     config = default_config()
     config.seed = 1
-    config.steps = 1500
+    config.steps = 1200
     config.task.name = "countdown"
-    config.task.lengths = (2, 3, 3, 4, 4, 4, 4, 5)
+    config.task.lengths = (3, 3, 4, 4, 4, 4, 4, 5)
     config.task.seed = 2
     config.demonstrations.style = "sorted"
     config.demonstrations.anyones_prefix = True

@@ -21,6 +21,8 @@ DOMAINS = ("arithmetic", "countdown")
 # Thirty rollout batches are sixty updates.
 SIZE = {"steps": 30, "evaluation.problems": 500, "evaluation.ood_problems": 500, "checkpoint.every": 1000}
 CACHE = "cache/checkpoints"
+# Problems are drawn anew for each purpose: what was tuned on is not what is reported.
+TUNING_PROBLEMS, TABLE_PROBLEMS = 1, 2
 
 
 def checkpoints(domain: str) -> list[Checkpoint]:
@@ -29,9 +31,9 @@ def checkpoints(domain: str) -> list[Checkpoint]:
     return [Checkpoint(f"configs/{domain}/{name}.py", f"{place}/{name}") for name in ("base", "teacher", "prm")]
 
 
-def run(domain: str, method: str, seed: int, overrides=(), name: str = "", **labels) -> Run:
-    """A run of `configs/<domain>/<method>.py` in the size of the sweeps."""
-    more = {**SIZE, "seed": seed, **dict(overrides)}
+def run(domain: str, method: str, seed: int, overrides=(), name: str = "", problems: int = TABLE_PROBLEMS, **labels) -> Run:
+    """A run of `configs/<domain>/<method>.py` in the size of the sweeps; `problems` is the seed of the data set."""
+    more = {**SIZE, "seed": seed, "task.options.seed": problems, **dict(overrides)}
     if method == "sft":
         more["demonstrations.supervised_steps"] = more["steps"]
     label = name or method

@@ -1,12 +1,13 @@
-"""The search that every method gets: four settings on two seeds of their own, on signed terms only.
+r"""The search that every method gets: four settings on two seeds and problems of their own, on signed terms only.
 
-python -m scope_jax.sweep --sweep=configs/sweeps/tuning.py --workdir=runs/tuning --records=benchmarks/results/tuning --jobs=2
+python -m scope_jax.sweep --sweep=configs/sweeps/tuning.py --jobs=2 \
+    --workdir=runs/tuning --records=benchmarks/results/tuning
 
 Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs/results.md has the outcome; the better setting, by
 pass@1 of both problem sets together, is what the config files hold.
 """
 
-from configs.sweeps.common import checkpoints, run
+from configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
 
 RATES = (1.5e-4, 3e-4)
 SEEDS = (100, 101)
@@ -43,5 +44,6 @@ def sweep():
                 for number, switch in enumerate(values):
                     setting = f"{method}/rate_{rate:g}/switch_{number}"
                     overrides = {"optimizer.learning_rate": rate, **switch}
-                    runs.append(run("arithmetic", method, seed, overrides, setting, rate=rate, switch=switch))
+                    labels = {"rate": rate, "switch": switch}
+                    runs.append(run("arithmetic", method, seed, overrides, setting, TUNING_PROBLEMS, **labels))
     return runs

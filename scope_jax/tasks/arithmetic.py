@@ -46,6 +46,7 @@ class Arithmetic(GeneratedDomain):
     name = "arithmetic"
     separator = "\n"
     characters = CHARACTERS
+    styles = STYLES
 
     def __post_init__(self):
         if len(self.moduli) != 2 or not all(2 <= m <= 10 for m in self.moduli):

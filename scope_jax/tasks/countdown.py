@@ -29,7 +29,7 @@ MISCONCEPTIONS = ("slip", "haste")
 SPLITS = ("train", "validation", "test", "test_ood")
 
 _LINE = re.compile(r"([1-9][0-9]?)([-+*])([1-9][0-9]?)=([1-9][0-9]?)((?: [1-9][0-9]?)*)")
-_PROMPT = re.compile(r"([1-9][0-9]?(?: [1-9][0-9]?)*)>([1-9][0-9]?):")
+_PROMPT = re.compile(r"([1-9][0-9]?(?: [1-9][0-9]?){1,5})>([1-9][0-9]?):")
 
 Operation = tuple[int, str, int]
 
@@ -66,13 +66,14 @@ class Countdown(GeneratedDomain):
     operators: str = "+-"
     largest_number: int = 12
     smallest_target: int = 1
-    largest: int = 99
+    largest: int = 20
     misconception: float = 0.0
     misconception_kind: str = "slip"
 
     name = "countdown"
     separator = "\n"
     characters = CHARACTERS
+    styles = STYLES
 
     def __post_init__(self):
         if not self.operators or not set(self.operators) <= set("+-*"):
@@ -208,8 +209,8 @@ class Countdown(GeneratedDomain):
         style: str = "mixed",
         wrong_step: str | None = None,
     ) -> str | None:
-        """A right line after `steps`, going on from the numbers written last. None where those are not well-formed, are one
-        number alone, or do not reach the target.
+        """A right line after `steps`, going on from the numbers written last. None where those are not well-formed, not one
+        fewer on each line, one number alone, or do not reach the target.
 
         Styles: "mixed" any right line; "sorted" the first one in the order of the operators, large numbers first;
         "same_numbers" one with both numbers of `wrong_step`, else with one of them (the smallest change), else the first;
@@ -218,7 +219,8 @@ class Countdown(GeneratedDomain):
         state, target = self._parse_prompt(problem)
         for step in steps:
             line = parse_line(step.removesuffix("\n"))
-            if line is None:
+            # Anybody's numbers, but not more of them: the solver's time grows with their count.
+            if line is None or len(line.state) != len(state) - 1:
                 return None
             state = line.state
         if not self._reaches(state, target):

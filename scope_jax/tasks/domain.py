@@ -92,6 +92,7 @@ class GeneratedDomain(Domain):
     """
 
     characters: str
+    styles: tuple[str, ...]  # of `demonstration` and `next_step`
 
     @abc.abstractmethod
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:

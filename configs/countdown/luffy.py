@@ -1,0 +1,11 @@
+"""LUFFY (arXiv 2504.14945) on Countdown, as configs/arithmetic/luffy.py sets it.
+
+python -m scope_jax.train --config=configs/countdown/luffy.py --workdir=runs/countdown_luffy
+"""
+
+from configs.arithmetic import luffy
+from configs.countdown.common import on_countdown
+
+
+def get_config():
+    return on_countdown(luffy.get_config())

@@ -1,0 +1,50 @@
+r"""SCOPE with one switch changed, on both embedded tasks, five seeds each: what each part is worth.
+
+python -m scope_jax.sweep --sweep=configs/sweeps/ablations.py --jobs=2 \
+    --workdir=runs/ablations --records=benchmarks/results/ablations
+"""
+
+from configs.sweeps.common import DOMAINS, checkpoints, run
+
+SEEDS = range(5)
+VARIANTS = {
+    "tail by the teacher": {"correction.tail": "teacher"},
+    "no tail": {"correction.tail": "none", "correction.accept": "unverified"},
+    "three tries of the tail": {"correction.tails": 3},
+    "no teacher term": {"loss.teacher_term": "mask"},
+    "teacher term shaped": {"loss.teacher_term": "shaped"},
+    "teacher term reinforce": {"loss.teacher_term": "reinforce"},
+    "teacher term importance": {"loss.teacher_term": "importance"},
+    "teacher weight 0.1": {"loss.teacher_weight": 0.1},
+    "teacher weight 0.3": {"loss.teacher_weight": 0.3},
+    "teacher weight 3": {"loss.teacher_weight": 3.0},
+    "teacher weight constant": {"loss.teacher_schedule": "constant"},
+    "select top": {"correction.select.rule": "top"},
+    "select all": {"correction.select.rule": "all"},
+    "select at random": {"correction.select.rule": "random"},
+    "groups that failed altogether only": {"correction.select.groups": "all_failed"},
+    "four per group": {"correction.select.per_group": 4},
+    "no failure kept": {"correction.select.keep_failure": False},
+    "place append": {"correction.place": "append"},
+    "place random failure": {"correction.place": "replace_random_failure"},
+    "threshold 0.2": {"correction.threshold": 0.2},
+    "threshold 0.8": {"correction.threshold": 0.8},
+    "a fifth of the errors misplaced": {"correction.noise": 0.2},
+    "half of the errors misplaced": {"correction.noise": 0.5},
+    "localiser oracle": {"correction.localiser": "oracle"},
+    "localiser monte_carlo": {"correction.localiser": "monte_carlo"},
+    "program teacher": {"teacher.kind": "program"},
+}
+
+
+def prepare():
+    return [checkpoint for domain in DOMAINS for checkpoint in checkpoints(domain)]
+
+
+def sweep():
+    runs = []
+    for domain in DOMAINS:
+        for name, overrides in VARIANTS.items():
+            folder = "ablation_" + name.replace(" ", "_")
+            runs += [run(domain, "scope", seed, overrides, folder, variant=name) for seed in SEEDS]
+    return runs

@@ -1,0 +1,266 @@
+"""Sweeps: what runs, what is skipped, what a record and the page say."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, Tiny, environment
+
+from scope_jax import results_page, sweep
+from scope_jax.configuration import check_config
+
+pytest_plugins = ("checkpoints_fixture",)
+
+
+def sweep_file(folder: Path, checkpoints: Tiny, bad: bool = False) -> Path:
+    """Three tiny runs; with `bad`, the second gives up."""
+    settings = {m: checkpoints.settings(m, {"steps": 2}) for m in ("grpo", "scope")}
+    body = f"""
+from scope_jax.sweep import Run
+
+SETTINGS = {settings!r}
+
+
+def sweep():
+    runs = []
+    for method, seed in (("scope", 0), ("scope", 1), ("grpo", 0)):
+        more = {{**SETTINGS[method], "seed": seed}}
+        more = {{k: v for k, v in more.items() if not k.startswith("task.options") or k == "task.options"}}
+        if {bad!r} and seed == 1:
+            more["optimizer.learning_rate"] = 1e30
+            more["training.stop_after_skipped"] = 1
+        name = f"arithmetic/{{method}}/seed_{{seed}}"
+        labels = {{"domain": "arithmetic", "method": method, "seed": seed}}
+        runs.append(Run(name, f"configs/arithmetic/{{method}}.py", more, labels))
+    return runs
+"""
+    path = folder / "my_sweep.py"
+    path.write_text(body)
+    return path
+
+
+def test_a_sweep_runs_on_two_workers_and_is_gone_on_with(checkpoints: Tiny, tmp_path: Path):
+    path = sweep_file(tmp_path, checkpoints)
+    command = [sys.executable, "-m", "scope_jax.sweep", f"--sweep={path}", f"--workdir={tmp_path / 'work'}"]
+    command += [f"--records={tmp_path / 'records'}", "--jobs=2"]
+    place = {**environment(checkpoints.folder), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    start = lambda *more: subprocess.run(
+        [*command, *more], env=place, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    first = start("--only=*grpo*")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "1 of 1 runs done, 0 failed, 0 left" in first.stdout and "[1/1] arithmetic/grpo/seed_0" in first.stdout
+    kept = tmp_path / "records" / "arithmetic" / "grpo" / "seed_0.json"
+    before = kept.read_bytes()
+    record = json.loads(before)
+    assert record["labels"] == {"domain": "arithmetic", "method": "grpo", "seed": 0} and record["steps"] == 2
+    assert record["overrides"]["seed"] == 0 and len(before) < 15_000
+    assert 0 <= record["final"]["eval/pass@1"] <= 1 and len(record["curve"]["reward/mean"]) == 2
+    assert record["mean"]["cost/rollout_tokens"] > 0 and record["seconds"] > 0
+    assert not (tmp_path / "work" / "arithmetic" / "grpo" / "seed_0").exists()  # emptied
+    # Gone on with: what is done stays as it is.
+    again = start("--only=*grpo*")
+    assert again.returncode == 0 and "[1/1]" not in again.stdout and kept.read_bytes() == before
+    # The same run by `train` has the same figures.
+    runs, _ = sweep.load_sweep(path)
+    listed = start("--list").stdout.split("\n")
+    assert [line[:4] for line in listed if "seed" in line] == ["    ", "    ", "done"] and len(runs) == 3
+
+
+def test_a_run_that_gives_up_is_recorded_and_the_sweep_goes_on(checkpoints: Tiny, tmp_path: Path):
+    runs, _ = sweep.load_sweep(sweep_file(tmp_path, checkpoints, bad=True))
+    records, said = tmp_path / "records", []
+    assert sweep.work(runs, tmp_path / "work", records, say=said.append) == (2, 1)
+    assert len(said) == 3 and sum("FAILED" in line for line in said) == 1 and said[-1].startswith("[3/3] ")
+    reason = json.loads((records / "arithmetic/scope/seed_1.failed.json").read_text())["reason"]
+    assert "were not finite" in reason and "\n" not in reason
+    assert json.loads((records / "arithmetic/scope/seed_0.json").read_text())["mean"]["cost/prm_tokens"] > 0
+    assert sweep.work(runs, tmp_path / "work", records) == (0, 0)  # a failure is an outcome too
+    page = tmp_path / "page.md"
+    page.write_text(f"# Words\n\n{results_page.BEGIN}\nold\n{results_page.END}\n\nMore words\n")
+    assert results_page.main([f"--page={page}", f"--table={records}"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Words\n") and text.endswith("\nMore words\n") and "old" not in text
+    assert "| **scope** | 1 (1 failed) |" in text and "| grpo | 1 |" in text
+    picture = tmp_path / "images" / "results_arithmetic.svg"
+    drawn = picture.read_bytes()
+    assert drawn.lstrip().startswith(b"<?xml") and len(drawn) < 200_000
+    assert results_page.main([f"--page={page}", f"--table={records}"]) == 0
+    assert page.read_text() == text and picture.read_bytes() == drawn  # the same from the same records
+
+
+def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
+    """Two methods, three seeds, by hand."""
+    for method, values in (("scope", (0.5, 0.6, 0.7)), ("grpo", (0.4, 0.55, 0.6))):
+        for seed, value in enumerate(values):
+            record = {
+                "name": f"{method}_{seed}",
+                "labels": {"domain": "toy", "method": method, "seed": seed},
+                "final": {"eval/pass@1": value, "eval_ood/pass@1": value / 2, "eval/diversity/distinct_paths": 2.0},
+                "mean": {"cost/rollout_tokens": 100.0 if method == "grpo" else 110.0, "update/count": 2.0},
+                "curve": {"reward/mean": [0.1 * n for n in range(8)]},
+                "seconds_per_step": 0.5,
+            }
+            path = tmp_path / "records" / f"{record['name']}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record))
+    text = results_page.results(tmp_path / "records", None, None, tmp_path / "images")
+    # sd 0.1, t(2) 4.303: half 0.2484; grpo: mean 0.5167, sd 0.1041, half 0.2586
+    assert "| **scope** | 3 | 60.0 ± 24.8 | - | 30.0 ± 12.4 |" in text and "| grpo | 3 | 51.7 ± 25.9 |" in text
+    # differences 0.1, 0.05, 0.1: mean 0.0833, sd 0.0289, half 0.0717; all positive: 2 of 8 assignments
+    assert "| grpo | 3 | +8.3 ± 7.2 (p 0.25, 3 ahead) |" in text
+    assert "the best rival is grpo; scope +8.3 ± 7.2 points" in text
+    assert "| scope | - | - | - | 2.0 | 1.10 | 0 | 0 | 0.50 |" in text
+
+
+def test_a_curve_shorter_than_the_window_is_not_drawn_and_bins_count_as_steps():
+    assert results_page._smooth([1.0] * 4).tolist() == []
+    assert results_page._smooth([0.0, 0.0, 0.0, 0.0, 5.0, 5.0]) == pytest.approx([1.0, 2.0])
+
+
+def test_a_setting_that_never_finished_is_in_the_table_of_the_search():
+    labels = lambda switch: {"method": "grpo", "rate": 1e-4, "switch": {"advantage.std": switch}, "seed": 0}
+    done = [{"labels": labels(True), "final": {"eval/pass@1": 0.5, "eval_ood/pass@1": 0.25}}]
+    text = results_page._tuning_table(done, [{"labels": labels(False)}])
+    assert "| grpo | 0.0001 | `advantage.std = True` | 1 | 50.0 | 25.0 | **37.5** |" in text
+    assert "| grpo | 0.0001 | `advantage.std = False` | 0 (1 failed) | - | - | - |" in text
+
+
+def test_a_record_by_hand():
+    rows = [
+        {"step": n, "time/total": float(n), "reward/mean": n / 250, "policy/entropy": None, "update/count": 2.0} for n in range(250)
+    ]
+    rows[0] |= {"cost/teacher_tokens": 1000.0, "scope/accepted_share": 0.5}
+    rows[1] |= {"cost/teacher_tokens": 250.0, "scope/accepted_share": 1.0}
+    rows[-1] |= {"eval/pass@1": 1 / 3, "eval/unscored": float("nan")}
+    run = sweep.Run("a/b", "configs/arithmetic/grpo.py", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"})
+    record = sweep.record_of(run, rows, {"steps": 250, "updates": 500, "skipped": 1}, 12.3456789)
+    # Steps without a teacher cost nothing; a share is that of the steps that have one.
+    assert record["mean"] == {
+        "cost/teacher_tokens": 5.0,
+        "scope/accepted_share": 0.75,
+        "time/total": 124.5,
+        "update/count": 2.0,
+    }
+    assert record["final"] == {"eval/pass@1": 0.333333, "eval/unscored": None}
+    assert (record["seconds"], record["seconds_per_step"], record["skipped"]) == (12.3457, 124.5, 1)
+    # Bins of three: the first is the mean of 0, 1 and 2 over 250, the last holds one step.
+    assert record["curve_every"] == 3 and len(record["curve"]["reward/mean"]) == 84
+    assert record["curve"].keys() == {"reward/mean", "scope/accepted_share"}  # of the entropy, nothing is known
+    assert record["curve"]["scope/accepted_share"][:3] == [0.75, None, None]
+    assert record["curve"]["reward/mean"][0] == 0.004 and record["curve"]["reward/mean"][-1] == 0.996
+    settings = record["settings"]
+    assert settings["seed"] == 7 and settings["task.options.seed"] == 3 and settings["advantage.std"] is True
+    assert "steps" in settings and "rollout.temperature" not in settings  # 25 and not 100; a default
+    assert len(json.dumps(record)) < 15_000
+
+
+def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path):
+    lock = tmp_path / "locks" / "a.lock"
+    with sweep.claim(lock) as mine:
+        assert mine
+        with sweep.claim(lock) as again:
+            assert not again
+        with sweep.claim(lock) as again:  # Asking did not take it away.
+            assert not again
+    body = "import sys, time\nfrom pathlib import Path\nfrom scope_jax.sweep import claim\n"
+    body += "with claim(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(100)\n"
+    holder = subprocess.Popen([sys.executable, "-c", body, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "True\n"
+    with sweep.claim(lock) as mine:
+        assert not mine
+    holder.kill()
+    holder.wait()
+    with sweep.claim(lock) as mine:
+        assert mine
+
+
+def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
+    body = "import os, sys\nfrom scope_jax.sweep import _wait\n"
+    body += "child = [sys.executable, '-c', 'import os, time; os.write(1, b\"%d\\\\n\" % os.getpid()); time.sleep(100)']\n"
+    body += "print(_wait([child, child], os.environ))\n"
+    parent = subprocess.Popen([sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.terminate()
+    assert parent.stdout.readline() == "[-15, -15]\n" and parent.wait() == 0
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("x = 1", "no function sweep()"),
+        ("from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'c.py'), Run('a', 'c.py')]", "two runs are called 'a'"),
+        ("from scope_jax.sweep import Run\nsweep = lambda: [Run('../a', 'c.py')]", "no path inside the records' directory"),
+        (
+            "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'configs/arithmetic/grpo.py', {'seeds': 1})]",
+            "config.seeds: unknown key in an override; the nearest known one is config.seed",
+        ),
+        (
+            "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'configs/arithmetic/grpo.py', {'steps.x': 1})]",
+            "config.steps.x: unknown key in an override",
+        ),
+        (
+            "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'configs/arithmetic/grpo.py', {'steps': 'x'})]",
+            "config.steps = 'x' in an override: expected a value of type int",
+        ),
+        (
+            "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'scope_jax/types.py')]",
+            "scope_jax/types.py: no function get_config()",
+        ),
+        (
+            "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'configs/arithmetic/grpo.py', {'advantage.process': 'x'})]",
+            "advantage.process = 'x' is unknown",
+        ),
+    ],
+)
+def test_bad_sweeps_are_one_line(tmp_path: Path, body: str, reason: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "s.py"
+    path.write_text(body)
+    code = sweep.main([f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--list"])
+    said = capsys.readouterr().err
+    assert code == 2 and reason in said and said.count("\n") == 1
+
+
+def test_at_least_one_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "s.py"
+    path.write_text("sweep = list")
+    assert sweep.main([f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--jobs=0"]) == 2
+    assert capsys.readouterr().err == "error: --jobs=0 must be at least 1\n"
+
+
+def test_shards_have_every_run_once():
+    runs = [sweep.Run(f"m/{n}", "c.py") for n in range(11)]
+    parts = [sweep.chosen(runs, "*", f"{n}/3") for n in range(3)]
+    assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
+    assert [len(part) for part in parts] == [4, 4, 3]
+    assert [r.name for r in sweep.chosen(runs, "m/1*", "0/1")] == ["m/1", "m/10"]
+    for bad in ("3/3", "x", "1", "-1/2"):
+        with pytest.raises(ValueError, match="expected I/N"):
+            sweep.chosen(runs, "*", bad)
+
+
+@pytest.mark.parametrize("name", ["miniature_table", "tuning", "ablations"])
+def test_the_shipped_sweeps_are_sound(name: str):
+    begin = time.monotonic()
+    runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")
+    assert len(runs) >= 50 and len({run.name for run in runs}) == len(runs)
+    seen = set()
+    for run in runs:
+        key = (run.config, json.dumps({k: v for k, v in run.overrides.items() if k != "seed"}, sort_keys=True))
+        if key not in seen:  # seeds apart, each setting once
+            seen.add(key)
+            check_config(sweep.config_of(str(ROOT / run.config), run.overrides))
+        assert run.labels["seed"] == run.overrides["seed"]
+    assert all((ROOT / checkpoint.config).is_file() for checkpoint in checkpoints)
+    tuning = {run.labels["seed"] for run in sweep.load_sweep(ROOT / "configs/sweeps/tuning.py")[0]}
+    if name != "tuning":
+        assert not tuning & {run.labels["seed"] for run in runs}  # what was tuned on is not reported
+    assert time.monotonic() - begin < 60
