@@ -67,6 +67,11 @@ def load_teacher(
     if spec.kind == "program":
         if type(task.domain).next_step is tasks.Domain.next_step:
             raise ValueError(f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes steps; use 'model'")
+        styles = getattr(task.domain, "styles", ())
+        if spec.style not in styles:
+            raise ValueError(
+                f"config.teacher.style = {spec.style!r} is no style of {task.domain.name!r}; one of {', '.join(styles)}"
+            )
         return correction.ProgramTeacher(spec.style)
     if spec.kind == "reference":
         if not any(problem.solution for problem in task.train[:16]):

@@ -166,7 +166,7 @@ def collect_demonstrations(
     first_row: int = 0,
 ) -> Groups:
     """The teacher's demonstrations, one row for each problem, with their verdicts. Rows without a demonstration, and with
-    `demonstrations.verified` those that the verifier does not accept, are not included."""
+    `demonstrations.verified` those that the verifier does not accept, are not included and hold the prompt alone."""
     spec = demonstration_spec(config)
     assert cast.teacher is not None
     with timer("demonstrate"):
@@ -203,7 +203,8 @@ def collect_demonstrations(
         "demonstrations/used": float(include.sum()),
     }
     own = np.zeros(len(reward), bool)
-    return Groups(found.rollout, 1, list(problems), reward, include, own, metrics)
+    rows = correction.without(found.rollout, jnp.asarray(~include))
+    return Groups(rows, 1, list(problems), reward, include, own, metrics)
 
 
 def with_demonstrations(own: Groups, shown: Groups) -> Groups:

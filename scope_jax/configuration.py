@@ -173,11 +173,12 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         yield "config.advantage.process and correction.enabled: steps are scored before the repair; use one of them"
     if process != "none" and shows.per_group:
         yield "config.advantage.process and demonstrations.per_group: only the policy's rows have process rewards; use one of them"
-    if process in ("sum", "min") and config.correction.localiser == "monte_carlo":
-        yield (
-            f"config.advantage.process {process!r} needs a score of every step; correction.localiser 'monte_carlo' finds the first "
-            "error only"
-        )
+    if process != "none" and config.correction.localiser == "monte_carlo":
+        yield f"config.advantage.process {process!r} needs scores of steps: set correction.localiser to 'prm' or 'oracle'"
+    if process == "prefix" and config.advantage.overlong_tokens:
+        yield "config.advantage.process 'prefix' takes no punished rewards: set advantage.overlong_tokens to 0"
+    if shows.per_group and shows.buffer:
+        yield "config.demonstrations.per_group and buffer: a group with a right demonstration has not failed; use one of them"
     if process != "none" and config.loss.ratio == "sequence":
         yield "config.loss.ratio 'sequence' has one ratio per row, which averages away the token advantages of advantage.process"
     if config.rollout.resample and corrects:
@@ -195,9 +196,16 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         yield "config.demonstrations need a teacher other than the policy itself: teacher.kind 'self' gives none"
     if config.loss.tis_cap is not None and config.loss.old_logp == "sampler":
         yield "config.loss.tis_cap weighs trainer against sampler; with loss.old_logp 'sampler' they are the same: use 'recompute'"
-    for name in ("epochs", "mini_batches", "micro_batches"):
-        if config.training[name] < 1:
-            yield f"config.training.{name} = {config.training[name]} must be at least 1"
+    for name, value in (
+        ("steps", config.steps),
+        *((f"rollout.{key}", config.rollout[key]) for key in ("prompts", "group", "prompt_tokens", "new_tokens")),
+        *((f"training.{key}", config.training[key]) for key in ("epochs", "mini_batches", "micro_batches", "stop_after_skipped")),
+        *((f"evaluation.{key}", config.evaluation[key]) for key in ("samples", "rows")),
+        ("checkpoint.every", config.checkpoint.every),
+        ("samples.every", config.samples.every),
+    ):
+        if value < 1:
+            yield f"config.{name} = {value} must be at least 1"
             return
     if config.advantage.overlong_tokens > config.rollout.new_tokens:
         yield (

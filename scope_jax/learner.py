@@ -85,15 +85,14 @@ class Learner:
         return self._metrics(seen) | {"loss/teacher_weight": float(weight)}
 
     def clone(self, rows: Rollout, include_B: np.ndarray, parts: int = 1) -> dict[str, float]:
-        """Supervised updates on the TEACHER tokens of `rows` where `include_B`, one for each of `parts` runs of rows; none
-        for a part without such a row."""
+        """Supervised updates on the TEACHER tokens of `rows`, one for each of `parts` runs of rows; none for a part where
+        `include_B` is nowhere set."""
         B = rows.tokens_BT.shape[0]
-        kept = rows.replace(length_B=jnp.where(jnp.asarray(include_B), rows.length_B, rows.prompt_length_B))
         seen = []
         for index in np.arange(B).reshape(parts, -1):
             if not include_B[index].any():
                 continue
-            part = kept if parts == 1 else _take_rows(kept, jnp.asarray(index), jnp.ones(len(index), bool))
+            part = rows if parts == 1 else _take_rows(rows, jnp.asarray(index), jnp.ones(len(index), bool))
             on, off = learning.token_weights(part, CLONING)
             micro = int(np.gcd(len(index), self.config.training.micro_batches))
             arrays = {"advantage": jnp.zeros(len(index)), "on": on, "off": off}

@@ -132,7 +132,9 @@ def _flat(config: ConfigDict) -> dict[str, Any]:
     return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
-def record_of(run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def record_of(
+    run: Run, config: ConfigDict, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float, code: str
+) -> dict[str, Any]:
     """What is kept of a finished run: {name, labels, config, overrides, settings (all that differ from the defaults), code,
     device, steps, updates, skipped, seconds (of the process that finished it), seconds_per_step (median), final (the last
     evaluation), mean (over the steps that have the figure; of `cost/` over all steps), curve, curve_every (steps per point)}.
@@ -148,15 +150,14 @@ def record_of(run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         if name.startswith(MEANS) and values
     }
     every = -(-len(rows) // MOST_POINTS)
-    defaults, settings = _flat(default_config()), _flat(config_of(run.config, run.overrides))
     device = jax.devices()[0]
     return {
         "name": run.name,
         "labels": dict(run.labels),
         "config": run.config,
         "overrides": dict(run.overrides),
-        "settings": {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]},
-        "code": code_version(),
+        "settings": settings_of(config),
+        "code": code,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "steps": summary["steps"],
         "updates": summary["updates"],
@@ -168,6 +169,24 @@ def record_of(run: Run, rows: Sequence[Mapping[str, Any]], summary: Mapping[str,
         "curve": {name: _binned([row.get(name) for row in rows], every) for name in CURVES if len(known.get(name, ())) > 1},
         "curve_every": every,
     }
+
+
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+    """What differs from the defaults of `scope_jax.train`, by dotted name, as JSON gives it back."""
+    defaults, settings = _flat(default_config()), _flat(config)
+    return json.loads(json.dumps({name: v for name, v in settings.items() if name not in defaults or v != defaults[name]}))
+
+
+def check_records(runs: Sequence[Run], records: Path) -> None:
+    """Raise ValueError where a record was made with other settings than its run has now: it would stand for what did not run."""
+    for run in runs:
+        path = records / f"{run.name}.json"
+        if not path.is_file():
+            continue
+        then, now = json.loads(path.read_text()).get("settings", {}), settings_of(config_of(run.config, run.overrides))
+        changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+        if then and changed:
+            raise ValueError(f"{path}: made with other settings ({', '.join(changed[:4])}); remove it, or use another --records")
 
 
 def _binned(values: Sequence[float | None], every: int) -> list[float | None]:
@@ -212,6 +231,8 @@ def work(
 
     from scope_jax.train import train
 
+    # As they are now: a file that is edited while the sweep runs belongs to the next one.
+    configs, code = {run.name: config_of(run.config, run.overrides) for run in runs}, code_version()
     done = failed = 0
     begin, before = time.monotonic(), sum(finished(records, run.name) for run in runs)
     for run in runs:
@@ -223,10 +244,12 @@ def work(
             started = time.monotonic()
             place = workdir / run.name
             try:
-                summary = train(config_of(run.config, run.overrides), place)
+                summary = train(configs[run.name].copy_and_resolve_references(), place)
             except (ValueError, OSError, RuntimeError) as error:
                 if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise  # a full disk says nothing about the run either
                 failed += 1
                 reason = " ".join(str(error).split())
                 _write(records / f"{run.name}.failed.json", {"name": run.name, "labels": dict(run.labels), "reason": reason})
@@ -234,7 +257,7 @@ def work(
             else:
                 done += 1
                 rows = read_metrics(place / "metrics.jsonl")
-                record = record_of(run, rows, summary, time.monotonic() - started)
+                record = record_of(run, configs[run.name], rows, summary, time.monotonic() - started, code)
                 _write(records / f"{run.name}.json", record)
                 outcome = "  ".join(f"{k} {v:.3f}" for k, v in record["final"].items() if k in ("eval/pass@1", "eval_ood/pass@1"))
             if not keep:
@@ -317,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--jobs={args.jobs} must be at least 1")
         for run in runs:
             check_config(config_of(run.config, run.overrides))
+        check_records(runs, args.records)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -91,7 +91,8 @@ def _train(config: ConfigDict, cast: Cast, mesh: jax.sharding.Mesh, workdir: Pat
     done_before = read_metrics(writer.path) if start == config.steps else []
     last: dict[str, Any] = {k: v for row in done_before[-1:] for k, v in row.items() if k != "step"}
     for step in range(start, config.steps):
-        key, seed = jax.random.fold_in(root, step), config.seed + step
+        key = jax.random.fold_in(root, step)
+        seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0])  # of what draws on the host
         gallery: list[dict[str, Any]] = []
         demonstrate = functools.partial(collect.collect_demonstrations, cast, config, sampling, key=key, seed=seed, timer=timer)
         with timer("total"):
@@ -139,8 +140,6 @@ def _train(config: ConfigDict, cast: Cast, mesh: jax.sharding.Mesh, workdir: Pat
                     reward, include = rescued.reward_B, rescued.include_B
                     metrics |= rescued.metrics
                     gallery = rescued.gallery
-                metrics["advantage/zero_group_share_after"] = float(learning.zero_group_share(reward, group, include))
-
                 # ---- Advantages.
                 with timer("update" if credit.process == "none" else "prm"):
                     locate = functools.partial(
@@ -152,23 +151,29 @@ def _train(config: ConfigDict, cast: Cast, mesh: jax.sharding.Mesh, workdir: Pat
                         domain=cast.task.domain,
                         tokenizer=cast.tokenizer,
                         prm=cast.prm,
+                        noise=config.correction.noise,
+                        seed=seed,
                     )
                     advantage, more = advantages(
                         final, reward, include, group, credit, max_new_tokens=config.rollout.new_tokens, locate=locate
                     )
                 metrics |= more
+                silent = np.all(np.asarray(advantage).reshape(len(reward) // group, -1) == 0, axis=1)
+                metrics["advantage/zero_group_share_after"] = float(np.mean(silent))
 
                 # ---- Updates.
+                del policy  # the layout for decoding need not stay in memory
                 with timer("update"):
                     metrics |= learner.update(final, group, advantage, include, key, step)
                 if shows.buffer:
                     failed = np.all(groups.reward_B.reshape(-1, groups.group) == 0, axis=1)
                     waiting += [problem for problem, bad in zip(groups.problems[:: groups.group], failed) if bad]
-                    if len(waiting) >= shows.buffer:
+                    while len(waiting) >= shows.buffer:
                         asked, waiting = waiting[: shows.buffer], waiting[shows.buffer :]
                         shown = demonstrate(asked, first_row=len(groups.reward_B))
                         with timer("update"):
                             cloned = learner.clone(shown.rollout, shown.include_B)
+                        metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
                         metrics |= shown.metrics | {f"clone/{name.split('/')[1]}": v for name, v in cloned.items() if "/" in name}
                     metrics["demonstrations/waiting"] = float(len(waiting))
         if int(jax.device_get(learner.state.skipped_in_row)) >= config.training.stop_after_skipped:

@@ -2,7 +2,8 @@
 
 python -m scope_jax.train --config=configs/arithmetic/luffy.py --workdir=runs/luffy
 
-As in its released script: the demonstration counts in the group mean, no standard deviation, no clip, entropy bonus 0.001.
+As in the paper, demonstrations that the verifier refuses are left out. As in its released script: the demonstration counts in the
+group mean, no standard deviation, no clip, entropy bonus 0.001.
 """
 
 from configs.arithmetic import common
@@ -11,6 +12,7 @@ from configs.arithmetic import common
 def get_config():
     config = common.with_teacher(common.get_config())
     config.demonstrations.per_group = 1
+    config.demonstrations.verified = True
     config.loss.teacher_term = "shaped"
     config.loss.teacher_weight = 1.0
     config.loss.normaliser = "constant"

@@ -19,6 +19,7 @@ def on_countdown(config):
         config.models.teacher = f"{CHECKPOINTS}/teacher"
     if config.models.prm:
         config.models.prm = f"{CHECKPOINTS}/prm"
+    config.teacher.style = "same_numbers"
     config.rollout.prompt_tokens = 15
     config.rollout.new_tokens = 40
     config.correction.step_tokens = 16

@@ -1,22 +1,34 @@
-"""What the sweeps of the embedded tasks share: their methods, checkpoints and run sizes."""
+"""What the sweeps of the embedded tasks share: methods, what the search chose for each, checkpoints, run sizes."""
 
 from scope_jax.sweep import Checkpoint, Run
 
-METHODS = (
-    "scope",
-    "grpo",
-    "luffy",
-    "dr_grpo",
-    "dapo",
-    "gspo",
-    "relift",
-    "prm_reward",
-    "prm_min",
-    "vppo",
-    "sft",
-    "sft_grpo",
-    "self_correction",
-)
+# Name in the tables -> (config file, what the search chose or the name adds). Of the search's two learning rates, the better.
+LOW, HIGH = {"optimizer.learning_rate": 1.5e-4}, {"optimizer.learning_rate": 3e-4}
+METHODS = {
+    "scope": ("scope", LOW),
+    "grpo": ("grpo", LOW | {"advantage.std": False}),
+    "luffy": ("luffy", LOW),
+    "luffy_nll": ("luffy", LOW | {"loss.teacher_term": "nll"}),
+    "dr_grpo": ("dr_grpo", LOW),
+    # DAPO rolls out up to three batches of prompts for one update. `dapo_equal` rolls out as many as the others and trains on
+    # eight groups, those that tell something first.
+    "dapo": ("dapo", LOW | {"advantage.std": False}),
+    "dapo_equal": (
+        "dapo",
+        LOW | {"advantage.std": False, "rollout.prompts": 8, "rollout.resample": 1, "training.micro_batches": 1},
+    ),
+    "gspo": ("gspo", LOW | {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3}),
+    "relift": ("relift", HIGH),
+    "prm_reward": ("prm_reward", LOW | {"advantage.process_weight": 0.1}),
+    "prm_min": ("prm_min", LOW | {"advantage.process_weight": 0.3}),
+    "vppo": ("vppo", HIGH | {"advantage.alpha": 0.25}),
+    # The same with labels of the step check in place of the PRM's scores, which these rewards wear out.
+    "prm_reward_oracle": ("prm_reward", LOW | {"advantage.process_weight": 0.1, "correction.localiser": "oracle"}),
+    "vppo_oracle": ("vppo", LOW | {"advantage.alpha": 0.25} | {"correction.localiser": "oracle"}),
+    "sft": ("sft", HIGH | {"demonstrations.rows": 128}),
+    "sft_grpo": ("sft_grpo", LOW),
+    "self_correction": ("self_correction", LOW),
+}
 DOMAINS = ("arithmetic", "countdown")
 # Thirty rollout batches are sixty updates.
 SIZE = {"steps": 30, "evaluation.problems": 500, "evaluation.ood_problems": 500, "checkpoint.every": 1000}
@@ -32,14 +44,15 @@ def checkpoints(domain: str) -> list[Checkpoint]:
 
 
 def run(domain: str, method: str, seed: int, overrides=(), name: str = "", problems: int = TABLE_PROBLEMS, **labels) -> Run:
-    """A run of `configs/<domain>/<method>.py` in the size of the sweeps; `problems` is the seed of the data set."""
-    more = {**SIZE, "seed": seed, "task.options.seed": problems, **dict(overrides)}
-    if method == "sft":
+    """A run of a method in the size of the sweeps; `problems` is the seed of the data set."""
+    file, own = METHODS[method]
+    more = {**SIZE, "seed": seed, "task.options.seed": problems, **own, **dict(overrides)}
+    if file == "sft":
         more["demonstrations.supervised_steps"] = more["steps"]
     label = name or method
     return Run(
         f"{domain}/{label}/seed_{seed}",
-        f"configs/{domain}/{method}.py",
+        f"configs/{domain}/{file}.py",
         more,
         {"domain": domain, "method": method, "seed": seed, **labels},
     )

@@ -18,6 +18,7 @@ SWITCH = {
     "luffy": ({"loss.teacher_term": "shaped"}, {"loss.teacher_term": "nll"}),
     "dr_grpo": ({"loss.clip_high": 0.2}, {"loss.clip_high": 0.28}),
     "dapo": ({"advantage.std": True}, {"advantage.std": False}),
+    "dapo_equal": ({"advantage.std": True}, {"advantage.std": False}),
     "gspo": (
         {"loss.clip_low": 3e-4, "loss.clip_high": 4e-4},
         {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3},

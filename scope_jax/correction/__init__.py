@@ -1,6 +1,6 @@
 """Correction, the method itself: find the first wrong step, have the teacher correct it, let the policy go on."""
 
-from scope_jax.correction.demonstrations import Demonstrations, demonstrate
+from scope_jax.correction.demonstrations import Demonstrations, demonstrate, without
 from scope_jax.correction.endpoint import Endpoint, EndpointSpec, EndpointTeacher
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.locate import Located, in_steps, locate
@@ -37,4 +37,5 @@ __all__ = [
     "select",
     "splice",
     "take_rows",
+    "without",
 ]

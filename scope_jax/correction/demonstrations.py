@@ -159,9 +159,10 @@ def _done(rows: Rollout, failed: list[str | None], metrics: dict[str, float]) ->
     for reason in failed:
         if reason is not None:
             counts[f"demonstrations/failed_{reason}"] = counts.get(f"demonstrations/failed_{reason}", 0.0) + 1.0
-    return Demonstrations(_emptied(rows, bad), failed, metrics | counts | {"cost/demonstration_tokens": spent})
+    return Demonstrations(without(rows, bad), failed, metrics | counts | {"cost/demonstration_tokens": spent})
 
 
 @jax.jit
-def _emptied(rows: Rollout, bad: jax.Array) -> Rollout:
+def without(rows: Rollout, bad: jax.Array) -> Rollout:
+    """The rows, those where `bad` (bool[B]) cut to their prompt and finished."""
     return cut(rows, jnp.where(bad, rows.prompt_length_B, rows.length_B)).replace(finished_B=rows.finished_B | bad)

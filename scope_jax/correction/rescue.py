@@ -152,7 +152,7 @@ def rescue(
         asks = []
         for number, r in enumerate(chosen_R):
             b, error, steps = int(attempted[number]), int(located.error_R[r]), located.steps[r]
-            kept[number] = prompt_length[b] + located.ends[r][error - 1]
+            kept[number] = prompt_length[b] + (located.ends[r][error - 1] if error else 0)
             last = error == len(steps) - 1
             asks.append(Ask(problems[b], tuple(steps[:error]), steps[error], last, int(row_id[b])))
         kept = np.where(valid, kept, row_length[index])
@@ -299,7 +299,7 @@ def _choose(
     R = len(located.rows_R)
     finished_B = np.asarray(jax.device_get(rollout.finished_B))
     found = located.found_R
-    eligible = found & (located.error_R > 0) & finished_B[located.rows_R]
+    eligible = found & (located.error_R >= spec.select.good_steps) & finished_B[located.rows_R]
     eligible_B, quality_B = np.zeros(failed_B.size, bool), np.zeros(failed_B.size)
     eligible_B[located.rows_R], quality_B[located.rows_R] = eligible, located.quality_R
     chosen = select(eligible_B, quality_B, failed_B, group, spec.select, seed)

@@ -12,13 +12,15 @@ GROUPS = ("any", "all_failed")
 class SelectSpec:
     """rule: `band` keeps rows whose prefix quality lies inside the `quantiles` of all eligible rows of the batch;
     `top` and `all` look at no quantile; `random` ranks by a draw instead of quality. per_group: attempts per group at
-    the most; with `keep_failure` also at most failures - 1. groups: `any`, or only groups that failed altogether."""
+    the most; with `keep_failure` also at most failures - 1. groups: `any`, or only groups that failed altogether.
+    good_steps: so many steps before the error a row must have to be eligible; with 0 the teacher may write the first step."""
 
     rule: str = "band"
     quantiles: tuple[float, float] = (0.1, 0.9)
     per_group: int = 2
     groups: str = "any"
     keep_failure: bool = True
+    good_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.rule not in BANDS:
@@ -26,6 +28,8 @@ class SelectSpec:
         if self.groups not in GROUPS:
             raise ValueError(f"selection groups {self.groups!r} is unknown; one of {', '.join(GROUPS)}")
         low, high = self.quantiles
+        if self.good_steps < 0:
+            raise ValueError(f"selection good_steps {self.good_steps} must be 0 or more")
         if not 0 <= low <= high <= 1 or self.per_group < 1:
             raise ValueError(f"selection quantiles {self.quantiles} must ascend in [0, 1] and per_group {self.per_group} be >= 1")
 
@@ -35,7 +39,7 @@ def select(
 ) -> np.ndarray:
     """Row numbers (int64[R], group by group, best first) of the rows to correct.
 
-    eligible_B bool: failed, error located, at least one good step, not cut off by length. quality_B float: prefix
+    eligible_B bool: failed, error located, `good_steps` before it, not cut off by length. quality_B float: prefix
     quality. failed_B bool: rows with reward 0. Rows of a group are `group` consecutive ones. Ties go to the lower row.
     """
     eligible = np.asarray(eligible_B, bool)
