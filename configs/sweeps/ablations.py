@@ -23,6 +23,8 @@ VARIANTS = {
     "select all": {"correction.select.rule": "all"},
     "select at random": {"correction.select.rule": "random"},
     "groups that failed altogether only": {"correction.select.groups": "all_failed"},
+    "first steps too": {"correction.select.good_steps": 0},
+    "no standard deviation, token mean": {"advantage.std": False, "loss.normaliser": "token"},
     "four per group": {"correction.select.per_group": 4},
     "no failure kept": {"correction.select.keep_failure": False},
     "place append": {"correction.place": "append"},

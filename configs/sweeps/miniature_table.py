@@ -20,6 +20,6 @@ def prepare():
 
 
 def sweep():
-    first = [run(domain, method, seed) for domain in DOMAINS for method in METHODS for seed in SEEDS]
-    more = [run(domain, method, seed) for domain in DOMAINS for method in OFTEN for seed in MANY_SEEDS[len(SEEDS) :]]
+    first = [run(domain, method, seed) for method in METHODS for domain in DOMAINS for seed in SEEDS]
+    more = [run(domain, method, seed) for method in OFTEN for domain in DOMAINS for seed in MANY_SEEDS[len(SEEDS) :]]
     return first + more
