@@ -598,6 +598,20 @@ def test_a_first_step_that_is_wrong_leaves_nothing_to_keep():
     assert same(result.rollout, batch, range(4)) and result.reward_B.tolist() == [0] * 4
 
 
+def test_with_no_good_step_asked_for_the_teacher_writes_the_first():
+    """good_steps 0: the row is cut to its prompt, and the teacher begins (with -9, which is right as well)."""
+    batch = scene(RIGHT + "#", WRONG_1 + "#", WRONG_1 + "#", RIGHT + "#")
+    select = dataclasses.replace(SPEC.select, good_steps=0, per_group=1)
+    spec = dataclasses.replace(SPEC, select=select, tail="none", accept="unverified")
+    result = run(batch, [1, 0, 0, 1], spec, teacher=bigram("=-910\n"), policy=IDLE)
+    assert result.metrics["scope/eligible"] == 2 and result.metrics["scope/corrected"] == 1
+    assert text(result.rollout, 1) == "-910\n" and result.include_B.tolist() == [True, False, True, True]
+    assert result.rollout.owner_BT[1].tolist() == [PROMPT] * 7 + [TEACHER] * 5 + [PAD] * 11
+    assert same(result.rollout, batch, [0, 2, 3])
+    (item,) = result.gallery
+    assert item["steps"][0]["text"] == "+778\n" and item["steps"][0]["status"] == "wrong" and item["first_error"] == 0
+
+
 def test_an_error_that_no_step_shows_is_not_located():
     # The verdict says failed (an answer in another form, say), and every step is right.
     batch = scene(RIGHT + "#", RIGHT + "#", WRONG_3 + "#", WRONG_1 + "#")

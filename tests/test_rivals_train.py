@@ -102,6 +102,11 @@ def test_process_rewards_reach_groups_without_an_outcome(runs: dict[str, list[di
     for name in ("prm_reward", "prm_min", "vppo"):
         assert runs[name][0]["reward/mean"] == runs["dr_grpo"][0]["reward/mean"]
         assert runs[name][0]["cost/prm_tokens"] > 0 and runs[name][0]["grad/norm"] != runs["dr_grpo"][0]["grad/norm"]
+        # Groups of one outcome have token advantages all the same, and are counted so.
+        before, after = ([row[f"advantage/zero_group_share{end}"] for row in runs[name]] for end in ("", "_after"))
+        assert sum(after) < sum(before)
+    for row in runs["dr_grpo"]:
+        assert row["advantage/zero_group_share_after"] == row["advantage/zero_group_share"]
 
 
 def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]]):
@@ -123,7 +128,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(checkpoints: Tiny) -> Scene:
-    config = checkpoints.config("luffy", settings(checkpoints, "luffy"))
+    config = checkpoints.config("luffy", settings(checkpoints, "luffy", {"demonstrations.verified": False}))
     check_config(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -169,6 +174,34 @@ def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
     verdict = scene.cast.task.domain.verify(both.problems, texts)
     finished = np.asarray(both.rollout.finished_B)
     assert [bool(v) and bool(f) for v, f in zip(verdict, finished)] == (both.reward_B == 1).tolist()
+
+
+def test_a_demonstration_that_is_refused_is_not_learned_from(scene: Scene):
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.verified = True
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, config)
+        asked = own.problems[:: own.group]
+        taken, strict = (
+            collect.collect_demonstrations(
+                scene.cast, c, scene.sampling, asked, jax.random.key(5), 0, PhaseTimer(), first_row=len(own.reward_B)
+            )
+            for c in (scene.config, config)
+        )
+        wrong = taken.reward_B != 1
+        assert wrong.any() and not wrong.all()  # the tiny teacher is right now and then
+        assert strict.include_B.tolist() == (~wrong).tolist() and strict.metrics["demonstrations/used"] == (~wrong).sum()
+        weights = {}
+        for name, shown in (("taken", taken), ("strict", strict)):
+            both = collect.with_demonstrations(own, shown)
+            spec = learning.LossSpec(normaliser="token")
+            weights[name] = [np.asarray(w) for w in learning.token_weights(both.rollout, spec, include_B=both.include_B)]
+    M = scene.config.rollout.group
+    shown_rows = np.arange(M - 1, 8 * M, M)
+    assert (weights["taken"][1][shown_rows].sum(axis=1) > 0).all()
+    assert ((weights["strict"][1][shown_rows].sum(axis=1) > 0) == ~wrong).all()
+    # What is refused is not in N either: the weights of a batch sum to 1.
+    assert sum(w.sum() for w in weights["strict"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
@@ -364,7 +397,7 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         ({"demonstrations.buffer": 4, "rollout.resample": 1}, "that demonstrations.buffer collects"),
         ({"demonstrations.per_group": 8}, "leaves no rollout in a group of 8"),
         ({"demonstrations.per_group": 1, "teacher.kind": "self"}, "teacher.kind 'self' gives none"),
-        ({"advantage.process": "min", "correction.localiser": "monte_carlo"}, "needs a score of every step"),
+        ({"advantage.process": "min", "correction.localiser": "monte_carlo"}, "needs scores of steps"),
         ({"advantage.process": "prefix", "loss.ratio": "sequence"}, "averages away the token advantages"),
         ({"advantage.process": "prefix", "advantage.std": True}, "set advantage.std to False"),
         ({"loss.tis_cap": 2.0}, "use 'recompute'"),
@@ -382,6 +415,12 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         ),
         ({"correction.noise": 2.0, "correction.enabled": True}, "must be a probability"),
         ({"advantage.alpha": 2.0}, "must lie in [0, 1]"),
+        ({"advantage.process": "prefix", "correction.localiser": "monte_carlo"}, "needs scores of steps"),
+        ({"advantage.process": "prefix", "advantage.overlong_tokens": 4}, "takes no punished rewards"),
+        ({"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
+        ({"demonstrations.per_group": 1, "demonstrations.buffer": 4}, "has not failed; use one of them"),
+        ({"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
+        ({"samples.every": 0}, "samples.every = 0 must be at least 1"),
         ({"demonstrations.per_group": -1}, "must be 0 or more"),
     ],
 )

@@ -138,7 +138,9 @@ def test_a_record_by_hand():
     rows[1] |= {"cost/teacher_tokens": 250.0, "scope/accepted_share": 1.0}
     rows[-1] |= {"eval/pass@1": 1 / 3, "eval/unscored": float("nan")}
     run = sweep.Run("a/b", "configs/arithmetic/grpo.py", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"})
-    record = sweep.record_of(run, rows, {"steps": 250, "updates": 500, "skipped": 1}, 12.3456789)
+    config = sweep.config_of(run.config, run.overrides)
+    record = sweep.record_of(run, config, rows, {"steps": 250, "updates": 500, "skipped": 1}, 12.3456789, "abc123")
+    assert record["code"] == "abc123"
     # Steps without a teacher cost nothing; a share is that of the steps that have one.
     assert record["mean"] == {
         "cost/teacher_tokens": 5.0,
@@ -157,6 +159,18 @@ def test_a_record_by_hand():
     assert settings["seed"] == 7 and settings["task.options.seed"] == 3 and settings["advantage.std"] is True
     assert "steps" in settings and "rollout.temperature" not in settings  # 25 and not 100; a default
     assert len(json.dumps(record)) < 15_000
+
+
+def test_a_record_of_other_settings_is_not_taken_for_the_run(tmp_path: Path):
+    run = sweep.Run("a/b", "configs/arithmetic/grpo.py", {"seed": 7}, {"method": "grpo"})
+    settings = sweep.settings_of(sweep.config_of(run.config, run.overrides))
+    path = tmp_path / "a" / "b.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"name": run.name, "settings": settings}))
+    sweep.check_records([run], tmp_path)
+    path.write_text(json.dumps({"name": run.name, "settings": {**settings, "loss.clip_high": 0.9}}))
+    with pytest.raises(ValueError, match=r"b\.json: made with other settings \(loss\.clip_high\)"):
+        sweep.check_records([run], tmp_path)
 
 
 def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path):
