@@ -241,8 +241,9 @@ def monte_carlo_labels(
         )
         tokens, prefixes = tokens + spent, prefixes + len(asked)
         for r, n in zip(asked, won, strict=True):
-            labels[r][step] = float(n > 0) if spec.estimate == "hard" else float(n) / spec.continuations
-        alive[asked[won == 0]] = False
+            value = max(n, int(right[r])) / spec.continuations  # a right row is one success at the least
+            labels[r][step] = float(n > 0) if spec.estimate == "hard" else value
+        alive[asked[(won == 0) & ~right[asked]]] = False
     for r in np.flatnonzero(alive):
         labels[r][-1] = float(right[r])
     known = [labels[r] if verdict is not None else None for r, verdict in enumerate(verdicts)]
