@@ -26,7 +26,7 @@ from scope_jax.train import train
 
 CHECKPOINTS = ("base", "teacher", "prm")
 ARMS = ("grpo", "scope")
-# Training reward, averaged over WINDOW updates, that "updates to reach" asks for.
+# Training reward, averaged over WINDOW batches, that "batches to reach" asks for.
 TARGET, WINDOW = 0.3, 5
 
 # (name, metric, "final" evaluation or mean over the "run", format)
@@ -41,8 +41,8 @@ ROWS = (
     ("zero-advantage groups, before repair", "advantage/zero_group_share", "run"),
     ("zero-advantage groups, after repair", "advantage/zero_group_share_after", "run"),
     ("salvage rate", "scope/accepted_share", "run"),
-    (f"updates to reach reward {TARGET}", "", "reach"),
-    ("seconds per update", "time/total", "median"),
+    (f"batches to reach reward {TARGET}", "", "reach"),
+    ("seconds per batch", "time/total", "median"),
 )
 
 
@@ -71,7 +71,7 @@ def arm_config(arm: str, seed: int, checkpoints: Path, data: Path, steps: int | 
 
 
 def reach(rewards: list[float], target: float = TARGET, window: int = WINDOW) -> float:
-    """Updates until the mean reward of `window` consecutive batches first reaches `target`; NaN if it never does."""
+    """Batches until the mean reward of `window` consecutive batches first reaches `target`; NaN if it never does."""
     for end in range(window, len(rewards) + 1):
         if np.mean(rewards[end - window : end]) >= target:
             return float(end)
@@ -132,7 +132,7 @@ def wins(runs: dict[str, list[list[dict[str, Any]]]]) -> list[str]:
     """Seed by seed, whether SCOPE is ahead: said plainly, also where it is not."""
     lines = []
     for name, metric, kind, higher in (
-        ("fewer updates to the target", "", "reach", False),
+        ("fewer batches to the target", "", "reach", False),
         ("higher pass@1", "eval/pass@1", "final", True),
         ("higher pass@8", "eval/pass@8", "final", True),
         ("more distinct paths", "eval/diversity/distinct_paths", "final", True),
@@ -168,7 +168,7 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
                 smooth = [np.convolve(line, np.full(WINDOW, 1 / WINDOW), mode="valid").tolist() for line in y]
                 x = list(range(WINDOW, WINDOW + len(smooth[0])))
                 series.append({"label": arm.upper(), "x": x, "y_by_seed": smooth})
-        out.append({"title": title, "x_label": f"updates (mean of {WINDOW})", "y_label": "", "series": series})
+        out.append({"title": title, "x_label": f"batches (mean of {WINDOW})", "y_label": "", "series": series})
     return out
 
 
@@ -200,7 +200,8 @@ def demo(seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: 
         title="SCOPE on signed terms",
         intro=[
             "Failed rollouts are rescued at their first wrong step: a process reward model finds it, a teacher corrects that one "
-            "step, the policy goes on from there. GRPO and SCOPE start from the same base, with equal rollouts and updates.",
+            "step, the policy goes on from there. GRPO and SCOPE start from the same base, with equal rollouts "
+            "and updates (two for each batch).",
             f"{len(seeds)} seeds; mean ± standard deviation over seeds. An independent implementation of SCOPE, arXiv 2602.24110.",
             *said,
         ],
@@ -229,7 +230,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--steps", type=int, default=None, help="updates of each run (default: the config's)")
+    parser.add_argument("--steps", type=int, default=None, help="batches of each run (default: the config's)")
     args = parser.parse_args()
     use_cpu_cores()
     # Both arms and all seeds run the same programs.

@@ -32,9 +32,11 @@ class Learner:
     """
 
     def __init__(self, config: ConfigDict, cast: Cast, mesh: Mesh, root: jax.Array):
-        self.config, self.cast, self.mesh = config, cast, mesh
+        self.config, self.model, self.mesh = config, cast.config, mesh
         self.losses, self.lora = loss_spec(config), lora_spec(config)
         self.optimizer = optimizer_spec(config)
+        # The weights at the start, where they are needed later: under adapters, and as the reference of a KL term.
+        self.start: models.Params = cast.params if self.lora is not None or self.losses.kl_weight > 0 else {}
         trained = cast.params
         if self.lora is not None:
             trained = models.init_lora(cast.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh)
@@ -44,7 +46,7 @@ class Learner:
 
     def policy(self) -> correction.Writer:
         """The policy of the moment, laid out for decoding."""
-        return correction.Writer(models.relay(self.cast.config, self._params(), self.mesh), self.cast.config)
+        return correction.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
 
     def update(
         self, rows: Rollout, group: int, advantage: Any, include_B: np.ndarray, key: jax.Array, step: int
@@ -61,7 +63,7 @@ class Learner:
         elif several:
             arrays["old_logp"] = self._logprobs(self._params(), rows, group)
         if losses.kl_weight > 0:
-            arrays["reference_logp"] = self._logprobs(self.cast.params, rows, group)
+            arrays["reference_logp"] = self._logprobs(self.start, rows, group)
         if losses.tis_cap is not None:
             arrays["sampler_logp"] = rows.logp_BT
         if losses.teacher_term == "importance":
@@ -101,20 +103,20 @@ class Learner:
 
     def save(self, workdir: Path) -> None:
         """The policy as `workdir/model`, adapters as `workdir/adapter`."""
-        models.save(workdir / "model", self.cast.config, self._params(), None)
+        models.save(workdir / "model", self.model, self._params(), None)
         if self.lora is not None:
-            models.save_lora(workdir / "adapter", self.cast.config, self.state.params, self.lora, base=self.config.models.policy)
+            models.save_lora(workdir / "adapter", self.model, self.state.params, self.lora, base=self.config.models.policy)
 
     # ---- parts
 
     def _params(self) -> models.Params:
         if self.lora is None:
             return self.state.params
-        return models.merge(self.cast.config, self.cast.params, self.state.params, self.lora)
+        return models.merge(self.model, self.start, self.state.params, self.lora)
 
     def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
         micro = self.config.training.micro_batches * self.config.training.mini_batches
-        run = _logprobs_program(self.cast.config, self.config.rollout.temperature, micro, models.unroll_layers())
+        run = _logprobs_program(self.model, self.config.rollout.temperature, micro, models.unroll_layers())
         return run(params, rows, group)
 
     def _step(
@@ -128,7 +130,7 @@ class Learner:
         weight: Any,
     ) -> dict[str, Any]:
         update = _update_program(
-            self.cast.config,
+            self.model,
             spec,
             self.optimizer,
             self.lora,
@@ -138,7 +140,7 @@ class Learner:
             models.unroll_layers(),
         )
         packed = learning.pack(rows, arrays, group, micro_batches)
-        fixed = {"teacher_weight": jnp.float32(weight)} | ({} if self.lora is None else {"base": self.cast.params})
+        fixed = {"teacher_weight": jnp.float32(weight)} | ({} if self.lora is None else {"base": self.start})
         self.state, stats = update(self.state, packed, fixed)
         return stats
 

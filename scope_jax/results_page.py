@@ -35,8 +35,10 @@ COLUMNS = (
     ("distinct-4", "eval/diversity/distinct_4", 1),
     ("1 - self-BLEU", "eval/diversity/one_minus_self_bleu", 1),
     ("answer entropy", "eval/diversity/answer_entropy", 1),
+    ("reward over the run", "curve:reward/mean", 100),
 )
 COMPARED = (
+    ("reward over the run", "curve:reward/mean", 100),
     ("pass@1", "eval/pass@1", 100),
     ("OOD pass@1", "eval_ood/pass@1", 100),
     ("OOD pass@8", "eval_ood/pass@8", 100),
@@ -69,7 +71,10 @@ def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:
 
 
 def value(record: Record, metric: str) -> float:
-    """A final figure, NaN where the run has none."""
+    """A final figure, or with "curve:" before its name the mean over the run; NaN where the run has none."""
+    if metric.startswith("curve:"):
+        points = [x for x in record["curve"].get(metric.removeprefix("curve:"), ()) if x is not None]
+        return float(np.mean(points)) if points else math.nan
     found = record["final"].get(metric)
     return math.nan if found is None else float(found)
 
@@ -140,7 +145,10 @@ def _method_table(methods: Mapping[str, list[Record]], lost: Mapping[str, int]) 
         seeds = str(len(records)) + (f" ({lost[name]} failed)" if lost.get(name) else "")
         lines.append(_row([f"**{name}**" if name == OURS else name, seeds, *_cells(records, COLUMNS)]))
     gave_up = [f"{name} ({count})" for name, count in lost.items() if name not in methods]
-    text = "Mean over seeds ± half of the 95 % interval (Student's t); pass rates in percent.\n\n" + "\n".join(lines) + "\n"
+    text = (
+        "Mean over seeds ± half of the 95 % interval (Student's t); pass rates in percent; the reward is that of the policy's own "
+        "rollouts, mean of all batches.\n\n" + "\n".join(lines) + "\n"
+    )
     if gave_up:
         text += f"\nNo finished run: {', '.join(gave_up)}.\n"
     head = [
@@ -258,7 +266,7 @@ def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
             "p",
         ]
         lines = [_row(head), _rule(head)]
-        short = [c for c in COMPARED if c[0] != "OOD pass@8"]
+        short = [c for c in COMPARED if c[0] not in ("OOD pass@8", "reward over the run")]
         for name, group in {"as shipped": base, **variants}.items():
             if not group:
                 continue

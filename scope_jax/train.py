@@ -58,14 +58,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         workdir = prepare_workdir(workdir, config.to_dict(), may_differ=MAY_DIFFER)
         if cast.task.contamination is not None:
             write_atomically(workdir / "decontamination.json", json.dumps(cast.task.contamination, indent=2) + "\n")
-        return _train(config, cast, mesh, workdir)
+        root = jax.random.key(config.seed)
+        learner = Learner(config, cast, mesh, root)
+        cast = dataclasses.replace(cast, params={})  # the learner has its copy: nothing else keeps the start weights alive
+        return _train(config, cast, learner, root, workdir)
 
 
-def _train(config: ConfigDict, cast: Cast, mesh: jax.sharding.Mesh, workdir: Path) -> dict[str, Any]:
+def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, workdir: Path) -> dict[str, Any]:
     spec, shows, credit = correction_spec(config), demonstration_spec(config), advantage_spec(config)
     sampling = sample_spec(config, cast.config.end_ids)
-    root = jax.random.key(config.seed)
-    learner = Learner(config, cast, mesh, root)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     start, cursor = 0, collect.Cursor()

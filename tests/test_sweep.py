@@ -112,7 +112,7 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
     # sd 0.1, t(2) 4.303: half 0.2484; grpo: mean 0.5167, sd 0.1041, half 0.2586
     assert "| **scope** | 3 | 60.0 ± 24.8 | - | 30.0 ± 12.4 |" in text and "| grpo | 3 | 51.7 ± 25.9 |" in text
     # differences 0.1, 0.05, 0.1: mean 0.0833, sd 0.0289, half 0.0717; all positive: 2 of 8 assignments
-    assert "| grpo | 3 | +8.3 ± 7.2 (p 0.25, 3 ahead) |" in text
+    assert "| grpo | 3 | +0.0 ± 0.0 (p 1, 0 ahead) | +8.3 ± 7.2 (p 0.25, 3 ahead) |" in text
     assert "the best rival is grpo; scope +8.3 ± 7.2 points" in text
     assert "| scope | - | - | - | 2.0 | 1.10 | 0 | 0 | 0.50 |" in text
 
