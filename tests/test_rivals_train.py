@@ -77,7 +77,9 @@ def test_dapo_resamples_until_every_group_tells(runs: dict[str, list[dict]]):
 
 def test_gspo_updates_once_per_mini_batch(runs: dict[str, list[dict]]):
     assert [row["update/count"] for row in runs["gspo"]] == [4, 4, 4]
-    assert all(row["update/count"] == 2 for name in ("grpo", "luffy", "sft") for row in runs[name])
+    assert all(row["update/count"] == 2 for name in ("grpo", "luffy") for row in runs[name])
+    # Half of four demonstrations may hold none that is right.
+    assert all(row["update/count"] <= 2 for row in runs["sft"]) and max(row["update/count"] for row in runs["sft"]) >= 1
     # After the first mini-batch the policy is not the one that sampled.
     assert max(row["policy/ratio_max"] for row in runs["gspo"]) > 1 + 1e-4
     assert runs["gspo"][1]["optimizer/learning_rate"] > 0

@@ -101,7 +101,9 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
                 "name": f"{method}_{seed}",
                 "labels": {"domain": "toy", "method": method, "seed": seed},
                 "final": {"eval/pass@1": value, "eval_ood/pass@1": value / 2, "eval/diversity/distinct_paths": 2.0},
-                "mean": {"cost/rollout_tokens": 100.0 if method == "grpo" else 110.0, "update/count": 2.0},
+                "mean": {"cost/rollout_tokens": 100.0 if method == "grpo" else 110.0},
+                "updates": 60,
+                "steps": 30,
                 "curve": {"reward/mean": [0.1 * n for n in range(8)]},
                 "seconds_per_step": 0.5,
             }
