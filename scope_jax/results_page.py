@@ -202,8 +202,10 @@ def _comparisons(methods: Mapping[str, list[Record]]) -> str:
         if name == OURS:
             continue
         found = [(compare(methods[OURS], records, metric), factor) for _, metric, factor in COMPARED]
-        cells = [f"{_signed(p.difference, factor)} (p {p.p:.2g}, {p.ahead} ahead)" for p, factor in found]
-        lines.append(_row([name, str(found[0][0].difference.count), *cells]))
+        cells = [
+            f"{_signed(p.difference, factor)} (p {p.p:.2g}, {p.ahead} ahead)" if p.difference.count else "-" for p, factor in found
+        ]
+        lines.append(_row([name, str(max(p.difference.count for p, _ in found)), *cells]))
     text = (
         "\nSeed by seed on common seeds: difference ± half of its 95 % interval, p of a two-sided sign-flip test (not corrected "
         "for the number of comparisons; with 5 seeds it cannot be below 0.06), and on how many seeds scope is ahead.\n\n"
