@@ -1,6 +1,6 @@
 """From the records of sweeps to a page: tables with intervals, paired comparisons, learning curves.
 
-    python -m scope_jax.results_page --page=docs/results.md --table=DIR [--ablations=DIR] [--tuning=DIR]
+    python -m scope_jax.results_page --page=docs/results.md --table=DIR [--ablations=DIR] [--confirmation=DIR] [--tuning=DIR]
 
 Only what stands between the page's markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the words
 around are the author's. Pictures go into `images/` beside the page.
@@ -9,6 +9,7 @@ around are the author's. Pictures go into `images/` beside the page.
 import argparse
 import collections
 import io
+import itertools
 import json
 import math
 import re
@@ -91,7 +92,9 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> Pa
     return paired([value(mine[s], metric) for s in seeds], [value(other[s], metric) for s in seeds])
 
 
-def results(table: str | Path, ablations: str | Path | None, tuning: str | Path | None, images: Path) -> str:
+def results(
+    table: str | Path, ablations: str | Path | None, tuning: str | Path | None, images: Path, confirmation: str | Path | None = None
+) -> str:
     """The page's generated part, in Markdown; writes the pictures."""
     done, failed = read_records(table)
     parts = []
@@ -107,6 +110,8 @@ def results(table: str | Path, ablations: str | Path | None, tuning: str | Path 
         parts.append(f"![Learning curves, {domain}](images/results_{domain}.svg)\n")
     if ablations is not None and any(Path(ablations).rglob("*.json")):
         parts.append(_ablation_tables(read_records(ablations)[0], done))
+    if confirmation is not None and any(Path(confirmation).rglob("*.json")):
+        parts.append(_confirmation_tables(read_records(confirmation)[0]))
     if tuning is not None and any(Path(tuning).rglob("*.json")):
         parts.append(_tuning_table(*read_records(tuning)))
     return "\n".join(parts)
@@ -264,8 +269,9 @@ def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
             "OOD paths",
             "salvage",
             "difference, pass@1",
-            "difference, OOD",
             "p",
+            "difference, OOD",
+            "p, OOD",
         ]
         lines = [_row(head), _rule(head)]
         short = [c for c in COMPARED if c[0] not in ("OOD pass@8", "reward over the run")]
@@ -275,10 +281,32 @@ def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
             cells = [*_cells(group, short), _plain(_salvage(group))]
             if name != "as shipped" and base:
                 first, second = (compare(group, base, metric) for metric in ("eval/pass@1", "eval_ood/pass@1"))
-                cells += [_signed(first.difference, 100), _signed(second.difference, 100), f"{second.p:.2g}"]
+                cells += [text for pair in (first, second) for text in (_signed(pair.difference, 100), f"{pair.p:.2g}")]
             else:
-                cells += ["", "", ""]
+                cells += ["", "", "", ""]
             lines.append(_row([name, str(len(group)), *cells]))
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _confirmation_tables(records: Sequence[Record]) -> str:
+    """The methods on fresh seeds and problems, and each pair of them seed by seed."""
+    parts = ["## Tried again\n"]
+    parts.append("On problems and seeds that nothing was chosen on. Below each table, pairs on common seeds (p as above).\n")
+    for domain in dict.fromkeys(record["labels"]["domain"] for record in records):
+        methods = _grouped([r for r in records if r["labels"]["domain"] == domain], "method")
+        head = [domain, "seeds", *(name for name, _, _ in COMPARED)]
+        lines = [_row(head), _rule(head)]
+        lines += [_row([name, str(len(group)), *_cells(group, COMPARED)]) for name, group in methods.items()]
+        head = ["difference", "seeds", *(name for name, _, _ in COMPARED)]
+        lines += ["", _row(head), _rule(head)]
+        # The baseline is what is subtracted, ours where it is not in the pair.
+        rank = {BASELINE: 2, OURS: 1}
+        for one, other in itertools.permutations(methods, 2):
+            if rank.get(one, 0) < rank.get(other, 0):
+                found = [(compare(methods[one], methods[other], metric), factor) for _, metric, factor in COMPARED]
+                cells = [f"{_signed(p.difference, factor)} (p {p.p:.2g})" if p.difference.count else "-" for p, factor in found]
+                lines.append(_row([f"{one} - {other}", str(max(p.difference.count for p, _ in found)), *cells]))
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -397,10 +425,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--table", type=Path, required=True, help="records of the main table")
     parser.add_argument("--ablations", type=Path, help="records of SCOPE with one switch changed")
+    parser.add_argument("--confirmation", type=Path, help="records of fresh seeds and problems")
     parser.add_argument("--tuning", type=Path, help="records of the search")
     args = parser.parse_args(arguments)
     try:
-        write_page(args.page, results(args.table, args.ablations, args.tuning, args.page.parent / "images"))
+        write_page(args.page, results(args.table, args.ablations, args.tuning, args.page.parent / "images", args.confirmation))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -263,7 +263,27 @@ def test_shards_have_every_run_once():
             sweep.chosen(runs, "*", bad)
 
 
-@pytest.mark.parametrize("name", ["miniature_table", "tuning", "ablations"])
+def test_pairs_of_the_confirmation_by_hand():
+    """scope is 10 points of pass@1 ahead of grpo on both seeds, and 5 behind the variant."""
+    level = {"grpo": 0.3, "scope": 0.4, "variant": 0.45}
+    records = [
+        {
+            "labels": {"domain": "d", "method": name, "seed": seed},
+            "final": {"eval/pass@1": at + seed / 100, "eval_ood/pass@1": 0.1},
+            "curve": {},
+            "mean": {},
+        }
+        for name, at in level.items()
+        for seed in range(2)
+    ]
+    lines = results_page._confirmation_tables(records).splitlines()
+    pairs = {line.split(" | ")[0].lstrip("| "): line.split(" | ")[3] for line in lines if " - " in line.split(" | ")[0]}
+    assert pairs.keys() == {"scope - grpo", "variant - grpo", "variant - scope"}
+    assert pairs["scope - grpo"].startswith("+10.0 ± 0.0") and pairs["variant - scope"].startswith("+5.0 ± 0.0")
+    assert pairs["variant - grpo"].startswith("+15.0 ± 0.0")
+
+
+@pytest.mark.parametrize("name", ["miniature_table", "tuning", "ablations", "confirmation"])
 def test_the_shipped_sweeps_are_sound(name: str):
     begin = time.monotonic()
     runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")
