@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE_VENV ?= .venv-oracles
+FIT_VENV ?= .venv-fit
 # What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
 EXTRAS ?= test
 # Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
@@ -10,11 +11,12 @@ ARGS ?=
 comma := ,
 READY := $(VENV)/.ready-$(notdir $(PYTHON))-$(subst $(comma),+,$(EXTRAS))
 ORACLE_READY := $(ORACLE_VENV)/.ready-$(notdir $(PYTHON))
+FIT_READY := $(FIT_VENV)/.ready-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo test lint oracles bench clean
+.PHONY: help setup demo test lint oracles fit bench kills clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -61,8 +63,22 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@echo "== the endpoint client against transformers serve"
 	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
 
+$(FIT_READY): pyproject.toml constraints.txt
+	@echo "== set-up: $(FIT_VENV) with $(PYTHON) and the TPU's compiler (700 MB)"
+	@if [ "$$("$(FIT_VENV)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
+	  "$(PYTHON)" -m venv --clear "$(FIT_VENV)"; fi
+	@"$(FIT_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fit,test]"
+	@touch "$@"
+	@echo "== set-up done"
+
+fit: $(FIT_READY)  ## compile for TPU slices without one: the environment of scope_jax.fit, and its tests
+	@"$(FIT_VENV)/bin/python" -m pytest tests/test_fit.py $(ARGS)
+
 bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
 	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)
 
+kills: $(READY)  ## tiny runs killed at random moments until they finish, against undisturbed ones (minutes)
+	@"$(BIN)/python" tests/kill_runs.py $(ARGS)
+
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
-	rm -rf "$(VENV)" "$(ORACLE_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info

@@ -33,4 +33,5 @@ fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/scope_jax/compiled}"
 
-"$python" -m scope_jax.train --config="$config" --workdir="$workdir" "$@" 2>&1 | tee -a "$workdir/run.log"
+# The trainer takes the place of this script: a signal sent to the script stops it properly, and its exit code is the script's.
+exec "$python" -m scope_jax.train --config="$config" --workdir="$workdir" "$@" > >(exec tee -ai -- "$workdir/run.log") 2>&1

@@ -3,6 +3,7 @@
     python -m scope_jax.bench rollout|update|step --model=DIR
         [--prompts=8 --group=8 --prompt-length=64 --new-tokens=128]
         [--slots=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
+        [--remat=layer --moments=bfloat16 --length-buckets=4 --cache=int8]
 
 rollout: tokens written per second. update: tokens (prompt and completion) trained per second. step: one GRPO iteration
 (rollouts, verdicts, advantages, update). Compilation is timed apart. `--lengths-file` holds a JSON list of completion
@@ -26,7 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import learning, models, rollout
+from scope_jax.learning.optimizer import MOMENTS
 from scope_jax.mesh import make_mesh, use_cpu_cores
+from scope_jax.models.cache import KINDS as CACHES
 from scope_jax.types import Rollout
 
 
@@ -46,6 +49,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--lengths-file", help="JSON list of completion lengths, one per row (for --lengths=varied)")
     parser.add_argument("--steps", type=int, default=5, help="timed calls")
     parser.add_argument("--micro-batch", type=int, default=0, help="rows per micro-batch of the update; 0: 8 per device")
+    parser.add_argument("--remat", choices=tuple(models.REMAT), default="none", help="what is recomputed in the backward pass")
+    parser.add_argument("--moments", choices=MOMENTS, default="float32", help="of the optimiser")
+    parser.add_argument("--length-buckets", type=int, default=1, help="parts of like length that an update is packed in")
+    parser.add_argument("--cache", choices=CACHES, default="auto", help="keys and values while decoding")
     parser.add_argument("--dtype", default="float32", help="of the parameters")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--profile", help="directory for a trace and the programs")
@@ -74,10 +81,11 @@ def rollout_call(
     new_tokens: int,
     slots: int,
     lengths: Any,
+    cache: str = "auto",
 ) -> Callable[[int], Rollout]:
     """A function of a seed that makes one batch of rollouts. No end token is looked for, so that lengths are as asked."""
     buffer = max(len(p) for p in prompts) + new_tokens
-    spec = rollout.SampleSpec(max_new_tokens=new_tokens)
+    spec = rollout.SampleSpec(max_new_tokens=new_tokens, cache=cache)
 
     def call(seed: int) -> Rollout:
         rows = rollout.from_prompts(prompts, group, buffer)
@@ -104,25 +112,34 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             lengths = json.loads(Path(args.lengths_file).read_text())
             if len(lengths) != rows or not all(1 <= n <= args.new_tokens for n in lengths):
                 raise ValueError(f"{args.lengths_file}: {len(lengths)} lengths; {rows} from 1 to {args.new_tokens} are needed")
-        make = rollout_call(params, config, prompts, args.group, args.new_tokens, args.slots, lengths)
+        make = rollout_call(params, config, prompts, args.group, args.new_tokens, args.slots, lengths, args.cache)
         seeds = iter(range(10**9))
         micro_batch = args.micro_batch or math.gcd(8 * jax.device_count(), rows)
         if rows % micro_batch:
             raise ValueError(f"--micro-batch={micro_batch} does not divide {rows} rows")
+        buckets = args.length_buckets
+        passes = max(rows // micro_batch // buckets, 1)
+        if args.prompts % buckets or rows // buckets % passes:
+            raise ValueError(f"--length-buckets={buckets} must divide {args.prompts} prompts and their micro-batches")
         spec = learning.LossSpec(max_new_tokens=args.new_tokens)
-        optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=1e-6))
-        objective = learning.policy_objective(config, spec, temperature=1.0, entropy=False, remat=False)
-        update = learning.make_update(objective, optimizer, config, rows // micro_batch)
-        state = learning.init_state(params, optimizer)
+        optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=1e-6, moments=args.moments))
+        objective = learning.policy_objective(config, spec, temperature=1.0, entropy=False, remat=args.remat)
+        update = learning.make_update(objective, optimizer, config, passes)
+        state, slots = learning.init_state(params, optimizer), 0
 
         def train_on(batch: Rollout) -> None:
-            nonlocal state
+            nonlocal state, slots
             written = rollout.completion_ids(batch)
             reward = np.array([sum(ids) % 2 for ids in written], np.float32)
             advantage = learning.group_advantages(jnp.asarray(reward), args.group)
             on, off = learning.token_weights(batch, spec)
             arrays = {"advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
-            packed = learning.pack(batch, arrays, args.group, rows // micro_batch)
+            parts, unit = [(batch, arrays)], args.group
+            if buckets > 1:
+                order, unit = learning.length_order(batch, args.group, buckets)
+                parts = [jax.tree.map(lambda x, index=index: x[index], parts[0]) for index in order]
+            packed = [learning.pack(*part, unit, passes, coarse=buckets > 1) for part in parts]
+            slots = sum(batch["prompt"].size + batch["completion"].size for batch in packed)
             state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})
             jax.block_until_ready((state, stats))
 
@@ -148,6 +165,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "slots": args.slots or rows,
         "micro_batch": micro_batch,
         "dtype": args.dtype,
+        "remat": args.remat,
+        "moments": args.moments,
+        "length_buckets": buckets,
+        "cache": args.cache,
+        "update_slots": slots,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     return {"mode": args.mode, "tokens": int(tokens), "tokens_per_s": tokens / record["seconds"], **record, **settings}

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from scope_jax import correction, models, tasks
+from scope_jax import correction, models, rollout, tasks
 from scope_jax.configuration import endpoint_spec, needs_prm, needs_teacher, teacher_spec
+from scope_jax.mesh import other_shape, park
 from scope_jax.tasks.load import Task, load_task
 
 
@@ -30,6 +31,7 @@ def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None 
     if not config.models.policy:
         raise ValueError("config.models.policy is empty; give the Hugging Face directory of the policy to train")
     model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
+    rollout.check_heads(model_config, mesh)
     if model_config.head != "lm":
         raise ValueError(f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')")
     tokenizer = tasks.load_tokenizer(config.models.policy)
@@ -44,7 +46,10 @@ def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None 
     if needs_prm(config):
         if not config.models.prm:
             raise ValueError("config.models.prm is empty; this config scores steps with a process reward model")
-        prm = correction.ProcessRewardModel.load(config.models.prm, dtype=config.dtype, mesh=mesh, format=config.models.prm_format)
+        own = _own_mesh(config, "prm", mesh)
+        prm = correction.ProcessRewardModel.load(config.models.prm, dtype=config.dtype, mesh=own, format=config.models.prm_format)
+        if config.placement.prm == "host":
+            prm = dataclasses.replace(prm, params=park(prm.params))
     return Cast(model_config, params, tokenizer, task, teacher, prm)
 
 
@@ -80,7 +85,9 @@ def load_teacher(
     directory = config.models.teacher
     if not directory:
         raise ValueError("config.models.teacher is empty; the correction needs a teacher (a Hugging Face directory)")
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=mesh)
+    own_mesh = _own_mesh(config, "teacher", mesh)
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=own_mesh)
+    rollout.check_heads(teacher_config, own_mesh)
     if teacher_config.head != "lm":
         raise ValueError(f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')")
     try:
@@ -93,5 +100,19 @@ def load_teacher(
             f"{directory}: another tokenizer than the policy's (vocabulary of {teacher_config.vocab_size}, the policy has "
             f"{policy.vocab_size}); a teacher that continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    writer = correction.Writer(models.relay(teacher_config, params, mesh), teacher_config)
+    params = models.relay(teacher_config, params, own_mesh)
+    if config.placement.teacher == "host":
+        params = park(params)
+    writer = rollout.Writer(params, teacher_config, own_mesh)
     return correction.ModelTeacher(writer, spec, None if same else own)
+
+
+def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's devices."""
+    shape = config.meshes[name].to_dict()
+    if not any(shape.values()):
+        return mesh
+    try:
+        return other_shape(mesh, **shape)
+    except ValueError as error:
+        raise ValueError(f"config.meshes.{name}: {error}") from None

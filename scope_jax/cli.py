@@ -3,22 +3,24 @@
 import difflib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
+from scope_jax import hosts
 from scope_jax.mesh import use_cpu_cores
+from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
 
 
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str], *, workdir: bool = True, extra: Callable[[], Any] | None = None
 ) -> None:
     """Parse `--config=FILE [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir, flag values)` and print
-    what it returns. Bad input (ValueError, FileNotFoundError) and a run that gave up (RuntimeError) end with one line on
-    standard error and exit code 2.
+    what it returns. Bad input (ValueError, FileNotFoundError), a run that gave up (RuntimeError) and a full disk end with one
+    line on standard error and exit code 2; a run that was asked to stop with one line and exit code 75.
 
     `workdir`: whether the flag must be given. `extra()` defines further flags. Flags are defined here and not at import,
     because config files import the entry points' modules.
@@ -27,25 +29,51 @@ def run(
         "config", None, "Config file; override with --config.key=value.", lock_config=False
     )
     workdir_flag = flags.DEFINE_string("workdir", None, "Directory that this command writes.")
+    distributed_flag = flags.DEFINE_string(
+        "distributed", "", "Join other processes: auto (TPU slices, Slurm), or HOST:PORT/N/I for number I of N processes."
+    )
     if extra is not None:
         extra()
+
+    def give_up(error: Exception) -> NoReturn:
+        if is_full(error) and not isinstance(error, NoRoom):
+            error = NoRoom(workdir_flag.value or ".")
+        reason = " ".join(str(error).split())
+        print(f"error: {reason}", file=sys.stderr)
+        hosts.fail(reason, 2)
+        sys.exit(2)
 
     def main(argv: list[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)
-        use_cpu_cores()
         try:
+            hosts.connect(distributed_flag.value)
+            use_cpu_cores()
             if config_flag.value is None:
                 raise ValueError("--config is missing; give a config file such as configs/arithmetic/scope.py")
             if workdir and not workdir_flag.value:
                 raise ValueError("--workdir is missing; give the directory to write")
-            print(entry(config_flag.value, workdir_flag.value, flags.FLAGS))
-        except jax.errors.JaxRuntimeError:
+            said = entry(config_flag.value, workdir_flag.value, flags.FLAGS)
+            hosts.finish()
+            if hosts.is_main():
+                print(said)
+        except Stopped as stopped:
+            # All processes have agreed on it.
+            hosts.finish()
+            if hosts.is_main():
+                print(f"stopped: {stopped}", file=sys.stderr)
+            sys.exit(STOPPED)
+        except jax.errors.JaxRuntimeError as error:
+            hosts.crashed(error)
             raise
         # OSError: a missing file, and what config_flags raises, over several lines, for a config file that is not there.
         except (ValueError, OSError, RuntimeError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
+            give_up(error)
+        except Exception as error:
+            if is_full(error):
+                give_up(error)
+            hosts.crashed(error)
+            raise
 
     def parse(argv: list[str]) -> list[str]:
         try:

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from scope_jax import correction, learning, rollout, tasks
 from scope_jax.cast import Cast
 from scope_jax.configuration import demonstration_spec
+from scope_jax.hosts import by_share
+from scope_jax.mesh import to_host
 from scope_jax.run import SampleGroup, group_metrics
 from scope_jax.types import Rollout
 
@@ -59,6 +61,12 @@ def next_problems(
     how a problem is shown."""
     shown = (lambda problem: problem.prompt) if domain is None else domain.policy_prompt
     system = None if domain is None else domain.system
+
+    def encode(own: Sequence[tasks.Problem]) -> list[list[int] | None]:
+        fitting, gone = tasks.encode_prompts(tokenizer, [shown(p) for p in own], max_length=max_tokens, chat=chat, system=system)
+        left = iter(fitting)
+        return [None if n in set(gone) else next(left) for n in range(len(own))]
+
     problems: list[tasks.Problem] = []
     ids: list[list[int]] = []
     dropped = 0
@@ -66,10 +74,10 @@ def next_problems(
         need = count - len(problems)
         drawn = source.draw(seed, position, need)
         position += need
-        encoded, gone = tasks.encode_prompts(tokenizer, [shown(p) for p in drawn], max_length=max_tokens, chat=chat, system=system)
-        problems += [p for n, p in enumerate(drawn) if n not in set(gone)]
-        ids += encoded
-        dropped += len(gone)
+        encoded = by_share(encode, drawn)
+        problems += [p for p, row in zip(drawn, encoded, strict=True) if row is not None]
+        ids += [row for row in encoded if row is not None]
+        dropped += sum(row is None for row in encoded)
         if dropped > 10 * count + len(source):
             raise ValueError(f"{source.name}: no prompt fits into rollout.prompt_tokens = {max_tokens}; raise it")
     return problems, ids, position, dropped
@@ -119,9 +127,7 @@ def collect_rollouts(
             batch = rollout.from_prompts(
                 ids, M, config.rollout.prompt_tokens + config.rollout.new_tokens, first_row=attempt * P * M
             )
-            batch = rollout.generate(
-                policy.params,
-                policy.config,
+            batch = policy.write(
                 batch,
                 key,
                 sampling,
@@ -132,7 +138,7 @@ def collect_rollouts(
         with timer("verify"):
             words = rollout.texts(own, cast.tokenizer)
             rows = [p for p in drawn for _ in range(M)]
-            ended = np.asarray(jax.device_get(batch.finished_B))
+            ended = to_host(batch.finished_B)
             rewards.append(judge(cast.task.domain, rows, words, ended))
             finished.append(ended)
         parts.append(batch)
@@ -231,9 +237,10 @@ def with_demonstrations(own: Groups, shown: Groups) -> Groups:
 
 
 def judge(domain: tasks.Domain, problems: Sequence[tasks.Problem], texts: Sequence[str], finished_B: np.ndarray) -> np.ndarray:
-    """float32[B]: 1 right, 0 wrong or unfinished, NaN where the verifier could not say."""
-    verdicts = domain.verify(problems, texts)
+    """float32[B]: 1 right, 0 wrong or unfinished, NaN where the verifier could not say; an infinite verdict says nothing either."""
+    verdicts = tasks.verdicts(domain, problems, texts)
     reward = np.array([np.nan if verdict is None else float(verdict) for verdict in verdicts], np.float32)
+    reward[~np.isfinite(reward)] = np.nan
     reward[~finished_B] = 0.0
     return reward
 
@@ -250,16 +257,16 @@ def rollout_metrics(
     """What the policy wrote by itself, before any correction: reward, lengths, diversity, groups without an advantage."""
     judged = ~np.isnan(reward)
     length = np.array([len(x) for x in written])
+    answers, paths = tasks.answers_and_paths(domain, problems, text, (reward == 1).tolist())
     groups = []
     for start in range(0, len(reward), group):
         part = slice(start, start + group)
-        right = (reward[part] == 1).tolist()
         groups.append(
             SampleGroup(
                 tokens=written[part],
-                answers=[domain.answer_of(t) for t in text[part]],
-                correct=right,
-                paths=[domain.solution_path(p, t) if ok else None for p, t, ok in zip(problems[part], text[part], right)],
+                answers=answers[part],
+                correct=(reward[part] == 1).tolist(),
+                paths=paths[part],
                 texts=text[part],
             )
         )

@@ -15,11 +15,13 @@ from scope_jax.correction import CorrectionSpec, EndpointSpec, SelectSpec, Teach
 from scope_jax.correction.prm_formats import FORMATS as PRM_FORMATS
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
 from scope_jax.learning.optimizer import SCHEDULES
-from scope_jax.models import LoraSpec
+from scope_jax.models import REMAT, LoraSpec
 from scope_jax.rollout import SampleSpec
 from scope_jax.tasks.load import check_task
 
 DTYPES = ("float32", "bfloat16")
+PLACES = ("device", "host")
+TRAINING_COUNTS = ("epochs", "mini_batches", "micro_batches", "length_buckets", "stop_after_skipped")
 FREE = ("task.options.", "task.train.", "task.evaluation.")
 Spec = TypeVar("Spec")
 
@@ -60,6 +62,10 @@ def default_config() -> ConfigDict:
         "steps": 100,  # rollout batches; one update each unless `training` says otherwise
         "dtype": "float32",  # of the parameters
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        # The same devices in another shape; all 0: that of `mesh`.
+        "meshes": {name: {"data": 0, "fsdp": 0, "tensor": 0} for name in ("teacher", "prm")},
+        # Where weights wait while others work: device | host.
+        "placement": {"teacher": "device", "prm": "device", "reference": "device", "optimizer": "device"},
         "task": {
             "name": "arithmetic",  # arithmetic | math
             "data": "",
@@ -80,6 +86,7 @@ def default_config() -> ConfigDict:
             "top_p": 1.0,
             "top_k": 0,
             "slots": 0,  # rows decoded at once; 0: all
+            "cache": "auto",  # auto (the parameters' dtype) | int8: keys and values while decoding
             "resample": 0,  # further batches at the most, until every group has two rewards (DAPO's dynamic sampling)
             "chat": False,  # put prompts into the tokenizer's chat template
         },
@@ -96,7 +103,14 @@ def default_config() -> ConfigDict:
         "optimizer": {**_fields(OptimizerSpec), "learning_rate": 1e-6},
         "lora": {**_fields(LoraSpec), "rank": 0},  # 0: all weights are trained
         # An update takes one of `mini_batches` parts of the rollout batch, in `micro_batches` passes.
-        "training": {"epochs": 1, "mini_batches": 1, "micro_batches": 1, "remat": False, "stop_after_skipped": 5},
+        "training": {
+            "epochs": 1,
+            "mini_batches": 1,
+            "micro_batches": 1,
+            "length_buckets": 1,  # parts of like length that the rows of an update are packed in
+            "remat": "none",  # none | dots | layer: what is computed again in the backward pass
+            "stop_after_skipped": 5,
+        },
         "evaluation": {
             "every": 0,  # steps; 0: at the end only
             "at_start": False,
@@ -108,7 +122,7 @@ def default_config() -> ConfigDict:
             "new_tokens": 0,  # 0: as in rollout
             "rows": 1024,  # decoded at once
         },
-        "checkpoint": {"every": 50, "keep": 2},
+        "checkpoint": {"every": 50, "keep": 2, "directory": ""},  # a folder or gs:// address; empty: in the workdir
         "samples": {"every": 20, "rows": 6},
     }
     return ConfigDict(defaults)
@@ -146,7 +160,9 @@ def check_config(config: ConfigDict) -> None:
     check_task(task["name"], task["data"], task["options"], task["train"], task["evaluation"], task["decontaminate"])
     for name, value, choices in (
         ("dtype", config.dtype, DTYPES),
+        *((f"placement.{name}", value, PLACES) for name, value in config.placement.items()),
         ("models.prm_format", config.models.prm_format, ("auto", *PRM_FORMATS)),
+        ("training.remat", config.training.remat, tuple(REMAT)),
         ("loss.old_logp", config.loss.old_logp, ("sampler", "recompute")),
         ("loss.teacher_schedule", config.loss.teacher_schedule, SCHEDULES),
     ):
@@ -194,12 +210,14 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         )
     if demonstration_spec(config).used and config.teacher.kind == "self":
         yield "config.demonstrations need a teacher other than the policy itself: teacher.kind 'self' gives none"
+    if config.placement.reference == "host" and config.lora.rank:
+        yield "config.placement.reference 'host' and lora.rank: the weights under the adapters are needed in every update"
     if config.loss.tis_cap is not None and config.loss.old_logp == "sampler":
         yield "config.loss.tis_cap weighs trainer against sampler; with loss.old_logp 'sampler' they are the same: use 'recompute'"
     for name, value in (
         ("steps", config.steps),
         *((f"rollout.{key}", config.rollout[key]) for key in ("prompts", "group", "prompt_tokens", "new_tokens")),
-        *((f"training.{key}", config.training[key]) for key in ("epochs", "mini_batches", "micro_batches", "stop_after_skipped")),
+        *((f"training.{key}", config.training[key]) for key in TRAINING_COUNTS),
         *((f"evaluation.{key}", config.evaluation[key]) for key in ("samples", "rows")),
         ("checkpoint.every", config.checkpoint.every),
         ("samples.every", config.samples.every),
@@ -222,6 +240,14 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         return
     if shows.rows % config.training.mini_batches:
         yield f"config.training.mini_batches = {config.training.mini_batches} does not divide demonstrations.rows = {shows.rows}"
+    buckets, micro = config.training.length_buckets, config.training.micro_batches
+    if config.rollout.prompts // config.training.mini_batches % buckets:
+        yield (
+            f"config.training.length_buckets = {buckets} does not divide rollout.prompts / training.mini_batches = "
+            f"{config.rollout.prompts // config.training.mini_batches} (a bucket holds whole groups)"
+        )
+    if micro % buckets and buckets % micro:
+        yield f"config.training.length_buckets = {buckets} and micro_batches = {micro}: one must be a multiple of the other"
     rows = config.rollout.prompts // config.training.mini_batches * group
     if rows % config.training.micro_batches:
         yield (
@@ -250,7 +276,7 @@ def needs_prm(config: ConfigDict) -> bool:
 def sample_spec(config: ConfigDict, end_ids: tuple[int, ...] = ()) -> SampleSpec:
     """SampleSpec of a config's rollouts."""
     section = config.rollout
-    return SampleSpec(section.temperature, section.top_p, section.top_k, section.new_tokens, end_ids)
+    return SampleSpec(section.temperature, section.top_p, section.top_k, section.new_tokens, end_ids, cache=section.cache)
 
 
 def correction_spec(config: ConfigDict) -> CorrectionSpec | None:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from scope_jax import correction, learning
+from scope_jax.mesh import to_host
 from scope_jax.types import Rollout
 
 
@@ -24,7 +25,7 @@ def advantages(
     `locate(mask_B)` scores the steps of the rows where the mask is set; needed where steps are rewarded.
     """
     metrics: dict[str, float] = {}
-    prompt_length, length = (np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B)))
+    prompt_length, length = to_host((rollout.prompt_length_B, rollout.length_B))
     outcome = reward_B
     if spec.overlong_tokens:
         penalty = learning.overlong_penalty(length - prompt_length, max_new_tokens, spec.overlong_tokens, spec.overlong_penalty)

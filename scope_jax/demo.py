@@ -19,7 +19,7 @@ import numpy as np
 from scope_jax import models, tasks
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.mesh import make_mesh, use_cpu_cores
-from scope_jax.run import read_metrics, write_atomically, write_report
+from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically, write_report
 from scope_jax.supervised import supervise
 from scope_jax.tasks.load import load_task
 from scope_jax.train import train
@@ -238,6 +238,9 @@ def main() -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
         demo([int(s) for s in args.seeds.split(",")], args.workdir, args.cache / "checkpoints", args.cache / "tfds", args.steps)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return STOPPED
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from scope_jax import cli, models, rollout, tasks
 from scope_jax.configuration import check_config
-from scope_jax.mesh import make_mesh
+from scope_jax.mesh import make_mesh, to_host
 from scope_jax.run import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k, progress, write_atomically
 from scope_jax.tasks.load import load_task
 
@@ -68,22 +68,22 @@ def evaluate(
         batch = rollout.generate(params, config, batch, key, spec, shared_prefix=samples)
         written = rollout.completion_ids(batch)[: size * samples]
         text = rollout.texts(written, tokenizer)
-        finished = np.asarray(jax.device_get(batch.finished_B))[: size * samples]
+        finished = to_host(batch.finished_B)[: size * samples]
         owners = [p for p in kept[start : start + size] for _ in range(samples)]
-        verdicts = domain.verify(owners, text)
+        verdicts = tasks.verdicts(domain, owners, text)
         right = np.array([v is True for v in verdicts]) & finished
         truncated += int(np.sum(~finished))
         unscored += sum(v is None for v in verdicts)
         correct.append(right.reshape(size, samples))
+        answers, paths = tasks.answers_and_paths(domain, owners, text, right.tolist())
         for n in range(size):
             part = slice(n * samples, (n + 1) * samples)
-            paths = [domain.solution_path(kept[start + n], t) if ok else None for t, ok in zip(text[part], right[part])]
             groups.append(
                 SampleGroup(
                     tokens=written[part],
-                    answers=[domain.answer_of(t) for t in text[part]],
+                    answers=answers[part],
                     correct=right[part].tolist(),
-                    paths=paths,
+                    paths=paths[part],
                     texts=text[part],
                 )
             )

@@ -1,6 +1,8 @@
 """What learns in a run: the trained parameters, their optimiser, and the compiled updates."""
 
+import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from scope_jax import correction, learning, models
+from scope_jax import correction, learning, models, rollout
 from scope_jax.cast import Cast
 from scope_jax.configuration import lora_spec, loss_spec, optimizer_spec
+from scope_jax.hosts import settle
+from scope_jax.mesh import at_hand, park
 from scope_jax.types import Rollout
 
 # Keys of steps count up from 0: this one is none of theirs.
@@ -37,6 +41,8 @@ class Learner:
         self.optimizer = optimizer_spec(config)
         # The weights at the start, where they are needed later: under adapters, and as the reference of a KL term.
         self.start: models.Params = cast.params if self.lora is not None or self.losses.kl_weight > 0 else {}
+        if config.placement.reference == "host":
+            self.start = park(self.start)
         trained = cast.params
         if self.lora is not None:
             trained = models.init_lora(cast.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh)
@@ -45,8 +51,11 @@ class Learner:
     # ---- moves
 
     def policy(self) -> correction.Writer:
-        """The policy of the moment, laid out for decoding."""
-        return correction.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
+        """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments wait in host memory from now
+        on, until the next update."""
+        if self.config.placement.optimizer == "host":
+            self.state = dataclasses.replace(self.state, opt_state=park(self.state.opt_state))
+        return rollout.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
 
     def update(
         self, rows: Rollout, group: int, advantage: Any, include_B: np.ndarray, key: jax.Array, step: int
@@ -63,7 +72,7 @@ class Learner:
         elif several:
             arrays["old_logp"] = self._logprobs(self._params(), rows, group)
         if losses.kl_weight > 0:
-            arrays["reference_logp"] = self._logprobs(self.start, rows, group)
+            arrays["reference_logp"] = self._logprobs(at_hand(self.start), rows, group)
         if losses.tis_cap is not None:
             arrays["sampler_logp"] = rows.logp_BT
         if losses.teacher_term == "importance":
@@ -78,9 +87,10 @@ class Learner:
                 if parts == 1:
                     part, own, counts = rows, arrays, include
                 else:
-                    part = _take_rows(rows, index, jnp.ones(len(index), bool))
+                    part = _rows(rows, index)
                     own, counts = {name: x[index] for name, x in arrays.items()}, include[index]
-                on, off = learning.token_weights(part, losses, include_B=counts)
+                settle((part, own, counts))
+                on, off = settle(learning.token_weights(part, losses, include_B=counts))
                 seen.append(
                     self._step(losses, config.rollout.temperature, part, own | {"on": on, "off": off}, group, micro, weight)
                 )
@@ -94,7 +104,7 @@ class Learner:
         for index in np.arange(B).reshape(parts, -1):
             if not include_B[index].any():
                 continue
-            part = rows if parts == 1 else _take_rows(rows, jnp.asarray(index), jnp.ones(len(index), bool))
+            part = rows if parts == 1 else _rows(rows, index)
             on, off = learning.token_weights(part, CLONING)
             micro = int(np.gcd(len(index), self.config.training.micro_batches))
             arrays = {"advantage": jnp.zeros(len(index)), "on": on, "off": off}
@@ -116,8 +126,19 @@ class Learner:
 
     def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
         micro = self.config.training.micro_batches * self.config.training.mini_batches
-        run = _logprobs_program(self.model, self.config.rollout.temperature, micro, models.unroll_layers())
-        return run(params, rows, group)
+        buckets, passes = self._buckets(rows, group, micro)
+        run = _logprobs_program(self.model, self.config.rollout.temperature, passes, models.unroll_layers())
+        if buckets == 1:
+            return run(params, rows, group)
+        order, unit = learning.length_order(rows, group, buckets)
+        parts = [settle(run(params, settle(_rows(rows, index)), unit, coarse=True)) for index in order]
+        return jnp.concatenate(parts)[np.argsort(order.ravel())]
+
+    def _buckets(self, rows: Rollout, group: int, micro_batches: int) -> tuple[int, int]:
+        """Into how many parts of like length the rows of an update go, and in how many passes each of them."""
+        groups = rows.tokens_BT.shape[0] // group
+        buckets = math.gcd(groups, self.config.training.length_buckets)
+        return buckets, math.gcd(groups // buckets * group, max(micro_batches // buckets, 1))
 
     def _step(
         self,
@@ -129,6 +150,7 @@ class Learner:
         micro_batches: int,
         weight: Any,
     ) -> dict[str, Any]:
+        buckets, passes = self._buckets(rows, group, micro_batches)
         update = _update_program(
             self.model,
             spec,
@@ -136,12 +158,18 @@ class Learner:
             self.lora,
             temperature,
             self.config.training.remat,
-            micro_batches,
-            models.unroll_layers(),
+            passes,
+            models.unroll_layers(self.config.training.remat),
         )
-        packed = learning.pack(rows, arrays, group, micro_batches)
+        if buckets == 1:
+            packed = settle(learning.pack(rows, arrays, group, passes))
+        else:
+            packed, (order, unit) = [], learning.length_order(rows, group, buckets)
+            for index in order:
+                part, own = settle((_rows(rows, index), {name: x[index] for name, x in arrays.items()}))
+                packed.append(settle(learning.pack(part, own, unit, passes, coarse=True)))
         fixed = {"teacher_weight": jnp.float32(weight)} | ({} if self.lora is None else {"base": self.start})
-        self.state, stats = update(self.state, packed, fixed)
+        self.state, stats = update(at_hand(self.state), packed, fixed)
         return stats
 
     def _metrics(self, seen: list[dict[str, Any]]) -> dict[str, float]:
@@ -166,6 +194,10 @@ class Learner:
         }
 
 
+def _rows(rows: Rollout, index: Any) -> Rollout:
+    return _take_rows(rows, jnp.asarray(index), jnp.ones(len(index), bool))
+
+
 def _mini_batches(groups: int, parts: int, group: int, key: jax.Array, epoch: int) -> list[jax.Array]:
     """Row numbers of each mini-batch of an epoch: whole groups, in an order of the epoch's own."""
     if parts == 1:
@@ -183,7 +215,7 @@ def _update_program(
     optimizer: learning.OptimizerSpec,
     lora: models.LoraSpec | None,
     temperature: float,
-    remat: bool,
+    remat: str,
     micro_batches: int,
     unrolled: bool,
 ) -> Any:

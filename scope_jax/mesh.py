@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -58,7 +59,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if int(np.prod(shape)) != len(devices):
         hint = "; JAX_NUM_CPU_DEVICES sets their number on CPU" if devices[0].platform == "cpu" else ""
         raise ValueError(f"mesh data x fsdp x tensor = {shape} needs {int(np.prod(shape))} devices, {len(devices)} are here{hint}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # `jax.make_mesh` would refuse to split a side of the torus, such as 4 x 4 x 4 on a slice of 8 x 8, but on v5e.
+    placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def other_shape(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of the same devices in the same order; one size may be -1. Raises ValueError where the product is another."""
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) == 1 and mesh.size % -math.prod(shape) == 0:
+        shape[shape.index(-1)] = mesh.size // -math.prod(shape)
+    if min(shape) < 1 or math.prod(shape) != mesh.size:
+        raise ValueError(f"mesh data x fsdp x tensor = {[data, fsdp, tensor]} does not hold the {mesh.size} devices of the run")
+    return Mesh(mesh.devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def current_mesh() -> Mesh | None:
@@ -122,9 +135,51 @@ def put_rows(tree: Any, mesh: Mesh | None = None) -> Any:
         array = np.asarray(array)
         if mesh is None:
             return jnp.asarray(array)
-        return jax.device_put(array, sharding(mesh, ("batch",) + (None,) * (array.ndim - 1), array.shape))
+        layout = sharding(mesh, ("batch",) + (None,) * (array.ndim - 1), array.shape)
+        if jax.process_count() == 1:
+            return jax.device_put(array, layout)
+        return jax.make_array_from_callback(array.shape, layout, lambda index: array[index])
 
     return jax.tree.map(put, tree)
+
+
+def onto(tree: Any, mesh: Mesh) -> Any:
+    """Device arrays laid out on another mesh of the same devices: those whose first axis the batch axes can split by rows, keys and
+    scalars on every device. Other leaves stay what they are."""
+
+    def move(array: Any) -> Any:
+        if not isinstance(array, jax.Array):
+            return array
+        typed_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+        axes: tuple[str | None, ...] = (None,) * array.ndim if typed_key else ("batch", *(None,) * (array.ndim - 1))[: array.ndim]
+        return jax.device_put(array, sharding(mesh, axes, array.shape))
+
+    return jax.tree.map(move, tree)
+
+
+def park(tree: Any) -> Any:
+    """Device arrays moved into the memory of the hosts that their devices belong to, laid out as they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), tree)
+
+
+def at_hand(tree: Any) -> Any:
+    """Parked arrays brought back to their devices; the others are the same arrays."""
+    parked = lambda x: isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host"
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")) if parked(x) else x, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Device arrays -> numpy arrays of the same values, whole, on every process. All processes call it with the same arrays."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def everywhere(array: Any) -> Any:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        assert isinstance(array.sharding, NamedSharding)
+        return jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+
+    return jax.device_get(jax.tree.map(everywhere, tree))
 
 
 def assert_sharded(tree: Any, expected: Any) -> None:

@@ -18,14 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from scope_jax import cli, correction, learning, models, rollout, step_labels, tasks
 from scope_jax.configuration import DTYPES, check_keys
+from scope_jax.hosts import any_process
 from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
-from scope_jax.run import Checkpoints, prepare_workdir, progress, write_atomically
+from scope_jax.run import Checkpoints, Stopped, StopSignal, prepare_workdir, progress, write_atomically
 from scope_jax.step_labels import LabelSpec, RolloutSpec
 from scope_jax.supervised_batches import Demonstrations, DemonstrationSpec, LabelledSteps, end_token, with_step_mark
 from scope_jax.tasks.load import GENERATED, check_task, generated_domain, load_task
@@ -45,7 +45,7 @@ def default_config() -> ConfigDict:
             "batch": 64,
             "micro_batches": 4,
             "dtype": "float32",  # of the parameters
-            "remat": False,
+            "remat": "none",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # The decoder's size; ignored where `start` names a directory to start from.
             "model": {"hidden_size": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 288, "rope_theta": 1000.0},
@@ -97,14 +97,14 @@ def default_config() -> ConfigDict:
 
 
 def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train as `config` says; returns the summary. Raises ValueError, FileNotFoundError and RuntimeError as
-    `scope_jax.train` does."""
+    """Train as `config` says; returns the summary. Raises ValueError, FileNotFoundError, RuntimeError and, with a checkpoint to go
+    on from, Stopped as `scope_jax.train` does."""
     _check(config)
     # A Hugging Face directory has a config.json of its own: the model's.
     workdir = Path(workdir)
-    workdir = prepare_workdir(
-        workdir, config.to_dict(), may_differ=("checkpoint", *_new_keys(workdir, config)), name="training.json"
-    )
+    # What does not touch what is learned may change.
+    free = {"may_differ": ("checkpoint", "remat"), "defaults": default_config().to_dict()}
+    workdir = prepare_workdir(workdir, config.to_dict(), **free, name="training.json")
     summary_path = workdir / "summary.json"
     if summary_path.is_file():
         return json.loads(summary_path.read_text())
@@ -121,7 +121,11 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 def _check(config: ConfigDict) -> None:
     check_keys(config, default_config())
-    for name, value, known in (("kind", config.kind, ("policy", "prm")), ("dtype", config.dtype, DTYPES)):
+    for name, value, known in (
+        ("kind", config.kind, ("policy", "prm")),
+        ("dtype", config.dtype, DTYPES),
+        ("remat", config.remat, tuple(models.REMAT)),
+    ):
         if value not in known:
             raise ValueError(f"config.{name} = {value!r} is unknown; {' or '.join(known)}")
     if _fresh(config):
@@ -138,21 +142,6 @@ def _check(config: ConfigDict) -> None:
         if not _fresh(config) and min(config.rollouts.prompt_tokens, config.rollouts.new_tokens) < 1:
             raise ValueError("config.rollouts.prompt_tokens and .new_tokens must be set for problems of a data set")
     _optimizer(config)
-
-
-def _new_keys(workdir: Path, config: ConfigDict) -> list[str]:
-    """Keys that a directory of an earlier version lacks and that have their defaults here: it would be made the same way."""
-    path = workdir / "training.json"
-    try:
-        before = json.loads(path.read_text()) if path.is_file() else {}
-        before = before if isinstance(before, dict) else {}
-    except ValueError:
-        return []  # `prepare_workdir` says what is wrong with it
-    known, here, usual = (
-        traverse_util.flatten_dict(tree, sep=".", keep_empty_nodes=True)
-        for tree in (before, config.to_dict(), default_config().to_dict())
-    )
-    return [key for key, value in here.items() if key not in known and key in usual and value == usual[key]]
 
 
 def _fresh(config: ConfigDict) -> bool:
@@ -208,19 +197,31 @@ def _loop(
             batches.restore(extra["batches"])
             print(f"resuming {workdir} at step {start}", flush=True)
     bar = progress(config.steps, initial=start, desc=workdir.name)
-    for step in range(start, config.steps):
-        state, stats = update(state, put_rows(next(batches)), {})
-        losses = [*losses[-19:], float(stats["loss"])]
-        if int(stats["skipped"]) and int(state.skipped_in_row) >= STOP_AFTER_SKIPPED:
-            raise RuntimeError(
-                f"step {step}: {STOP_AFTER_SKIPPED} updates in a row were not finite and were skipped; "
-                "lower optimizer.learning_rate"
-            )
-        done, every = step + 1, config.checkpoint.every
-        if checkpoints is not None and every and done % every == 0 and not int(stats["skipped"]):
-            checkpoints.save(done, state, {"losses": losses, "batches": batches.state()})
-        bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
-        bar.update(1)
+    good = True  # whether the last update was
+    with StopSignal(any_process) as stop:
+        for step in range(start, config.steps):
+            if stop.requested():
+                checkpoints = checkpoints or Checkpoints(workdir / "checkpoints", keep=CHECKPOINTS_KEPT)
+                if step > start and good:
+                    checkpoints.save(step, state, {"losses": losses, "batches": batches.state()})
+                checkpoints.close()
+                bar.close()
+                name = stop.name or "another process was"
+                saved = max(checkpoints.steps(), default=0)
+                raise Stopped(f"{workdir}: {name} asked to stop; the same command goes on at step {saved}")
+            state, stats = update(state, put_rows(next(batches)), {})
+            losses = [*losses[-19:], float(stats["loss"])]
+            good = not int(stats["skipped"])
+            if not good and int(state.skipped_in_row) >= STOP_AFTER_SKIPPED:
+                raise RuntimeError(
+                    f"step {step}: {STOP_AFTER_SKIPPED} updates in a row were not finite and were skipped; "
+                    "lower optimizer.learning_rate"
+                )
+            done, every = step + 1, config.checkpoint.every
+            if checkpoints is not None and every and done % every == 0 and good:
+                checkpoints.save(done, state, {"losses": losses, "batches": batches.state()})
+            bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
+            bar.update(1)
     bar.close()
     if checkpoints is not None:
         checkpoints.close()

@@ -31,7 +31,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from scope_jax.configuration import FREE, check_config, default_config
-from scope_jax.run import read_metrics, write_atomically
+from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically
 
 # What a record keeps of a run: figures of the last step by prefix, means over the steps, and curves.
 FINAL = ("eval/", "eval_ood/")
@@ -226,7 +226,7 @@ def work(
 ) -> tuple[int, int]:
     """Run, one after another, what has no record yet and nobody else has taken; (done, failed). All in this process, so that
     runs of equal shapes share their compiled programs. A run that gave up, does not fit into memory or whose input is bad is
-    recorded as failed; another error of the device ends the worker, because it says nothing about the run."""
+    recorded as failed; another error of the device, and Stopped, end the worker, because they say nothing about the run."""
     import jax
 
     from scope_jax.train import train
@@ -362,6 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     there = sum((args.records / f"{run.name}.json").is_file() for run in runs)
     bad = sum((args.records / f"{run.name}.failed.json").is_file() for run in runs)
     print(f"{there} of {len(runs)} runs done, {bad} failed, {len(runs) - there - bad} left; records: {args.records}")
+    if STOPPED in codes:
+        return STOPPED
     return 0 if there == len(runs) and not any(codes) else 1
 
 
@@ -405,6 +407,9 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
             prepare(checkpoints)
             return 0
         return 1 if work(runs, args.workdir, args.records, keep=args.keep, say=lambda line: print(line, flush=True))[1] else 0
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return STOPPED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

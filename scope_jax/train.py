@@ -6,14 +6,18 @@ One step: rollouts -> verdicts -> (demonstrations, correction) -> advantages and
 command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, collect, correction, learning, tasks
@@ -22,20 +26,26 @@ from scope_jax.configuration import (
     advantage_spec,
     check_config,
     correction_spec,
+    default_config,
     demonstration_spec,
     sample_spec,
 )
 from scope_jax.credit import advantages
 from scope_jax.evaluate import evaluate_splits
+from scope_jax.hosts import any_process, exchange, is_main, wait_for_all
 from scope_jax.learner import Learner
 from scope_jax.mesh import make_mesh
 from scope_jax.run import (
     Checkpoints,
     MetricsWriter,
     PhaseTimer,
+    Stopped,
+    StopSignal,
+    config_changes,
     prepare_workdir,
     progress,
     read_metrics,
+    record_config,
     write_atomically,
     write_run_report,
 )
@@ -43,41 +53,73 @@ from scope_jax.run.compiles import count_compiles
 
 # Settings that a resumed run may change: they do not touch what is learned.
 MAY_DIFFER = ("checkpoint", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
+# So may those that an earlier version did not have, while they stand at their defaults.
+FREE: dict[str, Any] = {"may_differ": MAY_DIFFER, "defaults": default_config().to_dict()}
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[str] = ()) -> dict[str, Any]:
     """Run (or go on with) the training that `config` describes; returns the summary that `workdir/summary.json` holds.
+    A finished run is left as it is. `allow_changed`: settings (dotted names, "all") in which the config may differ from the
+    one that the run was started with; what changed is written to `workdir/config_changes.jsonl`.
 
     Raises ValueError for a config that makes no sense or a workdir of another config, FileNotFoundError for missing
-    models, RuntimeError after `training.stop_after_skipped` non-finite updates in a row.
+    models, RuntimeError after `training.stop_after_skipped` non-finite updates in a row, NoRoom on a full disk, and Stopped
+    where SIGTERM or Ctrl-C asked it to stop: it has a checkpoint then, and the same call goes on.
     """
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
-    with jax.set_mesh(mesh):
+    with StopSignal(any_process) as stop, jax.set_mesh(mesh):
+        settings = config.to_dict()
+        finished = Path(workdir) / "summary.json"
+        if is_main() and finished.is_file() and not config_changes(workdir, settings, **FREE):
+            found = json.loads(finished.read_text())
+        else:
+            found = None
+        if (found := exchange(found)[0]) is not None and found["steps"] == config.steps:
+            if is_main() and not (Path(workdir) / "report.html").is_file():
+                write_run_report(Path(workdir))
+            return found
         cast = load_cast(config, mesh, Path(workdir))
-        workdir = prepare_workdir(workdir, config.to_dict(), may_differ=MAY_DIFFER)
+        workdir = prepare_workdir(workdir, settings, allow=allow_changed, **FREE)
         if cast.task.contamination is not None:
             write_atomically(workdir / "decontamination.json", json.dumps(cast.task.contamination, indent=2) + "\n")
         root = jax.random.key(config.seed)
         learner = Learner(config, cast, mesh, root)
         cast = dataclasses.replace(cast, params={})  # the learner has its copy: nothing else keeps the start weights alive
-        return _train(config, cast, learner, root, workdir)
+        with contextlib.ExitStack() as opened:  # also after an error, the last words are not a progress bar's
+            return _train(config, cast, learner, root, workdir, opened, stop)
 
 
-def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, workdir: Path) -> dict[str, Any]:
+def _train(
+    config: ConfigDict,
+    cast: Cast,
+    learner: Learner,
+    root: jax.Array,
+    workdir: Path,
+    opened: contextlib.ExitStack,
+    stop: StopSignal,
+) -> dict[str, Any]:
     spec, shows, credit = correction_spec(config), demonstration_spec(config), advantage_spec(config)
     sampling = sample_spec(config, cast.config.end_ids)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = opened.enter_context(
+        Checkpoints(config.checkpoint.directory or workdir / "checkpoints", keep=config.checkpoint.keep)
+    )
     start, cursor = 0, collect.Cursor()
     waiting: list[tasks.Problem] = []  # of groups that failed altogether, until a supervised step (ReLIFT)
+    extra: dict[str, Any] = {}
     restored = checkpoints.restore(learning.abstract_state(learner.state))
     if restored is not None:
         start, learner.state, extra = restored
+        if start > config.steps:
+            raise ValueError(f"{workdir}: has {start} steps behind it, more than config.steps = {config.steps}; raise that")
         cursor = collect.Cursor(extra["position"], extra["dropped"])
         waiting = [tasks.Problem(**problem) for problem in extra.get("waiting", ())]
         print(f"resuming {workdir} at step {start}", flush=True)
-    writer = MetricsWriter(workdir, resume_step=start)
+    record_config(workdir, config.to_dict(), start, **FREE)
+    # Metrics of the last step, where the run was stopped before that step's evaluation.
+    owed: dict[str, float] | None = extra.get("before_evaluation")
+    writer = opened.enter_context(MetricsWriter(workdir, resume_step=start if owed is None else start - 1))
     timer = PhaseTimer()
     compiles = count_compiles()
     (workdir / "samples").mkdir(exist_ok=True)
@@ -85,13 +127,45 @@ def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, wo
     def evaluation() -> dict[str, float]:
         return evaluate_splits(learner.policy().params, cast.config, config, cast.task, cast.tokenizer)
 
+    def place() -> dict[str, Any]:
+        """Where the run stands, beside its state: what a checkpoint keeps to go on from there."""
+        kept = {"position": cursor.position, "dropped": cursor.dropped}
+        return kept | {"waiting": [dataclasses.asdict(problem) for problem in waiting]}
+
+    def stop_at(done: int, kept: dict[str, Any]) -> None:
+        """End the run, with a checkpoint of the state after `done` steps; a step that was begun after them is done again."""
+        if done > start and good:
+            checkpoints.save(done, learner.state, kept)
+        checkpoints.wait()
+        saved = max(checkpoints.steps(), default=0)
+        raise Stopped(f"{workdir}: {stop.name or 'another process was'} asked to stop; the same command goes on at step {saved}")
+
+    def evaluated(done: int, metrics: dict[str, float]) -> dict[str, float]:
+        """`metrics` of the last of `done` steps, with those of its evaluation and its seconds. A stop does not wait for it."""
+        kept = place() | {"before_evaluation": {name: v if isinstance(v, int) else float(v) for name, v in metrics.items()}}
+        if stop.requested():
+            stop_at(done, kept)
+        with timer("evaluate"):
+            figures = evaluation()
+        if stop.requested():
+            stop_at(done, kept)
+        return metrics | figures | timer.pop()
+
     if start == 0 and config.evaluation.at_start:
         write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(), indent=2))
-    bar = progress(config.steps, initial=start, desc=Path(workdir).name)
+    wait_for_all("the folder is there")
+    bar = opened.enter_context(progress(config.steps, initial=start, desc=Path(workdir).name))
     # A run that was stopped between its last checkpoint and its summary has no step left: the figures are on disk.
-    done_before = read_metrics(writer.path) if start == config.steps else []
+    done_before = read_metrics(writer.path) if start == config.steps and is_main() else []
     last: dict[str, Any] = {k: v for row in done_before[-1:] for k, v in row.items() if k != "step"}
+    good, due = True, False  # whether the last update was; whether a checkpoint is
+    if owed is not None:
+        last = evaluated(start, owed)
+        writer.write(start - 1, last)
     for step in range(start, config.steps):
+        before = place()
+        if stop.requested():
+            stop_at(step, before)
         key = jax.random.fold_in(root, step)
         seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0])  # of what draws on the host
         gallery: list[dict[str, Any]] = []
@@ -102,6 +176,8 @@ def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, wo
                 problems, _ = collect.draw(cast, config, cursor, shows.rows or config.rollout.prompts)
                 shown = demonstrate(problems)
                 metrics, tokens = shown.metrics, 0.0
+                if stop.requested():
+                    stop_at(step, before)
                 with timer("update"):
                     metrics |= learner.clone(shown.rollout, shown.include_B, config.training.mini_batches)
             else:
@@ -116,6 +192,9 @@ def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, wo
                     asked = [problem for problem in asked for _ in range(shows.per_group)]
                     groups = collect.with_demonstrations(groups, demonstrate(asked, first_row=len(groups.reward_B)))
                     metrics = groups.metrics
+
+                if stop.requested():
+                    stop_at(step, before)
 
                 # ---- Correction.
                 final, group, reward, include = groups.rollout, groups.group, groups.reward_B, groups.include_B
@@ -162,7 +241,9 @@ def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, wo
                 silent = np.all(np.asarray(advantage).reshape(len(reward) // group, -1) == 0, axis=1)
                 metrics["advantage/zero_group_share_after"] = float(np.mean(silent))
 
-                # ---- Updates.
+                # ---- Updates: from here on the step is not given up any more.
+                if stop.requested():
+                    stop_at(step, before)
                 del policy  # the layout for decoding need not stay in memory
                 with timer("update"):
                     metrics |= learner.update(final, group, advantage, include, key, step)
@@ -193,49 +274,61 @@ def _train(config: ConfigDict, cast: Cast, learner: Learner, root: jax.Array, wo
         if metrics.get("scope/accepted"):
             spent = seconds.get("time/prm", 0.0) + seconds.get("time/correct", 0.0)
             metrics["time/per_salvage"] = spent / metrics["scope/accepted"]
-        done = step + 1
-        if done == config.steps or (config.evaluation.every and done % config.evaluation.every == 0):
-            with timer("evaluate"):
-                metrics |= evaluation()
-            seconds |= timer.pop()
+        done, good = step + 1, not metrics["grad/skipped_now"]
         if gallery:
             shown_rows = sorted(gallery, key=lambda item: not item["verdict_after"])[: config.samples.rows]
             write_atomically(workdir / "samples" / f"step_{step:06d}.json", json.dumps(shown_rows, indent=1))
-        writer.write(step, metrics | seconds)
+        metrics |= seconds
+        if done == config.steps or (config.evaluation.every and done % config.evaluation.every == 0):
+            metrics = evaluated(done, metrics)
+        writer.write(step, metrics)
         # Never a checkpoint of a skipped update: the last good one must stay the last.
-        if (done % config.checkpoint.every == 0 or done == config.steps) and not metrics["grad/skipped_now"]:
-            kept = {"position": cursor.position, "dropped": cursor.dropped}
-            checkpoints.save(done, learner.state, kept | {"waiting": [dataclasses.asdict(p) for p in waiting]})
+        due = due or done % config.checkpoint.every == 0 or done == config.steps
+        if due and good:
+            checkpoints.save(done, learner.state, place())
+            due = False
         last = metrics
-        phases = " ".join(f"{k.split('/')[1]} {v:.2f}s" for k, v in seconds.items() if k != "time/total")
+        phases = " ".join(
+            f"{k.split('/')[1]} {v:.2f}s"
+            for k, v in metrics.items()
+            if k.startswith("time/") and k not in ("time/total", "time/per_salvage")
+        )
         shown_reward = f"reward {metrics['reward/mean']:.3f} | " if "reward/mean" in metrics else ""
         bar.set_postfix_str(shown_reward + phases, refresh=False)
         bar.update(1)
     bar.close()
-    checkpoints.close()
+    checkpoints.wait()
     writer.close()
-    if start < config.steps or not (workdir / "summary.json").is_file():
-        learner.save(workdir)
+    learner.save(workdir)
+    summary = {
+        "steps": config.steps,
+        "seed": config.seed,
+        "updates": int(learner.state.updates),
+        "skipped": int(learner.state.skipped),
+        "final": {name: value if math.isfinite(value or 0) else None for name, value in last.items()},  # as metrics.jsonl has it
+    }
+    if is_main():
         tasks.save_tokenizer(cast.tokenizer, workdir / "model")
-        summary = {
-            "steps": config.steps,
-            "seed": config.seed,
-            "updates": int(learner.state.updates),
-            "skipped": int(learner.state.skipped),
-            "final": last,
-        }
-        write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    # Last but for the page about it: this file says that the run is finished.
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if is_main():
         write_run_report(workdir)
-    return json.loads((workdir / "summary.json").read_text())
+    wait_for_all("the run is written")
+    return summary
 
 
-def command(config: ConfigDict, workdir: str | None, _: Any) -> str:
+def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `train`: the lines to print at the end."""
-    summary = train(config, workdir or "")
+    summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
     shown = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
     figures = "  ".join(f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"])
     return f"done: {summary['steps']} steps  {figures}\nreport: {Path(workdir or '') / 'report.html'}"
 
 
 if __name__ == "__main__":
-    cli.run(command)
+    cli.run(
+        command,
+        extra=lambda: flags.DEFINE_list(
+            "allow_changed_config", [], "Go on with a run although these settings (loss.clip_high,...; or all) have changed."
+        ),
+    )

@@ -244,7 +244,7 @@ def test_a_skipped_update_changes_nothing():
     spec = learning.LossSpec(max_new_tokens=4)
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.1))
     update = learning.make_update(
-        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat=False), optimizer, config
+        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat="none"), optimizer, config
     )
     written = {"completion": jnp.arange(8, dtype=jnp.int32).reshape(2, 4), "on": jnp.full((2, 4), 0.1), "off": jnp.zeros((2, 4))}
     prompt = {"prompt": jnp.array([[5, 6, 7]], jnp.int32), "prompt_length": jnp.array([2], jnp.int32)}

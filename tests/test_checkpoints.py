@@ -85,10 +85,14 @@ def test_donated_buffers_do_not_change_what_is_saved(tmp_path):
 
 
 def damages(root):
-    """(name, function that damages) for every file of one checkpoint: cut, removed, one bit turned."""
+    """(name, function that damages) for every file of one checkpoint (cut, emptied, removed, one bit turned) and every folder
+    in it (removed)."""
 
     def cut(path):
         os.truncate(path, os.path.getsize(path) // 2)
+
+    def empty(path):
+        os.truncate(path, 0)
 
     def flip(path):
         with open(path, "r+b") as file:
@@ -97,11 +101,10 @@ def damages(root):
             file.seek(0)
             file.write(content)
 
-    for folder, _, names in os.walk(root):
-        for name in names:
-            relative = os.path.relpath(os.path.join(folder, name), root)
-            for damage in (cut, os.remove, flip):
-                yield relative, damage
+    for folder, folders, names in os.walk(root):
+        relative = lambda name, folder=folder: os.path.relpath(os.path.join(folder, name), root)
+        yield from ((relative(name), shutil.rmtree) for name in folders)
+        yield from ((relative(name), damage) for name in names for damage in (cut, empty, os.remove, flip))
 
 
 READER = """
@@ -132,7 +135,7 @@ def test_any_damage_to_the_newest_is_harmless_or_noticed(tmp_path):
         cases.append((relative, damage.__name__))
     child = subprocess.run([sys.executable, "-c", READER, str(tmp_path / "copies")], capture_output=True, text=True, timeout=120)
     lines = child.stdout.splitlines()
-    assert len(lines) == len(cases) > 30, (cases[len(lines) : len(lines) + 1], child.stderr[-2000:])
+    assert len(lines) == len(cases) > 45, (cases[len(lines) : len(lines) + 1], child.stderr[-2000:])
     fell_back = set()
     for case, line in zip(cases, lines, strict=True):
         found = json.loads(line)
@@ -243,3 +246,39 @@ def test_killed_while_saving(tmp_path):
             assert checkpoints.save(last + 1, state, extra)
             checkpoints.wait()
             assert sorted(os.listdir(folder)) == [str(step) for step in range(last - 1, last + 2)]
+
+
+WRITER = """
+import resource, sys
+import jax.numpy as jnp
+from scope_jax.run import Checkpoints, NoRoom
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+for step in range(1, 4):
+    checkpoints.save(step, {"w": jnp.arange(40_000.0) + step}, {"step": step})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    checkpoints.save(4, {"w": jnp.arange(40_000.0) + 4}, {"step": 4})
+    checkpoints.close()
+except NoRoom as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 200, 20_000], ids=["nothing", "records", "arrays"])
+def test_no_room_is_one_line_and_older_checkpoints_are_intact(tmp_path, limit):
+    """The system refuses to write files beyond a size, so that the save fails at its first, a middle and a late file."""
+    arguments = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "c"), str(limit)]
+    child = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr[-3000:]
+    message = f"{tmp_path}/c: no room to write (disk or quota is full); earlier checkpoints are intact: make room and start the"
+    assert child.stdout.splitlines()[0] == f"{message} same command again"
+    assert "Traceback" not in child.stderr
+    like = {"w": jax.ShapeDtypeStruct((40_000,), jnp.float32)}
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+        step, state, extra = checkpoints.restore(like)
+        assert (step, extra) == (3, {"step": 3})
+        assert (np.asarray(state["w"]) == np.arange(40_000.0, dtype=np.float32) + 3).all()
+        assert checkpoints.save(4, state, {})  # there is room again
+    assert sorted(os.listdir(tmp_path / "c")) == ["3", "4"]

@@ -256,7 +256,7 @@ def test_packed_rows_train_as_whole_rows_under_windows(place):
         weight_rows[row, begin : begin + C] = weight[row]
 
     def packed(p, unrolled):
-        logp, _ = models.completion_logprobs(p, config, prompt, length, completion, remat=True, unrolled=unrolled)
+        logp, _ = models.completion_logprobs(p, config, prompt, length, completion, remat="layer", unrolled=unrolled)
         return jnp.sum(weight * logp)
 
     whole = lambda p: jnp.sum(weight_rows * models.token_logprobs(p, config, rows)[0])

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Writes down each call; `scp` copies between here and a machine's folder, `ssh --command` runs it there. $FAIL: a machine
-# whose connection fails.
+# whose connection fails. $FAIL_AFTER: the last copy fails.
 GCLOUD = """#!{python}
 import json, os, pathlib, shutil, subprocess, sys
 calls, machines = pathlib.Path(os.environ["CALLS"]), pathlib.Path(os.environ["MACHINES"])
@@ -24,6 +24,8 @@ assert arguments[:3] == ["compute", "tpus", "tpu-vm"], arguments
 words = [word for word in arguments[4:] if not word.startswith("--")]
 if os.environ.get("FAIL") and any(word.split(":")[0] == os.environ["FAIL"] for word in words):
     sys.exit("connection lost")
+if os.environ.get("FAIL_AFTER") and "scope_jax_records.tar.gz" in " ".join(words):
+    sys.exit("the machine is gone")
 if arguments[3] == "scp":
     place = lambda word: machines / word.split(":")[0] / word.split(":")[1] if ":" in word else pathlib.Path(word)
     for word in words[:-1]:
@@ -40,7 +42,7 @@ echo "made with $3"
 mkdir -p .venv/bin && cp "$(dirname "$0")/remote_python" .venv/bin/python
 """
 PYTHON = """#!{python}
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 options = dict(word.partition("=")[::2] for word in sys.argv[3:])
 records = pathlib.Path(options["--records"])
 there = sorted(path.name for path in records.rglob("*.json"))
@@ -50,8 +52,13 @@ found = {"arguments": sys.argv[1:], "code": os.environ["SCOPE_JAX_CODE"], "there
 shard = options["--shard"].replace("/", "_of_")
 (records / "a b").mkdir(exist_ok=True)
 (records / "a b" / f"shard_{shard}.json").write_text(json.dumps(found))
+chip = os.environ.get("TPU_VISIBLE_CHIPS")
+(records / f"chip_{chip}.json").write_text(json.dumps({"arguments": sys.argv[1:], "chip": chip}))
+time.sleep(float(os.environ.get("SWEEP_SECONDS", "0")))
 sys.exit(int(os.environ.get("SWEEP_CODE", "0")))
 """
+# Of the caller's environment, they would change what the scripts do.
+SETTINGS = ("ZONE", "PROJECT", "SEND", "DRY_RUN", "VM_PYTHON", "PER_VM", "PACK_MB")
 
 
 @pytest.fixture
@@ -63,8 +70,8 @@ def place(tmp_path):
         # As in a shebang line, the interpreter's path must have no space.
         (programs / name).write_text(text.replace("{python}", sys.executable))
         (programs / name).chmod(0o755)
-    (repository / "launch").mkdir(parents=True)
-    shutil.copy(ROOT / "launch" / "sweep_tpu.sh", repository / "launch")
+    repository.mkdir()
+    shutil.copytree(ROOT / "launch", repository / "launch")
     (repository / "Makefile").write_text("")
     (repository / "deleted.txt").write_text("")
     (repository / "my sweep's.py").write_text("")
@@ -79,7 +86,7 @@ def place(tmp_path):
         (repository / ignored / "x").write_text("")
 
     def start(*arguments, code=0, **environment):
-        variables = {k: v for k, v in os.environ.items() if k not in ("ZONE", "PROJECT", "SEND", "DRY_RUN", "VM_PYTHON")}
+        variables = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         variables |= {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "CALLS": str(tmp_path / "calls"),
@@ -186,6 +193,64 @@ def test_bad_arguments_are_one_line_and_nothing_is_called(place, arguments, mess
 def test_what_is_to_be_sent_must_be_there(place):
     _, repository, start = place
     assert "SEND=none: no such directory" in start(str(repository / "my sweep's.py"), "r", "tpu-0", code=2, SEND="none").stderr
+
+
+def test_records_come_back_while_the_sweep_runs(place):
+    folder, repository, start = place
+    arguments = (str(repository / "my sweep's.py"), "records", "tpu-0")
+    # What the machine had so far is here, although it was lost before the end.
+    start(*arguments, code=1, RECORD_SECONDS="0.2", SWEEP_SECONDS="2", FAIL_AFTER="tpu-0")
+    assert (folder / "records" / "a b" / "shard_0_of_1.json").is_file()
+
+
+def test_several_runs_at_once_on_one_machine_have_a_chip_each(place):
+    folder, repository, start = place
+    start(str(repository / "my sweep's.py"), "records", "tpu-0", "--", "--only=arithmetic/*", PER_VM="3")
+    made = [json.loads(path.read_text()) for path in (folder / "records").rglob("chip_*.json")]
+    # The checkpoints first, by one that runs nothing; then the runs, by locks.
+    only = {one["chip"]: one["arguments"][-1] for one in made}
+    assert only == {None: "--only=", "0": "--only=arithmetic/*", "1": "--only=arithmetic/*", "2": "--only=arithmetic/*"}
+    assert "PER_VM=0: expected" in start(str(repository / "my sweep's.py"), "records", "tpu-0", code=2, PER_VM="0").stderr
+
+
+def run_local(folder, python, **environment):
+    """run_local.sh with a program of ours for a Python."""
+    (folder / "python").write_text(f"#!{sys.executable} -IS\n{python}")
+    (folder / "python").chmod(0o755)
+    (folder / "my config.py").write_text("")
+    return subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "run_local.sh"), "my config.py", "my run", "--config.x=a 'b'"],
+        cwd=folder,
+        env=os.environ | {"PYTHON": str(folder / "python")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_local_run_ends_as_its_trainer_does_and_keeps_a_log(tmp_path):
+    started = run_local(tmp_path, "import os, sys\nprint(sys.argv[1:], os.environ['HF_HUB_OFFLINE'])\nsys.exit(75)")
+    said, _ = started.communicate(timeout=30)
+    words = ["-m", "scope_jax.train", f"--config={tmp_path}/my config.py", f"--workdir={tmp_path}/my run", "--config.x=a 'b'"]
+    assert started.returncode == 75 and said == f"{words} 1\n" and (tmp_path / "my run" / "run.log").read_text() == said
+
+
+def test_a_signal_to_a_local_run_reaches_its_trainer(tmp_path):
+    trainer = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), os.write(1, b'checkpoint\\n'), sys.exit(75)))\n"
+        "print('ready', flush=True)\ntime.sleep(30)"
+    )
+    started = run_local(tmp_path, trainer)
+    assert started.stdout.readline() == "ready\n"
+    started.terminate()
+    said, _ = started.communicate(timeout=30)
+    assert (started.returncode, said) == (75, "checkpoint\n")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*.sh"))
+    subprocess.run(["shellcheck", "--external-sources", *scripts], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)

@@ -80,7 +80,7 @@ def test_the_update_is_the_same_on_a_mesh():
     }
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.01, eps=1e-3))
     objective = learning.policy_objective(
-        TINY, learning.LossSpec(max_new_tokens=8), temperature=1.0, entropy=False, remat=True, lora=SPEC
+        TINY, learning.LossSpec(max_new_tokens=8), temperature=1.0, entropy=False, remat="layer", lora=SPEC
     )
 
     def updated(name: str, micro_batches: int):

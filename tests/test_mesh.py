@@ -47,7 +47,7 @@ def batch() -> tuple[Rollout, dict[str, np.ndarray]]:
 
 
 def objective() -> learning.update.Loss:
-    return learning.policy_objective(TINY, SPEC, temperature=0.9, entropy=True, remat=True)
+    return learning.policy_objective(TINY, SPEC, temperature=0.9, entropy=True, remat="layer")
 
 
 def numbers(tree) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scope_jax.tasks.domain import Problem
-from scope_jax.tasks.problems import Problems, batch_indices, host_shard
+from scope_jax.tasks.problems import Problems, batch_indices
 
 
 def write(path, lines):
@@ -111,18 +111,6 @@ def test_resuming_repeats_and_skips_nothing():
 def test_batch_indices_refuses_nothing_to_draw_from():
     with pytest.raises(ValueError, match="size 0"):
         batch_indices(0, 0, 4, 0)
-
-
-def test_hosts_share_a_batch():
-    batch = batch_indices(5, 30, 12, 17)
-    for hosts in (1, 2, 3, 4, 12):
-        parts = [batch[host_shard(12, host, hosts)] for host in range(hosts)]
-        assert {len(part) for part in parts} == {12 // hosts}
-        assert np.concatenate(parts).tolist() == batch.tolist()
-    assert host_shard(12, 1, 3) == slice(4, 8)
-    for host, hosts in ((0, 5), (3, 3), (-1, 2)):
-        with pytest.raises(ValueError, match=f"host {host} of {hosts}, batch 12: expected a batch that the hosts divide"):
-            host_shard(12, host, hosts)
 
 
 def test_drawing_is_taking_the_batch_indices():

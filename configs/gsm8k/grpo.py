@@ -39,7 +39,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
     config.training.micro_batches = 8
-    config.training.remat = True
+    config.training.remat = "layer"
     config.evaluation.every = 50
     config.evaluation.problems = 1319
     config.evaluation.samples = 4

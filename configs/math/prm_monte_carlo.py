@@ -19,7 +19,7 @@ def get_config():
     config.batch = 64
     config.micro_batches = 16
     config.dtype = "bfloat16"
-    config.remat = True
+    config.remat = "layer"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.start = "models/Qwen2.5-Math-1.5B"
     config.chat = True

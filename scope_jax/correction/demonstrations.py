@@ -12,7 +12,8 @@ from scope_jax.correction.endpoint import EndpointTeacher
 from scope_jax.correction.replies import encode_step, special_texts
 from scope_jax.correction.splice import cut, splice
 from scope_jax.correction.teachers import ModelTeacher, ProgramTeacher, ReferenceTeacher, Teacher
-from scope_jax.rollout import SampleSpec, completion_ids, from_prompts, generate, texts
+from scope_jax.mesh import to_host
+from scope_jax.rollout import SampleSpec, completion_ids, from_prompts, texts
 from scope_jax.tasks import Domain, Problem, encode_prompts
 from scope_jax.types import Owner, Rollout
 
@@ -61,16 +62,14 @@ def demonstrate(
             raise ValueError("teacher.kind 'self' gives no demonstrations; use 'model', 'reference', 'program' or 'endpoint'")
         if teacher.tokenizer is None:
             spec = dataclasses.replace(sample_spec, temperature=temperature, top_p=1.0, top_k=0, stop=None)
-            rows = generate(
-                teacher.writer.params,
-                teacher.writer.config,
+            rows = teacher.writer.write(
                 rows,
                 key,
                 spec,
                 owner=Owner.TEACHER,
                 stream=DEMONSTRATION_STREAM,
             )
-            finished = np.asarray(jax.device_get(rows.finished_B))
+            finished = to_host(rows.finished_B)
             return _done(rows, [None if ended else "too_long" for ended in finished], {})
         found: Sequence[str | tuple[str, str]] = _own_words(
             teacher, problems, prompt_tokens, sample_spec.max_new_tokens, temperature, key, rows.row_B, domain
@@ -114,8 +113,8 @@ def _own_words(
     rows = from_prompts([next(left) if opened else [0] for opened in open_B], 1, prompt_tokens + new_tokens)
     rows = rows.replace(row_B=row_B, finished_B=jnp.asarray(~open_B))
     spec = SampleSpec(temperature=temperature, max_new_tokens=new_tokens, end_ids=writer.config.end_ids)
-    rows = generate(writer.params, writer.config, rows, key, spec, owner=Owner.TEACHER, stream=DEMONSTRATION_STREAM)
-    finished = np.asarray(jax.device_get(rows.finished_B))
+    rows = writer.write(rows, key, spec, owner=Owner.TEACHER, stream=DEMONSTRATION_STREAM)
+    finished = to_host(rows.finished_B)
     replies = texts(completion_ids(rows), tokenizer)
     return [
         ("", "prompt_too_long") if not open_B[n] else reply if finished[n] else ("", "too_long") for n, reply in enumerate(replies)

@@ -25,6 +25,7 @@ import numpy as np
 
 from scope_jax.correction.replies import read_reply
 from scope_jax.correction.teachers import Ask, Corrected, Job, TeacherSpec, prompt_text, spell, write_steps
+from scope_jax.hosts import exchange, own_share
 from scope_jax.tasks import Domain, Problem
 
 APIS = ("chat", "completions")
@@ -121,7 +122,14 @@ class Endpoint:
 
     def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
         """(a reply or a reason per request body, counters). Takes `batch_seconds` at the longest. Equal bodies are sent once:
-        a server may answer them differently, and only one answer is kept."""
+        a server may answer them differently, and only one answer is kept. Each process asks for its own share."""
+        replies, counters = self._ask(bodies[own_share(len(bodies))])
+        plain = [reply if isinstance(reply, str) else dataclasses.asdict(reply) for reply in replies]
+        parts = exchange([plain, counters])
+        whole = [reply if isinstance(reply, str) else Reply(**reply) for part, _ in parts for reply in part]
+        return whole, {name: sum(part[name] for _, part in parts) for name in counters}
+
+    def _ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
         outcomes: list[Reply | str | None] = [self._recall(body) for body in bodies]
         first: dict[str, int] = {}
         same = [first.setdefault(_canonical(body), number) for number, body in enumerate(bodies)]

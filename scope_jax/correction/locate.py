@@ -9,6 +9,8 @@ import numpy as np
 
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.prm import ProcessRewardModel
+from scope_jax.hosts import by_share
+from scope_jax.mesh import to_host
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.tasks import Domain, Problem, step_ends
 from scope_jax.types import Rollout
@@ -51,7 +53,7 @@ def in_steps(
     The ids are cut where they stand; nothing is encoded again."""
     every = completion_ids(rollout)
     ids = [every[b] for b in rows_R]
-    ends = [step_ends(row, tokenizer, separator) if row else [] for row in ids]
+    ends = by_share(lambda own: [step_ends(row, tokenizer, separator) if row else [] for row in own], ids)
     pieces = [[row[start:stop] for start, stop in zip([0, *stops[:-1]], stops)] for row, stops in zip(ids, ends)]
     flat = iter(texts([piece for row in pieces for piece in row], tokenizer))
     return [[next(flat) for _ in row] for row in pieces], ends, ids
@@ -85,21 +87,25 @@ def locate(
         if prm is None:
             raise ValueError("correction.localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'")
         score, valid, unscored = prm.score([problems[int(b)].prompt for b in rows], steps, rows=mask_B.size)
-        prompt_length = np.asarray(jax.device_get(rollout.prompt_length_B))[rows]
+        prompt_length = to_host(rollout.prompt_length_B)[rows]
         metrics["scope/unscored"] = float(unscored)
         metrics["cost/prm_tokens"] = float(sum(len(row) for row in ids) + prompt_length.sum())
     else:
         score, valid = np.zeros((R, J), np.float32), np.zeros((R, J), bool)
         if localiser == "oracle":
-            for r, b in enumerate(rows.tolist()):
-                labels = domain.check_steps(problems[b], steps[r])
+            checks = by_share(
+                lambda own, lists: [domain.check_steps(p, row) for p, row in zip(own, lists, strict=True)],
+                [problems[int(b)] for b in rows],
+                steps,
+            )
+            for r, labels in enumerate(checks):
                 if labels is None:
                     raise ValueError(f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps; use 'prm'")
                 score[r, : len(labels)], valid[r, : len(labels)] = labels, True
         else:
             if search is None:
                 raise ValueError("correction.localiser 'monte_carlo' needs a policy to continue the rows with")
-            finished = np.asarray(jax.device_get(rollout.finished_B))[rows]
+            finished = to_host(rollout.finished_B)[rows]
             chosen = np.flatnonzero(finished & np.array([len(row) > 0 for row in steps], bool).reshape(R))
             found, tokens = search(rows[chosen], [ends[r] for r in chosen])
             metrics["cost/localiser_tokens"] = float(tokens)

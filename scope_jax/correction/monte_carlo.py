@@ -14,9 +14,9 @@ import numpy as np
 
 from scope_jax.correction.locate import bucket
 from scope_jax.correction.splice import cut
-from scope_jax.correction.teachers import Writer
-from scope_jax.rollout import SampleSpec, completion_texts, generate
-from scope_jax.tasks import Domain, Problem
+from scope_jax.mesh import to_host
+from scope_jax.rollout import SampleSpec, Writer, completion_texts
+from scope_jax.tasks import Domain, Problem, verdicts
 from scope_jax.types import Rollout
 
 # Streams of random numbers from here on are continuations of prefixes; see `rescue.TAIL_STREAM` for those below.
@@ -70,9 +70,7 @@ def successes(
         length = np.pad(np.asarray(length_R[start : start + most], np.int32), pad)[:size]
         batch = _prefixes(rollout, index, length, np.arange(size) < len(rows), continuations)
         before = batch.length_B
-        batch = generate(
-            policy.params,
-            policy.config,
+        batch = policy.write(
             batch,
             key,
             sample_spec,
@@ -81,12 +79,12 @@ def successes(
             limit_B=batch.prompt_length_B + sample_spec.max_new_tokens,
         )
         tokens += int(jnp.sum(batch.length_B - before))
-        ended = np.asarray(jax.device_get(batch.finished_B))[: len(rows) * continuations]
+        ended = to_host(batch.finished_B)[: len(rows) * continuations]
         text = completion_texts(batch, tokenizer)
         judged = np.flatnonzero(ended)
-        verdicts = domain.verify([problems[int(rows[n // continuations])] for n in judged], [text[n] for n in judged])
+        judged_as = verdicts(domain, [problems[int(rows[n // continuations])] for n in judged], [text[n] for n in judged])
         right = np.zeros(len(ended), np.int64)
-        right[judged] = [verdict is True for verdict in verdicts]
+        right[judged] = [verdict is True for verdict in judged_as]
         won[start : start + most] = right.reshape(len(rows), continuations).sum(axis=1)
     return won, tokens
 
@@ -111,7 +109,7 @@ def locate_first_error(
 
     A binary search: log2 of the number of steps rounds, each one batch of continuations.
     """
-    prompt_length = np.asarray(jax.device_get(rollout.prompt_length_B))
+    prompt_length = to_host(rollout.prompt_length_B)
     spent = {"probes": 0, "tokens": 0, "rounds": 0}
 
     def probe(rows: np.ndarray, prefix: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Scoring the steps of solutions with a process reward model, which may have a tokenizer of its own."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,7 +14,8 @@ from jax.sharding import Mesh
 
 from scope_jax import models, tasks
 from scope_jax.correction.prm_formats import FORMATS, Row, recognise, shepherd_ids
-from scope_jax.mesh import RULES, constrain, current_mesh, put_rows
+from scope_jax.hosts import by_share, settle
+from scope_jax.mesh import RULES, at_hand, constrain, current_mesh, put_rows, to_host
 
 # Batches that the rows of a call are divided into, so that short rows are not padded to the longest.
 BATCHES = 4
@@ -24,7 +26,8 @@ class ProcessRewardModel:
     """A PRM: weights, tokenizer, and the published format that says how a solution is written down for it and where its
     scores stand. `format`: "auto" (recognised from head and tokenizer), "qwen" (Qwen2.5-Math-PRM), "math_shepherd"
     (math-shepherd-mistral-7b-prm) or "skywork" (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go
-    through the model together, which bounds its memory.
+    through the model together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh that is
+    set). Parked weights (`mesh.park`) are brought to the devices for each call of `score`.
 
     Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of the one that is named.
     """
@@ -34,6 +37,7 @@ class ProcessRewardModel:
     tokenizer: Any
     format: str = "auto"
     tokens_at_once: int = 1 << 16
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         name = self.format
@@ -58,7 +62,7 @@ class ProcessRewardModel:
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
         config, params = models.load(directory, dtype=dtype, mesh=mesh)
-        return dataclasses.replace(prm, params=params, config=config)
+        return dataclasses.replace(prm, params=params, config=config, mesh=mesh)
 
     def encode(self, prompt: str, steps: Sequence[str]) -> Row:
         """(ids, positions of the step marks). Steps are stripped of the separators around them. An empty list of ids
@@ -76,7 +80,7 @@ class ProcessRewardModel:
         with a mark in their text). Forward passes, split over the mesh, over batches of rows of about equal length: a
         quarter of `rows` (default: as many as given), or what fits into `tokens_at_once`. Calls with other numbers of rows
         and the same `rows` share their programs."""
-        encoded = self.encode_rows(prompts, steps)
+        encoded = by_share(self.encode_rows, prompts, steps)
         limit = self.config.max_positions
         usable = [n for n, (ids, marks) in enumerate(encoded) if 0 < len(ids) <= limit and len(marks) == len(steps[n])]
         J = max([len(row) for row in steps], default=0)
@@ -84,14 +88,19 @@ class ProcessRewardModel:
         valid = np.zeros((len(encoded), J), bool)
         longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
         chunks = self._chunks([len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded)))
-        # All are on their way before the first is waited for.
-        batches = [(longest_first[c], self._probability([encoded[n][0] for n in longest_first[c]], shape)) for c, shape in chunks]
-        for numbers, out in batches:
-            probability = np.asarray(out)
-            for place, number in enumerate(numbers):
-                marks = encoded[number][1]
-                score[number, : len(marks)] = probability[place, marks]
-                valid[number, : len(marks)] = True
+        params, mesh = at_hand(self.params), self.mesh or current_mesh()
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            # All are on their way before the first is waited for.
+            batches = [
+                (longest_first[c], settle(self._probability(params, [encoded[n][0] for n in longest_first[c]], shape)))
+                for c, shape in chunks
+            ]
+            for numbers, out in batches:
+                probability = to_host(out)
+                for place, number in enumerate(numbers):
+                    marks = encoded[number][1]
+                    score[number, : len(marks)] = probability[place, marks]
+                    valid[number, : len(marks)] = True
         return score, valid, len(encoded) - len(usable)
 
     def _chunks(self, lengths: Sequence[int], rows: int) -> Iterator[tuple[slice, tuple[int, int]]]:
@@ -106,14 +115,14 @@ class ProcessRewardModel:
             yield slice(start, start + count), (count, width)
             start += count
 
-    def _probability(self, ids: Sequence[Sequence[int]], shape: tuple[int, int]) -> jax.Array:
+    def _probability(self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]) -> jax.Array:
         """float32[shape]: what the head says at every token of the rows."""
         tokens, length = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
         for place, row in enumerate(ids):
             tokens[place, : len(row)] = row
             length[place] = len(row)
         choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
-        return _probabilities(self.params, self.config, *put_rows((tokens, length)), choice=choice)
+        return _probabilities(params, self.config, *put_rows((tokens, length)), choice=choice)
 
 
 def length_bucket(length: int) -> int:

@@ -22,9 +22,10 @@ from scope_jax.correction.prm import ProcessRewardModel
 from scope_jax.correction.replies import gives_answer_away
 from scope_jax.correction.select import SelectSpec, select
 from scope_jax.correction.splice import cut, place_rows, take_rows
-from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, Writer, failure_counts
-from scope_jax.rollout import SampleSpec, completion_ids, completion_texts, generate, texts
-from scope_jax.tasks import Domain, Problem
+from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, failure_counts
+from scope_jax.mesh import to_host
+from scope_jax.rollout import SampleSpec, Writer, completion_ids, completion_texts, texts
+from scope_jax.tasks import Domain, Problem, verdicts
 from scope_jax.types import Owner, Rollout
 
 _cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
@@ -145,9 +146,7 @@ def rescue(
     with timer("correct"):
         size = bucket(len(attempted), reward_B.size // group * spec.select.per_group)
         index, valid = _pad(attempted, size)
-        prompt_length, row_length, row_id = (
-            np.asarray(x) for x in jax.device_get((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
-        )
+        prompt_length, row_length, row_id = to_host((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
         kept = np.ones(size, np.int32)
         asks = []
         for number, r in enumerate(chosen_R):
@@ -193,9 +192,7 @@ def rescue(
                 raise ValueError("correction.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'")
             owner = Owner.POLICY if spec.tail == "policy" else Owner.TEACHER
             waiting = corrected.replace(finished_B=corrected.finished_B | ~jnp.asarray(open_rows))
-            tail = generate(
-                writer.params,
-                writer.config,
+            tail = writer.write(
                 waiting,
                 key,
                 sample_spec,
@@ -205,9 +202,9 @@ def rescue(
             )
         tail_tokens += int(jnp.sum(tail.length_B - corrected.length_B))
         with timer("verify"):
-            ended = np.asarray(jax.device_get(tail.finished_B))
-            verdicts = domain.verify(attempted_problems, completion_texts(tail, tokenizer))
-            passed = np.array([v is True for v in verdicts]) & ended & open_rows
+            ended = to_host(tail.finished_B)
+            judged_as = verdicts(domain, attempted_problems, completion_texts(tail, tokenizer))
+            passed = np.array([v is True for v in judged_as]) & ended & open_rows
         # The last try stands in for rows that no try saved: the report shows what became of them.
         mixed = _where_rows(jnp.asarray(open_rows), tail, mixed)
         accepted |= passed
@@ -297,7 +294,7 @@ def _choose(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """(positions in `located` to attempt, counters)."""
     R = len(located.rows_R)
-    finished_B = np.asarray(jax.device_get(rollout.finished_B))
+    finished_B = to_host(rollout.finished_B)
     found = located.found_R
     eligible = found & (located.error_R >= spec.select.good_steps) & finished_B[located.rows_R]
     eligible_B, quality_B = np.zeros(failed_B.size, bool), np.zeros(failed_B.size)
@@ -319,7 +316,7 @@ def _choose(
 
 def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tuple[np.ndarray, list[str], dict[str, float]]:
     """(rows whose teacher step can be used, the steps' texts, counters of refusals)."""
-    finished = np.asarray(jax.device_get(written.rollout.finished_B))
+    finished = to_host(written.rollout.finished_B)
     ids = completion_ids(written.rollout)
     steps = texts([row[job.kept_B[n] - prompt_length[n] :] for n, row in enumerate(ids)], job.tokenizer)[: len(job.asks)]
     usable = np.zeros(len(job.kept_B), bool)
@@ -408,7 +405,7 @@ def _gallery(
 
 
 def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
-    owner = np.asarray(jax.device_get(rollout.owner_BT))
+    owner = to_host(rollout.owner_BT)
     written = int(np.sum(owner >= Owner.POLICY))
     metrics["scope/teacher_token_share"] = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
     for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps", "teacher_failed"):

@@ -26,8 +26,8 @@ import numpy as np
 
 from scope_jax.correction.replies import encode_step, read_reply, reference_steps, special_texts
 from scope_jax.correction.splice import splice
-from scope_jax.models import ModelConfig, Params
-from scope_jax.rollout import SampleSpec, completion_ids, from_prompts, generate, texts
+from scope_jax.mesh import to_host
+from scope_jax.rollout import SampleSpec, Writer, completion_ids, from_prompts, texts
 from scope_jax.tasks import Domain, Problem, encode_prompts, stop_table
 from scope_jax.tasks.steps import token_bytes
 from scope_jax.types import Owner, Rollout
@@ -68,14 +68,6 @@ class TeacherSpec:
     def shows_answer(self) -> bool:
         """Whether the teacher sees the reference answer."""
         return "{answer}" in self.prompt if self.prompt else self.template == "wrong_step_and_answer"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Writer:
-    """A model that continues rows: the policy of the moment, or the teacher."""
-
-    params: Params
-    config: ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +167,7 @@ class ModelTeacher:
             end_ids=job.end_ids,
             stop=_stop_table(job.tokenizer, job.domain.separator, writer.config.vocab_size),
         )
-        rollout = generate(
-            writer.params,
-            writer.config,
+        rollout = writer.write(
             job.rows,
             job.key,
             spec,
@@ -191,7 +181,7 @@ class ModelTeacher:
         """Padded vocabularies of one tokenizer may differ in size: an id that the policy has no row for is no step."""
         failed: list[str | None] = [None] * len(job.asks)
         if writer.config.vocab_size > job.policy.config.vocab_size:
-            highest = np.asarray(jax.device_get(jnp.max(rollout.tokens_BT, axis=1)))
+            highest = to_host(jnp.max(rollout.tokens_BT, axis=1))
             failed = ["untokenisable" if high >= job.policy.config.vocab_size else None for high in highest[: len(failed)]]
         return failed
 
@@ -210,10 +200,10 @@ class ModelTeacher:
             end_ids=writer.config.end_ids or job.end_ids,
             stop=_stop_table(tokenizer, separator, writer.config.vocab_size),
         )
-        rows = generate(writer.params, writer.config, rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM)
+        rows = writer.write(rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM)
         ids = completion_ids(rows)
         replies = texts(ids, tokenizer)
-        finished, logp, start = jax.device_get((rows.finished_B, rows.logp_BT, rows.prompt_length_B))
+        finished, logp, start = to_host((rows.finished_B, rows.logp_BT, rows.prompt_length_B))
         steps: list[Step | str] = []
         for number, ask in enumerate(job.asks):
             if not open_B[number]:

@@ -3,6 +3,7 @@
 from scope_jax.learning.advantages import AdvantageSpec, group_advantages, zero_group_share, zero_groups
 from scope_jax.learning.losses import LossSpec, finish_stats, merge_stats, policy_loss, token_weights
 from scope_jax.learning.optimizer import OptimizerSpec, learning_rate, make_optimizer, schedule_value
+from scope_jax.learning.packing import length_order, pack
 from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.learning.update import (
     TrainState,
@@ -11,7 +12,6 @@ from scope_jax.learning.update import (
     init_state,
     make_logprobs,
     make_update,
-    pack,
     policy_objective,
     step_label_objective,
 )
@@ -27,6 +27,7 @@ __all__ = [
     "group_advantages",
     "init_state",
     "learning_rate",
+    "length_order",
     "make_logprobs",
     "make_optimizer",
     "make_update",

@@ -1,19 +1,27 @@
 """AdamW with a warm-up and a schedule, built from a small spec; the same schedules serve lambda."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 SCHEDULES = ("constant", "linear", "cosine")
+MOMENTS = ("float32", "bfloat16", "factored")
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """ValueError (one line) on an unknown schedule or a number that makes no sense."""
+    """ValueError (one line) on an unknown schedule or a number that makes no sense.
+
+    moments: how Adam's two moments are kept, `float32` (8 bytes a parameter), `bfloat16` (4) or `factored` (2): see
+    `scale_by_moments`.
+    """
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0  # updates
@@ -25,10 +33,13 @@ class OptimizerSpec:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0  # of the global gradient norm; None: no clipping
+    moments: str = "float32"  # float32 | bfloat16 | factored
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of {', '.join(SCHEDULES)}")
+        if self.moments not in MOMENTS:
+            raise ValueError(f"OptimizerSpec.moments = {self.moments!r} is unknown; expected one of {', '.join(MOMENTS)}")
         if self.schedule != "constant" and (self.steps is None or self.steps <= self.warmup_steps):
             raise ValueError(
                 f"OptimizerSpec.schedule = {self.schedule!r} needs steps > warmup_steps; "
@@ -54,22 +65,20 @@ class OptimizerSpec:
 def make_optimizer(spec: OptimizerSpec, *, trainable: Any | None = None) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW (arXiv 1711.05101) at `learning_rate(spec, count)`.
 
-    Moments are float32 for parameters of any dtype (in bf16 a second moment stops moving: 1 - b2 is below its
-    rounding), and so are the updates: `optax.apply_updates` adds before it rounds. Weight decay reaches `matrix_mask`.
+    Moments are kept as `spec.moments` says, whatever the parameters' dtype; updates are float32: `optax.apply_updates`
+    adds before it rounds. Weight decay reaches `matrix_mask`.
     `trainable`: a tree of bool like the parameters, or a function from the parameters to one; where False, the update
     is 0, no moments are kept, and the gradient does not count in the norm.
     """
     steps: list[optax.GradientTransformation] = []
     if spec.clip_norm is not None:
         steps.append(optax.clip_by_global_norm(spec.clip_norm))
+    adam = optax.scale_by_adam if spec.moments == "float32" else functools.partial(scale_by_moments, spec.moments)
     steps.append(
-        optax.adamw(
-            lambda count: learning_rate(spec, count),
-            b1=spec.b1,
-            b2=spec.b2,
-            eps=spec.eps,
-            weight_decay=spec.weight_decay,
-            mask=matrix_mask,
+        optax.chain(
+            adam(b1=spec.b1, b2=spec.b2, eps=spec.eps),
+            optax.add_decayed_weights(spec.weight_decay, matrix_mask),
+            optax.scale_by_learning_rate(lambda count: learning_rate(spec, count)),
         )
     )
     optimizer = _in_float32(optax.chain(*steps))
@@ -80,6 +89,88 @@ def make_optimizer(spec: OptimizerSpec, *, trainable: Any | None = None) -> opta
         return jax.tree.map(lambda x: "train" if x else "freeze", trainable(params) if callable(trainable) else trainable)
 
     return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+
+
+def scale_by_moments(kind: str, *, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction m / (sqrt(v) + eps), both moments freed of their bias, from a smaller state (`optax.ScaleByAdamState`).
+
+    The first moment is bfloat16. The second moment, by `kind`:
+
+    - `bfloat16`: rounded up or down at random, in proportion to what is cut off. Rounded to the nearest it would stand
+      still: with b2 = 0.999 a step moves v by a thousandth, and neighbouring bfloat16 numbers lie 1/128 to 1/256 apart. The random
+      bits are a function of the step's number and the element's place, so that a run goes on bit for bit.
+    - `factored`: of a matrix (`matrix_mask`) float32 means over columns and over rows, {"row": [.., in], "column": [.., out]}, and
+      v = row column / mean(row): Adafactor's (arXiv 1804.04235, section 3), here with Adam's b2 and eps. Whole for all others.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        short = lambda: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.bfloat16), params)
+        sides = lambda: jax.tree.map(lambda p, split: _sides(p) if split else jnp.zeros_like(p), params, matrix_mask(params))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), short(), short() if kind == "bfloat16" else sides())
+
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        step = count.astype(jnp.float32)
+        free_1, free_2 = 1 - b1**step, 1 - b2**step
+
+        def one(number: int, g: jax.Array, m: jax.Array, v: Any) -> tuple[jax.Array, jax.Array, Any]:
+            first = b1 * m.astype(jnp.float32) + (1 - b1) * g
+            square = jnp.square(g)
+            if isinstance(v, dict):
+                row = b2 * v["row"] + (1 - b2) * jnp.mean(square, axis=-1)
+                column = b2 * v["column"] + (1 - b2) * jnp.mean(square, axis=-2)
+                # Where all gradients were 0 so far, 0 and not NaN.
+                share = row / jnp.maximum(jnp.mean(row, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+                second = share[..., None] * column[..., None, :]
+                kept: Any = {"row": row, "column": column}
+            else:
+                second = b2 * v.astype(jnp.float32) + (1 - b2) * square
+                kept = second if v.dtype == jnp.float32 else round_at_random(second, count, number)
+            return (first / free_1) / (jnp.sqrt(second / free_2) + eps), first.astype(jnp.bfloat16), kept
+
+        numbers = jax.tree.unflatten(jax.tree.structure(grads), range(len(jax.tree.leaves(grads))))
+        done = jax.tree.map(one, numbers, grads, state.mu, state.nu)
+        part = lambda n: jax.tree.map(lambda _, found: found[n], grads, done)
+        return part(0), optax.ScaleByAdamState(count, part(1), part(2))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _sides(p: jax.Array) -> dict[str, jax.Array]:
+    """Zeros for the factors of [.., in, out]; where `p` is laid out on a mesh, each on the axes of its own dimensions."""
+
+    def side(axis: int) -> jax.Array:
+        shape = tuple(np.delete(p.shape, axis))
+        layout = None if isinstance(p, jax.core.Tracer) else getattr(p, "sharding", None)
+        if not isinstance(layout, NamedSharding):
+            return jnp.zeros(shape, jnp.float32)
+        spec = (*layout.spec, *(None,) * (p.ndim - len(layout.spec)))
+        kept = PartitionSpec(*spec[:axis], *spec[axis + 1 or p.ndim :])
+        return jnp.zeros(shape, jnp.float32, device=NamedSharding(layout.mesh, kept))
+
+    return {"row": side(-1), "column": side(-2)}
+
+
+def round_at_random(x: jax.Array, step: jax.Array, stream: int) -> jax.Array:
+    """float32 >= 0 as bfloat16, up with a probability of the part that is cut off: the expectation is `x`. The random bits are a
+    function of `step`, `stream` and the element's place, the same on every mesh."""
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    seed = _mix(_mix(step.astype(jnp.uint32)) + jnp.uint32(stream))
+    noise = _mix(_mix(place + seed)) >> 16
+    # bfloat16 is the upper half of float32: what is added carries over in proportion to the lower half.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = jnp.where(jnp.isfinite(x), bits + noise, bits) >> 16
+    return jax.lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: uint32 -> uint32, every bit of the input moves half of the output's."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def learning_rate(spec: OptimizerSpec, step: jax.Array | int) -> jax.Array:

@@ -1,8 +1,6 @@
 """One optimiser step: weighted loss sums over micro-batches, gradients in the parameters' layout, guarded update."""
 
-import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -13,7 +11,8 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scope_jax.learning.losses import LossSpec, merge_stats, policy_loss
-from scope_jax.mesh import RULES, constrain, current_mesh
+from scope_jax.learning.packing import pack, split_rows, unpack
+from scope_jax.mesh import constrain, current_mesh
 from scope_jax.models import (
     LoraSpec,
     ModelConfig,
@@ -28,6 +27,9 @@ from scope_jax.models import (
 from scope_jax.models.weights import Weight, weight_table
 from scope_jax.types import Rollout
 
+Batch = dict[str, jax.Array]
+# of the loss, statistics, gradient
+Sums = tuple[jax.Array, dict[str, jax.Array], Params]
 # loss(params, micro-batch, scalars) -> (sum, statistics)
 Loss = Callable[[Params, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -63,47 +65,6 @@ def abstract_state(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def pack(rollout: Rollout, arrays: dict[str, jax.Array], group: int, micro_batches: int = 1, step: int = 8) -> dict[str, jax.Array]:
-    """The batch of an update, from a rollout whose `group` consecutive rows share their prompt: each prompt once, and
-    beside it the completions alone, so that the update spends nothing on repeated prompts and on padding between.
-
-    Returns `prompt` int32[P, W], `prompt_length` [P], `completion` int32[B, C], and `arrays`: those of shape [B, T] at the
-    completions' slots as [B, C], 0 past a row's end; others as they are. W and C are the longest rounded up to a multiple of
-    `step`, so that few shapes occur. P is B / group, or more where a micro-batch, or a device's part of it, is less than
-    a group.
-
-    Raises ValueError where the rows cannot be split into `micro_batches`.
-    """
-    B = rollout.tokens_BT.shape[0]
-    if B % micro_batches:
-        raise ValueError(f"{B} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {B}")
-    mesh = current_mesh()
-    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    together = math.gcd(group, max(B // micro_batches // devices, 1))
-    longest = jnp.stack([jnp.max(rollout.prompt_length_B), jnp.max(rollout.length_B - rollout.prompt_length_B)])
-    W, C = (max(-(-int(n) // step) * step, step) for n in jax.device_get(longest))
-    return _pack(rollout, arrays, together, W, C)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _pack(rollout: Rollout, arrays: dict[str, jax.Array], together: int, W: int, C: int) -> dict[str, jax.Array]:
-    B, T = rollout.tokens_BT.shape
-    slot_BC = rollout.prompt_length_B[:, None] + jnp.arange(C)[None]
-    written_BC = slot_BC < rollout.length_B[:, None]
-
-    def completion(x_BT: jax.Array) -> jax.Array:
-        taken = jnp.take_along_axis(x_BT, jnp.minimum(slot_BC, T - 1), axis=1)
-        return constrain(jnp.where(written_BC, taken, jnp.zeros_like(taken)), "batch", None)
-
-    prompt = jnp.pad(rollout.tokens_BT[::together, :W], ((0, 0), (0, max(W - T, 0))))
-    packed = {
-        "prompt": constrain(prompt, "batch", None),
-        "prompt_length": constrain(rollout.prompt_length_B[::together], "batch"),
-        "completion": completion(rollout.tokens_BT),
-    }
-    return packed | {name: completion(x) if x.shape == (B, T) else x for name, x in arrays.items()}
-
-
 def make_update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -111,46 +72,54 @@ def make_update(
     micro_batches: int = 1,
     *,
     table: dict[str, Weight] | None = None,
-) -> Callable[[TrainState, dict[str, jax.Array], dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch | Sequence[Batch], dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `update(state, batch, scalars) -> (state, statistics)`; `state` is donated.
 
     batch: arrays of the whole update, [B, ...] or, with M consecutive rows of the others to each of theirs, [P, ...] (see
     `pack`). Micro-batch i holds row i, i + n, i + 2n, ... of the shorter ones and what belongs to them, so that each device
-    works on its own rows in every micro-batch. Loss and gradient are sums: they do not depend on `micro_batches`. Where
-    loss or gradient are not finite, parameters and optimiser stay as they were and the skip is counted.
+    works on its own rows in every micro-batch. Or several such batches, of widths of their own, each in `micro_batches`
+    parts: one program for each width adds to the gradient, another one ends the update. Loss and gradient are sums: they do
+    not depend on how rows are split. Where loss or gradient are not finite, parameters and optimiser stay as they were and the
+    skip is counted.
     `scalars`: what is the same for all micro-batches, the frozen weights under adapters included. `table`: the weights that
     are trained (default: those of `config`).
     Statistics: those of the loss, merged, and `loss`, `grad_norm`, `skipped` (1 where this update was left out).
     """
     table = weight_table(config) if table is None else table
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def pin(grads: Params) -> Params:
         # Without a constraint, gradients of sharded parameters may come out replicated.
         flat = traverse_util.flatten_dict(grads, sep="/")
         return traverse_util.unflatten_dict({p: constrain(g, *table[p].axes) for p, g in flat.items()}, sep="/")
 
-    def gradients(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict, Params]:
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    def add(sums: Sums, params: Params, rows: Batch, scalars: dict) -> Sums:
+        total, stats, grads = sums
+        (value, seen), grad = value_and_grad(params, rows, scalars)
+        return total + value, merge_stats(stats, seen), jax.tree.map(jnp.add, grads, pin(grad))
+
+    def nothing(params: Params, rows: Batch, scalars: dict) -> Sums:
+        (value, seen), grad = jax.eval_shape(value_and_grad, params, rows, scalars)
+        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+        return zeros(value), zeros(seen), pin(zeros(grad))
+
+    def split(batch: Batch) -> Batch:
+        units = min(len(x) for x in batch.values())
+        return jax.tree.map(lambda x: split_rows(x, units, micro_batches), batch)
+
+    def gradients(params: Params, batch: Batch, scalars: dict, sums: Sums | None = None) -> Sums:
         if micro_batches == 1:
+            if sums is not None:
+                return add(sums, params, batch, scalars)
             (total, stats), grads = value_and_grad(params, batch, scalars)
             return total, stats, pin(grads)
-        units = min(len(x) for x in batch.values())
-        parts = jax.tree.map(lambda x: _split(x, units, micro_batches), batch)
+        parts = split(batch)
+        if sums is None:
+            sums = nothing(params, jax.tree.map(lambda x: x[0], parts), scalars)
+        return jax.lax.scan(lambda sums, rows: (add(sums, params, rows, scalars), None), sums, parts)[0]
 
-        def body(carry: Any, part: dict) -> tuple[Any, None]:
-            total, stats, grads = carry
-            (value, seen), grad = value_and_grad(params, part, scalars)
-            return (total + value, merge_stats(stats, seen), jax.tree.map(jnp.add, grads, pin(grad))), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(value_and_grad, params, first, scalars)
-        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
-        (value, seen), grad = shapes
-        (total, stats, grads), _ = jax.lax.scan(body, (zeros(value), zeros(seen), pin(zeros(grad))), parts)
-        return total, stats, grads
-
-    def update(state: TrainState, batch: dict, scalars: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-        total, stats, grads = gradients(state.params, batch, scalars)
+    def take_step(state: TrainState, sums: Sums) -> tuple[TrainState, dict[str, jax.Array]]:
+        total, stats, grads = sums
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(total) & jnp.isfinite(norm)
         # A skipped update still runs through the optimiser: feed it zeros, so that no NaN is made, and drop the result.
@@ -168,13 +137,28 @@ def make_update(
         )
         return state, stats | {"loss": total, "grad_norm": norm, "skipped": bad}
 
-    jitted = jax.jit(update, donate_argnums=0)
+    def update(state: TrainState, batch: Batch, scalars: dict) -> tuple[TrainState, dict[str, jax.Array]]:
+        return take_step(state, gradients(state.params, batch, scalars))
 
-    def checked(state: TrainState, batch: dict, scalars: dict) -> tuple[TrainState, dict[str, jax.Array]]:
-        rows = min(len(x) for x in batch.values())
-        if rows % micro_batches:
-            raise ValueError(f"{rows} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {rows}")
-        return jitted(state, batch, scalars)
+    whole = jax.jit(update, donate_argnums=0)
+    begin = jax.jit(nothing)
+    accumulate = jax.jit(lambda sums, params, batch, scalars: gradients(params, batch, scalars, sums), donate_argnums=0)
+    end = jax.jit(take_step, donate_argnums=0)
+
+    def checked(
+        state: TrainState, batch: Batch | Sequence[Batch], scalars: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        batches = [batch] if isinstance(batch, dict) else batch
+        for part in batches:
+            rows = min(len(x) for x in part.values())
+            if rows % micro_batches:
+                raise ValueError(f"{rows} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {rows}")
+        if len(batches) == 1:
+            return whole(state, batches[0], scalars)
+        sums = begin(state.params, batches[0], scalars)
+        for part in batches:
+            sums = accumulate(sums, state.params, part, scalars)
+        return end(state, sums)
 
     return checked
 
@@ -185,15 +169,15 @@ def policy_objective(
     *,
     temperature: float,
     entropy: bool,
-    remat: bool,
+    remat: str,
     unrolled: bool | None = None,
     lora: LoraSpec | None = None,
 ) -> Loss:
     """The hybrid objective over what `pack` made of `advantage` ([B], or [B, T] where it differs along a row), `on`, `off`
     [B, T] and, where given, `old_logp`, `teacher_logp`, `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`.
-    `unrolled`: form of the layer loop (None: `models.unroll_layers()`). `lora`: what is trained are adapters, of the weights
+    `unrolled`: form of the layer loop (None: `models.unroll_layers(remat)`). `lora`: what is trained are adapters, of the weights
     that stand in scalars under `base`."""
-    unrolled = unroll_layers() if unrolled is None else unrolled
+    unrolled = unroll_layers(remat) if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
         logp, spread = completion_logprobs(
@@ -227,10 +211,20 @@ def policy_objective(
 
 def make_logprobs(
     config: ModelConfig, *, temperature: float, micro_batches: int = 1, unrolled: bool | None = None
-) -> Callable[[Params, Rollout, int], jax.Array]:
-    """`logprobs(params, rollout, group) -> float32[B, T]`: log-probs of the written tokens under `params` (old or reference
-    log-probs of an update), 0 elsewhere. As many rows at once as in an update with so many micro-batches."""
-    unrolled = unroll_layers() if unrolled is None else unrolled
+) -> Callable[..., jax.Array]:
+    """`logprobs(params, rollout, group, coarse=False) -> float32[B, T]`: log-probs of the written tokens under `params` (old or
+    reference log-probs of an update), 0 elsewhere. As many rows at once as in an update with so many micro-batches; `coarse`: see
+    `pack`."""
+    run = logprobs_program(config, temperature, micro_batches, unroll_layers() if unrolled is None else unrolled)
+
+    def logprobs(params: Params, rollout: Rollout, group: int, coarse: bool = False) -> jax.Array:
+        return unpack(rollout, run(params, pack(rollout, {}, group, micro_batches, coarse=coarse)))
+
+    return logprobs
+
+
+def logprobs_program(config: ModelConfig, temperature: float, micro_batches: int, unrolled: bool) -> Any:
+    """The jitted part of `make_logprobs`: `run(params, batch) -> float32[B, C]`, of what `pack` made."""
 
     @jax.jit
     def run(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
@@ -249,37 +243,16 @@ def make_logprobs(
         if micro_batches == 1:
             return part(batch)
         units = len(batch["prompt"])
-        out = jax.lax.map(part, {name: _split(x, units, micro_batches) for name, x in batch.items()})
+        out = jax.lax.map(part, {name: split_rows(x, units, micro_batches) for name, x in batch.items()})
         B, C = batch["completion"].shape
         return jnp.swapaxes(out.reshape(micro_batches, units // micro_batches, -1, C), 0, 1).reshape(B, C)
 
-    def logprobs(params: Params, rollout: Rollout, group: int) -> jax.Array:
-        return _unpack(rollout, run(params, pack(rollout, {}, group, micro_batches)))
-
-    return logprobs
+    return run
 
 
-@jax.jit
-def _unpack(rollout: Rollout, x_BC: jax.Array) -> jax.Array:
-    """`_pack` of a [B, T] array undone: 0 outside the written tokens."""
-    T = rollout.tokens_BT.shape[1]
-    slot_BT = jnp.arange(T)[None] - rollout.prompt_length_B[:, None]
-    written = (slot_BT >= 0) & (jnp.arange(T)[None] < rollout.length_B[:, None])
-    taken = jnp.take_along_axis(x_BC, jnp.clip(slot_BT, 0, x_BC.shape[1] - 1), axis=1)
-    return jnp.where(written, taken, 0.0)
-
-
-def _split(x: jax.Array, units: int, parts: int) -> jax.Array:
-    """[units M, ...] as [parts, rows of a part, ...]: part i holds unit i, i + parts, ... with the M rows of each, so that each
-    device works on its own rows in every part."""
-    out = jnp.swapaxes(x.reshape(units // parts, parts, -1, *x.shape[1:]), 0, 1)
-    out = out.reshape(parts, -1, *x.shape[1:])
-    return constrain(out, None, "batch", *(None,) * (x.ndim - 1))
-
-
-def cloning_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
+def cloning_objective(config: ModelConfig, *, remat: str = "none", unrolled: bool | None = None) -> Loss:
     """Supervised next-token loss: -sum weight * log p(token), over batches of `tokens`, `weight` [B, T]."""
-    unrolled = unroll_layers() if unrolled is None else unrolled
+    unrolled = unroll_layers(remat) if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
         logp, _ = token_logprobs(params, config, batch["tokens"], remat=remat, unrolled=unrolled)
@@ -288,10 +261,10 @@ def cloning_objective(config: ModelConfig, *, remat: bool = False, unrolled: boo
     return loss
 
 
-def step_label_objective(config: ModelConfig, *, remat: bool = False, unrolled: bool | None = None) -> Loss:
+def step_label_objective(config: ModelConfig, *, remat: str = "none", unrolled: bool | None = None) -> Loss:
     """Two-class cross-entropy at step positions: batches of `tokens`, `label` (0 wrong, 1 good; float: the share that is good),
     `weight` [B, T]."""
-    unrolled = unroll_layers() if unrolled is None else unrolled
+    unrolled = unroll_layers(remat) if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
         scores = prm_logits(params, hidden_states(params, config, batch["tokens"], remat=remat, unrolled=unrolled))

@@ -2,6 +2,7 @@
 
 from scope_jax.models.config import FAMILIES, ModelConfig, config_from_json, read_config
 from scope_jax.models.decoder import (
+    REMAT,
     completion_logprobs,
     good_step_probability,
     hidden_states,
@@ -19,6 +20,7 @@ from scope_jax.models.weights import Params, abstract, init, relay, shardings, w
 
 __all__ = [
     "FAMILIES",
+    "REMAT",
     "LoraSpec",
     "ModelConfig",
     "Params",

@@ -8,18 +8,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 
 from scope_jax.mesh import constrain, platform
 from scope_jax.models import attention
+from scope_jax.models.cache import Cache, layer_of, put_in_layer, put_stacked, stored
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params, gather_layer
 
 # [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements.
 LOGITS_BUDGET = 1 << 24
+# What of a layer stays in memory for the backward pass: all of it; the products with its weights; only what enters it.
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda f: f,
+    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "layer": jax.checkpoint,
+}
 # The window of a layer without one, where layers with and without are scanned together.
 NO_WINDOW = 1 << 30
 
@@ -27,30 +33,22 @@ NO_WINDOW = 1 << 30
 Rotation = tuple[jax.Array, jax.Array]
 
 
-@flax.struct.dataclass
-class Cache:
-    """Keys and values. Stacked form: k, v are [L, B, K, S, H], scanned together with the weights. Unrolled form: tuples
-    of L arrays, v [B, K, S, H] and k [B, K, H, S], which is what the CPU's matrix product reads fastest."""
-
-    k: Any
-    v: Any
-
-
 def hidden_states(
-    params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: bool = False, unrolled: bool = False
+    params: Params, config: ModelConfig, tokens_BT: jax.Array, *, remat: str = "none", unrolled: bool = False
 ) -> jax.Array:
-    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat` recomputes each layer in the backward pass;
-    `unrolled`: see `unroll_layers`."""
+    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat`: a key of `REMAT`; what does not stay in memory is
+    computed again in the backward pass. `unrolled`: see `unroll_layers`."""
     position = jnp.arange(tokens_BT.shape[1])[None]
     hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(config), remat=remat, unrolled=unrolled)
     return hidden
 
 
-def unroll_layers() -> bool:
+def unroll_layers(remat: str = "none") -> bool:
     """Whether the layers should be a Python loop instead of a scan on the device at hand: yes on CPU, where a scan copies
-    each layer's weights and activations out of stacked arrays and back; no elsewhere, for compile time and memory.
+    each layer's weights and activations out of stacked arrays and back; no elsewhere, for compile time and memory, and no
+    where something is to be recomputed: in a Python loop the CPU's compiler finds the first computation again and keeps it.
     Reads the mesh that is set; not for use inside jit."""
-    return platform() == "cpu"
+    return platform() == "cpu" and remat == "none"
 
 
 def logits(params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -133,7 +131,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    remat: bool = False,
+    remat: str = "none",
     unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """(logp_BT, entropy_BT or None), float32: slot t holds log p(token t | tokens before t) of the temperature-scaled
@@ -155,7 +153,7 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    remat: bool = False,
+    remat: str = "none",
     unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`token_logprobs` of completions only: (logp_BC, entropy_BC or None), float32. B = P M rows, of which M consecutive
@@ -202,7 +200,7 @@ def decode_step(
     `layers` is what `decode_layers` gave; its form must be the cache's.
     """
     x_BD = _embed(params, config, token_B)
-    slot = jnp.arange(_cache_slots(cache))[None]
+    slot, int8 = jnp.arange(cache.slots)[None], cache.k_scale is not None
 
     def kind(local: bool) -> tuple[Rotation, jax.Array]:
         seen = slot <= position_B[:, None]
@@ -210,51 +208,51 @@ def decode_step(
             seen = seen & (position_B[:, None] - slot < config.window)
         return _rotation(position_B[:, None], config, local), seen
 
-    def run(x: jax.Array, layer: Params, kind: tuple, write: Callable, read: Callable) -> tuple[jax.Array, Any]:
+    def run(x: jax.Array, layer: Params, kind: tuple, write: Callable[[Cache], tuple[Cache, Any]]) -> tuple[jax.Array, Any]:
+        """(x behind the layer, what `write` says is now kept); `write` gives the layer's cache, the new token in it, too."""
         rotation, seen_BS = kind
         q, k, v = _project(x[:, None], layer, config, rotation)
-        stored = write(k[:, 0], v[:, 0])
-        keys, values = read(stored)
-        scale, cap, transposed = config.query_scale, config.attention_cap, isinstance(cache.k, tuple)
-        attended = attention.cached(q[:, 0], keys, values, seen_BS, keys_transposed=transposed, scale=scale, cap=cap)
-        return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), stored
+        there, kept = write(stored(k[:, 0], v[:, 0], int8))
+        attended = attention.cached(
+            q[:, 0],
+            there.k,
+            there.v,
+            seen_BS,
+            k_scale=there.k_scale,
+            v_scale=there.v_scale,
+            keys_transposed=cache.unrolled,
+            scale=config.query_scale,
+            cap=config.attention_cap,
+        )
+        return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), kept
 
-    if isinstance(cache.k, tuple):
-        # Over rows by vmap, so that the partitioner sees that no row touches another: no collectives, however rows are split.
-        put_key = jax.vmap(lambda c, k, slot: c.at[:, :, slot].set(k.astype(c.dtype)))
-        put_value = jax.vmap(lambda c, v, slot: c.at[:, slot].set(v.astype(c.dtype)))
-        ks, vs = [], []
+    if cache.unrolled:
+        parts = []
         kinds, local_L = _kinds_apart(config, kind)
-        for layer, local, ck, cv in zip(layers, local_L, cache.k, cache.v, strict=True):
+        for number, (layer, local) in enumerate(zip(layers, local_L, strict=True)):
 
-            def write_one(k, v, ck=ck, cv=cv):
-                return put_key(ck, k, position_B), put_value(cv, v, position_B)
+            def write_one(new: Cache, number: int = number) -> tuple[Cache, Cache]:
+                part = put_in_layer(cache, number, new, position_B)
+                return part, part
 
-            x_BD, (ck, cv) = run(x_BD, layer, kinds[local], write_one, lambda stored: stored)
-            ks.append(ck)
-            vs.append(cv)
-        cache = Cache(tuple(ks), tuple(vs))
+            x_BD, part = run(x_BD, layer, kinds[local], write_one)
+            parts.append((part.k, part.v, part.k_scale, part.v_scale))
+        cache = Cache(*(None if part[0] is None else tuple(part) for part in zip(*parts, strict=True)))
     else:
-        rows, heads = jnp.arange(x_BD.shape[0])[:, None], jnp.arange(config.num_kv_heads)[None]
-        slots = position_B[:, None]
         pick, scanned_L = _kinds_scanned(config, kind)
 
-        def body(carry, xs):
-            x, ck, cv = carry
+        def body(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
+            x, kept = carry
             layer, number, local = xs
-            # Every index explicit, on the stacked cache itself: the one form that writes in place and lets the read of
-            # the layer be fused into attention on TPU.
-            write = lambda k, v: (
-                ck.at[number, rows, heads, slots].set(k.astype(ck.dtype)),
-                cv.at[number, rows, heads, slots].set(v.astype(cv.dtype)),
-            )
-            read = lambda stored: tuple(jax.lax.dynamic_index_in_dim(c, number, 0, keepdims=False) for c in stored)
-            x, (ck, cv) = run(x, layer, pick(local), write, read)
-            return (x, ck, cv), None
+
+            def write(new: Cache) -> tuple[Cache, Cache]:
+                whole = put_stacked(kept, number, new, position_B)
+                return layer_of(whole, number), whole
+
+            return run(x, layer, pick(local), write), None
 
         numbers = jnp.arange(config.num_layers)
-        (x_BD, ck, cv), _ = jax.lax.scan(body, (x_BD, cache.k, cache.v), (layers, numbers, scanned_L))
-        cache = Cache(ck, cv)
+        (x_BD, cache), _ = jax.lax.scan(body, (x_BD, cache), (layers, numbers, scanned_L))
     x_BD = _rms_norm(x_BD, params["final_norm"], config)
     return _vocabulary(params, config, x_BD), cache
 
@@ -266,26 +264,6 @@ def decode_layers(params: Params, config: ModelConfig, unrolled: bool) -> Any:
     return [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
 
 
-def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
-    """The cache of prefixes [L, P, K, W, H] repeated for `group` consecutive rows and grown to `slots` slots."""
-
-    def grow(x: jax.Array) -> jax.Array:
-        x = jnp.repeat(x, group, axis=1) if group > 1 else x
-        return constrain(
-            jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots - x.shape[3]), (0, 0))), None, "batch", "kv_heads", None, None
-        )
-
-    grown = Cache(grow(cache.k), grow(cache.v))
-    return unstack_cache(grown) if unrolled else grown
-
-
-def unstack_cache(cache: Cache) -> Cache:
-    """The unrolled form of a stacked cache."""
-    layers = range(cache.k.shape[0])
-    lay = lambda x: constrain(x, "batch", "kv_heads", None, None)
-    return Cache(tuple(lay(jnp.swapaxes(cache.k[n], 2, 3)) for n in layers), tuple(lay(cache.v[n]) for n in layers))
-
-
 def _run_layers(
     params: Params,
     config: ModelConfig,
@@ -293,7 +271,7 @@ def _run_layers(
     position_BT: jax.Array,
     attend: Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array],
     *,
-    remat: bool = False,
+    remat: str = "none",
     unrolled: bool = False,
     keep_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
@@ -313,7 +291,7 @@ def _run_layers(
         return constrain(x, "batch", None, None), kept
 
     # What a kind holds is closed over, so that a Python window stays one under `jax.checkpoint`.
-    wrap = jax.checkpoint if remat else lambda f: f
+    wrap = REMAT[remat]
     if unrolled:
         kinds, local_L = _kinds_apart(config, kind)
         bodies = {local: wrap(functools.partial(body, value)) for local, value in kinds.items()}
@@ -464,10 +442,6 @@ def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _cache_slots(cache: Cache) -> int:
-    return cache.v[0].shape[2] if isinstance(cache.v, tuple) else cache.v.shape[3]
 
 
 def _chunk_size(rows: int, slots: int, vocab: int) -> int:

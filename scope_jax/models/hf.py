@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from scope_jax.mesh import assert_sharded, current_mesh, make_mesh, sharding
+from scope_jax.hosts import is_main, wait_for_all
+from scope_jax.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
 from scope_jax.models.config import ModelConfig, config_to_json, read_config
 from scope_jax.models.weights import Params, Weight, flatten, nest, shardings, weight_table
 
@@ -59,7 +60,8 @@ def load(directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = N
 
 
 def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: Any = None) -> None:
-    """Write config.json, generation_config.json, model.safetensors and, if given, the tokenizer.
+    """Write config.json, generation_config.json, model.safetensors and, if given, the tokenizer. All processes call it, one
+    writes; all return when the files are there.
 
     Raises ValueError where the family's config.json cannot say what `config` says; nothing is written then.
     """
@@ -68,18 +70,22 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
     raw = config_to_json(config, str(flat["embed"].dtype))
     tensors: dict[str, np.ndarray] = {}
     for path, weight in weight_table(config).items():
-        value = np.asarray(jax.device_get(flat[path]))
+        value = np.asarray(to_host(flat[path]))
+        if not is_main():
+            continue
         for number, layer in enumerate(value) if weight.stacked else [(0, value)]:
             tensors[weight.hf.format(number)] = np.ascontiguousarray(layer.T if weight.transpose else layer)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    if config.head == "lm":
-        special = {"eos_token_id": list(config.end_ids), "bos_token_id": config.bos_id, "pad_token_id": config.pad_id}
-        special = {key: value for key, value in special.items() if value is not None}
-        (directory / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+    if is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        if config.head == "lm":
+            special = {"eos_token_id": list(config.end_ids), "bos_token_id": config.bos_id, "pad_token_id": config.pad_id}
+            special = {key: value for key, value in special.items() if value is not None}
+            (directory / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+    wait_for_all(f"{directory} is written")
 
 
 def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path, str]]:

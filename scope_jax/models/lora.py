@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from scope_jax.mesh import constrain
+from scope_jax.hosts import is_main
+from scope_jax.mesh import constrain, to_host
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.weights import Params, Weight, flatten, init_table, nest, table_shardings, weight_table
 
@@ -84,12 +85,14 @@ def save_lora(directory: str | Path, config: ModelConfig, lora: Params, spec: Lo
     """Write adapter_config.json and adapter_model.safetensors as PEFT does; `base` is the directory of the weights that the
     adapters belong to."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     flat, table = flatten(lora), lora_table(config, spec)
     for path, weight in table.items():
-        for number, layer in enumerate(np.asarray(jax.device_get(flat[path]))):
+        for number, layer in enumerate(np.asarray(to_host(flat[path]))):
             tensors[weight.hf.format(number)] = np.ascontiguousarray(layer.T)
+    if not is_main():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     raw: dict[str, Any] = {
         "peft_type": "LORA",

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from scope_jax.mesh import constrain, current_mesh, put_rows, row_parts
+from scope_jax.models.cache import Cache, decode_cache, empty_cache, lay, map_arrays, stored, unstack_cache
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.decoder import Cache, decode_cache, decode_layers, decode_step, prefill, unroll_layers, unstack_cache
+from scope_jax.models.decoder import decode_layers, decode_step, prefill, unroll_layers
 from scope_jax.models.weights import Params, relay
 from scope_jax.rollout.sampling import SampleSpec, row_keys, sample
 from scope_jax.types import Owner, Rollout
@@ -53,6 +55,16 @@ def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, 
     return Rollout(**put_rows(arrays))
 
 
+def check_heads(config: ModelConfig, mesh: Mesh | None) -> None:
+    """Raise ValueError where the tensor axis of a mesh does not divide the kv heads: every device would hold the whole cache, and
+    they would exchange it."""
+    if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} kv heads of a model that writes; use "
+            f"a divisor of {config.num_kv_heads}, and split weights further with mesh.fsdp"
+        )
+
+
 def generate(
     params: Params,
     config: ModelConfig,
@@ -77,6 +89,7 @@ def generate(
     """
     if config.head != "lm":
         raise ValueError(f"this checkpoint has head {config.head!r} and cannot write text; an 'lm' head is needed")
+    check_heads(config, current_mesh())
     B, T = rollout.tokens_BT.shape
     if B % shared_prefix:
         raise ValueError(f"{B} rows are not a multiple of shared_prefix {shared_prefix}")
@@ -97,6 +110,7 @@ def generate(
         shared_prefix,
         slots,
         unrolled,
+        spec.cache,
     )
     params = relay(config, params, current_mesh())
     return _generate(params, rollout, key, jnp.int32(stream), jnp.int8(owner), limit, stop, config, static)
@@ -114,7 +128,7 @@ def _generate(
     config: ModelConfig,
     static: tuple[Any, ...],
 ) -> Rollout:
-    temperature, top_p, top_k, max_new, ends, width, shared, slots, unrolled = static
+    temperature, top_p, top_k, max_new, ends, width, shared, slots, unrolled, kind = static
     B, T = rollout.tokens_BT.shape
     key_B = row_keys(key, stream, rollout.row_B)
     draw = functools.partial(sample, temperature=temperature, top_p=top_p, top_k=top_k)
@@ -123,6 +137,7 @@ def _generate(
 
     prefix_PW = constrain(rollout.tokens_BT[::shared, :width], "batch", None)
     first_PV, prefix = prefill(params, config, prefix_PW, start_B[::shared], unrolled=unrolled)
+    prefix = stored(prefix.k, prefix.v, kind == "int8")
     token_B, logp_B = draw(jnp.repeat(first_PV, shared, axis=0) if shared > 1 else first_PV, key_B, start_B)
     open_B = ~rollout.finished_B & (start_B < limit_B)
 
@@ -235,19 +250,14 @@ def _decode_with_refill(
             "on": seat["on"] | sits,
         }
 
-        def seated(c: jax.Array, p: jax.Array, rows: int, slots: int) -> jax.Array:
+        def seated(c: jax.Array, p: jax.Array, *, rows: int, slots: int) -> jax.Array:
             """`c` with the prefix of its row in every seat that was taken; its axes `rows` and `slots`."""
             fresh = jnp.take(p, row_S // shared, axis=rows)
             mask = jnp.expand_dims(sits, tuple(a for a in range(c.ndim) if a != rows))
             begin = jax.lax.slice_in_dim(c, 0, width, axis=slots)
             return jax.lax.dynamic_update_slice_in_dim(c, jnp.where(mask, fresh, begin), 0, axis=slots)
 
-        if unrolled:
-            keys = tuple(seated(c, p, 0, 3) for c, p in zip(cache.k, prefixes.k, strict=True))
-            values = tuple(seated(c, p, 0, 2) for c, p in zip(cache.v, prefixes.v, strict=True))
-            cache = Cache(keys, values)
-        else:
-            cache = Cache(seated(cache.k, prefixes.k, 1, 3), seated(cache.v, prefixes.v, 1, 3))
+        cache = map_arrays(seated, cache, prefixes)
         return row_S, seat, cache, jnp.minimum(taken + jnp.sum(free), total)
 
     def crowded(on_S: jax.Array, seats: int) -> jax.Array:
@@ -265,10 +275,7 @@ def _decode_with_refill(
         written, seat, cache = decode(written, row_S, seat, cache, full_enough)
         return written, (row_S, seat, cache, taken)
 
-    L, _, K, _, H = prefix.k.shape
-    empty = lambda x: constrain(jnp.zeros((L, slots, K, cache_slots, H), x.dtype), None, "batch", "kv_heads", None, None)
-    cache = Cache(empty(prefix.k), empty(prefix.v))
-    cache = unstack_cache(cache) if unrolled else cache
+    cache = empty_cache(prefix, slots, cache_slots, unrolled)
     nobody = jnp.zeros((slots,), jnp.int32)
     seat = {"token": nobody, "state": nobody, "on": jnp.zeros((slots,), bool)}
     drained = sizes[1] if len(sizes) > 1 else 0
@@ -281,7 +288,7 @@ def _decode_with_refill(
         # Rows that are on first. Each device moves only its own rows.
         order = jnp.argsort(~seat["on"].reshape(parts, -1), axis=1, stable=True)[:, : size // parts]
         row_S, seat = jax.tree.map(lambda x, order=order: _keep_seats(x, order, 0), (row_S, seat))
-        cache = jax.tree.map(lambda c, order=order: _keep_seats(c, order, c.ndim - 4), cache)
+        cache = map_arrays(lambda c, rows, slots, order=order: _keep_seats(c, order, rows), cache)
         written, seat, cache = decode(written, row_S, seat, cache, lambda on, smaller=smaller: crowded(on, smaller))
     return written
 
@@ -292,8 +299,7 @@ def _keep_seats(x: jax.Array, order_PS: jax.Array, axis: int) -> jax.Array:
     split = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
     taken = jax.vmap(lambda part, order: jnp.take(part, order, axis=axis), in_axes=(axis, 0), out_axes=axis)(split, order_PS)
     taken = taken.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-    names = ("batch", "kv_heads", None, None) if x.ndim - axis == 4 else ("batch",)
-    return constrain(taken, *(None,) * axis, *names)
+    return lay(taken, axis) if x.ndim - axis > 1 else constrain(taken, "batch")
 
 
 def _bucket(length: int, buffer: int) -> int:

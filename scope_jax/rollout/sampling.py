@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scope_jax.models.cache import KINDS
+
 # Width of the blocks that the inverse-CDF draw looks through.
 BLOCK = 128
 
@@ -17,6 +19,8 @@ class SampleSpec:
     temperature: 0 is greedy. top_p in (0, 1], top_k >= 0 (0: off) truncate the draw, not the recorded log-probs.
     max_new_tokens: tokens written by one call at the most. end_ids: tokens that finish a row.
     stop: int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) when the last state is reached.
+    cache: how keys and values are kept meanwhile, `auto` (in the parameters' dtype) or `int8`; recorded log-probs are those of
+    the model that reads them.
     """
 
     temperature: float = 1.0
@@ -25,8 +29,11 @@ class SampleSpec:
     max_new_tokens: int = 256
     end_ids: tuple[int, ...] = ()
     stop: np.ndarray | None = None
+    cache: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.cache not in KINDS:
+            raise ValueError(f"SampleSpec.cache {self.cache!r} is unknown; one of {', '.join(KINDS)}")
         if self.temperature < 0:
             raise ValueError(f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)")
         if not 0 < self.top_p <= 1:

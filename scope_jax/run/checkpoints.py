@@ -1,14 +1,20 @@
 """Checkpoints of a run: saved atomically, verified when read, restored onto any mesh."""
 
+import contextlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+
+from scope_jax.hosts import settle
+from scope_jax.mesh import at_hand
+from scope_jax.run.workdir import NoRoom, is_full
 
 PyTree = Any
 
@@ -31,6 +37,7 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}: at least 1 checkpoint has to be kept")
         path = os.fspath(directory)
         self.directory = path if "://" in path else os.path.abspath(path)
+        logging.get_absl_logger().addFilter(_worth_saying)
         self._args = ocp.args
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -49,21 +56,24 @@ class Checkpoints:
         """Saves `state` and `extra` as `step`; False, and nothing done, where that step is saved already.
 
         Returns once the arrays are copied to the host (they may then be donated); the files are written in the
-        background. An error of that writing is raised by the next `save`, `wait` or `close`. `state` has jax or numpy
-        arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not JSON.
+        background. An error of that writing is raised by the next `save`, `wait` or `close`: NoRoom where the disk
+        is full, and the checkpoints before it are as they were. `state` has jax or numpy arrays as leaves (no typed PRNG keys).
+        Raises ValueError where `extra` is not JSON.
         """
         try:
             # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
             extra = json.loads(json.dumps(extra))
         except (TypeError, ValueError) as error:
             raise ValueError(f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}") from None
-        self._manager.wait_until_finished()
+        self.wait()
         if step in self._manager.all_steps():
             return False
+        state = at_hand(state)
         leaves = _describe(state)
         record = {"extra": extra, "leaves": leaves, "sum": _text_sum(extra, leaves)}
         items = self._args.Composite(state=self._args.StandardSave(state), record=self._args.JsonSave(record))
-        return bool(self._manager.save(step, args=items, force=True))
+        with self._one_line():
+            return bool(self._manager.save(step, args=items, force=True))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """The newest readable checkpoint as (step, state, extra); None where there is no checkpoint at all.
@@ -97,8 +107,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._one_line():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for what is being written, then releases the writer's threads."""
@@ -108,8 +119,20 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        # Closing waits for all processes: one that failed alone has to tell the others first.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """A full disk as one clear error, whatever the layer below calls it."""
+        try:
+            yield
+        except Exception as error:
+            if not is_full(error):
+                raise
+            raise NoRoom(self.directory) from error
 
     def _attempt(self, read, *args) -> tuple[Any, str]:
         """(result, "") of `read(*args)`, or (None, one line of reason); one verdict for all processes."""
@@ -141,6 +164,14 @@ class Checkpoints:
         return state
 
 
+def _worth_saying(record: Any) -> bool:
+    """Whether a log record is to be printed. Of a full disk, every thread of Orbax logs a traceback of its own, before we hear
+    of it and say the same in one line; those that are still waiting when the program ends log another."""
+    if not (record.exc_info and "orbax" in record.pathname):
+        return True
+    return not (is_full(record.exc_info[1]) or "interpreter shutdown" in str(record.exc_info[1]))
+
+
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -149,7 +180,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 def _describe(state: PyTree) -> dict[str, dict]:
     """{path: {shape, dtype, sum}} of each array."""
     named = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([_array_sum(leaf) for _, leaf in named])
+    sums = jax.device_get([settle(_array_sum(leaf)) for _, leaf in named])
     return {
         jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": int(total)}
         for (path, leaf), total in zip(named, sums, strict=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scope_jax.hosts import is_main
 from scope_jax.run.workdir import write_atomically
 
 
@@ -18,7 +19,7 @@ class MetricsWriter:
 
     `resume_step` is the first step that will be written (0 for a new run): lines at or past it, and a last line that
     a kill left torn, are dropped from `metrics.jsonl` at once, atomically; TensorBoard is told to drop its own points
-    from there on. With several processes, only one opens a writer. No TensorFlow is needed.
+    from there on. Of several processes the first one writes, the writers of the others do nothing. No TensorFlow is needed.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
@@ -26,12 +27,16 @@ class MetricsWriter:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder = pathlib.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        self._writes = is_main()
+        if not self._writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if line["step"] < resume_step]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  Closed by close().
+        # Without a buffer: what a full disk did not take is not tried again at the end of the process.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  Closed by close().
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
         # A START record makes readers drop what an earlier, killed process wrote at or past this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -45,6 +50,8 @@ class MetricsWriter:
         """
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
+        if not self._writes:
+            return
         numbers: dict[str, float] = {}
         for name, value in metrics.items():
             try:
@@ -52,8 +59,9 @@ class MetricsWriter:
             except (TypeError, ValueError):
                 raise ValueError(f"step {step}: metric {name} must be one number, not {type(value).__name__}") from None
         line = {"step": int(step)} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        rest = memoryview(f"{json.dumps(line)}\n".encode())
+        while rest:
+            rest = rest[self._file.write(rest) :]
         summary = summary_pb2.Summary(
             value=[summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         )
@@ -61,8 +69,9 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -119,6 +128,9 @@ class PhaseTimer:
 def progress(total: int, initial: int = 0, desc: str = ""):
     """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per 10 s at most."""
     from tqdm import tqdm
+
+    if not is_main():
+        return tqdm(disable=True)
 
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
         return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)

@@ -1,60 +1,136 @@
 """The folder of a run: its config written once, and checked against when the run goes on."""
 
+import datetime
+import errno
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scope_jax.hosts import is_main
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def prepare_workdir(
-    workdir: str | os.PathLike, config: Mapping[str, Any], *, may_differ: Sequence[str] = (), name: str = "config.json"
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = (),
+    allow: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    name: str = "config.json",
 ) -> pathlib.Path:
     """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file `name`, keys sorted.
 
     Where that file is there already, it must hold the same values, keys in `may_differ` aside (dotted names;
-    "eval" covers "eval.every"); it is then written anew, with the new values of those keys. Raises ValueError that
-    names up to five differing keys with both values, and changes nothing, where it is the config of another run;
-    and where `config` holds something that is not JSON.
+    "eval" covers "eval.every") and keys that it lacks and that stand at their `defaults` here (it was written by an
+    earlier version); it is then written anew. Keys in `allow` ("all": every key) may differ as well, but then the file is
+    left for `record_config`, once the run is known to go on. None: the command has no flag to allow anything.
+
+    Raises ValueError that names up to five differing keys with both values, and changes nothing, where it is the config of
+    another run; and where `config` holds something that is not JSON.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / name
-    try:
-        text = json.dumps(config, indent=2, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"config: only numbers, strings, lists and dicts can be kept in {path}: {error}") from None
-    if path.exists():
-        try:
-            before = _flat(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
-        now = _flat(json.loads(text))
-        differing = [
-            f"{key}: there {_show(before, key)}, here {_show(now, key)}"
-            for key in sorted(before.keys() | now.keys())
-            if (key not in before or key not in now or before[key] != now[key])
-            and not any(key == free or key.startswith(f"{free}.") for free in may_differ)
-        ]
-        if differing:
-            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise ValueError(
-                f"{path}: the workdir of a run with another config ({'; '.join(differing[:5])}{more}); "
-                "use another workdir, or the values that are there"
-            )
+    text = _as_text(config, path)
+    changed = config_changes(workdir, config, may_differ=may_differ, defaults=defaults, name=name)
+    allowed = tuple(allow or ())
+    refused = {key: both for key, both in changed.items() if "all" not in allowed and not _covered(key, allowed)}
+    if refused:
+        shown = [f"{key}: there {_short(there)}, here {_short(here)}" for key, (there, here) in list(refused.items())[:5]]
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        ways = "use another workdir, or the values that are there"
+        if allow is not None:
+            ways += f", or go on with the new ones: --allow_changed_config={','.join([*allowed, *refused])}"
+        raise ValueError(f"{path}: the workdir of a run with another config ({'; '.join(shown)}{more}); {ways}")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text + "\n")
+    if not changed:
+        write_atomically(path, text + "\n")
     return workdir
 
 
+def config_changes(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    name: str = "config.json",
+) -> dict[str, tuple[str, str]]:
+    """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what `prepare_workdir` would not let pass, as
+    JSON texts ("absent" where there is none); empty where there is no such file."""
+    path = pathlib.Path(workdir) / name
+    if not path.exists():
+        return {}
+    try:
+        before = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
+    now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))
+    same = lambda one, other, key: key in one and key in other and one[key] == other[key]
+    return {
+        key: (_show(before, key), _show(now, key))
+        for key in sorted(before.keys() | now.keys())
+        if not same(before, now, key) and not _covered(key, may_differ) and not (key not in before and same(now, usual, key))
+    }
+
+
+def record_config(workdir: str | os.PathLike, config: Mapping[str, Any], step: int, **free: Any) -> None:
+    """Where `config_changes(workdir, config, **free)` finds any, writes down that the run goes on at `step` with them: a line
+    {"step", "time", "changes": {key: [before, after]}} of `config_changes.jsonl`, and `config.json` anew."""
+    changes = config_changes(workdir, config, **free) if is_main() else {}
+    if not changes:
+        return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    history = pathlib.Path(workdir) / "config_changes.jsonl"
+    before = history.read_text() if history.is_file() else ""
+    line = json.dumps({"step": step, "time": now, "changes": {key: list(both) for key, both in changes.items()}})
+    write_atomically(history, f"{before}{line}\n")
+    write_atomically(pathlib.Path(workdir) / "config.json", _as_text(config, history) + "\n")
+
+
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` by way of a file beside it: a reader, or a kill, sees the old content or the new."""
+    """Writes `text` to `path` by way of a file beside it: a reader, or a kill, sees the old content or the new. Of several
+    processes the first one writes."""
+    if not is_main():
+        return
     path = pathlib.Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk, half a file is in the way
+        raise
+
+
+class NoRoom(OSError):
+    """The disk is full where something was to be written."""
+
+    def __init__(self, place: str | os.PathLike):
+        super().__init__(
+            f"{os.fspath(place)}: no room to write (disk or quota is full); earlier checkpoints are intact: make room and start "
+            "the same command again"
+        )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that there was no room to write: a full disk, a quota, a file's limit. Orbax
+    and TensorStore have kinds of their own, which only keep the system's words."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -66,8 +142,20 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def _covered(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _as_text(config: Mapping[str, Any], path: pathlib.Path) -> str:
+    try:
+        return json.dumps(config, indent=2, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config: only numbers, strings, lists and dicts can be kept in {path}: {error}") from None
+
+
 def _show(values: dict[str, Any], key: str) -> str:
-    if key not in values:
-        return "absent"
-    text = json.dumps(values[key])
+    return json.dumps(values[key]) if key in values else "absent"
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -6,9 +6,9 @@ builders are in `scope_jax.tasks.arithmetic_tfds` and `scope_jax.tasks.countdown
 
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
-from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, split_steps
+from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, answers_and_paths, split_steps, verdicts
 from scope_jax.tasks.mathematics import Mathematics
-from scope_jax.tasks.problems import Problems, batch_indices, host_shard
+from scope_jax.tasks.problems import Problems, batch_indices
 from scope_jax.tasks.sources import Source, read_source
 from scope_jax.tasks.steps import step_ends, stop_table
 from scope_jax.tasks.tokenizers import character_tokenizer, encode_prompts, end_ids, load_tokenizer, save_tokenizer
@@ -26,16 +26,17 @@ __all__ = [
     "Problem",
     "Problems",
     "Source",
+    "answers_and_paths",
     "batch_indices",
     "character_tokenizer",
     "encode_prompts",
     "end_ids",
-    "host_shard",
     "load_tokenizer",
     "read_source",
     "save_tokenizer",
     "split_steps",
     "step_ends",
     "stop_table",
+    "verdicts",
     "verify_math",
 ]

@@ -110,6 +110,28 @@ class GeneratedDomain(Domain):
         """The most tokens that a right solution of a problem of size k has, the end token included."""
 
 
+def verdicts(domain: Domain, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+    """`domain.verify`; each process judges its share of the rows."""
+    from scope_jax.hosts import by_share
+
+    return by_share(domain.verify, problems, completions)
+
+
+def answers_and_paths(
+    domain: Domain, problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]
+) -> tuple[list[str | None], list[str | None]]:
+    """(final answers, ways of the right solutions as texts): what is compared to say how diverse some rows are. Each process
+    reads its share of them."""
+    from scope_jax.hosts import by_share
+
+    def read(problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]) -> list[tuple[str | None, str | None]]:
+        paths = [domain.solution_path(p, text) if ok else None for p, text, ok in zip(problems, completions, right, strict=True)]
+        return [(domain.answer_of(text), None if path is None else repr(path)) for text, path in zip(completions, paths)]
+
+    rows = by_share(read, problems, completions, right)
+    return [answer for answer, _ in rows], [path for _, path in rows]
+
+
 def split_steps(text: str, separator: str) -> list[str]:
     """The steps of a text, each with its separator; the pieces join to the text. An empty tail is no step."""
     pieces = text.split(separator)

@@ -87,17 +87,6 @@ def batch_indices(seed: int, position: int, batch: int, size: int) -> np.ndarray
     return result
 
 
-def host_shard(batch: int, host: int, hosts: int) -> slice:
-    """The part of a global batch of `batch` problems that belongs to host `host` of `hosts`: equal runs, in order.
-
-    Together the hosts have every problem once. Raises ValueError where the batch cannot be divided.
-    """
-    if not 0 <= host < hosts or batch % hosts:
-        raise ValueError(f"host_shard: host {host} of {hosts}, batch {batch}: expected a batch that the hosts divide evenly")
-    share = batch // hosts
-    return slice(host * share, (host + 1) * share)
-
-
 @functools.lru_cache(maxsize=16)
 def epoch_order(seed: int, epoch: int, size: int, stream: int = 0) -> np.ndarray:
     """int64[size], read-only: the order of an epoch. `stream` tells apart the sources of a mixture."""

@@ -1,0 +1,155 @@
+"""Several processes as one program: the same run as by one process, and nobody waits for ever when one fails."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_processes import start, wait
+from safetensors.numpy import load_file
+from tiny_runs import Tiny
+
+from scope_jax import hosts
+from scope_jax.run import read_metrics
+
+pytest_plugins = ("checkpoints_fixture",)
+
+MACHINE = ("time/", "throughput/", "compile/")
+# What a process does in the small programs below, before and after it has joined.
+JOIN = """
+import os, sys, time
+import jax
+from scope_jax import hosts
+hosts.connect(sys.argv[1].removeprefix("--distributed="))
+import numpy as np
+"""
+
+
+def program(body: str) -> list[str]:
+    return [sys.executable, "-c", JOIN + body]
+
+
+def test_shares_by_hand():
+    assert [hosts._share(10, n, 4) for n in range(4)] == [slice(0, 2), slice(2, 5), slice(5, 7), slice(7, 10)]
+    assert [hosts._share(2, n, 4) for n in range(4)] == [slice(0, 0), slice(0, 1), slice(1, 1), slice(1, 2)]
+    for rows in range(20):
+        every = [i for n in range(3) for i in range(rows)[hosts._share(rows, n, 3)]]
+        assert every == list(range(rows))
+
+
+def test_one_process_needs_nobody():
+    assert hosts.by_share(lambda x, y: [a + b for a, b in zip(x, y)], [1, 2], [3, 4]) == [4, 6]
+    assert hosts.exchange({"a": 1}) == [{"a": 1}] and hosts.is_main() and hosts.own_share(7) == slice(0, 7)
+    hosts.fail("nothing happens", 3)
+    hosts.finish()
+
+
+@pytest.mark.parametrize("where", ["somewhere", "host/2/0", "localhost:1/2/2", "localhost:1/2"])
+def test_where_to_join_is_checked(where):
+    with pytest.raises(ValueError, match=f"--distributed={where}: expected auto or HOST:PORT/N/I with I from 0 to N - 1"):
+        hosts.connect(where)
+
+
+def test_each_process_works_on_its_share(tmp_path: Path):
+    """Three processes: who worked on what, what all got, letters beyond ASCII and empty shares included."""
+    body = """
+seen = []
+def work(own):
+    seen.extend(own)
+    return [[row * 2, "é" * row] for row in own]
+print("RESULT", hosts.by_share(work, list(range(7))) == [[n * 2, "é" * n] for n in range(7)], seen)
+print("RESULT", hosts.by_share(lambda own: list(own), ["a"]), hosts.by_share(lambda own: list(own), []))
+print("RESULT", hosts.exchange(jax.process_index()), hosts.any_process(jax.process_index() == 2), hosts.any_process(False))
+hosts.finish()
+"""
+    codes, said = wait(start(program(body), tmp_path, 3, 2), tmp_path, 120)
+    assert codes == [0, 0, 0], said
+    lines = [[line for line in text.splitlines() if line.startswith("RESULT")] for text in said]
+    assert [line[0] for line in lines] == ["RESULT True [0, 1]", "RESULT True [2, 3]", "RESULT True [4, 5, 6]"]
+    assert all(line[1:] == ["RESULT ['a'] []", "RESULT [0, 1, 2] True False"] for line in lines)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_error_on_one_process_stops_all_with_its_words(tmp_path: Path, who: int):
+    """One process finds its input bad while the other waits for it in a collective: both end at once, with the same exit code."""
+    body = f"""
+hosts.exchange("here")
+if jax.process_index() == {who}:
+    hosts.fail("the data of this machine is missing", 2)
+hosts.exchange("never")
+"""
+    began = time.monotonic()
+    codes, said = wait(start(program(body), tmp_path, 2, 2), tmp_path, 120)
+    assert codes == [2, 2] and time.monotonic() - began < 60
+    other = 1 - who
+    assert f"error: process {who} of 2 failed: the data of this machine is missing; process {other} stops" in said[other]
+
+
+def test_a_process_that_is_killed_does_not_leave_the_others_waiting(tmp_path: Path):
+    """SIGKILL leaves no words: the other one ends because it hears nothing any more, within the time that was given."""
+    body = """
+hosts.exchange("here")
+print("READY", os.getpid(), flush=True)
+if jax.process_index() == 1:
+    time.sleep(100)
+hosts.exchange("never")
+"""
+    running = start(program(body), tmp_path, 2, 2, {"SCOPE_JAX_HOST_TIMEOUT": "4"})
+    end = time.monotonic() + 90
+    while not all("READY" in (tmp_path / f"said_{n}").read_text() for n in range(2)):
+        assert time.monotonic() < end and all(process.poll() is None for process in running)
+        time.sleep(0.2)
+    os.kill(running[1].pid, signal.SIGKILL)
+    began = time.monotonic()
+    codes, said = wait(running, tmp_path, 60)
+    assert time.monotonic() - began < 40 and codes[1] == -signal.SIGKILL
+    # Which of them notices first is up to the network: our own watch, or the collective, which ends at once.
+    assert codes[0] in (hosts.LOST, 1), said[0]
+    assert "process 1 of 2 has not been heard of for" in said[0] or "Connection" in said[0] or "closed by peer" in said[0]
+
+
+# ---- training
+
+
+def numbers(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in read_metrics(workdir / "metrics.jsonl")]
+
+
+def train(checkpoints: Tiny, folder: Path, workdir: Path, processes: int, devices: int, more: dict, flags=()) -> list[str]:
+    settings = {"checkpoint.every": 1, "checkpoint.keep": 9, "evaluation.problems": 4, "evaluation.ood_problems": 0, **more}
+    codes, said = wait(start(checkpoints.program("scope", workdir, settings, flags), folder, processes, devices), folder, 400)
+    assert codes == [0] * processes, [text[-3000:] for text in said]
+    return said
+
+
+def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(checkpoints: Tiny, tmp_path: Path):
+    """2 processes x 4 devices against 1 x 8, on 2x2x2: tokens and verdicts the same, parameters to 1e-5. Then the checkpoint of the
+    two is taken up by one process on another mesh, and ends where the undisturbed run ends."""
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(checkpoints, checkpoints.folder, one, 1, 8, {"steps": 3, **mesh})
+    said = train(checkpoints, checkpoints.folder, two, 2, 4, {"steps": 2, **mesh})
+    assert "done: 2 steps" in said[0] and "done:" not in said[1] and "it/s" not in said[1]
+    assert json.loads((two / "summary.json").read_text())["updates"] == 2
+    # The end of a run is evaluated: only what both have is compared.
+    assert len(numbers(two)) == 2
+    for wanted, found in zip(numbers(one), numbers(two)):
+        common = wanted.keys() & found.keys()
+        assert {"reward/mean", "scope/accepted", "diversity/distinct_paths", "grad/norm"} <= common
+        exact = [
+            k for k in common if k.startswith(("reward/", "completion/", "scope/", "cost/", "diversity/", "data/", "advantage/"))
+        ]
+        assert {k: found[k] for k in exact} == {k: wanted[k] for k in exact}
+        for k in common - set(exact):
+            assert found[k] == wanted[k] or found[k] == pytest.approx(wanted[k], abs=2e-5, rel=1e-4), k
+    changed = ("--allow_changed_config=steps,mesh",)
+    train(checkpoints, checkpoints.folder, two, 1, 8, {"steps": 3, "mesh.data": 4, "mesh.fsdp": 1, "mesh.tensor": 2}, changed)
+    assert [row["step"] for row in numbers(two)] == [0, 1, 2]
+    wanted, found = load_file(one / "model" / "model.safetensors"), load_file(two / "model" / "model.safetensors")
+    assert wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
