@@ -1,6 +1,7 @@
 """What the entry points share on the command line: a config file with overrides, a workdir, one-line errors."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -41,6 +42,8 @@ def run(
         reason = " ".join(str(error).split())
         print(f"error: {reason}", file=sys.stderr)
         hosts.fail(reason, 2)
+        if isinstance(error, NoRoom):
+            leave(2)
         sys.exit(2)
 
     def main(argv: list[str]) -> None:
@@ -84,6 +87,14 @@ def run(
             sys.exit(2)
 
     app.run(main, flags_parser=parse)
+
+
+def leave(code: int) -> None:
+    """End the process without the usual way out. After a save that failed, some of Orbax's threads may wait for minutes for
+    the rest of it, and Python for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _bad_override(argv: list[str]) -> str:

@@ -104,10 +104,10 @@ def any_process(flag: bool) -> bool:
 
 
 def settle(tree: Any) -> Any:
-    """`tree`, its arrays computed, where several processes on CPUs run one program: of two programs under way that do not depend on
-    each other, the collectives may meet in another order in another process there, and all would wait for ever. Elsewhere devices
-    work off their programs one after another, and nothing is waited for."""
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    """`tree`, its arrays computed, on CPUs. There, programs that do not depend on each other run at once, and where their
+    collectives meet in another order on another device (of this process or of another one) all wait for ever. Elsewhere
+    devices work off their programs one after another, and nothing is waited for."""
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.block_until_ready(tree)
     return tree
 

@@ -31,7 +31,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from scope_jax.configuration import FREE, check_config, default_config
-from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically
+from scope_jax.run import STOPPED, NoRoom, Stopped, read_metrics, write_atomically
 
 # What a record keeps of a run: figures of the last step by prefix, means over the steps, and curves.
 FINAL = ("eval/", "eval_ood/")
@@ -390,6 +390,7 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
     import jax
     from absl import logging
 
+    from scope_jax.cli import leave
     from scope_jax.mesh import use_cpu_cores
 
     # Ctrl-C reaches every process of a terminal: the one that started this one ends it, without a traceback.
@@ -412,6 +413,8 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
         return STOPPED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, NoRoom):
+            leave(2)
         return 2
 
 

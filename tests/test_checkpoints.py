@@ -251,6 +251,7 @@ def test_killed_while_saving(tmp_path):
 WRITER = """
 import resource, sys
 import jax.numpy as jnp
+from scope_jax.cli import leave
 from scope_jax.run import Checkpoints, NoRoom
 checkpoints = Checkpoints(sys.argv[1], keep=2)
 for step in range(1, 4):
@@ -261,7 +262,8 @@ try:
     checkpoints.save(4, {"w": jnp.arange(40_000.0) + 4}, {"step": 4})
     checkpoints.close()
 except NoRoom as error:
-    print(error, flush=True)
+    print(error)
+    leave(0)
 """
 
 

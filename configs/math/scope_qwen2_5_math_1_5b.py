@@ -24,6 +24,17 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topol
     tails       8.6 (54%)    12.15   1  HBM
     update      9.7 (62%)    13.95   1  compute
     rollout at most 45,449 tokens/s, update at most 75% of the peak, a step at least 87 s
+
+python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v6e:2x4
+
+    program  GiB of 31.24  seconds   x  bound
+    relay       6.8 (22%)     0.01   1  network
+    rollout     9.9 (32%)    17.30   1  HBM
+    PRM         7.9 (25%)     0.17  32  HBM
+    teacher    15.7 (50%)     3.69   1  HBM
+    tails       9.5 (31%)     6.10   1  HBM
+    update      9.5 (30%)     4.81   1  HBM
+    rollout at most 90,923 tokens/s, update at most 47% of the peak, a step at least 37 s
 """
 
 from scope_jax.configuration import default_config

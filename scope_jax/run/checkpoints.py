@@ -57,8 +57,8 @@ class Checkpoints:
 
         Returns once the arrays are copied to the host (they may then be donated); the files are written in the
         background. An error of that writing is raised by the next `save`, `wait` or `close`: NoRoom where the disk
-        is full, and the checkpoints before it are as they were. `state` has jax or numpy arrays as leaves (no typed PRNG keys).
-        Raises ValueError where `extra` is not JSON.
+        is full, and the checkpoints before it are as they were (end the process with `cli.leave` then). `state` has jax or
+        numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not JSON.
         """
         try:
             # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
