@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo test lint oracles fit bench kills clean
+.PHONY: help setup demo test lint oracles fit bench kills long clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -79,6 +79,9 @@ bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their 
 
 kills: $(READY)  ## tiny runs killed at random moments until they finish, against undisturbed ones (minutes)
 	@"$(BIN)/python" tests/kill_runs.py $(ARGS)
+
+long: $(READY)  ## the tests that take minutes each
+	@"$(BIN)/python" -m pytest -m long $(ARGS)
 
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
 	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info

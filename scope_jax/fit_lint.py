@@ -12,6 +12,8 @@ MB = 1e6
 SMALL, LARGE = 1 * MB, 64 * MB
 # Share of a program's traffic from which on a loop that is not over layers or micro-batches is named.
 MUCH = 0.25
+# A copy outside of loops is worth a word from here on: it holds memory while it is there.
+COPY = 512 * MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,16 @@ class Facts:
 
 def lint(program: fit_hlo.Program, report: fit_hlo.Report, facts: Facts) -> list[str]:
     """One line for each finding, the same ones together."""
-    found = [*_decode(program, report, facts), *_loops(program, report, facts)]
+    found = [*_entry(program), *_decode(program, report, facts), *_loops(program, report, facts)]
     if facts.aliased < 0.9 * facts.state:
         found.append(f"only {facts.aliased / MB:,.0f} of {facts.state / MB:,.0f} MB of the state are updated in place")
     return [f"{text} ({found.count(text)} times)" if found.count(text) > 1 else text for text in dict.fromkeys(found)]
+
+
+def _entry(program: fit_hlo.Program) -> Iterator[str]:
+    for op in program.parts[program.entry].values():
+        if op.kind == "copy" and fit_hlo.in_hbm(op.shape) > COPY:
+            yield f"once a run: a copy of {fit_hlo.in_hbm(op.shape) / MB:,.0f} MB into another layout for {_where(op)}"
 
 
 def _decode(program: fit_hlo.Program, report: fit_hlo.Report, facts: Facts) -> Iterator[str]:

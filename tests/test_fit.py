@@ -326,6 +326,17 @@ def test_lint_finds_what_is_slow():
     assert state == "only 40 of 100 MB of the state are updated in place"
 
 
+def test_lint_names_a_large_copy_at_the_start():
+    text = HLO.replace(
+        "  %state = (s32[], ",
+        '  %other = bf16[4096,131072]{0,1} copy(%made), metadata={op_name="jit(f)/while"}\n  %state = (s32[], ',
+        1,
+    )
+    program = fit_hlo.Program(text)
+    found = fit_lint.lint(program, program.report(), fit_lint.Facts())
+    assert found[0] == "once a run: a copy of 1,074 MB into another layout for jit(f)/while"
+
+
 def test_lint_names_a_loop_that_takes_most_of_the_traffic():
     looped = HLO.replace("%tokens_condition", "%layers_condition", 1).replace(
         "condition=%tokens_condition", "condition=%layers_condition"

@@ -196,6 +196,7 @@ def test_several_workers_share_no_folder_and_need_a_bucket(cloud):
     assert "a slice of 2 workers needs --bucket=gs://..." in err and not cloud.starts()
 
 
+@pytest.mark.long
 def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
     cloud.trains(steps=10_000, seconds=0.1)
     # Refused; taken away while it is made; and then three slices.
@@ -219,8 +220,7 @@ def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
     # Of the checkpoints, those that the trainer keeps; and what was edited belongs to other runs.
     assert sorted(path.name for path in (cloud.bucket("my run") / "checkpoints").iterdir()) == [str(end - 1), str(end)]
     assert not (cloud.home() / "edited while it ran").exists()
-    # The slice still costs, and the script says so.
-    assert "tpu-0 still costs" in out and cloud.home().exists()
+    assert "tpu-0 still costs" in out
 
 
 def test_watch_replaces_a_slice_of_which_one_worker_died(cloud):
