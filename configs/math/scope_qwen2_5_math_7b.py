@@ -18,16 +18,16 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topolog
     update     26.7 (28%)     6.64   1  compute
     rollout at most 380,425 tokens/s, update at most 75% of the peak, a step at least 31 s
 
-python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v6e:8x8 --config.rollout.prompts=64 --config.correction.select.per_group=1
+python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v6e:8x8 --config.models.teacher=models/Qwen2.5-32B-Instruct
 
     program  GiB of 31.24  seconds   x  bound
-    relay      24.7 (79%)     0.03   1  network
-    rollout    23.0 (74%)     9.22   1  HBM
-    PRM        22.4 (72%)     0.05  32  network
-    teacher   31.5 (101%)     7.17   1  HBM
-    tails      22.0 (70%)     6.59   1  HBM
-    update     25.0 (80%)     3.78   1  network
-    rollout at most 170,635 tokens/s, update at most 34% of the peak, a step at least 28 s
+    relay      15.4 (49%)     0.03   1  network
+    rollout    15.3 (49%)    12.32   1  HBM
+    PRM        13.1 (42%)     0.05  64  network
+    teacher    19.3 (62%)     6.26   1  HBM
+    tails      14.7 (47%)     8.04   1  HBM
+    update     17.4 (56%)     5.58   1  network
+    rollout at most 255,386 tokens/s, update at most 45% of the peak, a step at least 36 s
 """
 
 from configs.math import scope_qwen2_5_math_1_5b
