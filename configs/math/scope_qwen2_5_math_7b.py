@@ -18,7 +18,8 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topolog
     update     26.7 (28%)     6.64   1  compute
     rollout at most 380,425 tokens/s, update at most 75% of the peak, a step at least 31 s
 
-python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v6e:8x8 --config.models.teacher=models/Qwen2.5-32B-Instruct
+python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v6e:8x8 \
+    --config.models.teacher=models/Qwen2.5-32B-Instruct
 
     program  GiB of 31.24  seconds   x  bound
     relay      15.4 (49%)     0.03   1  network
@@ -28,6 +29,8 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topolog
     tails      14.7 (47%)     8.04   1  HBM
     update     17.4 (56%)     5.58   1  network
     rollout at most 255,386 tokens/s, update at most 45% of the peak, a step at least 36 s
+
+With the 72B teacher v6e:8x8 is too small, by a little: docs/scaling.md says why.
 """
 
 from configs.math import scope_qwen2_5_math_1_5b
