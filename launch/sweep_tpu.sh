@@ -75,11 +75,29 @@ remote() {
   printf 'bash -c %q' "$command"
 }
 
+# The records of archive $1 into RECORDS. One archive at a time: VMs may bring the same earlier records, and two tars would each
+# find the other's file where it has just made room for its own. A signal waits until the archive is unpacked.
+unpack_records() (
+  if [[ -n "${DRY_RUN:-}" ]]; then
+    run tar -xzf "$1" -C "$records"
+    return
+  fi
+  trap '' INT TERM
+  until mkdir -- "$stage/unpacking" 2> /dev/null; do
+    [[ -d "$stage" ]] || return 1
+    sleep 0.1
+  done
+  result=0
+  tar -xzf "$1" -C "$records" || result=$?
+  rmdir -- "$stage/unpacking"
+  return "$result"
+)
+
 # The records that VM number $1 has so far: what is here is not lost with the VM.
 bring_records() {
   local vm="${vms[$1]}" archive="scope_jax_records_now.tar.gz"
   "${at[@]}" ssh "${where[@]}" "$vm" --command="tar -czf $archive -C scope_jax_sweep/sweep_records ." &&
-    "${at[@]}" scp "${where[@]}" "$vm:$archive" "$stage/$1.now.tar.gz" && tar -xzf "$stage/$1.now.tar.gz" -C "$records"
+    "${at[@]}" scp "${where[@]}" "$vm:$archive" "$stage/$1.now.tar.gz" && unpack_records "$stage/$1.now.tar.gz"
 }
 
 keep_bringing() {
@@ -102,10 +120,13 @@ one_vm() {
     bringing=$!
   fi
   run "${at[@]}" ssh "${where[@]}" "$vm" --command="$(remote "$number" "$@")" || result=$?
-  if [[ -n "$bringing" ]]; then kill "$bringing" 2> /dev/null || true; fi
+  if [[ -n "$bringing" ]]; then
+    kill "$bringing" 2> /dev/null || true
+    wait "$bringing" || true
+  fi
   # Also after failures: what is done is done.
   run "${at[@]}" scp "${where[@]}" "$vm:scope_jax_records.tar.gz" "$stage/$number.tar.gz" || return
-  run tar -xzf "$stage/$number.tar.gz" -C "$records" || return
+  unpack_records "$stage/$number.tar.gz" || return
   return "$result"
 }
 

@@ -124,8 +124,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         spec = learning.LossSpec(max_new_tokens=args.new_tokens)
         optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=1e-6, moments=args.moments))
         objective = learning.policy_objective(config, spec, temperature=1.0, entropy=False, remat=args.remat)
-        update = learning.make_update(objective, optimizer, config, passes)
-        state, slots = learning.init_state(params, optimizer), 0
+        update = learning.make_update(objective, optimizer, config, passes, dtype=args.dtype)
+        state, slots = learning.init_state(params, optimizer, "float32"), 0
 
         def train_on(batch: Rollout) -> None:
             nonlocal state, slots

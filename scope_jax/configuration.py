@@ -20,6 +20,7 @@ from scope_jax.rollout import SampleSpec
 from scope_jax.tasks.load import check_task
 
 DTYPES = ("float32", "bfloat16")
+MASTER_WEIGHTS = ("float32", "none")
 PLACES = ("device", "host")
 TRAINING_COUNTS = ("epochs", "mini_batches", "micro_batches", "length_buckets", "stop_after_skipped")
 FREE = ("task.options.", "task.train.", "task.evaluation.")
@@ -60,7 +61,7 @@ def default_config() -> ConfigDict:
     defaults: dict[str, Any] = {
         "seed": 0,
         "steps": 100,  # rollout batches; one update each unless `training` says otherwise
-        "dtype": "float32",  # of the parameters
+        "dtype": "float32",  # that weights are used in
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         # The same devices in another shape; all 0: that of `mesh`.
         "meshes": {name: {"data": 0, "fsdp": 0, "tensor": 0} for name in ("teacher", "prm")},
@@ -108,6 +109,7 @@ def default_config() -> ConfigDict:
             "mini_batches": 1,
             "micro_batches": 1,
             "length_buckets": 1,  # parts of like length that the rows of an update are packed in
+            "master_weights": "float32",  # float32 | none: what trained weights are kept in, none being `dtype`
             "remat": "none",  # none | dots | layer: what is computed again in the backward pass
             "stop_after_skipped": 5,
         },
@@ -162,6 +164,7 @@ def check_config(config: ConfigDict) -> None:
         ("dtype", config.dtype, DTYPES),
         *((f"placement.{name}", value, PLACES) for name, value in config.placement.items()),
         ("models.prm_format", config.models.prm_format, ("auto", *PRM_FORMATS)),
+        ("training.master_weights", config.training.master_weights, MASTER_WEIGHTS),
         ("training.remat", config.training.remat, tuple(REMAT)),
         ("loss.old_logp", config.loss.old_logp, ("sampler", "recompute")),
         ("loss.teacher_schedule", config.loss.teacher_schedule, SCHEDULES),

@@ -116,8 +116,9 @@ class _Maker:
         self.held = {"weights": local_bytes(self.state.params), "moments": local_bytes(self.state.opt_state)}
         if self.lora is not None or self.losses.kl_weight > 0:
             self.held["start weights"] = local_bytes(self.weights)
-        # Without fsdp the layout for decoding is that of training, and the arrays are the same ones.
-        if mesh.shape["fsdp"] > 1 or self.lora is not None:
+        # Without fsdp the layout for decoding is that of training, and where the dtype is the same, too, so are the arrays.
+        self.cast = self.lora is None and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params))
+        if mesh.shape["fsdp"] > 1 or self.lora is not None or self.cast:
             self.held["policy for decoding"] = local_bytes(self.decoding)
         if found.teacher is not None:
             weights = abstract(found.teacher, self.dtype, self.teacher_mesh)
@@ -137,6 +138,8 @@ class _Maker:
     def parked(self, *own: str) -> frozenset[str]:
         """Who stands in host memory while `own` are at work."""
         who = {"teacher": "teacher", "PRM": "prm", "start weights": "reference", "moments": "optimizer"}
+        # Weights that are used in another dtype than they are kept in wait with the moments.
+        who |= {"weights": "optimizer"} if self.cast else {}
         return frozenset(name for name, key in who.items() if name not in own and self.config.placement[key] == "host")
 
     def programs(self) -> Iterator[Program]:
@@ -188,11 +191,11 @@ class _Maker:
     # ---- programs
 
     def relay(self) -> Program:
-        """The trained weights laid out for decoding. With adapters the merged weights are there beside them, for a moment."""
+        """The weights, as they are used, laid out for decoding. For a moment, merged or cast ones are there beside them."""
         move = jax.jit(lambda weights: weights, out_shardings=shardings(self.found.policy, self.mesh, ("fsdp",)))
-        own = {"policy for decoding"} | ({"weights"} if self.lora is None else set())
+        own = {"policy for decoding"} | ({"weights"} if self.lora is None and not self.cast else set())
         lower = lambda: move.lower(self.weights)
-        return Program("relay", self.mesh, lower, Work(0.0), frozenset(own), self.parked() | {"rows"})
+        return Program("relay", self.mesh, lower, Work(0.0), frozenset(own), self.parked("weights") | {"rows"})
 
     def generate(
         self,
@@ -320,7 +323,7 @@ class _Maker:
         def lower() -> Any:
             program = _update_program(
                 self.found.policy, losses, optimizer_spec(config), self.lora, config.rollout.temperature, training.remat, passes,
-                models.unroll_layers(training.remat),
+                models.unroll_layers(training.remat), config.dtype,
             )  # fmt: skip
             scalars: dict[str, Any] = {"teacher_weight": whole((), jnp.float32, self.mesh)}
             if self.lora is not None:
@@ -336,7 +339,7 @@ class _Maker:
                 f"a micro-batch of {rows // passes} rows is no multiple of data x fsdp = {devices}: devices stand idle"
             )
         work = update_work(self.found.policy, prompts=prompts, width=width, rows=rows, tokens=tokens, remat=training.remat)
-        gone = self.parked("moments") | {"policy for decoding"}
+        gone = self.parked("weights", "moments") | {"policy for decoding"}
         facts = Facts(layers=self.found.policy.num_layers, passes=passes)
         return Program("update", self.mesh, lower, work, frozenset(uses), gone, runs, rows // passes, True, facts)
 
@@ -352,8 +355,9 @@ class _Maker:
         prompts, width = batch["prompt"].shape
         count, tokens = batch["completion"].shape
         work = update_work(self.found.policy, prompts=prompts, width=width, rows=count, tokens=tokens, remat="none", train=False)
-        uses = frozenset({"start weights"} if self.losses.kl_weight > 0 else {"weights"})
-        gone = self.parked("start weights", "moments") | {"policy for decoding"}
+        # With other dtypes its argument is a copy, and the kept weights wait beside it.
+        uses = frozenset({"start weights"} if self.losses.kl_weight > 0 else {"weights"} if not self.cast else set())
+        gone = self.parked("start weights", "weights", "moments") | {"policy for decoding"}
         # Old log-probs, and those of the reference.
         runs = training.length_buckets * ((self.losses.kl_weight > 0) + self.recomputes)
         return Program("log-probs", self.mesh, lower, work, uses, gone, runs)

@@ -48,9 +48,10 @@ def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh)
 
 
 def train_state(config: ConfigDict, model: models.ModelConfig, dtype: Any, mesh: Mesh) -> TrainState:
-    """The state that `Learner` starts with: weights or adapters, and the optimiser's moments laid out like them."""
+    """The state that `Learner` starts with: weights (or adapters) as they are kept, and the optimiser's moments laid out like
+    them. `dtype`: what the weights are used in."""
     lora = lora_spec(config)
-    trained = abstract(model, dtype, mesh)
+    trained = abstract(model, jnp.float32 if config.training.master_weights == "float32" else dtype, mesh)
     if lora is not None:
         table = models.lora_table(model, lora)
         layouts = flatten(table_shardings(table, mesh))

@@ -46,16 +46,23 @@ class Learner:
         trained = cast.params
         if self.lora is not None:
             trained = models.init_lora(cast.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh)
-        self.state = learning.init_state(trained, learning.make_optimizer(self.optimizer))
+        # What weights are used in; what they are kept in may be wider.
+        self.dtype = jnp.dtype(config.dtype)
+        kept = "float32" if config.training.master_weights == "float32" else None
+        self.state = learning.init_state(trained, learning.make_optimizer(self.optimizer), kept)
 
     # ---- moves
 
     def policy(self) -> correction.Writer:
-        """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments wait in host memory from now
-        on, until the next update."""
-        if self.config.placement.optimizer == "host":
+        """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments, and weights that are kept in
+        another dtype than they are used in, wait in host memory from now on, until the next update."""
+        parks = self.config.placement.optimizer == "host"
+        if parks:
             self.state = dataclasses.replace(self.state, opt_state=park(self.state.opt_state))
-        return rollout.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
+        writer = rollout.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
+        if parks and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
+            self.state = dataclasses.replace(self.state, params=park(self.state.params))
+        return writer
 
     def update(
         self, rows: Rollout, group: int, advantage: Any, include_B: np.ndarray, key: jax.Array, step: int
@@ -120,9 +127,11 @@ class Learner:
     # ---- parts
 
     def _params(self) -> models.Params:
+        """The weights of the moment, as they are used."""
+        trained = at_hand(self.state.params)
         if self.lora is None:
-            return self.state.params
-        return models.merge(self.model, self.start, self.state.params, self.lora)
+            return models.in_dtype(trained, self.dtype)
+        return models.merge(self.model, self.start, trained, self.lora)
 
     def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
         micro = self.config.training.micro_batches * self.config.training.mini_batches
@@ -160,6 +169,7 @@ class Learner:
             self.config.training.remat,
             passes,
             models.unroll_layers(self.config.training.remat),
+            self.config.dtype,
         )
         if buckets == 1:
             packed = settle(learning.pack(rows, arrays, group, passes))
@@ -218,12 +228,15 @@ def _update_program(
     remat: str,
     micro_batches: int,
     unrolled: bool,
+    dtype: str,
 ) -> Any:
     objective = learning.policy_objective(
         config, spec, temperature=temperature, entropy=spec != CLONING, remat=remat, lora=lora, unrolled=unrolled
     )
     table = None if lora is None else models.lora_table(config, lora)
-    return learning.make_update(objective, learning.make_optimizer(optimizer), config, micro_batches, table=table)
+    # Adapters are cast where they are attached.
+    used = dtype if lora is None else None
+    return learning.make_update(objective, learning.make_optimizer(optimizer), config, micro_batches, table=table, dtype=used)
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scope_jax import cli, correction, learning, models, rollout, step_labels, tasks
-from scope_jax.configuration import DTYPES, check_keys
+from scope_jax.configuration import DTYPES, MASTER_WEIGHTS, check_keys
 from scope_jax.hosts import any_process
 from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
@@ -44,7 +44,8 @@ def default_config() -> ConfigDict:
             "steps": 500,
             "batch": 64,
             "micro_batches": 4,
-            "dtype": "float32",  # of the parameters
+            "dtype": "float32",  # that weights are used in
+            "master_weights": "float32",  # float32 | none: what trained weights are kept in, none being `dtype`
             "remat": "none",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # The decoder's size; ignored where `start` names a directory to start from.
@@ -124,6 +125,7 @@ def _check(config: ConfigDict) -> None:
     for name, value, known in (
         ("kind", config.kind, ("policy", "prm")),
         ("dtype", config.dtype, DTYPES),
+        ("master_weights", config.master_weights, MASTER_WEIGHTS),
         ("remat", config.remat, tuple(models.REMAT)),
     ):
         if value not in known:
@@ -185,8 +187,8 @@ def _loop(
     """(trained parameters, mean loss of the last 20 updates). `params()`: what to start from; nobody else holds on to it, so
     that its memory is free once the state is a copy of it."""
     optimizer = _optimizer(config)
-    update = learning.make_update(objective, optimizer, model_config, config.micro_batches)
-    state = learning.init_state(params(), optimizer)
+    update = learning.make_update(objective, optimizer, model_config, config.micro_batches, dtype=config.dtype)
+    state = learning.init_state(params(), optimizer, "float32" if config.master_weights == "float32" else None)
     losses: list[float] = []
     start, checkpoints = 0, None
     if config.checkpoint.every or (workdir / "checkpoints").is_dir():
@@ -225,7 +227,7 @@ def _loop(
     bar.close()
     if checkpoints is not None:
         checkpoints.close()
-    return state.params, float(np.mean(losses))
+    return models.in_dtype(state.params, config.dtype), float(np.mean(losses))
 
 
 # ---- kind "policy"

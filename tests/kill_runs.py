@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # 8 problems, 4 a step: every second checkpoint lies between two epochs of the data, every other one does not.
     "epoch_boundary": ("grpo", {"task.options.train_size": 8, "rollout.prompts": 4, "checkpoint.every": 1}),
     "lora": ("scope", {"lora.rank": 4, "training.mini_batches": 2}),
+    "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
     "dapo": ("dapo", {"rollout.resample": 2, "checkpoint.every": 3}),
 }
 MACHINE = ("time/", "throughput/", "compile/")  # what two runs of the same numbers need not share

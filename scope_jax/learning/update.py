@@ -20,6 +20,7 @@ from scope_jax.models import (
     attach,
     completion_logprobs,
     hidden_states,
+    in_dtype,
     prm_logits,
     token_logprobs,
     unroll_layers,
@@ -36,7 +37,8 @@ Loss = Callable[[Params, dict[str, jax.Array], dict[str, jax.Array]], tuple[jax.
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything an update changes. `skipped` counts updates left out for non-finite gradients, `skipped_in_row` the
+    """Everything an update changes. `params`: in the dtype that they are kept in, which need not be the one that they are used in
+    (see `computing`). `skipped` counts updates left out for non-finite gradients, `skipped_in_row` the
     latest unbroken run of them."""
 
     params: Params
@@ -46,10 +48,10 @@ class TrainState:
     skipped_in_row: jax.Array  # int32
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state around (a copy of) `params`: updates donate their state, and the caller may go on using its arrays.
-    Moments are laid out like their parameters, counters on every device of the mesh that is set."""
-    params = jax.tree.map(jnp.copy, params)
+def init_state(params: Params, optimizer: optax.GradientTransformation, dtype: Any = None) -> TrainState:
+    """A fresh state around (a copy of) `params`, kept in `dtype` (None: their own): updates donate their state, and the caller may
+    go on using its arrays. Moments are laid out like their parameters, counters on every device of the mesh that is set."""
+    params = jax.tree.map(lambda w: jnp.copy(w) if dtype in (None, w.dtype) else w.astype(dtype), params)
     zero = lambda: jnp.zeros((), jnp.int32)
     state = TrainState(params, optimizer.init(params), zero(), zero(), zero())
     mesh = current_mesh()
@@ -65,6 +67,12 @@ def abstract_state(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
+def computing(params: Params, dtype: Any) -> Params:
+    """Kept weights as they are used in a loss: in `dtype`, but for the embedding and the head. A batch adds to one row of those
+    from many tokens: they stay as they are kept, so that their gradients are summed so (the decoder casts what it takes)."""
+    return {name: part if name in ("embed", "head") else in_dtype(part, dtype) for name, part in params.items()}
+
+
 def make_update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -72,6 +80,7 @@ def make_update(
     micro_batches: int = 1,
     *,
     table: dict[str, Weight] | None = None,
+    dtype: Any = None,
 ) -> Callable[[TrainState, Batch | Sequence[Batch], dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `update(state, batch, scalars) -> (state, statistics)`; `state` is donated.
 
@@ -80,7 +89,8 @@ def make_update(
     works on its own rows in every micro-batch. Or several such batches, of widths of their own, each in `micro_batches`
     parts: one program for each width adds to the gradient, another one ends the update. Loss and gradient are sums: they do
     not depend on how rows are split. Where loss or gradient are not finite, parameters and optimiser stay as they were and the
-    skip is counted.
+    skip is counted. Gradients are summed over micro-batches in float32, whatever the dtype of the weights.
+    `dtype`: what the weights are used in (None: what they are kept in); see `computing`.
     `scalars`: what is the same for all micro-batches, the frozen weights under adapters included. `table`: the weights that
     are trained (default: those of `config`).
     Statistics: those of the loss, merged, and `loss`, `grad_norm`, `skipped` (1 where this update was left out).
@@ -91,7 +101,7 @@ def make_update(
     def pin(grads: Params) -> Params:
         # Without a constraint, gradients of sharded parameters may come out replicated.
         flat = traverse_util.flatten_dict(grads, sep="/")
-        return traverse_util.unflatten_dict({p: constrain(g, *table[p].axes) for p, g in flat.items()}, sep="/")
+        return traverse_util.unflatten_dict({p: constrain(g, *table[p].axes).astype(jnp.float32) for p, g in flat.items()}, sep="/")
 
     def add(sums: Sums, params: Params, rows: Batch, scalars: dict) -> Sums:
         total, stats, grads = sums
@@ -108,6 +118,8 @@ def make_update(
         return jax.tree.map(lambda x: split_rows(x, units, micro_batches), batch)
 
     def gradients(params: Params, batch: Batch, scalars: dict, sums: Sums | None = None) -> Sums:
+        # Once for all micro-batches, and before layers are gathered.
+        params = params if dtype is None else computing(params, dtype)
         if micro_batches == 1:
             if sums is not None:
                 return add(sums, params, batch, scalars)

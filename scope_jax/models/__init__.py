@@ -16,7 +16,7 @@ from scope_jax.models.decoder import (
 from scope_jax.models.hf import load, save
 from scope_jax.models.lora import LoraSpec, attach, init_lora, load_lora, lora_table, merge, save_lora
 from scope_jax.models.rope import RopeScaling
-from scope_jax.models.weights import Params, abstract, init, relay, shardings, weight_table
+from scope_jax.models.weights import Params, abstract, in_dtype, init, relay, shardings, weight_table
 
 __all__ = [
     "FAMILIES",
@@ -31,6 +31,7 @@ __all__ = [
     "config_from_json",
     "good_step_probability",
     "hidden_states",
+    "in_dtype",
     "init",
     "init_lora",
     "load",

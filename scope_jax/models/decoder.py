@@ -361,7 +361,8 @@ def _next_logprobs(
 
 
 def _embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    x = params["embed"][tokens]
+    # In training, embedding and head may be kept in a wider type than the rest: what is taken of them is cast.
+    x = params["embed"][tokens].astype(params["final_norm"].dtype)
     # The factor is rounded to the weights' dtype, as in Gemma's own code.
     return x * jnp.asarray(config.hidden_size**0.5, x.dtype) if config.family.gemma else x
 
@@ -395,7 +396,7 @@ def _vocabulary(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.A
     head = params["embed"].T if config.tied else params["head"]
     rows = ("batch",) if hidden.ndim == 2 else ("loss_batch", None)
     hidden = constrain(hidden, *rows, None)
-    out = jnp.dot(hidden.reshape(-1, hidden.shape[-1]), head, preferred_element_type=jnp.float32)
+    out = jnp.dot(hidden.reshape(-1, hidden.shape[-1]), head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return constrain(_cap_logits(out, config).reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab")
 
 

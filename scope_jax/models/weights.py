@@ -147,6 +147,11 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = 
     )
 
 
+def in_dtype(params: Any, dtype: Any) -> Any:
+    """The weights in `dtype`, laid out as they are; those that have it already are the same arrays."""
+    return jax.tree.map(lambda w: w if w.dtype == dtype else w.astype(dtype), params)
+
+
 def relay(config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)) -> Params:
     """Parameters laid out again once per phase: decoding with fsdp-split weights would gather every weight for every
     token. Without a mesh, or with nothing to drop, the same arrays come back."""
