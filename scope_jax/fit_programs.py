@@ -28,6 +28,7 @@ from scope_jax.learning.update import logprobs_program
 from scope_jax.mesh import RULES, make_mesh, other_shape
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.rollout.generate import _bucket, _generate
+from scope_jax.rollout.writer import part_size
 
 # States of the table that ends a step at its separator, a blank line.
 STOP_STATES = 3
@@ -238,7 +239,8 @@ class _Maker:
         keys = min(width + new, slots)
         work = generate_work(model, prompts=rows // shared, width=width, rows=rows, seats=seats, tokens=new, keys=keys)
         local = seats // math.prod(mesh.shape[axis] for axis in RULES["batch"])
-        layer = local * model.num_kv_heads // mesh.shape["tensor"] * keys * model.head_size * self.dtype.itemsize
+        int8 = rollout.cache == "int8" and name in ("rollout", "tails")
+        layer = local * model.num_kv_heads // mesh.shape["tensor"] * keys * model.head_size * (1 if int8 else self.dtype.itemsize)
         facts = Facts(layer_cache=layer, rows=local, layers=model.num_layers)
         return Program(name, mesh, lower, work, uses, self.parked(own), runs, seats, facts=facts)
 
@@ -246,7 +248,8 @@ class _Maker:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config, correction = self.config, self.config.correction
         most = config.rollout.prompts * correction.select.per_group
-        rows = bucket(most, most)
+        rescued = bucket(most, most)
+        rows = part_size(rescued, correction.rows)
         teacher, weights, mesh, uses, own = self.found.teacher, None, self.teacher_mesh, frozenset({"teacher"}), "teacher"
         if config.teacher.kind == "self":
             teacher, weights, mesh, uses, own = self.found.policy, self.decoding, self.mesh, policy, ""
@@ -258,7 +261,7 @@ class _Maker:
             yield self.generate(
                 "teacher", teacher, weights, mesh, uses, rows=rows, shared=1, longest=config.teacher.prompt_tokens if prompted
                 else self.slots, slots=room, new=correction.step_tokens, temperature=correction.teacher_temperature, stops=True,
-                own=own,
+                own=own, runs=rescued // rows,
             )  # fmt: skip
         if correction.tail == "none":
             return
@@ -267,7 +270,7 @@ class _Maker:
             model, written, where, who = teacher, weights, mesh, uses
         yield self.generate(
             "tails", model, written, where, who, rows=rows, shared=1, longest=self.slots, slots=self.slots,
-            new=config.rollout.new_tokens, runs=correction.tails, own=own if correction.tail == "teacher" else "",
+            new=config.rollout.new_tokens, runs=correction.tails * rescued // rows, own=own if correction.tail == "teacher" else "",
         )  # fmt: skip
 
     def scores(self) -> Iterator[Program]:

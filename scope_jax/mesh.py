@@ -113,13 +113,18 @@ def constrain(array: jax.Array, *axes: str | None, drop: Sequence[str] = ()) -> 
     return jax.lax.with_sharding_constraint(array, spec)
 
 
-def row_parts(rows: int) -> int:
-    """Over how many devices of the mesh that is set an array of so many rows is split."""
+def parts(axes: Sequence[str | None], shape: Sequence[int]) -> int:
+    """In how many parts an array with logical `axes` lies on the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    axes = partition_spec(("batch",), (rows,), dict(mesh.shape))[0]
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    entries = partition_spec(axes, shape, dict(mesh.shape))
+    return math.prod(mesh.shape[axis] for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+
+
+def row_parts(rows: int) -> int:
+    """Over how many devices of the mesh that is set an array of so many rows is split."""
+    return parts(("batch",), (rows,))
 
 
 def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], drop: Sequence[str] = ()) -> NamedSharding:

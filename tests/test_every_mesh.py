@@ -149,7 +149,15 @@ def test_a_writer_on_a_mesh_of_its_own(parked):
         out = writer.write(rows, KEY, spec, limit_B=limit)
         assert out.tokens_BT.sharding.mesh == home and len(out.tokens_BT.sharding.device_set) == 8
         wanted = rollout.generate(weights_on(home), MODEL, rows, KEY, spec, limit_B=limit)
+        few = writer.write(rows, KEY, spec, limit_B=limit, at_once=4, shared_prefix=GROUP)
     same_rows(jax.device_get(out), jax.device_get(wanted))
+    same_rows(jax.device_get(few), jax.device_get(wanted))
+
+
+def test_sizes_of_parts():
+    """(rows, at once, rows that share a prompt) -> rows of a part."""
+    cases = {(64, 0, 1): 64, (64, 100, 1): 64, (64, 16, 1): 16, (72, 64, 1): 36, (48, 20, 8): 16, (48, 4, 8): 8, (7, 4, 1): 1}
+    assert {case: rollout.writer.part_size(*case) for case in cases} == cases
 
 
 def weights_on(mesh: Mesh) -> models.Params:

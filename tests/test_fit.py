@@ -448,8 +448,19 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
     assert by_name["update"].gone == {"policy for decoding"}
     config.placement.teacher = config.placement.optimizer = "host"
     by_name = {program.name: program for program in plan(config, found, jax.devices()).programs}
-    assert by_name["rollout"].gone == {"teacher", "moments"}
+    # Weights that are kept in float32 wait with their moments, while bfloat16 ones are used.
+    assert by_name["rollout"].gone == {"teacher", "weights", "moments"}
+    assert by_name["teacher"].gone == {"weights", "moments"}
+    config.training.master_weights = "none"
+    config.correction.rows, config.rollout.cache = 8, "int8"
+    made = plan(config, found, jax.devices())
+    assert made.held["weights"] == pytest.approx(2 * count / 8, rel=0.02)
+    by_name = {program.name: program for program in made.programs}
     assert by_name["teacher"].gone == {"moments"}
+    # 16 prompts with two corrections each, in parts of 8; int8 keys of a layer: rows x heads x slots x sizes, over 4 x 2 devices.
+    assert [(by_name[name].rows, by_name[name].runs) for name in ("teacher", "tails")] == [(8, 4), (8, 4)]
+    keys = 64 * shapes.num_kv_heads * 256 * shapes.head_size / 8
+    assert by_name["rollout"].facts.layer_cache == keys and by_name["evaluation"].facts.layer_cache > keys
     assert by_name["update"].gone == {"policy for decoding", "teacher"}
 
 
@@ -461,7 +472,10 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
     config.loss.kl_weight = 0.1
     config.training.micro_batches = 32
     made = plan(config, Models(shapes), jax.devices())
-    # Without fsdp there is nothing to lay out again.
+    # Weights are cast for decoding; without that and without fsdp there is nothing to lay out again.
+    assert [program.name for program in made.programs] == ["relay", "rollout", "log-probs", "update", "evaluation"]
+    config.training.master_weights = "none"
+    made = plan(config, Models(shapes), jax.devices())
     assert [program.name for program in made.programs] == ["rollout", "log-probs", "update", "evaluation"]
     assert "start weights" in made.held
     assert made.notes == ["a micro-batch of 2 rows is no multiple of data x fsdp = 4: devices stand idle"]

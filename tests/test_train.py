@@ -227,9 +227,18 @@ def test_epochs_use_every_problem_once():
     assert position == 20 and sorted(seen[:10]) == sorted(seen[10:]) == names and seen[:10] != seen[10:]
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2)], ids=["2x2x2"])
-def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: Path, shape: tuple[int, int, int]):
-    """The first two steps of the reference (one device), on eight devices: same tokens, same verdicts, same parameters."""
+ELSEWHERE = {
+    **{f"meshes.teacher.{axis}": size for axis, size in (("data", 4), ("fsdp", 1), ("tensor", 2))},
+    **{f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 8), ("tensor", 1))},
+    **{f"placement.{name}": "host" for name in ("teacher", "prm", "reference", "optimizer")},
+    "correction.rows": 2,
+}
+
+
+@pytest.mark.parametrize(("shape", "places"), [((2, 2, 2), {}), ((8, 1, 1), ELSEWHERE)], ids=["2x2x2", "meshes_of_their_own"])
+def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: Path, shape: tuple[int, int, int], places: dict):
+    """The first two steps of the reference (one device), on eight devices: same tokens, same verdicts, same parameters. Also
+    where teacher and PRM have meshes of their own, all wait in host memory, and rows are repaired two at a time."""
     more = {
         "steps": STEPS,
         "checkpoint.every": 2,
@@ -238,6 +247,7 @@ def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: 
         "evaluation.problems": 0,
         "evaluation.ood_problems": 0,
         **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape)),
+        **places,
     }
     workdir = tmp_path / "run"
     train(checkpoints.config("scope", {**more, "steps": 2}), workdir)

@@ -40,7 +40,8 @@ TAIL_STREAM = 2
 class CorrectionSpec:
     """Switches of the correction; see docs/method.md. `threshold`: a step whose score is below it is an error.
     `continuations`: of the localiser `monte_carlo`, per prefix that it tries. `noise`: see `locate`. `step_tokens`: the
-    longest step a teacher may write. `teacher_temperature`: 0 is greedy."""
+    longest step a teacher may write. `teacher_temperature`: 0 is greedy. `rows`: how many rows a model goes on with at a time, at
+    the most (0: all); what is written does not depend on it."""
 
     localiser: str = "prm"
     threshold: float = 0.5
@@ -53,6 +54,7 @@ class CorrectionSpec:
     tails: int = 1
     accept: str = "verified"
     place: str = "replace_parent"
+    rows: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -65,6 +67,8 @@ class CorrectionSpec:
                 raise ValueError(f"correction.{name} = {value!r} is unknown; one of {', '.join(known)}")
         if not 0 < self.threshold < 1 or min(self.step_tokens, self.tails, self.continuations) < 1:
             raise ValueError("correction: threshold must lie in (0, 1), step_tokens, tails and continuations be at least 1")
+        if self.rows < 0:
+            raise ValueError(f"correction.rows = {self.rows} must be at least 1, or 0 for all")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"correction.noise = {self.noise} must be a probability")
         if self.tail == "none" and self.accept == "verified":
@@ -170,6 +174,7 @@ def rescue(
             domain,
             tokenizer,
             policy,
+            spec.rows,
         )
         written_steps = teacher.correct(job)
         corrected = written_steps.rollout
@@ -199,6 +204,7 @@ def rescue(
                 owner=owner,
                 stream=TAIL_STREAM + attempt,
                 limit_B=jnp.asarray(limit),
+                at_once=spec.rows,
             )
         tail_tokens += int(jnp.sum(tail.length_B - corrected.length_B))
         with timer("verify"):

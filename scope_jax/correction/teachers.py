@@ -85,7 +85,8 @@ class Ask:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
     """Rows to correct. `rows`: B rows, cut before the error; the first len(asks) are to be continued, the rest fills the
-    batch and is finished. kept_B: their lengths; limit_B: what they may grow to (both int, on the host)."""
+    batch and is finished. kept_B: their lengths; limit_B: what they may grow to (both int, on the host). at_once: rows that a model
+    writes at a time (0: all)."""
 
     rows: Rollout
     asks: Sequence[Ask]
@@ -99,6 +100,7 @@ class Job:
     domain: Domain
     tokenizer: Any  # the policy's
     policy: Writer
+    at_once: int = 0
 
     @property
     def end_id(self) -> int:
@@ -174,6 +176,7 @@ class ModelTeacher:
             owner=Owner.TEACHER,
             stream=TEACHER_STREAM,
             limit_B=jnp.asarray(job.limit_B),
+            at_once=job.at_once,
         )
         return Corrected(rollout, self._past_the_vocabulary(rollout, writer, job))
 
@@ -200,7 +203,7 @@ class ModelTeacher:
             end_ids=writer.config.end_ids or job.end_ids,
             stop=_stop_table(tokenizer, separator, writer.config.vocab_size),
         )
-        rows = writer.write(rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM)
+        rows = writer.write(rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM, at_once=job.at_once)
         ids = completion_ids(rows)
         replies = texts(ids, tokenizer)
         finished, logp, start = to_host((rows.finished_B, rows.logp_BT, rows.prompt_length_B))

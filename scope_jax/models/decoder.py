@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scope_jax.mesh import constrain, platform
+from scope_jax.mesh import constrain, parts, platform
 from scope_jax.models import attention
 from scope_jax.models.cache import Cache, layer_of, put_in_layer, put_stacked, stored
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params, gather_layer
 
-# [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements.
+# [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements of one device.
 LOGITS_BUDGET = 1 << 24
 # What of a layer stays in memory for the backward pass: all of it; the products with its weights; only what enters it.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
@@ -351,7 +351,7 @@ def _next_logprobs(
             spread = normaliser - jnp.sum(probability * scaled, axis=-1)
         return chosen - normaliser, spread
 
-    chunk = _chunk_size(B, T, config.vocab_size)
+    chunk = _chunk_size(B, T, config.vocab_size, parts(("loss_batch", None, "vocab"), (B, 1, config.vocab_size)))
     if chunk >= T:
         return chunk_logprobs(hidden_BTD, target_BT)
     split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
@@ -445,10 +445,10 @@ def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _chunk_size(rows: int, slots: int, vocab: int) -> int:
-    """Largest divisor of `slots` whose logits stay within the budget."""
+def _chunk_size(rows: int, slots: int, vocab: int, devices: int) -> int:
+    """Largest divisor of `slots` whose logits, over so many devices, stay within the budget."""
     best = 1
     for size in range(1, slots + 1):
-        if slots % size == 0 and rows * size * vocab <= LOGITS_BUDGET:
+        if slots % size == 0 and rows * size * vocab <= LOGITS_BUDGET * devices:
             best = size
     return best
