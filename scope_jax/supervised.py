@@ -27,7 +27,7 @@ from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
 from scope_jax.run import Checkpoints, Stopped, StopSignal, prepare_workdir, progress, write_atomically
 from scope_jax.step_labels import LabelSpec, RolloutSpec
-from scope_jax.supervised_batches import Demonstrations, DemonstrationSpec, LabelledSteps, end_token, with_step_mark
+from scope_jax.supervised_batches import BatchSpec, DemonstrationBatches, LabelledSteps, end_token, with_step_mark
 from scope_jax.tasks.load import GENERATED, check_task, generated_domain, load_task
 
 # Skipped updates in a row after which a run gives up.
@@ -182,7 +182,7 @@ def _loop(
     objective: Any,
     model_config: models.ModelConfig,
     params: Callable[[], models.Params],
-    batches: Demonstrations | LabelledSteps,
+    batches: DemonstrationBatches | LabelledSteps,
 ) -> tuple[models.Params, float]:
     """(trained parameters, mean loss of the last 20 updates). `params()`: what to start from; nobody else holds on to it, so
     that its memory is free once the state is a copy of it."""
@@ -261,11 +261,11 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
         longest = max(config.task.lengths)
         width = -(-(domain.prompt_length(longest) + domain.completion_length(longest)) // 8) * 8
     settings = config.demonstrations
-    batches = Demonstrations(
+    batches = DemonstrationBatches(
         domain,
         problems,
         tokenizer,
-        DemonstrationSpec(
+        BatchSpec(
             style=settings.style,
             anyones_prefix=settings.anyones_prefix,
             in_steps=settings.in_steps,

@@ -22,7 +22,7 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% en
 
 
 @dataclasses.dataclass(frozen=True)
-class DemonstrationSpec:
+class BatchSpec:
     """style: of a domain's program. anyones_prefix: the first lines (none to all but one) are in random order and not trained
     on. in_steps: a reference solution is divided into the domain's steps (`correction.replies.reference_steps`).
     chat: the prompt goes into the chat template. max_tokens: the longest row. end_id: the token behind a solution."""
@@ -35,7 +35,7 @@ class DemonstrationSpec:
     end_id: int
 
 
-class Demonstrations:
+class DemonstrationBatches:
     """Batches {tokens int32[B, T], weight float32[B, T]}: weight is 1 over the number of tokens to learn, on those.
 
     problems: problems in an epoch order that is a pure function of seed and epoch; None: fresh ones of the domain's program, of
@@ -48,7 +48,7 @@ class Demonstrations:
         domain: tasks.Domain,
         problems: tasks.Problems | None,
         tokenizer: Any,
-        spec: DemonstrationSpec,
+        spec: BatchSpec,
         *,
         batch: int,
         seed: int,
@@ -61,7 +61,7 @@ class Demonstrations:
         self.position, self.dropped = 0, {"too_long": 0, "no_solution": 0, "untokenisable": 0}
         self._rng = np.random.default_rng([seed, 7])
 
-    def __iter__(self) -> "Demonstrations":
+    def __iter__(self) -> "DemonstrationBatches":
         return self
 
     def __next__(self) -> Batch:

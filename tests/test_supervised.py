@@ -17,7 +17,7 @@ from scope_jax.correction import ProcessRewardModel, Writer
 from scope_jax.learning import step_label_objective
 from scope_jax.step_labels import LabelledRow, LabelSpec, RolloutSpec
 from scope_jax.supervised import default_config, supervise
-from scope_jax.supervised_batches import Demonstrations, DemonstrationSpec, LabelledSteps, end_token, with_step_mark
+from scope_jax.supervised_batches import BatchSpec, DemonstrationBatches, LabelledSteps, end_token, with_step_mark
 
 pytest_plugins = ("checkpoints_fixture",)
 
@@ -343,7 +343,7 @@ class Killed(BaseException):
 def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     settings = {**POLICY, "steps": 13, "batch": 8, "checkpoint.every": 4, "demonstrations.anyones_prefix": True}
     whole = supervise(tiny_config("base", {**settings, "checkpoint.every": 0}), tmp_path / "whole")
-    drawn, draw = [], Demonstrations.__next__
+    drawn, draw = [], DemonstrationBatches.__next__
 
     def killed(self):
         drawn.append(self.position)
@@ -351,7 +351,7 @@ def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
             raise Killed
         return draw(self)
 
-    monkeypatch.setattr(Demonstrations, "__next__", killed)
+    monkeypatch.setattr(DemonstrationBatches, "__next__", killed)
     with pytest.raises(Killed):
         supervise(tiny_config("base", settings), tmp_path / "killed")
     assert not (tmp_path / "killed" / "model.safetensors").exists() and (tmp_path / "killed" / "checkpoints").is_dir()
@@ -427,8 +427,8 @@ def test_demonstrations_teach_the_solution_and_its_end_alone(math):
     other.eos_token = "<|endoftext|>"
     assert (end_token(other, False), end_token(other, True)) == (0, 2)  # a base model: its text ends otherwise than its turns
     problems = tasks.Problems.from_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
-    spec = DemonstrationSpec("", False, True, True, 128, 2)
-    batches = Demonstrations(tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1)
+    spec = BatchSpec("", False, True, True, 128, 2)
+    batches = DemonstrationBatches(tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1)
     batch = next(batches)
     texts = {}
     for tokens, weight in zip(batch["tokens"], batch["weight"], strict=True):
@@ -446,7 +446,7 @@ def test_demonstrations_teach_the_solution_and_its_end_alone(math):
     assert batches.position == 4 * 6 + batches.dropped["too_long"]
     short = dataclasses.replace(spec, max_tokens=8)
     with pytest.raises(ValueError, match=r"no demonstration can be used: \{'too_long': 8"):
-        next(Demonstrations(tasks.Mathematics(system=""), problems, tokenizer, short, batch=6, seed=1))
+        next(DemonstrationBatches(tasks.Mathematics(system=""), problems, tokenizer, short, batch=6, seed=1))
 
 
 @pytest.fixture(scope="module")
