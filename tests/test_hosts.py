@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 from tiny_runs import Tiny
 
 from scope_jax import hosts
-from scope_jax.run import read_metrics
+from scope_jax.run import STOPPED, read_metrics
 
 pytest_plugins = ("checkpoints_fixture",)
 
@@ -119,20 +120,39 @@ def numbers(workdir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
-def train(checkpoints: Tiny, folder: Path, workdir: Path, processes: int, devices: int, more: dict, flags=()) -> list[str]:
+def run(checkpoints: Tiny, workdir: Path, more: dict, flags=()) -> list[str]:
     settings = {"checkpoint.every": 1, "checkpoint.keep": 9, "evaluation.problems": 4, "evaluation.ood_problems": 0, **more}
-    codes, said = wait(start(checkpoints.program("scope", workdir, settings, flags), folder, processes, devices), folder, 400)
+    return checkpoints.program("scope", workdir, settings, flags)
+
+
+def train(checkpoints: Tiny, folder: Path, workdir: Path, processes: int, devices: int, more: dict, flags=()) -> list[str]:
+    codes, said = wait(start(run(checkpoints, workdir, more, flags), folder, processes, devices), folder, 400)
     assert codes == [0] * processes, [text[-3000:] for text in said]
     return said
 
 
 def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(checkpoints: Tiny, tmp_path: Path):
-    """2 processes x 4 devices against 1 x 8, on 2x2x2: tokens and verdicts the same, parameters to 1e-5. Then the checkpoint of the
-    two is taken up by one process on another mesh, and ends where the undisturbed run ends."""
+    """2 processes x 4 devices against 1 x 8, on 2x2x2: tokens and verdicts the same, parameters to 1e-5. On the way one of the two
+    is asked to stop: both do, at the same step, and both go on. At the end their checkpoint is taken up by one process on
+    another mesh, and ends where the undisturbed run ends."""
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     one, two = tmp_path / "one", tmp_path / "two"
     train(checkpoints, checkpoints.folder, one, 1, 8, {"steps": 3, **mesh})
+    running = start(run(checkpoints, two, {"steps": 2, **mesh}), checkpoints.folder, 2, 4)
+    end = time.monotonic() + 300
+    while " 0/2 [" not in (checkpoints.folder / "said_0").read_text():
+        assert time.monotonic() < end and all(process.poll() is None for process in running)
+        time.sleep(0.2)
+    time.sleep(1)  # both are in the first step, which compiles for some seconds
+    running[1].terminate()
+    codes, said = wait(running, checkpoints.folder, 300)
+    assert codes == [STOPPED, STOPPED], [text[-3000:] for text in said]
+    assert "SIGTERM: the run stops" in said[1] and "SIGTERM" not in said[0]
+    assert f"stopped: {two}: another process was asked to stop" in said[0] and "stopped:" not in said[1]
+    done = int(re.search(r"goes on at step (\d)", said[0])[1])  # type: ignore[index]
+    assert done < 2 and len(numbers(two)) == done
     said = train(checkpoints, checkpoints.folder, two, 2, 4, {"steps": 2, **mesh})
+    assert (f"resuming {two} at step {done}" in said[0]) == (done > 0)
     assert "done: 2 steps" in said[0] and "done:" not in said[1] and "it/s" not in said[1]
     assert json.loads((two / "summary.json").read_text())["updates"] == 2
     # The end of a run is evaluated: only what both have is compared.

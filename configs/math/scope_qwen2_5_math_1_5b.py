@@ -47,8 +47,6 @@ def get_config():
     # Two key and value heads: the policy's cache can be split in two. The teacher has four.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 2
     config.meshes.teacher.data, config.meshes.teacher.fsdp, config.meshes.teacher.tensor = -1, 1, 4
-    # Room for the teacher on the small chips of v5e.
-    config.placement.prm = config.placement.optimizer = "host"
     config.task.name = "math"
     config.task.data = "data"
     config.task.train = {
@@ -75,6 +73,8 @@ def get_config():
     config.correction.enabled = True
     config.correction.threshold = 0.8
     config.correction.step_tokens = 512
+    # Prefixes of up to 3,584 tokens: so many at a time, for the teacher's sake on the small chips of v5e.
+    config.correction.rows = 64
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
     config.training.micro_batches = 16
