@@ -127,6 +127,19 @@ def config_of(file: str, overrides: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def run_config(which: str) -> ConfigDict:
+    """The config of one run of a sweep: `which` is SWEEP_FILE:RUN. Raises ValueError for another form and for a name that the sweep
+    does not have, with the nearest one that it has."""
+    file, _, name = which.partition(":")
+    if not name:
+        raise ValueError(f"{which or 'nothing'}: expected SWEEP_FILE:RUN, such as configs/sweeps/tuning.py:arithmetic/scope/seed_0")
+    runs = {run.name: run for run in load_sweep(file)[0]}
+    if name not in runs:
+        near = difflib.get_close_matches(name, list(runs), n=1, cutoff=0.0)
+        raise ValueError(f"{file}: no run {name!r}; the nearest name is {near[0] if near else 'none'}")
+    return config_of(runs[name].config, runs[name].overrides)
+
+
 def _flat(config: ConfigDict) -> dict[str, Any]:
     """{dotted name: value}"""
     return traverse_util.flatten_dict(config.to_dict(), sep=".")
@@ -139,8 +152,6 @@ def record_of(
     device, steps, updates, skipped, seconds (of the process that finished it), seconds_per_step (median), final (the last
     evaluation), mean (over the steps that have the figure; of `cost/` over all steps), curve, curve_every (steps per point)}.
     Numbers have six digits; NaN is None."""
-    import jax
-
     names = sorted({name for row in rows for name in row})
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     mean = {
@@ -150,7 +161,6 @@ def record_of(
         if name.startswith(MEANS) and values
     }
     every = -(-len(rows) // MOST_POINTS)
-    device = jax.devices()[0]
     return {
         "name": run.name,
         "labels": dict(run.labels),
@@ -158,7 +168,7 @@ def record_of(
         "overrides": dict(run.overrides),
         "settings": settings_of(config),
         "code": code,
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": summary.get("device", "unknown"),
         "steps": summary["steps"],
         "updates": summary["updates"],
         "skipped": summary["skipped"],
@@ -252,13 +262,13 @@ def work(
                     raise  # a full disk says nothing about the run either
                 failed += 1
                 reason = " ".join(str(error).split())
-                _write(records / f"{run.name}.failed.json", {"name": run.name, "labels": dict(run.labels), "reason": reason})
+                write_failure(records, run, reason)
                 outcome = f"FAILED: {reason}"
             else:
                 done += 1
                 rows = read_metrics(place / "metrics.jsonl")
                 record = record_of(run, configs[run.name], rows, summary, time.monotonic() - started, code)
-                _write(records / f"{run.name}.json", record)
+                write_record(records, record)
                 outcome = "  ".join(f"{k} {v:.3f}" for k, v in record["final"].items() if k in ("eval/pass@1", "eval_ood/pass@1"))
             if not keep:
                 shutil.rmtree(place, ignore_errors=True)
@@ -285,6 +295,16 @@ def claim(lock: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def write_record(records: Path, record: Mapping[str, Any]) -> None:
+    """The record of a finished run, whole or not at all."""
+    _write(records / f"{record['name']}.json", record)
+
+
+def write_failure(records: Path, run: Run, reason: str) -> None:
+    """What stands for a run that gave up."""
+    _write(records / f"{run.name}.failed.json", {"name": run.name, "labels": dict(run.labels), "reason": reason})
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

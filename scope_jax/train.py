@@ -305,6 +305,7 @@ def _train(
         "seed": config.seed,
         "updates": int(learner.state.updates),
         "skipped": int(learner.state.skipped),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "final": {name: value if math.isfinite(value or 0) else None for name, value in last.items()},  # as metrics.jsonl has it
     }
     if is_main():

@@ -64,9 +64,12 @@ def main(words: list[str]) -> int:
             if not stored(url).exists():
                 return no_objects(url)
             return say("\n".join(f"{url}{path.name}{'/' if path.is_dir() else ''}" for path in sorted(stored(url).iterdir())))
-        case ["storage", "cp", source, target]:
+        case ["storage", "cp", *sources, target]:
             place(target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(place(source), place(target))
+            for source in sources:
+                if not place(source).is_file():
+                    return no_objects(source)
+                shutil.copy(place(source), place(target))
             return 0
         case ["storage", "rm", url]:
             shutil.rmtree(stored(url))

@@ -185,7 +185,7 @@ def test_a_run_without_a_bucket_is_fetched_before_its_slice_goes(cloud):
     _, err = cloud.do("stop", "tpu-0", code=2)
     assert "the run has no bucket" in err and cloud.home().exists()
     cloud.do("fetch", "tpu-0")
-    assert json.loads((cloud.repository / "runs/it's a run/summary.json").read_text()) == {"steps": 3}
+    assert json.loads((cloud.repository / "runs/it's a run/summary.json").read_text())["steps"] == 3
     cloud.do("stop", "tpu-0", "--discard")
     assert not cloud.home().exists()
 
@@ -404,3 +404,61 @@ def test_files_from_a_bucket_lie_beside_the_code_on_every_worker(cloud):
     cloud.do("create", "tpu-0", "--zone=my-zone1", "--type=v6e-8")
     cloud.do("setup", "tpu-0", "--files=gs://my-bucket/files")
     assert all((cloud.home(worker=number) / "models/policy/config.json").exists() for number in (0, 1))
+
+
+# ---- a sweep of runs that take the whole slice
+
+SWEEP = """
+from scope_jax.sweep import Run
+
+def sweep():
+    more = {"seed": 3, "task.name": "arithmetic", "rollout.chat": False, "task.options": {"lengths": (2, 3)}}
+    return [Run(f"a b/{name}", "my config's.py", more, {"seed": 3}) for name in ("one", "two", "three")]
+"""
+
+
+def sweep_slice(cloud, *words, code=0, **environment):
+    done = subprocess.run(
+        ["bash", str(cloud.repository / "launch" / "sweep_slice.sh"), *words],
+        cwd=cloud.elsewhere,
+        env=cloud.environment | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_a_sweep_on_a_slice_of_two_workers(cloud):
+    """Three runs, one after another; the first one's slice is refused once, the second one gives up; then nothing is left to do."""
+    (cloud.repository / "my config's.py").write_text("from scope_jax.configuration import default_config as get_config\n")
+    (cloud.repository / "my sweep.py").write_text(SWEEP)
+    (cloud.repository / "configs" / "sweeps").mkdir(parents=True)
+    shutil.copy(ROOT / "configs" / "sweeps" / "one.py", cloud.repository / "configs" / "sweeps")
+    cloud.plans("quota", ["ACTIVE"])
+    cloud.trains(steps=3, exits={"0": [None, 2, None], "1": [None, 76, None]})
+    words = (str(cloud.repository / "my sweep.py"), "records", "tpu-0", "--zone=my-zone1", "--type=v6e-8", BUCKET, "--spot")
+    said = sweep_slice(cloud, *words, code=1)
+    records = cloud.elsewhere / "records" / "a b"
+    assert sorted(path.name for path in records.iterdir()) == ["one.json", "three.json", "two.failed.json"]
+    reason = json.loads((records / "two.failed.json").read_text())["reason"]
+    assert set(reason.split("|")) == {"error: exit code 2 was asked for", "error: exit code 76 was asked for"}
+    made = json.loads((records / "one.json").read_text())
+    assert (made["name"], made["labels"], made["steps"], made["seconds"]) == ("a b/one", {"seed": 3}, 3, 1.5)
+    assert made["device"] == "8 x TPU v6 lite" and made["curve"]["reward/mean"] == [0.5] * 3
+    assert made["settings"] == {"seed": 3, "task.options.lengths": [2, 3]}
+    assert "a b/two: FAILED" in said and "a b/three: done" in said
+    # Both workers of each run, with what the sweep file says of it.
+    assert [start["worker"] for start in cloud.starts()].count("1") == 3
+    for start, run in zip(cloud.starts()[::2], ("one", "two", "three"), strict=True):
+        assert start["arguments"] == [
+            f"--config=configs/sweeps/one.py:my sweep.py:a b/{run}",
+            *(f"--workdir=runs/a b__{run}", "--distributed=auto"),
+            f"--config.checkpoint.directory=gs://my-bucket/runs of mine/a b__{run}/checkpoints",
+        ]
+    said = sweep_slice(cloud, *words[:3], "--delete-after")  # nothing is left but the slice
+    assert len(cloud.starts()) == 6 and "tpu-0: deleted" in said and not list((cloud.folder / "vms").iterdir())
+    assert "a b/one" in sweep_slice(cloud, words[0], "others", *words[2:], "--", "--shard=0/3", DRY_RUN="1")
+    assert "--run=x is set by this script" in sweep_slice(cloud, *words, "--run=x", code=2)

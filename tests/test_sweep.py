@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -300,3 +301,26 @@ def test_the_shipped_sweeps_are_sound(name: str):
     if name != "tuning":
         assert not tuning & {run.labels["seed"] for run in runs}  # what was tuned on is not reported
     assert time.monotonic() - begin < 60
+
+
+def test_one_run_of_a_sweep_by_itself(monkeypatch: pytest.MonkeyPatch):
+    """`--config=configs/sweeps/one.py:FILE:RUN`, read by the parser of the command line: one run of each kind of two sweeps."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    monkeypatch.chdir(ROOT)
+    file = "configs/sweeps/ablations.py"
+    runs, _ = sweep.load_sweep(file)
+    kinds = {(run.config, tuple(sorted(run.overrides))): run for run in runs}
+    assert len(kinds) > 5
+    for run in kinds.values():
+        values, words = flags.FlagValues(), ["x", f"--config=configs/sweeps/one.py:{file}:{run.name}", "--config.seed=99"]
+        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False)
+        monkeypatch.setattr(sys, "argv", words)  # where config_flags looks for names of overrides
+        values(words)
+        wanted = sweep.config_of(run.config, run.overrides)
+        wanted.seed = 99
+        assert values.config.to_dict() == wanted.to_dict(), run.name
+    for which, says in (("", "nothing: expected SWEEP_FILE:RUN"), (f"{file}:{runs[0].name}x", f"nearest name is {runs[0].name}")):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            sweep.run_config(which)

@@ -45,6 +45,6 @@ def get_config():
     config.meshes.teacher.data, config.meshes.teacher.fsdp, config.meshes.teacher.tensor = -1, 1, 8
     config.rollout.prompts = 128
     config.rollout.slots = 0
-    config.correction.rows = 128
+    config.correction.rows = 0
     config.training.micro_batches = 16
     return config

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,7 @@ from absl import logging
 
 from scope_jax.hosts import settle
 from scope_jax.mesh import at_hand
-from scope_jax.run.workdir import NoRoom, is_full
+from scope_jax.run.workdir import NoRoom, is_full, say_a_full_disk_once
 
 PyTree = Any
 
@@ -39,7 +38,7 @@ class Checkpoints:
         path = os.fspath(directory)
         self.directory = path if "://" in path else os.path.abspath(path)
         logging.get_absl_logger().addFilter(_worth_saying)
-        _leave_out_late_answers()
+        say_a_full_disk_once()
         self._args = ocp.args
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -172,22 +171,6 @@ def _worth_saying(record: Any) -> bool:
     if not (record.exc_info and "orbax" in record.pathname):
         return True
     return not (is_full(record.exc_info[1]) or "interpreter shutdown" in str(record.exc_info[1]))
-
-
-def _leave_out_late_answers() -> None:
-    """After a save that failed, the file system still answers writes that nobody waits for any more. TensorStore prints a
-    traceback for each (Python gives it no other place); all it says is that the event loop of that save is closed."""
-    before = sys.unraisablehook
-    if getattr(before, "leaves_out_late_answers", False):
-        return
-
-    def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            before(unraisable)
-
-    hook.leaves_out_late_answers = True  # type: ignore[attr-defined]
-    sys.unraisablehook = hook
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:

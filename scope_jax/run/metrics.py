@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_jax.hosts import is_main
-from scope_jax.run.workdir import write_atomically
+from scope_jax.run.workdir import say_a_full_disk_once, write_atomically
 
 
 class MetricsWriter:
@@ -37,6 +37,7 @@ class MetricsWriter:
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         # Without a buffer: what a full disk did not take is not tried again at the end of the process.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  Closed by close().
+        say_a_full_disk_once()
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
         # A START record makes readers drop what an earlier, killed process wrote at or past this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -68,9 +69,11 @@ class MetricsWriter:
         self._events.add_event(event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary))
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        if self._writes:
+        """Flushes and closes both files. Raises what was kept from them: a full disk, for one. A second call does nothing."""
+        if self._writes and not self._file.closed:
             self._file.close()
+            # Raises what happened to its thread; `close` alone would not.
+            self._events.flush()
             self._events.close()
 
     def __enter__(self) -> "MetricsWriter":

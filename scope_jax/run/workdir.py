@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import pathlib
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,6 +133,26 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def say_a_full_disk_once() -> None:
+    """Leave the tracebacks of threads to which a full disk happened unprinted, where the same is raised again to whoever waits for
+    them: TensorBoard's writer keeps its error for the next call, Orbax for the next save. And TensorStore's: the file system
+    still answers writes of a save that failed, and each answer finds the event loop of that save closed."""
+    in_thread, anywhere = threading.excepthook, sys.unraisablehook
+    if getattr(in_thread, "says_a_full_disk_once", False):
+        return
+
+    def of_thread(args: Any) -> None:
+        if not (type(args.thread).__module__.startswith("tensorboard.") and is_full(args.exc_value)):
+            in_thread(args)
+
+    def unraisable(args: Any) -> None:
+        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+            anywhere(args)
+
+    of_thread.says_a_full_disk_once = True  # type: ignore[attr-defined]
+    threading.excepthook, sys.unraisablehook = of_thread, unraisable
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
