@@ -247,10 +247,12 @@ def test_a_signal_to_a_local_run_reaches_its_trainer(tmp_path):
     assert (started.returncode, said) == (75, "checkpoint\n")
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
+    # Installed beside the Python that runs this.
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program is not None, "shellcheck is missing; install scope_jax[test]"
     scripts = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*.sh"))
-    subprocess.run(["shellcheck", "--external-sources", *scripts], cwd=ROOT, check=True)
+    subprocess.run([program, "--external-sources", *scripts], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
