@@ -17,24 +17,24 @@ docs/scaling.md):
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4
 
     program  GiB of 15.75  seconds   x  bound
-    relay       6.8 (43%)     0.02   1  network
-    rollout     9.9 (63%)    34.61   1  HBM
-    PRM         7.9 (50%)     0.58  32  compute
-    teacher    13.7 (87%)     8.10   1  HBM
-    tails       8.6 (54%)    12.15   1  HBM
-    update      9.7 (62%)    13.95   1  compute
-    rollout at most 45,449 tokens/s, update at most 75% of the peak, a step at least 87 s
+    relay      10.6 (67%)     0.02   1  network
+    rollout    13.4 (85%)    34.61   1  HBM
+    PRM         9.7 (62%)     0.58  32  compute
+    teacher    13.0 (82%)     5.07   2  HBM
+    tails      10.4 (66%)     8.45   2  HBM
+    update     12.5 (79%)    13.95   1  compute
+    rollout at most 45,449 tokens/s, update at most 75% of the peak, a step at least 94 s
 
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v6e:2x4
 
     program  GiB of 31.24  seconds   x  bound
-    relay       6.8 (22%)     0.01   1  network
-    rollout     9.9 (32%)    17.30   1  HBM
-    PRM         7.9 (25%)     0.17  32  HBM
-    teacher    15.7 (50%)     3.69   1  HBM
-    tails       9.5 (31%)     6.10   1  HBM
-    update      9.5 (30%)     4.81   1  HBM
-    rollout at most 90,923 tokens/s, update at most 47% of the peak, a step at least 37 s
+    relay      10.6 (34%)     0.01   1  network
+    rollout    13.4 (43%)    17.30   1  HBM
+    PRM         9.7 (31%)     0.17  32  HBM
+    teacher    14.0 (45%)     2.34   2  HBM
+    tails      10.9 (35%)     4.24   2  HBM
+    update     12.2 (39%)     3.97   1  HBM
+    rollout at most 90,923 tokens/s, update at most 57% of the peak, a step at least 40 s
 """
 
 from scope_jax.configuration import default_config

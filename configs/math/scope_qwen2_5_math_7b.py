@@ -10,27 +10,27 @@ On TPU slices (as in scope_qwen2_5_math_1_5b.py):
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v5p:4x4x4
 
     program  GiB of 95.73  seconds   x  bound
-    relay      24.7 (26%)     0.01   1  network
-    rollout    24.6 (26%)     8.27   1  HBM
-    PRM        22.4 (23%)     0.03  64  compute
-    teacher    34.8 (36%)     8.94   1  compute
-    tails      23.4 (24%)     5.21   1  HBM
-    update     26.7 (28%)     6.64   1  compute
+    relay      30.8 (32%)     0.01   1  network
+    rollout    29.9 (31%)     8.27   1  HBM
+    PRM        26.9 (28%)     0.03  64  compute
+    teacher    40.1 (42%)     8.94   1  compute
+    tails      28.7 (30%)     5.21   1  HBM
+    update     30.3 (32%)     6.64   1  compute
     rollout at most 380,425 tokens/s, update at most 75% of the peak, a step at least 31 s
 
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v6e:8x8 \
     --config.models.teacher=models/Qwen2.5-32B-Instruct
 
     program  GiB of 31.24  seconds   x  bound
-    relay      15.4 (49%)     0.03   1  network
-    rollout    15.3 (49%)    12.32   1  HBM
-    PRM        13.1 (42%)     0.05  64  network
-    teacher    19.3 (62%)     6.26   1  HBM
-    tails      14.7 (47%)     8.04   1  HBM
-    update     17.4 (56%)     5.58   1  network
-    rollout at most 255,386 tokens/s, update at most 45% of the peak, a step at least 36 s
+    relay      21.5 (69%)     0.03   1  network
+    rollout    20.6 (66%)    12.32   1  HBM
+    PRM        17.6 (56%)     0.05  64  network
+    teacher    24.6 (79%)     6.26   1  HBM
+    tails      19.9 (64%)     8.04   1  HBM
+    update     20.9 (67%)     5.72   1  network
+    rollout at most 255,386 tokens/s, update at most 44% of the peak, a step at least 36 s
 
-With the 72B teacher v6e:8x8 is too small, by a little: docs/scaling.md says why.
+With the 72B teacher v6e:8x8 is too small, or full to 98 % with parts parked: docs/scaling.md says why.
 """
 
 from configs.math import scope_qwen2_5_math_1_5b
