@@ -3,7 +3,7 @@
 python -m scope_jax.train --config=configs/arithmetic/grpo.py --workdir=runs/grpo
 
 Measured (`make demo`: seeds 0, 1, 2; 1,000 problems):
-pass@1 0.597 +- 0.005, pass@8 0.994, distinct paths 4.28; longer problems 0.419 / 0.962. The base: 0.110 / 0.429 and 0.047 / 0.254.
+pass@1 0.572 +- 0.065, pass@8 0.992, distinct paths 4.04; longer problems 0.400 / 0.963. The base: 0.117 / 0.449 and 0.052 / 0.284.
 """
 
 from configs.arithmetic import common
