@@ -276,5 +276,5 @@ def rollout_metrics(
         "advantage/zero_group_share": float(learning.zero_group_share(reward, group)),
         "completion/length_mean": float(np.mean(length)),
         "completion/truncated_share": float(np.mean(~finished)),
-        **group_metrics(groups),
+        **group_metrics(groups, extract=domain.equations),
     }

@@ -97,7 +97,7 @@ def default_config() -> ConfigDict:
         "advantage": _fields(AdvantageSpec),
         "loss": {
             **_fields(LossSpec, skip=("max_new_tokens",)),
-            "teacher_schedule": "constant",  # of teacher_weight over the run: constant | linear | cosine
+            "teacher_schedule": "linear",  # of teacher_weight over the run: constant | linear | cosine
             "teacher_weight_end": 0.0,
             "old_logp": "sampler",  # sampler | recompute
         },
@@ -148,7 +148,7 @@ def check_config(config: ConfigDict) -> None:
     check_keys(config, default_config())
     for spec in (
         sample_spec,
-        correction_spec,
+        steps_spec,
         teacher_spec,
         endpoint_spec,
         demonstration_spec,
@@ -179,6 +179,8 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
     """What cannot go together, each with its reason."""
     corrects, shows, process = config.correction.enabled, config.demonstrations, config.advantage.process
     group = final_group(config)
+    weights = (config.loss.teacher_weight, 0 if config.loss.teacher_schedule == "constant" else config.loss.teacher_weight_end)
+    teacher_weight_is_0 = not any(weights)
     if corrects and config.correction.tail == "teacher" and config.teacher.kind != "model":
         yield f"config.correction.tail 'teacher' needs teacher.kind 'model', not {config.teacher.kind!r}"
     if corrects and config.correction.accept == "unverified" and config.loss.teacher_term in ("shaped", "reinforce", "importance"):
@@ -186,6 +188,23 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
             f"config.loss.teacher_term {config.loss.teacher_term!r} multiplies by an advantage, and unverified rows have none: "
             "use 'nll' with correction.accept 'unverified'"
         )
+    if corrects and config.correction.accept == "unverified" and (config.loss.teacher_term == "mask" or teacher_weight_is_0):
+        yield (
+            "config.correction.accept 'unverified' gives rows that learn by the teacher's term alone, and loss.teacher_term or "
+            "teacher_weight takes it away: set loss.teacher_term to 'nll' and a weight above 0"
+        )
+    if corrects and config.correction.tail == "none" and config.correction.tails > 1:
+        yield f"config.correction.tails = {config.correction.tails}: correction.tail 'none' writes none; set tails to 1"
+    if shows.per_group and not shows.verified and config.loss.teacher_term == "nll":
+        yield (
+            "config.loss.teacher_term 'nll' would clone demonstrations that the verifier refuses: set demonstrations.verified, or "
+            "a term that multiplies by the advantage ('shaped', 'reinforce', 'importance')"
+        )
+    if shows.supervised_steps < config.steps:
+        if config.rollout.group < 2:
+            yield f"config.rollout.group = {config.rollout.group} must be at least 2: a row is compared with the rest of its group"
+        if config.rollout.temperature == 0:
+            yield "config.rollout.temperature = 0 makes the rows of a group alike, which leaves nothing to compare: set it above 0"
     if corrects and shows.per_group:
         yield "config.demonstrations.per_group and correction.enabled: a failed demonstration would be corrected; use one of them"
     if corrects and process != "none":
@@ -262,8 +281,8 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
 def final_group(config: ConfigDict) -> int:
     """Rows of a group in the update: repaired rows may be appended."""
     correction = config.correction
-    more = correction.select.per_group if correction.enabled and correction.place == "append" else 0
-    return config.rollout.group + more
+    appends = correction.enabled and correction.place == "append"
+    return config.rollout.group + (steps_spec(config).select.most(config.rollout.group) if appends else 0)
 
 
 def needs_teacher(config: ConfigDict) -> bool:
@@ -284,8 +303,11 @@ def sample_spec(config: ConfigDict, end_ids: tuple[int, ...] = ()) -> SampleSpec
 
 def correction_spec(config: ConfigDict) -> CorrectionSpec | None:
     """CorrectionSpec of a config, None where the correction is off."""
-    if not config.correction.enabled:
-        return None
+    return steps_spec(config) if config.correction.enabled else None
+
+
+def steps_spec(config: ConfigDict) -> CorrectionSpec:
+    """The section `correction` of a config, whether rows are corrected or only scored (`advantage.process`)."""
     section = config.correction.to_dict()
     select = section.pop("select")
     section.pop("enabled")

@@ -98,7 +98,8 @@ def evaluate(
         "dropped": float(len(dropped)),
         "problems": float(len(kept)),
     }
-    return result | {k: v for k, v in group_metrics(groups).items() if not (isinstance(v, float) and math.isnan(v))}
+    measures = group_metrics(groups, extract=domain.equations)
+    return result | {name: value for name, value in measures.items() if not math.isnan(value)}
 
 
 def progress_chunks(total: int, chunk: int, desc: str) -> Any:

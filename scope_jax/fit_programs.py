@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from scope_jax import models
-from scope_jax.configuration import final_group, lora_spec, loss_spec, needs_prm, needs_teacher, optimizer_spec
+from scope_jax.configuration import final_group, lora_spec, loss_spec, needs_prm, needs_teacher, optimizer_spec, steps_spec
 from scope_jax.correction.locate import bucket
 from scope_jax.correction.prm import ProcessRewardModel, _probabilities
 from scope_jax.fit_costs import Work, generate_work, score_work, update_work
@@ -247,7 +247,7 @@ class _Maker:
     def corrections(self, policy: frozenset[str]) -> Iterator[Program]:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config, correction = self.config, self.config.correction
-        most = config.rollout.prompts * correction.select.per_group
+        most = config.rollout.prompts * steps_spec(config).select.most(config.rollout.group)
         rescued = bucket(most, most)
         rows = part_size(rescued, correction.rows)
         teacher, weights, mesh, uses, own = self.found.teacher, None, self.teacher_mesh, frozenset({"teacher"}), "teacher"

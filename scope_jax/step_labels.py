@@ -167,7 +167,7 @@ def _label_chunk(
     finished = np.asarray(jax.device_get(batch.finished_B))
     rows = np.flatnonzero(finished & opened_B)
     row_problems = [problems[min(b // group, len(problems) - 1)] for b in range(size * group)]
-    steps, ends, _ = correction.in_steps(batch, rows, tokenizer, domain.separator)
+    steps, ends, _ = correction.in_steps(batch, rows, tokenizer, domain.divider)
     # What ended at once has no step.
     full = [r for r in range(len(rows)) if steps[r]]
     rows, steps, ends = rows[full], [steps[r] for r in full], [ends[r] for r in full]

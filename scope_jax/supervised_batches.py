@@ -124,9 +124,9 @@ class DemonstrationBatches:
         if not spec.anyones_prefix:
             text = domain.demonstration(problem, rng, spec.style) or problem.solution or ""
             if text and spec.in_steps:
-                text = "".join(reference_steps(text, domain.separator))
+                text = "".join(reference_steps(text, domain.separator, domain.divider))
             return "", text
-        steps = tasks.split_steps(domain.demonstration(problem, rng, "mixed") or "", domain.separator)
+        steps = tasks.split_steps(domain.demonstration(problem, rng, "mixed") or "", domain.divider)
         if not steps:
             return "", ""
         given = steps[: int(rng.integers(len(steps)))]

@@ -1,8 +1,10 @@
 import math
+import re
 
 import numpy as np
 import pytest
 
+from scope_jax.run.diversity import equation_diversity
 from scope_jax.tasks.arithmetic import TERMS, Arithmetic, Problem, applies, problem_count, split_of
 from scope_jax.tasks.domain import Domain, split_steps
 
@@ -47,6 +49,8 @@ def test_steps_keep_their_separator():
     assert split_steps("ab\ncd\n", "\n") == ["ab\n", "cd\n"]
     assert split_steps("ab\n\ncd", "\n") == ["ab\n", "\n", "cd"]
     assert split_steps("", "\n") == []
+    assert split_steps("a. b! c", re.compile(r"(?<=[.!])\s")) == ["a. ", "b! ", "c"]
+    assert split_steps("Step 1 a Step 2 b", re.compile("(?=Step)")) == ["Step 1 a ", "Step 2 b"]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,12 @@ def test_solution_path():
     assert DOMAIN.solution_path(PROBLEM, RIGHT + "\n") is None
     assert DOMAIN.solution_path(PROBLEM, "-161") is None  # verified, but no path
     assert DOMAIN.solution_path(PROBLEM, "") is None
+
+
+def test_the_equations_of_signed_terms_are_their_lines():
+    assert DOMAIN.equations("+777\n-344\n+91\n3\n+777") == ["+777", "-344", "+777"]
+    assert equation_diversity([RIGHT] * 8, DOMAIN.equations) == 4 / 32
+    assert equation_diversity(["+777\n-344", "+777\n+963"], DOMAIN.equations) == 3 / 4
 
 
 def test_every_order_is_a_distinct_path():

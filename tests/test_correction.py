@@ -27,6 +27,7 @@ from scope_jax.correction import (
     splice,
     take_rows,
 )
+from scope_jax.correction.locate import _moved
 from scope_jax.learning import LossSpec, group_advantages, policy_loss, token_weights, zero_group_share
 from scope_jax.rollout import SampleSpec, from_prompts
 from scope_jax.tasks import Arithmetic, Problem, character_tokenizer
@@ -167,13 +168,23 @@ def test_cap_ties_and_the_failure_that_stays():
     assert chosen([0, 1, 0, 0], quality, [0, 1, 0, 0], 4, rule="all", per_group=2, keep_failure=False) == [1]
     assert chosen([0, 0, 0, 0], quality, [0, 0, 0, 0], 4, rule="band") == []
     # A failed row that is not eligible still is the one that stays.
-    assert chosen([0, 1, 1, 0], quality, [1, 1, 1, 0], 4, rule="all", per_group=2) == [1, 2]
+    assert chosen([0, 1, 1, 0], quality, [1, 1, 1, 0], 4, rule="all") == [1, 2]
+
+
+def test_all_takes_every_eligible_row_and_top_the_best():
+    quality = [0.5, 0.7, 0.7, 0.2, 0.1, 0.9]
+    assert chosen([1] * 6, quality, [1] * 6, 6, rule="all", per_group=2) == [5, 1, 2, 0, 3]  # one failure stays
+    assert chosen([1] * 6, quality, [1] * 6, 6, rule="all", per_group=2, keep_failure=False) == [5, 1, 2, 0, 3, 4]
+    assert chosen([1] * 6, quality, [1] * 6, 6, rule="top", per_group=2) == [5, 1]
+    assert SelectSpec(rule="all", per_group=2).most(6) == 5 and SelectSpec(rule="top", per_group=2).most(6) == 2
+    assert SelectSpec(per_group=9).most(6) == 5 and SelectSpec(per_group=9, keep_failure=False).most(6) == 6
+    assert SelectSpec().most(1) == SelectSpec(rule="all").most(0) == 0
 
 
 def test_all_failed_groups_only():
     quality = [0.9, 0.8, 0.7, 0.6]
-    assert chosen([1, 1, 1, 1], quality, [1, 1, 1, 0], 2, rule="all", groups="all_failed", per_group=1) == [0]
-    assert chosen([1, 1, 1, 0], quality, [1, 1, 1, 0], 2, rule="all", groups="any", per_group=1, keep_failure=False) == [0, 2]
+    assert chosen([1, 1, 1, 1], quality, [1, 1, 1, 0], 2, rule="top", groups="all_failed", per_group=1) == [0]
+    assert chosen([1, 1, 1, 0], quality, [1, 1, 1, 0], 2, rule="top", groups="any", per_group=1, keep_failure=False) == [0, 2]
 
 
 def test_random_is_reproducible_and_blind_to_quality():
@@ -187,7 +198,7 @@ def test_random_is_reproducible_and_blind_to_quality():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": "best"}, "selection rule 'best' is unknown; one of band, top, all, random"),
+        ({"rule": "best"}, "selection rule 'best' is unknown; one of top, band, random, all"),
         ({"groups": "some"}, "selection groups 'some' is unknown"),
         ({"quantiles": (0.9, 0.1)}, "must ascend in [0, 1]"),
         ({"quantiles": (0.1, 1.5)}, "must ascend in [0, 1]"),
@@ -345,7 +356,7 @@ def test_rows_that_cannot_be_scored_are_counted():
 # ---- the whole rescue
 
 GROUP, BUFFER = 4, 7 + 16
-SPEC = CorrectionSpec(localiser="oracle", select=SelectSpec(rule="all", per_group=2), step_tokens=8)
+SPEC = CorrectionSpec(localiser="oracle", select=SelectSpec(per_group=2), step_tokens=8)
 SAMPLE = SampleSpec(temperature=1.0, max_new_tokens=16, end_ids=(0,))
 LINE2 = bigram("\n-987\n")  # writes the right second line
 LAST = bigram("\n+198#")  # writes the right last line and the end token
@@ -371,7 +382,7 @@ def scene(*rows: str, problem: Problem = PROBLEM) -> Rollout:
     )
 
 
-def run(batch, reward, spec=SPEC, *, policy=LAST, teacher=LINE2, prm=None, seed=0, problem=PROBLEM, sample=SAMPLE):
+def run(batch, reward, spec=SPEC, *, policy=LAST, teacher=LINE2, prm=None, seed=0, problem=PROBLEM, sample=SAMPLE, domain=DOMAIN):
     return rescue(
         batch,
         np.array(reward, np.float32),
@@ -380,7 +391,7 @@ def run(batch, reward, spec=SPEC, *, policy=LAST, teacher=LINE2, prm=None, seed=
         spec=spec,
         sample_spec=sample,
         key=jax.random.key(3),
-        domain=DOMAIN,
+        domain=domain,
         tokenizer=TOKENIZER,
         policy=policy,
         teacher=teacher,
@@ -448,6 +459,37 @@ def test_the_prm_finds_the_step_and_the_threshold_decides():
     assert same(gloomy.rollout, batch, range(4))
     lower = run(batch, [1, 0, 0, 0], dataclasses.replace(spec, threshold=0.2), prm=fours_are_wrong(good=-1.0))
     assert lower.metrics["scope/selected"] == 1 and lower.metrics["scope/accepted"] == 1
+
+
+class Coloned(Arithmetic):
+    """Signed terms whose lines may end with a colon too."""
+
+    boundary = "[:\\n]"
+
+    def answer_of(self, completion):
+        return super().answer_of(completion.replace(":", "\n"))
+
+    def answer_marker(self, step):
+        return super().answer_marker(step.replace(":", "\n"))
+
+
+def test_a_pattern_divides_the_rows_and_ends_the_teachers_step():
+    batch = scene("+777:-987:+198#", "+777:-984:+195#", "+777\n-984\n+195#", "+777:-987:+198#")
+    spec, domain = dataclasses.replace(SPEC, localiser="prm"), Coloned(start="zero")
+    both = dataclasses.replace(spec, select=SelectSpec(per_group=2, keep_failure=False))
+    rest = {"prm": fours_are_wrong(), "policy": bigram(":+198#"), "domain": domain}
+    result = run(batch, [1, 0, 0, 1], both, teacher=bigram("\n:-987:"), **rest)
+    # The teacher goes on and on; what it wrote past its first step is gone, and the policy goes on from there.
+    final = result.rollout
+    assert text(final, 1) == "+777:" + "-987:" + "+198#"
+    assert final.owner_BT[1].tolist() == [PROMPT] * 7 + [POLICY] * 5 + [TEACHER] * 5 + [POLICY] * 5 + [PAD]
+    assert result.reward_B[1] == 1 and result.metrics["scope/corrected"] == 2
+    assert [s["text"] for s in result.gallery[0]["steps"]] == ["+777:", "-984:", "+195", "-987:", "+198"]
+    # A row of lines is divided at the newlines, as before.
+    assert [s["text"] for s in result.gallery[1]["steps"]][:3] == ["+777\n", "-984\n", "+195"]
+    batch = scene("+777:-987:+198#", "+777:-984:+195#", "+777:-987:+198#", "+777:-987:+198#")
+    endless = run(batch, [1, 0, 1, 1], both, teacher=bigram(":--"), **rest)
+    assert endless.metrics["scope/corrected"] == 0 and same(endless.rollout, batch, range(4))
 
 
 def test_rows_the_prm_cannot_score_stay_failures():
@@ -568,10 +610,15 @@ def test_nothing_failed():
 
 def test_everything_failed_leaves_one_failure():
     batch = scene(*[WRONG_2 + "#"] * 4)
-    result = run(batch, [0, 0, 0, 0], dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2)))
+    result = run(batch, [0, 0, 0, 0], SPEC)
     assert result.reward_B.tolist() == [1, 1, 0, 0]
     assert [text(result.rollout, row) for row in range(4)] == [RIGHT + "#"] * 2 + [WRONG_2 + "#"] * 2
     assert (result.metrics["scope/failed_share"], result.metrics["scope/selected"]) == (1.0, 2)
+    every = run(batch, [0, 0, 0, 0], dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2)))
+    assert every.reward_B.tolist() == [1, 1, 1, 0]
+    # Room for them where they are appended: as many places as failures may be repaired.
+    beside = run(batch, [0, 0, 0, 0], dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2), place="append"))
+    assert beside.group == 7 and beside.reward_B.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_rows_cut_off_by_length_are_no_candidates():
@@ -610,6 +657,32 @@ def test_with_no_good_step_asked_for_the_teacher_writes_the_first():
     assert same(result.rollout, batch, [0, 2, 3])
     (item,) = result.gallery
     assert item["steps"][0]["text"] == "+778\n" and item["steps"][0]["status"] == "wrong" and item["first_error"] == 0
+
+
+def test_misplaced_errors_are_as_many_as_asked_for_and_anywhere():
+    rng = np.random.default_rng(0)
+    R, J, error = 4000, 6, 3
+    valid = np.arange(J)[None] < np.where(np.arange(R) % 2, 5, 6)[:, None]
+    score = np.where(np.arange(J)[None] < error, rng.uniform(0.6, 1, (R, J)), rng.uniform(0, 0.4, (R, J))).astype(np.float32)
+    score[::10, error:] = 0.9  # rows without an error
+    np.testing.assert_array_equal(_moved(score, valid, 0.5, 0.0, 7), score)
+    moved = _moved(score, valid, 0.5, 0.4, 7)
+    touched = (moved != score).any(axis=1)
+    assert not touched[::10].any()
+    has_error = np.arange(R) % 10 != 0
+    assert touched[has_error].mean() == pytest.approx(0.4, abs=0.03)  # 4 standard errors
+    first = np.where((moved < 0.5) & valid, np.arange(J)[None], J).min(axis=1)
+    for steps in (5, 6):
+        places = first[touched & (valid.sum(axis=1) == steps)]
+        counts = np.bincount(places, minlength=steps)
+        assert len(counts) == steps  # at some step of the row, the right one included
+        np.testing.assert_allclose(counts / len(places), 1 / steps, atol=0.06)
+    for r in np.flatnonzero(touched)[:50]:
+        steps = int(valid[r].sum())
+        assert moved[r, :steps].tolist() == [1.0] * first[r] + [0.0] * (steps - first[r])
+    assert not np.array_equal(moved, _moved(score, valid, 0.5, 0.4, 8))
+    everywhere = _moved(score, valid, 0.5, 1.0, 7)
+    assert (everywhere != score).any(axis=1)[has_error].all()
 
 
 def test_an_error_that_no_step_shows_is_not_located():
@@ -666,7 +739,7 @@ def prefix_push(result, rows, kept=5) -> float:
     """How much a step of gradient descent raises log pi of the tokens that `rows` share, kept from one wrong rollout: minus
     the derivative of the loss, summed over those rows and over the `kept` tokens after the prompt; one update per batch."""
     advantage = group_advantages(result.reward_B, result.group, include_B=result.include_B)
-    spec = LossSpec(teacher_term="mask", max_new_tokens=16)
+    spec = LossSpec(teacher_term="mask", normaliser="constant", max_new_tokens=16)
     on, off = token_weights(result.rollout, spec, include_B=jnp.asarray(result.include_B))
     logp = jnp.where(result.rollout.owner_BT == POLICY, -1.0, 0.0)
     gradient = jax.grad(lambda logp: policy_loss(logp, None, advantage[:, None], on, off, spec)[0])(logp)
@@ -680,7 +753,7 @@ def test_zero_variance_groups_before_and_after():
     assert kept.reward_B.tolist() == [1, 1, 0, 0] and share(kept) == 0.0
     # Every failure repaired: all right, so that a group that had an advantage has none; the reason for `keep_failure`.
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_2 + "#", RIGHT + "#")
-    spec = dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2, keep_failure=False))
+    spec = dataclasses.replace(SPEC, select=SelectSpec(per_group=2, keep_failure=False))
     everything = run(batch, [1, 0, 0, 1], spec)
     assert everything.reward_B.tolist() == [1] * 4 and share(everything) == 1.0
     assert prefix_push(everything, range(4)) == 0.0
@@ -726,7 +799,7 @@ def test_appended_repairs_token_by_token():
     # The mean is over real rows: 3 of 5 and 3 of 6.
     advantage = np.asarray(group_advantages(result.reward_B, 6, include_B=result.include_B))
     np.testing.assert_allclose(advantage, [0.4, -0.6, -0.6, 0.4, 0.4, 0, -0.5, -0.5, 0.5, -0.5, 0.5, 0.5], rtol=1e-6)
-    on, off = token_weights(final, LossSpec(max_new_tokens=16), include_B=jnp.asarray(result.include_B))
+    on, off = token_weights(final, LossSpec(normaliser="constant", max_new_tokens=16), include_B=jnp.asarray(result.include_B))
     assert float(on[5].sum() + off[5].sum()) == 0.0
     np.testing.assert_allclose(on[4, 7:22], np.array([1] * 5 + [0] * 5 + [1] * 5) / (11 * 16), rtol=1e-6)  # 11 rows, not 12
 

@@ -98,6 +98,10 @@ def test_step_check_of_a_prefix():
     assert DOMAIN.check_steps(PROBLEM, split_steps(RIGHT + "\n", "\n"), complete=False) == [True, True, False]
 
 
+def test_equations_are_operations_with_their_results():
+    assert DOMAIN.equations("5-3=2 8 2\n2+2=4 8\nwhat\n8-4=4") == ["5-3=2", "2+2=4", "8-4=4"]
+
+
 def test_labels_are_what_is_still_possible():
     """A true first line is right exactly if what it leaves makes the target in some way."""
     problem = DOMAIN.make_problem([3, 5, 8, 2], 14)

@@ -14,12 +14,12 @@ from scope_jax.run.diversity import (
     distinct_n,
     distinct_paths,
     equation_diversity,
-    equations_in,
     group_metrics,
     mean_and_standard_error,
     pass_at_k,
     self_bleu,
 )
+from scope_jax.tasks.answers import equations_in
 
 
 def test_pass_at_k_by_hand():
@@ -100,9 +100,9 @@ def test_self_bleu_equals_the_definition():
 
 def test_equations():
     assert equations_in("So $x = 2$.\nno result\n x=2 \n= 3\n\\(y+1 = 4\\),") == ["Sox=2", "x=2", "y+1=4"]
-    assert equation_diversity(["a = 1\nb = 2", "a=1"]) == pytest.approx(2 / 3)
+    assert equation_diversity(["a = 1\nb = 2", "a=1"], equations_in) == pytest.approx(2 / 3)
     assert equation_diversity(["+3 4;-1 3", "+3 4"], extract=lambda text: text.split(";")) == pytest.approx(2 / 3)
-    assert math.isnan(equation_diversity(["words only"]))
+    assert math.isnan(equation_diversity(["words only"], equations_in))
 
 
 def test_answer_entropy():
@@ -132,7 +132,7 @@ def test_group_metrics_by_hand():
         paths=[None, None],
         texts=["words", "words"],
     )
-    metrics = group_metrics([first, second])
+    metrics = group_metrics([first, second], extract=equations_in)
     assert metrics == pytest.approx(
         {
             "diversity/distinct_4": (0.5 + 1.0) / 2,
@@ -144,16 +144,16 @@ def test_group_metrics_by_hand():
     )
     # Self-BLEU of the first group only; no texts and no paths: no such keys.
     bare = [SampleGroup(group.tokens, group.answers, group.correct) for group in (first, second)]
-    assert group_metrics(bare, bleu_groups=1) == pytest.approx(
+    assert group_metrics(bare, extract=equations_in, bleu_groups=1) == pytest.approx(
         {
             "diversity/distinct_4": 0.75,
             "diversity/one_minus_self_bleu": 0.0,
             "diversity/answer_entropy": math.log(2),
         }
     )
-    assert all(math.isnan(value) for value in group_metrics([]).values())
+    assert all(math.isnan(value) for value in group_metrics([], extract=equations_in).values())
     with pytest.raises(ValueError, match="group 0: one entry per sample"):
-        group_metrics([SampleGroup([[1]], ["1", "2"], [True])])
+        group_metrics([SampleGroup([[1]], ["1", "2"], [True])], extract=equations_in)
 
 
 def test_a_thousand_problems_are_quick():
@@ -163,6 +163,6 @@ def test_a_thousand_problems_are_quick():
         for _ in range(1000)
     ]
     start = time.process_time()
-    metrics = group_metrics(groups)
+    metrics = group_metrics(groups, extract=equations_in)
     assert time.process_time() - start < 2.0
     assert metrics["diversity/distinct_paths"] == 8.0

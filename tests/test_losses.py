@@ -54,7 +54,7 @@ ROWS = ["qppp", "qqppttp", "qt"]  # POLICY 3 + 3 + 0, TEACHER 0 + 2 + 1
 
 
 def test_constant_weights():
-    on, off = token_weights(rollout_of(ROWS, 8), LossSpec(max_new_tokens=5))
+    on, off = token_weights(rollout_of(ROWS, 8), LossSpec(normaliser="constant", max_new_tokens=5))
     assert on.dtype == off.dtype == jnp.float32
     np.testing.assert_allclose(on, where_owned(ROWS, "p", 8, 1 / 15), rtol=1e-6)
     np.testing.assert_allclose(off, where_owned(ROWS, "t", 8, 1 / 15), rtol=1e-6)
@@ -95,7 +95,7 @@ def test_rows_left_out_keep_the_teacher_term_only():
     np.testing.assert_allclose(on, where_owned(["qppp", "", ""], "p", 8, 1 / 6), rtol=1e-6)
     np.testing.assert_allclose(off, where_owned(ROWS, "t", 8, 1 / 6), rtol=1e-6)
     # A row left out that has no teacher token either is no row of the normaliser.
-    on, _ = token_weights(rollout, LossSpec(max_new_tokens=5), include_B=np.array([False, True, True]))
+    on, _ = token_weights(rollout, LossSpec(normaliser="constant", max_new_tokens=5), include_B=np.array([False, True, True]))
     np.testing.assert_allclose(on, where_owned(["", ROWS[1], ""], "p", 8, 1 / 10), rtol=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_no_token_at_all_gives_zero_weights():
 
 def test_token_weights_errors():
     with pytest.raises(ValueError, match="needs LossSpec"):
-        token_weights(rollout_of(ROWS, 8), LossSpec())
+        token_weights(rollout_of(ROWS, 8), LossSpec(normaliser="constant"))
     with pytest.raises(ValueError, match=r"expected bool\[3\]"):
         token_weights(rollout_of(ROWS, 8), LossSpec(normaliser="token"), include_B=np.ones(4, bool))
 

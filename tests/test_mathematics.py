@@ -155,7 +155,13 @@ def test_bad_settings_of_a_task(tmp_path):
         ({"train": {"a": {"path": path, "splt": "x"}}}, "config.task.train.a.splt: unknown key; the nearest known one is"),
         ({"train": train, "evaluation": {"t": {}}}, "config.task.evaluation.t: path is empty"),
         ({"train": {"a": 3}}, "config.task.train.a = 3: expected the settings of a source"),
-        ({"train": train, "options": {"sytem": "x"}}, "config.task.options.sytem: unknown; known: seconds, system, template"),
+        (
+            {"train": train, "options": {"sytem": "x"}},
+            "config.task.options.sytem: unknown; known: boundary, seconds, separator, system, template",
+        ),
+        ({"train": train, "options": {"separator": ""}}, "math: separator '': expected a non-empty text"),
+        ({"train": train, "options": {"boundary": "(["}}, "math: boundary '([': not a pattern of re"),
+        ({"train": train, "options": {"boundary": "x*"}}, "math: boundary 'x*' matches everywhere"),
         ({"train": train, "decontaminate": "yes"}, "config.task.decontaminate = 'yes' is unknown; one of off, report, remove"),
         ({"train": train, "decontaminate": "remove"}, "config.task.decontaminate = 'remove' needs evaluation sets"),
     ):

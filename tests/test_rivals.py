@@ -59,8 +59,8 @@ def switches(name):
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
-def evaluate(spec, logp, old, advantage, on, off):
-    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec)[0]
+def evaluate(spec, logp, old, advantage, on, off, entropy=None):
+    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec, entropy_BT=entropy)[0]
     return jax.value_and_grad(loss)(logp)
 
 
@@ -214,21 +214,36 @@ def released_luffy(logp, old, A, longest):
 def test_luffy_is_the_released_loss_over_the_number_of_rows():
     loss, advantage = switches("luffy")
     assert not advantage.std
-    # The script's entropy bonus is a term of its own: a mean over tokens there, under the loss's normaliser here.
-    loss = dataclasses.replace(loss, entropy_bonus=0.0)
+    # The script's entropy bonus is a mean over tokens beside a loss that is a sum over them, over `longest`; here both are sums
+    # over rows x longest. The script takes the demonstrations' tokens into that mean too, this loss the policy's own only.
+    drawn = sum(row.count("p") for row in SHOWN)
+    loss = dataclasses.replace(loss, entropy_bonus=1e-3 * MAX_NEW / drawn)
+    entropy = np.random.default_rng(5).uniform(0, 3, (len(SHOWN), SLOTS)).astype(np.float32)
+    is_drawn = np.array([[c == "p" for c in row.ljust(SLOTS)] for row in SHOWN])
     logp, old = log_probs(1.0)
     old = np.where(np.array([[c == "t" for c in row.ljust(SLOTS)] for row in SHOWN]), np.nan, old).astype(np.float32)
     reward = np.array([1, 0, 0, 1, 0, 0, 0, 1], np.float32)  # demonstrations are right; they count in the mean
     A = np.asarray(group_advantages(reward, GROUP))
     np.testing.assert_allclose(A, group_z(reward, False), rtol=1e-6)
     on, off = token_weights(rollout_of(SHOWN), loss)
-    value, gradient = evaluate(loss, logp, old, A[:, None], on, off)
-    released = lambda at: released_luffy(at, old.astype(np.float64), A.astype(np.float64), MAX_NEW)
+    value, gradient = evaluate(loss, logp, old, A[:, None], on, off, entropy)
+    bonus = 1e-3 * entropy[is_drawn].astype(np.float64).mean()
+    assert bonus > 1e-3
+    released = lambda at: released_luffy(at, old.astype(np.float64), A.astype(np.float64), MAX_NEW) - bonus
     rows = len(SHOWN)
     assert float(value) * rows == pytest.approx(released(logp.astype(np.float64)), rel=1e-5)
     want = differences(released, logp, SHOWN)
     np.testing.assert_allclose(np.asarray(gradient) * rows, want, rtol=1e-4, atol=1e-7)
     assert np.abs(want[3, 2:7]).min() > 1e-3 and np.abs(want[0, 2:5]).min() > 1e-3
+
+
+def test_luffys_entropy_bonus_is_that_of_the_script():
+    """0.001 x longest / tokens of a mini-batch: 64 rows, one of eight shown, of solutions of five and six lines."""
+    from configs.arithmetic import luffy
+
+    config = luffy.get_config()
+    tokens = config.rollout.prompts * config.rollout.group / config.training.mini_batches * (5 * 5 + 5 * 6) / 2
+    assert config.loss.entropy_bonus == pytest.approx(1e-3 * config.rollout.new_tokens / tokens, rel=0.1)
 
 
 def test_luffy_lifts_rare_tokens_more_than_a_likelihood_would():

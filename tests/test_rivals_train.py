@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -16,6 +17,7 @@ from scope_jax.cast import Cast, load_cast
 from scope_jax.configuration import check_config, sample_spec
 from scope_jax.learner import Learner
 from scope_jax.mesh import make_mesh
+from scope_jax.rollout import completion_texts, from_prompts
 from scope_jax.run import PhaseTimer, read_metrics
 from scope_jax.train import train
 from scope_jax.types import Owner
@@ -36,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vppo": {},
     "sft": {"demonstrations.supervised_steps": 3, "demonstrations.rows": 4},
     "sft_grpo": {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
-    "self_correction": {"correction.select.rule": "all"},
+    "self_correction": {},
     "scope": {"correction.localiser": "monte_carlo", "correction.place": "append", "correction.select.rule": "all"},
 }
 
@@ -67,8 +69,8 @@ def test_every_method_trains(runs: dict[str, list[dict]], name: str):
 
 def test_dapo_resamples_until_every_group_tells(runs: dict[str, list[dict]]):
     for row in runs["dapo"]:
-        full = row["rollout/batches"] < 3 or row["advantage/zero_group_share_after"] > 0
-        assert full or row["rollout/batches"] == 3
+        # Only where the last batch was spent may a group stay that tells nothing.
+        assert row["rollout/batches"] == 3 or row["advantage/zero_group_share_after"] == 0
         assert 1 <= row["rollout/batches"] <= 3 and row["advantage/zero_group_share_after"] <= row["advantage/zero_group_share"]
     consumed = np.diff([0, *(row["data/prompts"] for row in runs["dapo"])])
     assert consumed.tolist() == [8 * row["rollout/batches"] for row in runs["dapo"]]
@@ -254,24 +256,43 @@ def test_programs_and_references_demonstrate(scene: Scene, kind: str):
     assert np.asarray(made.rollout.finished_B).all()
 
 
-def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene):
-    """By hand: roll out three batches one by one and pick."""
+@pytest.mark.parametrize("M", [2, 4])
+def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene, M: int):
+    """By hand: roll out three batches one by one, judge them and pick."""
     config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group, config.rollout.resample = 0, 2
+    config.demonstrations.per_group, config.rollout.resample, config.rollout.group = 0, 2, M
+    P, section, domain = config.rollout.prompts, config.rollout, scene.cast.task.domain
+    tokens, rewards, problems, position = [], [], [], 0
     with jax.set_mesh(scene.mesh):
         made = groups_of(scene, config)
-    M, P = config.rollout.group, config.rollout.prompts
-    assert len(made.reward_B) == P * M and len(set(np.asarray(made.rollout.row_B).tolist())) == P * M
-    plain = config.copy_and_resolve_references()
-    plain.rollout.resample = 0
-    with jax.set_mesh(scene.mesh):
-        first = groups_of(scene, plain)
-    telling = np.flatnonzero(np.ptp(first.reward_B.reshape(P, M), axis=1) > 0)
-    kept = [p.id for p in made.problems[::M]]
-    assert set(first.problems[g * M].id for g in telling[:P]) <= set(kept)
-    zero = learning.zero_groups(made.reward_B, M)
-    assert zero.sum() == max(P - sum(not z for z in zero), 0)
-    assert made.metrics["rollout/batches"] == 3 or not zero.any()
+        for number in range(3):
+            drawn, ids, position, _ = collect.next_problems(
+                scene.cast.task.train,
+                scene.cast.tokenizer,
+                seed=config.seed,
+                position=position,
+                count=P,
+                max_tokens=section.prompt_tokens,
+            )
+            batch = from_prompts(ids, M, section.prompt_tokens + section.new_tokens, first_row=number * P * M)
+            batch = policy_of(scene).write(batch, jax.random.key(5), scene.sampling, shared_prefix=M)
+            tokens.append(np.asarray(batch.tokens_BT))
+            rows = [p for p in drawn for _ in range(M)]
+            right = domain.verify(rows, completion_texts(batch, scene.cast.tokenizer))
+            rewards.append(np.asarray(right, float) * np.asarray(batch.finished_B))
+            problems += drawn
+    spread = np.ptp(np.concatenate(rewards).reshape(3 * P, M), axis=1) > 0
+    batches = next((n for n in (1, 2) if spread[: n * P].sum() >= P), 3)
+    telling = np.flatnonzero(spread[: batches * P])[:P].tolist()
+    silent = [g for g in range(batches * P) if not spread[g]]
+    kept = sorted(telling + silent[len(silent) - (P - len(telling)) :]) if len(telling) < P else telling
+    assert max(telling) >= P  # a later batch was needed, or nothing was seen
+    index = (np.array(kept)[:, None] * M + np.arange(M)).ravel()
+    np.testing.assert_array_equal(made.rollout.tokens_BT, np.concatenate(tokens)[index])
+    np.testing.assert_array_equal(made.reward_B, np.concatenate(rewards)[index])
+    assert [p.id for p in made.problems[::M]] == [problems[g].id for g in kept]
+    assert made.metrics["rollout/batches"] == batches
+    assert made.metrics["reward/mean"] == pytest.approx(np.concatenate(rewards)[: batches * P * M].mean(), abs=1e-6)
 
 
 def parameters(learner: Learner) -> dict[str, np.ndarray]:
@@ -356,6 +377,51 @@ def test_the_kl_term_holds_the_policy_to_where_it_started(scene: Scene):
     assert found[10.0, "gap"] < 0.5 * found[0.0, "gap"]
 
 
+def grad_norm(learner: Learner, made: collect.Groups, logp: Any, advantage: Any) -> dict[str, float]:
+    """Metrics of one update on rows whose recorded log-probs are `logp`."""
+    rows = made.rollout.replace(logp_BT=jnp.asarray(logp))
+    return learner.update(rows, made.group, advantage, made.include_B, jax.random.key(1), 0)
+
+
+def test_truncated_importance_weights_reach_the_update(scene: Scene):
+    """The sampler's log-probs are moved by a constant: every token has the same weight, and so has the gradient."""
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.per_group = 0
+    with jax.set_mesh(scene.mesh):
+        made = groups_of(scene, config)
+        advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
+        recorded = np.asarray(made.rollout.logp_BT)
+        plain = grad_norm(learner_of(scene, loss__old_logp="recompute"), made, recorded, advantage)
+        found = {}
+        for shift in (-0.5, 0.5):  # the sampler gave less, more
+            learner = learner_of(scene, loss__old_logp="recompute", loss__tis_cap=1.2)
+            found[shift] = grad_norm(learner, made, recorded + shift, advantage)
+    assert "policy/tis_mean" not in plain and plain["grad/norm"] > 1e-3
+    for shift, weight in ((-0.5, 1.2), (0.5, np.exp(-0.5))):  # e^0.5 = 1.65 is cut
+        assert found[shift]["policy/tis_mean"] == pytest.approx(weight, rel=1e-3)
+        assert found[shift]["grad/norm"] / plain["grad/norm"] == pytest.approx(weight, rel=1e-3)
+
+
+def test_the_teachers_probabilities_reach_the_update(scene: Scene):
+    """Demonstrations by the policy itself: pi / pi_teacher is 1, or e^-shift where the recorded log-probs are moved."""
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, scene.config)
+        shown = collect.collect_demonstrations(
+            scene.cast, scene.config, scene.sampling, own.problems[:: own.group], jax.random.key(5), 0, PhaseTimer(), first_row=1000
+        )
+        made = collect.with_demonstrations(own, shown)
+        owner = np.asarray(made.rollout.owner_BT)
+        recorded = np.asarray(made.rollout.logp_BT)
+        assert np.isfinite(recorded[owner == Owner.TEACHER]).all() and (owner == Owner.TEACHER).sum() > 50
+        advantage = np.where(made.own_B, 0, 1).astype(np.float32)  # nothing to learn from the policy's own rows
+        norm = lambda shift, **changes: grad_norm(learner_of(scene, **changes), made, recorded + shift, advantage)["grad/norm"]
+        plain = norm(0.0, loss__teacher_term="reinforce")
+        found = {shift: norm(shift, loss__teacher_term="importance", loss__importance_cap=0.5) for shift in (-1.0, 0.0, 1.5)}
+    assert plain > 1e-2
+    for shift, weight in ((-1.0, 0.5), (0.0, 0.5), (1.5, np.exp(-1.5))):
+        assert found[shift] / plain == pytest.approx(weight, rel=1e-3), shift
+
+
 # ---- what is kept over a stop
 
 
@@ -421,6 +487,15 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         ({"advantage.process": "prefix", "advantage.overlong_tokens": 4}, "takes no punished rewards"),
         ({"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
         ({"demonstrations.per_group": 1, "demonstrations.buffer": 4}, "has not failed; use one of them"),
+        ({"advantage.process": "prefix", "correction.threshold": 5.0}, "threshold must lie in (0, 1)"),
+        ({"advantage.process": "sum", "correction.noise": 7.0}, "must be a probability"),
+        ({"advantage.process": "sum", "correction.localiser": "orcale"}, "correction.localiser = 'orcale' is unknown"),
+        ({**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
+        ({**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
+        ({**NO_TAIL, "correction.tails": 3}, "correction.tail 'none' writes none"),
+        ({"demonstrations.per_group": 1}, "would clone demonstrations that the verifier refuses"),
+        ({"rollout.group": 1}, "must be at least 2"),
+        ({"rollout.temperature": 0.0}, "makes the rows of a group alike"),
         ({"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
         ({"samples.every": 0}, "samples.every = 0 must be at least 1"),
         ({"demonstrations.per_group": -1}, "must be 0 or more"),

@@ -4,6 +4,7 @@ The scenes and the hand-made writers are those of test_correction: every expecte
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ from scope_jax.correction import ModelTeacher, ProgramTeacher, ReferenceTeacher,
 from scope_jax.correction.replies import encode_step, gives_answer_away, read_reply, reference_steps
 from scope_jax.correction.teachers import Ask, prompt_text
 from scope_jax.run import read_metrics
-from scope_jax.tasks import Domain, Problem, character_tokenizer
+from scope_jax.tasks import Arithmetic, Domain, Problem, character_tokenizer
 from scope_jax.tasks.steps import token_bytes
 from scope_jax.train import train
 
@@ -111,10 +112,32 @@ def test_answers_given_away_literal(step, answer, told):
     assert gives_answer_away(step, answer) is told
 
 
+@pytest.mark.parametrize(
+    ("boundary", "reply", "complete", "found"),
+    [
+        (r"(?<=[.!?])\s+", "We add. Then more.", True, ("We add. ", False)),
+        (r"(?<=[.!?])\s+", "\n We add.\n\nThen more.", True, (" We add.\n\n", False)),
+        (r"(?<=[.!?])\s+", "We add", True, ("We add\n", False)),  # closed by the separator
+        (r"(?<=[.!?])\s+", "We add", False, "incomplete"),
+        (r"(?=Step \d)", "Step 3: a.\n\nStep 4: b.", True, ("Step 3: a.\n\n", False)),  # a look-ahead takes nothing
+        (r"(?=Step \d)", "Step 3: a.Step 4: b.", True, ("Step 3: a.\n", False)),
+        (r"(?=Step \d)", " \n", True, "empty"),
+    ],
+)
+def test_a_pattern_ends_a_reply(boundary, reply, complete, found):
+    class Words(Arithmetic):
+        pass
+
+    Words.boundary = boundary
+    assert read_reply(reply, complete, False, Words(start="zero")) == found
+
+
 def test_reference_steps_literal():
     assert reference_steps("One.\n\nTwo.\n\n\nThree.\n", "\n\n") == ["One.\n\n", "Two.\n\n", "Three."]
     assert reference_steps("One.\nTwo.\n#### 3", "\n\n") == ["One.\n\n", "Two.\n\n", "#### 3"]
     assert reference_steps("One is 1. Two is 2.5! So $3$.", "\n\n") == ["One is 1.\n\n", "Two is 2.5!\n\n", "So $3$."]
+    sentences = re.compile(r"(?<=[.!?])\s+")
+    assert reference_steps("One. Two!\nThree.\n\n", "\n\n", sentences) == ["One.\n\n", "Two!\n\n", "Three."]
     assert reference_steps("One", "\n") == ["One"] and reference_steps(" \n ", "\n") == []
 
 
@@ -324,7 +347,7 @@ def test_the_policy_corrects_itself():
 
 def test_rows_fail_alone():
     batch = scene(*[WRONG_2 + "#"] * 4)
-    spec = dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2))
+    spec = dataclasses.replace(SPEC, select=SelectSpec(per_group=2))
 
     class Half(ProgramTeacher):
         def _step(self, ask, job):

@@ -14,8 +14,4 @@ def get_config():
     config = common.with_prm(common.with_teacher(common.get_config()))
     config.correction.enabled = True
     config.correction.step_tokens = 8
-    config.advantage.std = True
-    config.loss.normaliser = "sequence"
-    config.loss.teacher_weight = 1.0
-    config.loss.teacher_schedule = "linear"
     return config

@@ -14,5 +14,5 @@ def get_config():
     config.models.teacher = ""
     config.teacher.kind = "self"
     config.correction.teacher_temperature = 1.0
-    config.loss.teacher_weight = 0.1
+    config.loss.teacher_weight = 0.0
     return config

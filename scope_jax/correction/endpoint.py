@@ -290,7 +290,9 @@ class EndpointTeacher:
         if settings.api == "chat":
             body["messages"] = [{"role": "user", "content": prompt_text(ask, self.spec)}]
         else:
-            body |= {"prompt": ask.problem.prompt + "".join(ask.kept), "stop": [job.domain.separator]}
+            body |= {"prompt": ask.problem.prompt + "".join(ask.kept)}
+            if not job.domain.boundary:
+                body["stop"] = [job.domain.separator]
         if job.temperature > 0:
             body["seed"] = int(np.random.SeedSequence([job.seed, ask.row]).generate_state(1)[0] >> 1)
         return body | settings.extra_fields()

@@ -13,6 +13,7 @@ from scope_jax.hosts import by_share
 from scope_jax.mesh import to_host
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.tasks import Domain, Problem, step_ends
+from scope_jax.tasks.steps import Separator
 from scope_jax.types import Rollout
 
 LOCALISERS = ("prm", "oracle", "monte_carlo")
@@ -47,13 +48,13 @@ class Located:
 
 
 def in_steps(
-    rollout: Rollout, rows_R: np.ndarray, tokenizer: Any, separator: str
+    rollout: Rollout, rows_R: np.ndarray, tokenizer: Any, divider: Separator
 ) -> tuple[list[list[str]], list[list[int]], list[list[int]]]:
     """(texts of the steps, their exclusive ends, ids) of each row, counted in the tokens that were written after the prompt.
     The ids are cut where they stand; nothing is encoded again."""
     every = completion_ids(rollout)
     ids = [every[b] for b in rows_R]
-    ends = by_share(lambda own: [step_ends(row, tokenizer, separator) if row else [] for row in own], ids)
+    ends = by_share(lambda own: [step_ends(row, tokenizer, divider) if row else [] for row in own], ids)
     pieces = [[row[start:stop] for start, stop in zip([0, *stops[:-1]], stops)] for row, stops in zip(ids, ends)]
     flat = iter(texts([piece for row in pieces for piece in row], tokenizer))
     return [[next(flat) for _ in row] for row in pieces], ends, ids
@@ -80,7 +81,7 @@ def locate(
     does. Raises ValueError where the localiser lacks what it needs.
     """
     rows = np.flatnonzero(mask_B)
-    steps, ends, ids = in_steps(rollout, rows, tokenizer, domain.separator)
+    steps, ends, ids = in_steps(rollout, rows, tokenizer, domain.divider)
     R, J = len(rows), max([len(row) for row in steps], default=0)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
     if localiser == "prm":

@@ -4,31 +4,36 @@ import functools
 import re
 from typing import Any
 
-from scope_jax.tasks import Domain
-from scope_jax.tasks.steps import token_bytes
+from scope_jax.tasks import Domain, split_steps
+from scope_jax.tasks.steps import Separator, token_bytes
 
 
 def read_reply(reply: str, complete: bool, last: bool, domain: Domain) -> tuple[str, bool] | str:
     """(step, whether it ends the solution) out of a reply, or why there is none: "empty", "incomplete".
 
-    The step is what stands before the first separator; blank lines before it are dropped, further steps are cut. It ends
-    the solution exactly where the wrong step was the rollout's last (`last`) and the step carries the domain's answer
-    marker; it then stands without a separator. In all other cases it closes with the separator, added where the reply
-    lacks it: that a reply is over (`complete`: by an end token or a stop text) does not tell the end of a step from that
-    of a solution.
+    The step is what stands before the first separator (or match of the domain's `boundary`); blank lines before it are
+    dropped, further steps are cut. It ends the solution exactly where the wrong step was the rollout's last (`last`) and the
+    step carries the domain's answer marker; it then stands without a separator. In all other cases it closes as it was
+    written, or with the separator where the reply lacks an end: that a reply is over (`complete`: by an end token or a stop
+    text) does not tell the end of a step from that of a solution.
     """
-    separator = domain.separator
-    step, cut = "", ""
-    while reply and not step.strip():
-        step, cut, reply = reply.lstrip("\r\n").partition(separator)
+    pattern = re.compile(domain.boundary or re.escape(domain.separator))
+    step, rest, found = "", reply, None
+    while rest and not step.strip():
+        rest = rest.lstrip("\r\n")
+        found = next((match for match in pattern.finditer(rest) if match.end() > 0), None)
+        step, rest = (rest[: found.start()], rest[found.end() :]) if found else (rest, "")
     if not step.strip():
         return "empty"
-    if not cut and not complete:
+    if found is None and not complete:
         return "incomplete"
-    step = step + separator if cut else step.rstrip()
-    if last and domain.answer_marker(step):
-        return step.removesuffix(separator), True
-    return (step if cut else step + separator), False
+    if found is None:
+        step = step.rstrip()
+    end = found.group() if found else ""
+    if last and domain.answer_marker(step + end):
+        return step, True
+    closed = end or (found and step[-1].isspace())
+    return step + (end if closed else domain.separator), False
 
 
 def gives_answer_away(step: str, answer: str) -> bool:
@@ -49,12 +54,12 @@ def _bare(text: str) -> str:
     return re.sub(r"\\boxed\s*\{(.*)\}", r"\1", text).replace("$", "").strip().rstrip(".!:").strip()
 
 
-def reference_steps(solution: str, separator: str) -> list[str]:
-    """The steps of a reference solution: the parts between separators; where there is no separator its lines, and where
-    there is one line its sentences. Each but the last closes with the separator."""
+def reference_steps(solution: str, separator: str, divider: Separator | None = None) -> list[str]:
+    """The steps of a reference solution: the parts between separators (or where `divider` divides it); where there is one
+    part its lines, and where there is one line its sentences. Each but the last closes with the separator."""
     parts: list[str] = []
-    for pattern in (re.escape(separator), r"\n", r"(?<=[.!?])\s"):
-        parts = [part.strip() for part in re.split(pattern, solution) if part.strip()]
+    for pattern in (divider or separator, "\n", re.compile(r"(?<=[.!?])\s")):
+        parts = [part.strip() for part in split_steps(solution, pattern) if part.strip()]
         if len(parts) > 1:
             break
     return [part + separator for part in parts[:-1]] + parts[-1:]

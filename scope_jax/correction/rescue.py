@@ -25,7 +25,7 @@ from scope_jax.correction.splice import cut, place_rows, take_rows
 from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, failure_counts
 from scope_jax.mesh import to_host
 from scope_jax.rollout import SampleSpec, Writer, completion_ids, completion_texts, texts
-from scope_jax.tasks import Domain, Problem, verdicts
+from scope_jax.tasks import Domain, Problem, split_steps, verdicts
 from scope_jax.types import Owner, Rollout
 
 _cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
@@ -143,12 +143,12 @@ def rescue(
     attempted = located.rows_R[chosen_R]
     final, final_reward, final_group = rollout, reward_B.copy(), group
     if spec.place == "append":
-        final, final_reward, final_group = _with_free_rows(rollout, reward_B, group, spec.select.per_group)
+        final, final_reward, final_group = _with_free_rows(rollout, reward_B, group, spec.select.most(group))
     if len(attempted) == 0:
         return Rescue(final, final_group, final_reward, ~np.isnan(final_reward), _finish(metrics, final), [])
 
     with timer("correct"):
-        size = bucket(len(attempted), reward_B.size // group * spec.select.per_group)
+        size = bucket(len(attempted), reward_B.size // group * spec.select.most(group))
         index, valid = _pad(attempted, size)
         prompt_length, row_length, row_id = to_host((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
         kept = np.ones(size, np.int32)
@@ -332,7 +332,9 @@ def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tup
         if reason is not None:
             continue
         told = job.domain.answer_marker(text) or (written.shows_answer and gives_answer_away(text, ask.problem.answer))
-        if (not finished[number] and job.domain.separator not in text) or not text.strip():
+        # Where steps end in several ways the teacher has seen to it that this one does.
+        ends = finished[number] or bool(job.domain.boundary) or job.domain.separator in text
+        if not ends or not text.strip():
             incomplete += 1
         elif told and not ask.last:
             leaks += 1
@@ -353,7 +355,7 @@ def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: Corr
     if spec.place == "append":
         groups = attempted // group
         turn = np.array([np.sum(groups[:number] == g) for number, g in enumerate(groups)], np.int64)
-        return groups * (group + spec.select.per_group) + group + turn
+        return groups * (group + spec.select.most(group)) + group + turn
     rng = np.random.default_rng([seed, 1])
     targets = np.empty_like(attempted)
     for start in np.unique(attempted // group) * group:
@@ -393,8 +395,8 @@ def _gallery(
             shown.append({"text": written[number], "score": None, "owner": "teacher", "status": "corrected", "correct": None})
             owner = "teacher" if spec.tail == "teacher" else "policy"
             tail = final[number][len(written[number]) :]
-            for text in tail.split(domain.separator) if tail else []:
-                if text:
+            for text in split_steps(tail, domain.divider):
+                if text.strip():
                     shown.append({"text": text, "score": None, "owner": owner, "status": "tail", "correct": None})
         items.append(
             {

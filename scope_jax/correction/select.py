@@ -4,27 +4,33 @@ import dataclasses
 
 import numpy as np
 
-BANDS = ("band", "top", "all", "random")
+RULES = ("top", "band", "random", "all")
 GROUPS = ("any", "all_failed")
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectSpec:
-    """rule: `band` keeps rows whose prefix quality lies inside the `quantiles` of all eligible rows of the batch;
-    `top` and `all` look at no quantile; `random` ranks by a draw instead of quality. per_group: attempts per group at
-    the most; with `keep_failure` also at most failures - 1. groups: `any`, or only groups that failed altogether.
-    good_steps: so many steps before the error a row must have to be eligible; with 0 the teacher may write the first step."""
+    """rule: `top` takes the best prefixes of each group, `band` only of those rows whose prefix quality lies inside the
+    `quantiles` of all eligible rows of the batch, `random` any rows, by a draw, and `all` every eligible row, whatever
+    `per_group` says. per_group: attempts per group at the most; with `keep_failure` also at most failures - 1. groups: `any`,
+    or only groups that failed altogether. good_steps: so many steps before the error a row must have to be eligible; with 0
+    the teacher may write the first step."""
 
-    rule: str = "band"
+    rule: str = "top"
     quantiles: tuple[float, float] = (0.1, 0.9)
     per_group: int = 2
     groups: str = "any"
     keep_failure: bool = True
     good_steps: int = 1
 
+    def most(self, failures: int) -> int:
+        """Attempts at the most in a group with so many failures (all rows of a group: what room has to be kept)."""
+        limit = failures if self.rule == "all" else min(self.per_group, failures)
+        return max(min(limit, failures - 1) if self.keep_failure else limit, 0)
+
     def __post_init__(self) -> None:
-        if self.rule not in BANDS:
-            raise ValueError(f"selection rule {self.rule!r} is unknown; one of {', '.join(BANDS)}")
+        if self.rule not in RULES:
+            raise ValueError(f"selection rule {self.rule!r} is unknown; one of {', '.join(RULES)}")
         if self.groups not in GROUPS:
             raise ValueError(f"selection groups {self.groups!r} is unknown; one of {', '.join(GROUPS)}")
         low, high = self.quantiles
@@ -55,8 +61,7 @@ def select(
         failures = int(np.sum(np.asarray(failed_B)[rows]))
         if spec.groups == "all_failed" and failures < group:
             continue
-        limit = min(spec.per_group, failures - 1) if spec.keep_failure else spec.per_group
         candidates = rows[kept[rows]]
         best = candidates[np.argsort(-rank[candidates], kind="stable")]
-        chosen.extend(best[: max(limit, 0)].tolist())
+        chosen.extend(best[: spec.most(failures)].tolist())
     return np.array(chosen, np.int64)

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax.correction.replies import encode_step, read_reply, reference_steps, special_texts
-from scope_jax.correction.splice import splice
+from scope_jax.correction.splice import cut, splice
 from scope_jax.mesh import to_host
 from scope_jax.rollout import SampleSpec, Writer, completion_ids, from_prompts, texts
-from scope_jax.tasks import Domain, Problem, encode_prompts, stop_table
+from scope_jax.tasks import Domain, Problem, encode_prompts, step_ends, stop_table
 from scope_jax.tasks.steps import token_bytes
 from scope_jax.types import Owner, Rollout
 
@@ -37,7 +37,7 @@ TEMPLATES = ("continue", "wrong_step", "wrong_step_and_answer")
 # Streams of random numbers: 0 is the rollout, 1 the teacher's step, 2 + i the i-th try of a tail.
 TEACHER_STREAM = 1
 
-_splice_rows = jax.jit(splice, static_argnames="owner")
+_splice_rows, _cut_rows = jax.jit(splice, static_argnames="owner"), jax.jit(cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class ModelTeacher:
             temperature=job.temperature,
             max_new_tokens=job.step_tokens,
             end_ids=job.end_ids,
-            stop=_stop_table(job.tokenizer, job.domain.separator, writer.config.vocab_size),
+            stop=_stop_table(job.tokenizer, job.domain, writer.config.vocab_size),
         )
         rollout = writer.write(
             job.rows,
@@ -178,7 +178,11 @@ class ModelTeacher:
             limit_B=jnp.asarray(job.limit_B),
             at_once=job.at_once,
         )
-        return Corrected(rollout, self._past_the_vocabulary(rollout, writer, job))
+        if not job.domain.boundary:
+            return Corrected(rollout, self._past_the_vocabulary(rollout, writer, job))
+        rollout, endless = _first_step_only(rollout, job)
+        past = self._past_the_vocabulary(rollout, writer, job)
+        return Corrected(rollout, [reason or ("incomplete" if n in endless else None) for n, reason in enumerate(past)])
 
     def _past_the_vocabulary(self, rollout: Rollout, writer: Writer, job: Job) -> list[str | None]:
         """Padded vocabularies of one tokenizer may differ in size: an id that the policy has no row for is no step."""
@@ -189,7 +193,7 @@ class ModelTeacher:
         return failed
 
     def _prompted(self, job: Job, writer: Writer) -> Corrected:
-        tokenizer, separator = self.tokenizer or job.tokenizer, job.domain.separator
+        tokenizer = self.tokenizer or job.tokenizer
         prompts = [prompt_text(ask, self.spec) for ask in job.asks]
         chat = bool(tokenizer.chat_template)
         encoded, dropped = encode_prompts(tokenizer, prompts, max_length=self.spec.prompt_tokens, chat=chat)
@@ -201,7 +205,7 @@ class ModelTeacher:
             temperature=job.temperature,
             max_new_tokens=job.step_tokens,
             end_ids=writer.config.end_ids or job.end_ids,
-            stop=_stop_table(tokenizer, separator, writer.config.vocab_size),
+            stop=_stop_table(tokenizer, job.domain, writer.config.vocab_size),
         )
         rows = writer.write(rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM, at_once=job.at_once)
         ids = completion_ids(rows)
@@ -233,7 +237,7 @@ class ReferenceTeacher:
     def _step(self, ask: Ask, job: Job) -> Step | str:
         if not ask.problem.solution:
             return "no_solution"
-        steps = reference_steps(ask.problem.solution, job.domain.separator)
+        steps = reference_steps(ask.problem.solution, job.domain.separator, job.domain.divider)
         plain = lambda text: "".join(text.split())
         covered = {plain(step) for step in ask.kept}
         start = min(len(ask.kept), len(steps) - 1)
@@ -357,6 +361,25 @@ def failure_counts(failed: Sequence[str | None]) -> dict[str, float]:
     }
 
 
+def _stop_table(tokenizer: Any, domain: Domain, vocab_size: int) -> np.ndarray | None:
+    """What stops a teacher after one step. A pattern stops nobody: what is written past the step is cut off afterwards."""
+    return None if domain.boundary else _kept_table(tokenizer, domain.separator, vocab_size)
+
+
 @functools.lru_cache(maxsize=4)
-def _stop_table(tokenizer: Any, separator: str, vocab_size: int) -> np.ndarray:
+def _kept_table(tokenizer: Any, separator: str, vocab_size: int) -> np.ndarray:
     return stop_table(tokenizer, separator, vocab_size)
+
+
+def _first_step_only(rollout: Rollout, job: Job) -> tuple[Rollout, set[int]]:
+    """(the rows, cut after the first step that was written to each, which asks have a step without an end)."""
+    start, finished, length = to_host((rollout.prompt_length_B, rollout.finished_B, rollout.length_B))
+    length, endless = np.array(length), set()
+    written = [ids[job.kept_B[n] - start[n] :] for n, ids in enumerate(completion_ids(rollout)[: len(job.asks)])]
+    for number, (ids, text) in enumerate(zip(written, texts(written, job.tokenizer), strict=True)):
+        ends = step_ends(ids, job.tokenizer, job.domain.divider)
+        if len(ends) > 1:
+            length[number] = job.kept_B[number] + ends[0]
+        elif not finished[number] and not any(match.group() for match in re.finditer(job.domain.boundary, text)):
+            endless.add(number)
+    return _cut_rows(rollout, jnp.asarray(length)), endless

@@ -34,10 +34,10 @@ class LossSpec:
     dual_clip: float | None = None  # c > 1: where A < 0, the surrogate is at least c A (arXiv 1912.09729)
     ratio: str = "token"  # "sequence": geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
     teacher_term: str = "nll"
-    teacher_weight: float = 0.1  # lambda; a schedule overrides it per call of policy_loss
+    teacher_weight: float = 1.0  # lambda; a schedule overrides it per call of policy_loss
     shaping_gamma: float = 0.1  # f(p) = p / (p + gamma), arXiv 2504.14945
     importance_cap: float = 1.0
-    normaliser: str = "constant"
+    normaliser: str = "token"
     teacher_normaliser: str = "shared"
     max_new_tokens: int | None = None  # the normaliser `constant` needs it
     entropy_bonus: float = 0.0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
@@ -77,17 +76,10 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
     return float(np.mean(scores))
 
 
-def equations_in(text: str) -> list[str]:
-    """The equations of a text: its lines with something on both sides of an "=", white space, `$` and `\\(` removed."""
-    lines = (re.sub(r"\s+|\$|\\[()\[\]]", "", line).rstrip(".,;") for line in text.splitlines())
-    return [line for line in lines if re.search(r"[^=]=[^=]", line)]
-
-
-def equation_diversity(texts: Sequence[str], extract: Callable[[str], list[str]] = equations_in) -> float:
+def equation_diversity(texts: Sequence[str], extract: Callable[[str], list[str]]) -> float:
     """Div-Equ: distinct equations over equations of `texts` taken together; NaN where there is none.
 
-    `extract(text)` gives the equations of one text as normalised strings (a task with steps of its own kind, such as
-    signed terms, passes one that knows them).
+    `extract(text)` gives the equations of one text as normalised strings (`Domain.equations`).
     """
     found = [equation for text in texts for equation in extract(text)]
     return len(set(found)) / len(found) if found else math.nan
@@ -121,15 +113,15 @@ class SampleGroup:
 def group_metrics(
     groups: Sequence[SampleGroup],
     *,
-    extract: Callable[[str], list[str]] = equations_in,
+    extract: Callable[[str], list[str]],
     bleu_groups: int = 256,
 ) -> dict[str, float]:
     """The flat `diversity/*` metrics: each is the mean over problems where it is defined, NaN where it is nowhere.
 
-    `distinct_4` and `one_minus_self_bleu` over token ids; `answer_entropy` in nats; `div_equ` where texts are given;
-    `distinct_paths`, the mean number of different correct solutions of a problem (0 where none is correct), where the
-    task defines paths. Self-BLEU, the costly one, takes at most `bleu_groups` problems, spread evenly over the list
-    (the same ones each time). Raises ValueError for lists of different lengths within a group.
+    `distinct_4` and `one_minus_self_bleu` over token ids; `answer_entropy` in nats; `div_equ` where texts are given, of
+    the equations that `extract` finds in them; `distinct_paths`, the mean number of different correct solutions of a problem
+    (0 where none is correct), where the task defines paths. Self-BLEU, the costly one, takes at most `bleu_groups` problems,
+    spread evenly over the list (the same ones each time). Raises ValueError for lists of different lengths within a group.
     """
     for number, group in enumerate(groups):
         sizes = {

@@ -1,4 +1,4 @@
-r"""Final answers in texts: the last \boxed{} of a solution, the number after "####", and one spelling for both.
+r"""Answers and equations in texts: the last \boxed{} of a solution, the number after "####", and one spelling for both.
 
 Verdicts are not made here (`verify_math` does that): these functions read the reference answer of a data set that has
 only solutions, and give answers a common spelling so that equal ones can be counted.
@@ -10,6 +10,12 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s$.,]+)")
 _HASH = re.compile(r"^####[ \t]*(\S.*?)\s*$", re.MULTILINE)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+
+
+def equations_in(text: str) -> list[str]:
+    """The equations of a text: its lines with something on both sides of an "=", white space, `$` and `\\(` removed."""
+    lines = (re.sub(r"\s+|\$|\\[()\[\]]", "", line).rstrip(".,;") for line in text.splitlines())
+    return [line for line in lines if re.search(r"[^=]=[^=]", line)]
 
 
 def last_boxed(text: str) -> str | None:

@@ -102,6 +102,10 @@ class Arithmetic(GeneratedDomain):
 
     # ---- verdicts
 
+    def equations(self, completion: str) -> list[str]:
+        """The well-formed lines: a line says what a term made of the totals."""
+        return [line for line in completion.split("\n") if self._parse(line)]
+
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
         """True where the last line is well-formed and shows the true totals. Earlier lines are not looked at."""
         return [self.answer_of(text) == problem.answer for problem, text in zip(problems, completions, strict=True)]

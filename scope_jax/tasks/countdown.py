@@ -151,6 +151,10 @@ class Countdown(GeneratedDomain):
         line = parse_line(completion.rsplit("\n", 1)[-1])
         return str(line.result) if line is not None and not line.left else None
 
+    def equations(self, completion: str) -> list[str]:
+        """The operations of the well-formed lines with their results, without the numbers left beside."""
+        return [line.text.split(" ")[0] for part in completion.split("\n") if (line := parse_line(part)) is not None]
+
     def answer_marker(self, step: str) -> bool:
         """A line that leaves one number ends the solution."""
         line = parse_line(step.removesuffix("\n"))

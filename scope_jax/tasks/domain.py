@@ -8,9 +8,12 @@ arithmetic (both) run through the same loop.
 
 import abc
 import dataclasses
+import re
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+
+from scope_jax.tasks.answers import equations_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,19 @@ class Domain(abc.ABC):
     """A kind of problem. Implementations hold configuration only: every method is a pure function of its arguments.
 
     Completions and steps are texts without end-of-text tokens. A step is a piece of a completion that ends with
-    `separator`, which belongs to it; the last step of a finished solution has none.
+    `separator`, which belongs to it; the last step of a finished solution has none. Where steps end in more than one way,
+    `boundary`, a pattern of `re`, says where a text is divided; `separator` then only closes a step that lacks an end.
     """
 
     name: str
     separator: str
+    boundary: str = ""
     system: str | None = None  # the system turn of the policy's chat template
+
+    @property
+    def divider(self) -> str | re.Pattern[str]:
+        """What divides a text into steps."""
+        return re.compile(self.boundary) if self.boundary else self.separator
 
     def policy_prompt(self, problem: Problem) -> str:
         """What the policy is shown of a problem: the user's turn, or all of the prompt without a chat template."""
@@ -61,6 +71,10 @@ class Domain(abc.ABC):
     def solution_path(self, problem: Problem, completion: str) -> Hashable | None:
         """What identifies the way a right solution went (to count distinct solutions); None where not wholly right."""
         return None
+
+    def equations(self, completion: str) -> list[str]:
+        """The equations of a completion as normalised strings, to count distinct ones; by default its lines with an "="."""
+        return equations_in(completion)
 
     def reference_solution(self, problem: Problem) -> str | None:
         """The data set's own solution as a completion that `verify` accepts; None where there is none."""
@@ -132,8 +146,12 @@ def answers_and_paths(
     return [answer for answer, _ in rows], [path for _, path in rows]
 
 
-def split_steps(text: str, separator: str) -> list[str]:
-    """The steps of a text, each with its separator; the pieces join to the text. An empty tail is no step."""
-    pieces = text.split(separator)
-    steps = [piece + separator for piece in pieces[:-1]]
-    return [*steps, pieces[-1]] if pieces[-1] else steps
+def split_steps(text: str, divider: str | re.Pattern[str]) -> list[str]:
+    """The steps of a text, each with its separator; the pieces join to the text. An empty tail is no step. A match of width
+    0 (a look-ahead) divides without belonging to either side."""
+    steps, start = [], 0
+    for match in re.finditer(re.escape(divider) if isinstance(divider, str) else divider, text):
+        if match.end() > start:
+            steps.append(text[start : match.end()])
+            start = match.end()
+    return [*steps, text[start:]] if text[start:] else steps

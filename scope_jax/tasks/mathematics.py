@@ -1,10 +1,11 @@
-"""Mathematics as a domain: texts judged by math_verify, steps divided by blank lines.
+"""Mathematics as a domain: texts judged by math_verify, steps divided by blank lines or as the options say.
 
 No step oracle and no program that writes solutions: the first error is for a process reward model to find, and the only
 demonstration is the reference solution that came with the problem.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,16 +25,28 @@ class Mathematics(Domain):
     system: the system turn of the chat template (`rollout.chat`); "" leaves it out.
     template: what the policy is shown of a problem; `{problem}` stands for its text.
     seconds: the most that one verdict may take.
+    separator: what closes a step ("\n": steps are lines).
+    boundary: a pattern of `re` that divides solutions into steps in place of `separator`, such as `(?<=[.!?])\s+` for
+        sentences; "" is none.
     """
 
     system: str | None = SYSTEM
     template: str = "{problem}"
     seconds: float = 5.0
+    separator: str = "\n\n"
+    boundary: str = ""
 
     name = "math"
-    separator = "\n\n"
 
     def __post_init__(self):
+        if not self.separator or "\0" in self.separator:
+            raise ValueError(f"math: separator {self.separator!r}: expected a non-empty text without NUL")
+        try:
+            pattern = re.compile(self.boundary)
+        except re.error as error:
+            raise ValueError(f"math: boundary {self.boundary!r}: not a pattern of re ({error})") from None
+        if self.boundary and pattern.fullmatch(""):
+            raise ValueError(f"math: boundary {self.boundary!r} matches everywhere; expected a pattern that stands between steps")
         if "{problem}" not in self.template:
             raise ValueError(f"math: template {self.template!r}: expected a text that holds {{problem}}")
         if not self.seconds > 0:
