@@ -204,6 +204,8 @@ def refused(message: str) -> float | None:
 
 # ---- what would fit
 
+MORE = (2, 4, 8, 16)  # times the config's own batch
+
 
 def find_largest(
     config: ConfigDict,
@@ -214,7 +216,8 @@ def find_largest(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """{program: {rows, setting, needed}} for the update's micro-batch and the rollout's seats: the peak is taken to grow in a line
-    with the rows, through two compiled sizes; what comes out is compiled, and made smaller until it fits."""
+    with the rows, through two compiled sizes; what comes out is compiled, and made smaller until it fits. All compiles are of the
+    full depth: layers are scanned, so that fewer of them would not compile faster."""
     answer: dict[str, Any] = {}
     for name in ("update", "rollout"):
         line = next((line for line in lines if line.program == name), None)
@@ -235,22 +238,31 @@ def find_largest(
 
 
 def choices(config: ConfigDict, name: str, slice_devices: list[Any]) -> list[int]:
-    """Rows of a micro-batch, or seats, that every device has the same number of."""
+    """Rows of a micro-batch, or seats, that every device has the same number of: shares of the config's batch, and its
+    multiples with as many times the prompts."""
     mesh = mesh_of(config, slice_devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.rollout.prompts * (final_group(config) if name == "update" else config.rollout.group)
-    if name == "update":
-        rows //= config.training.mini_batches
-    return [size for size in range(parts, rows + 1, parts) if rows % size == 0]
+    whole = _whole(config, name)
+    shares = [size for size in range(parts, whole + 1, parts) if whole % size == 0]
+    return shares + [whole * times for times in MORE if whole % parts == 0]
+
+
+def _whole(config: ConfigDict, name: str) -> int:
+    """The most rows that the config's batch gives a micro-batch (those of a length bucket), or seats."""
+    if name == "rollout":
+        return config.rollout.prompts * config.rollout.group
+    rows = config.rollout.prompts * final_group(config) // config.training.mini_batches
+    return rows // config.training.length_buckets
 
 
 def resized(config: ConfigDict, name: str, rows: int) -> ConfigDict:
-    """The config with so many rows in a micro-batch, or so many seats."""
+    """The config with so many rows in a micro-batch, or so many seats; with more prompts where it has not as many."""
     changed = config.copy_and_resolve_references()
+    changed.rollout.prompts *= max(rows // _whole(config, name), 1)
     if name == "rollout":
         changed.rollout.slots = rows
     else:
-        changed.training.micro_batches = config.rollout.prompts * final_group(config) // config.training.mini_batches // rows
+        changed.training.micro_batches = config.training.length_buckets * max(_whole(config, name) // rows, 1)
     return changed
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ from scope_jax.run import (
 from scope_jax.run.compiles import count_compiles
 
 # Settings that a resumed run may change: they do not touch what is learned.
-MAY_DIFFER = ("checkpoint", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
+MAY_DIFFER = ("checkpoint.every", "checkpoint.keep", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
 # So may those that an earlier version did not have, while they stand at their defaults.
 FREE: dict[str, Any] = {"may_differ": MAY_DIFFER, "defaults": default_config().to_dict()}
 
@@ -116,6 +117,8 @@ def _train(
         cursor = collect.Cursor(extra["position"], extra["dropped"])
         waiting = [tasks.Problem(**problem) for problem in extra.get("waiting", ())]
         print(f"resuming {workdir} at step {start}", flush=True)
+    elif is_main():
+        _put_by(workdir, config.checkpoint.every)
     record_config(workdir, config.to_dict(), start, **FREE)
     # Metrics of the last step, where the run was stopped before that step's evaluation.
     owed: dict[str, float] | None = extra.get("before_evaluation")
@@ -316,6 +319,19 @@ def _train(
         write_run_report(workdir)
     wait_for_all("the run is written")
     return summary
+
+
+def _put_by(workdir: Path, every: int) -> None:
+    """Keep the metrics of steps that no checkpoint is left of, where there should be one: the run begins anew."""
+    path = workdir / "metrics.jsonl"
+    steps = len(read_metrics(path)) if path.is_file() else 0
+    if steps >= every:
+        path.replace(workdir / "metrics_before.jsonl")
+        warnings.warn(
+            f"{workdir}: {steps} steps were done and no checkpoint of them is left; the run begins anew, their metrics are in "
+            "metrics_before.jsonl",
+            stacklevel=2,
+        )
 
 
 def command(config: ConfigDict, workdir: str | None, given: Any) -> str:

@@ -525,10 +525,23 @@ def test_the_largest_size_is_found_with_few_compiles(needed, now, best, asked):
 
 def test_sizes_that_every_device_has_its_share_of(tmp_path):
     config = small_config(tmp_path)
-    assert fit.choices(config, "update", jax.devices()) == [4, 8, 16, 32, 64]
+    prompts, group = config.rollout.prompts, config.rollout.group
+    assert prompts * group == 64
+    assert fit.choices(config, "update", jax.devices()) == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert fit.resized(config, "update", 32).training.micro_batches == 2
+    larger = fit.resized(config, "update", 256)
+    assert (larger.rollout.prompts, larger.training.micro_batches) == (4 * prompts, 1)
     assert fit.resized(config, "rollout", 32).rollout.slots == 32
-    assert config.rollout.slots == 0
+    larger = fit.resized(config, "rollout", 128)
+    assert (larger.rollout.prompts, larger.rollout.slots) == (2 * prompts, 128)
+    assert (config.rollout.slots, config.rollout.prompts) == (0, prompts)
+    # A pass never has more rows than a length bucket has.
+    config.training.length_buckets = 2
+    assert fit.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
+    assert fit.resized(config, "update", 32).training.micro_batches == 2
+    assert fit.resized(config, "update", 16).training.micro_batches == 4
+    larger = fit.resized(config, "update", 64)
+    assert (larger.rollout.prompts, larger.training.micro_batches) == (2 * prompts, 2)
 
 
 def test_the_largest_sizes_are_compiled_with_the_config_resized(tmp_path, monkeypatch):

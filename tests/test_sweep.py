@@ -284,11 +284,11 @@ def test_pairs_of_the_confirmation_by_hand():
     assert pairs["variant - grpo"].startswith("+15.0 ± 0.0")
 
 
-@pytest.mark.parametrize("name", ["miniature_table", "tuning", "ablations", "confirmation"])
+@pytest.mark.parametrize("name", ["miniature_table", "tuning", "ablations", "confirmation", "controls"])
 def test_the_shipped_sweeps_are_sound(name: str):
     begin = time.monotonic()
     runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")
-    assert len(runs) >= 50 and len({run.name for run in runs}) == len(runs)
+    assert len(runs) >= 30 and len({run.name for run in runs}) == len(runs)
     seen = set()
     for run in runs:
         key = (run.config, json.dumps({k: v for k, v in run.overrides.items() if k != "seed"}, sort_keys=True))

@@ -5,7 +5,7 @@ python -m scope_jax.sweep --sweep=configs/sweeps/ablations.py --jobs=2 \
     --workdir=runs/ablations --records=benchmarks/results/ablations
 """
 
-from configs.sweeps.common import ABLATION_PROBLEMS, DOMAINS, checkpoints, run
+from configs.sweeps.common import DOMAINS, checkpoints, run
 
 SEEDS = {"arithmetic": range(5), "countdown": range(3)}
 VARIANTS = {
@@ -50,5 +50,5 @@ def sweep():
         for seed in SEEDS[domain]:
             for name, overrides in VARIANTS.items():
                 label = "ablation_" + name.replace(" ", "_")
-                runs.append(run(domain, "scope_first", seed, overrides, label, ABLATION_PROBLEMS, variant=name))
+                runs.append(run(domain, "scope_first", seed, overrides, label, variant=name))
     return runs

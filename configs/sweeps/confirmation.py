@@ -17,6 +17,4 @@ def prepare():
 
 
 def sweep():
-    return [
-        run(domain, method, seed, problems=CONFIRMATION_PROBLEMS) for domain in DOMAINS for seed in SEEDS for method in METHODS
-    ]
+    return [run(domain, method, seed, problems=CONFIRMATION_PROBLEMS) for domain in DOMAINS for seed in SEEDS for method in METHODS]

@@ -1,19 +1,19 @@
-r"""The paper's table in miniature: every method on both embedded tasks, five seeds each, twenty for scope, grpo and luffy.
+r"""The paper's table in miniature: every method on both embedded tasks, five seeds each, twenty for SCOPE, GRPO and LUFFY.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/miniature_table.py --jobs=2 \
-    --workdir=runs/table --records=benchmarks/results/table
+    --workdir=runs/table --records=benchmarks/results/miniature
 
-All choices were made before, on other seeds and other draws of problems: settings by tuning.py (signed terms only), SCOPE's
-defaults by ablations.py and confirmation.py.
+Settings were chosen on other seeds and another draw of problems of signed terms (tuning.py); Countdown was looked at with them as
+they are. SCOPE is here as it was then (`scope_first`); its defaults now come from ablations.py and confirmation.py.
 docs/results.md is written from the records by `python -m scope_jax.results_page`.
 """
 
 from configs.sweeps.common import DOMAINS, METHODS, checkpoints, run
 
-SEEDS = range(300, 305)
+SEEDS = range(5)
 # A difference of two points is below what five seeds resolve.
-MANY_SEEDS = range(300, 320)
-OFTEN = ("scope", "grpo", "luffy")
+MANY_SEEDS = range(20)
+OFTEN = ("scope_first", "grpo", "luffy")
 
 
 def prepare():
@@ -21,7 +21,7 @@ def prepare():
 
 
 def sweep():
-    methods = [method for method in METHODS if method != "scope_first"]
+    methods = [method for method in METHODS if method != "scope"]
     first = [run(domain, method, seed) for method in methods for domain in DOMAINS for seed in SEEDS]
     more = [run(domain, method, seed) for method in OFTEN for domain in DOMAINS for seed in MANY_SEEDS[len(SEEDS) :]]
     return first + more
