@@ -37,9 +37,10 @@ pack() {
   local root="$1" archive="$2" also="${3:-}" most="${PACK_MB:-500}" code=0
   (
     cd -- "$root" || exit
+    # What fails here would otherwise be a short archive that counts as a whole one.
     {
-      git ls-files -z --cached --others --exclude-standard
-      if [[ -n "$also" ]]; then find "$also" -type f -print0; fi
+      git ls-files -z --cached --others --exclude-standard || exit
+      if [[ -n "$also" ]]; then find "$also" -type f -print0 || exit; fi
     } | while IFS= read -r -d '' file; do
       if [[ -e "$file" ]]; then printf '%s\0' "$file"; fi
     done | tar -cz --null -T - | head -c "$((most * 1000000 + 1))" > "$archive"
@@ -47,7 +48,7 @@ pack() {
   if [[ "$(wc -c < "$archive")" -gt "$((most * 1000000))" ]]; then
     fail "the working tree packs to over $most MB; let git ignore what is large (.git/info/exclude), or raise PACK_MB"
   fi
-  return "$code"
+  if [[ "$code" -ne 0 ]]; then fail "$root could not be packed (exit code $code; see above)"; fi
 }
 
 # The commit of the tree at $1; + where it has changes.

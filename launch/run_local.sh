@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on this machine (CPU, GPU or one TPU VM): launch/run_local.sh CONFIG WORKDIR [--config.key=value ...]
 # Run the same command again to go on with a run that was stopped. What it prints goes to WORKDIR/run.log too.
+# DRY_RUN=1: print the command, run nothing.
 set -euo pipefail
 
 if [[ $# -lt 2 || "$1" == -* || "$2" == -* ]]; then
@@ -18,15 +19,28 @@ if [[ ! -f "$config" ]]; then
   exit 2
 fi
 config="$(cd -- "$(dirname -- "$config")" && pwd)/$(basename -- "$config")"
-mkdir -p -- "$workdir"
-workdir="$(cd -- "$workdir" && pwd)"
-cd -- "$root"
-
+if [[ -z "${DRY_RUN:-}" ]]; then
+  mkdir -p -- "$workdir"
+  workdir="$(cd -- "$workdir" && pwd)"
+elif [[ "$workdir" != /* ]]; then
+  workdir="$PWD/$workdir"
+fi
 # PYTHON, else the repository's environment (make setup EXTRAS=tpu or cuda), else the python3 of the path.
 python="${PYTHON:-}"
+if [[ "$python" == */* && "$python" != /* && -x "$python" ]]; then python="$PWD/$python"; fi
+cd -- "$root"
 if [[ -z "$python" ]]; then
   python="python3"
   if [[ -x .venv/bin/python ]]; then python=".venv/bin/python"; fi
+fi
+
+command=("$python" -m scope_jax.train --config="$config" --workdir="$workdir" "$@")
+if [[ -n "${DRY_RUN:-}" ]]; then
+  # As a shell would read it, from the folder that it starts in.
+  printf 'cd -- %q\n' "$root"
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
 fi
 
 # Checkpoints are local directories: nothing is looked up. Compiled programs are kept, so that going on starts sooner.
@@ -34,4 +48,4 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/scope_jax/compiled}"
 
 # The trainer takes the place of this script: a signal sent to the script stops it properly, and its exit code is the script's.
-exec "$python" -m scope_jax.train --config="$config" --workdir="$workdir" "$@" > >(exec tee -ai -- "$workdir/run.log") 2>&1
+exec "${command[@]}" > >(exec tee -ai -- "$workdir/run.log") 2>&1

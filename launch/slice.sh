@@ -9,6 +9,9 @@ create_seconds="${CREATE_SECONDS:-30}"
 # And after how many a request is given up (a day). Waiting costs nothing.
 queue_seconds="${QUEUE_SECONDS:-86400}"
 
+# On a worker.
+remote_script=scope_jax_launch/launch/worker.sh
+
 runtime_of() {
   case "$1" in
     v6e-*) echo v2-alpha-tpuv6e ;;
@@ -106,8 +109,8 @@ delete_slice() {
         say "$name: deleted"
         return
         ;;
-      # A slice that was not made by way of a request.
-      usable) if [[ "$tries" -gt 1 ]]; then run "${vm[@]}" delete "$name" "${where[@]}" || true; fi ;;
+      # A slice that was not made by way of a request, be it there or what is left of it.
+      usable | gone) if [[ "$tries" -gt 1 ]]; then run "${vm[@]}" delete "$name" "${where[@]}" || true; fi ;;
     esac
     sleep "$create_seconds"
   done
@@ -117,24 +120,46 @@ delete_slice() {
 
 # ---- the workers
 
-# A command line on every worker at once; fails where it fails on one. The time limit: a worker that is gone may leave the
-# connection hanging.
-ssh_all() {
+# A command with a time limit: a worker that is gone may leave the connection hanging.
+limited() {
   local limit=()
   if command -v timeout > /dev/null; then limit=(timeout --foreground "${SSH_SECONDS:-1800}"); fi
-  run "${limit[@]}" "${vm[@]}" ssh "$name" "${where[@]}" --worker=all --command="$1" < /dev/null
+  run "${limit[@]}" "$@"
+}
+
+# A command line on every worker at once; fails where it fails on one.
+ssh_all() {
+  limited "${vm[@]}" ssh "$name" "${where[@]}" --worker=all --command="$1" < /dev/null
 }
 
 # worker.sh on every worker.
 on_all() {
-  ssh_all "$(remote_word bash scope_jax_launch/launch/worker.sh "$@")"
+  ssh_all "$(remote_word bash "$remote_script" "$@")"
+}
+
+# Names of the runs that are alive on the workers, one a line, that of these settings aside. Fails where a worker does not answer;
+# what the others say is printed all the same. Workers that were never set up have no run.
+others_alive() {
+  local code=0
+  # By a file: a connection that hangs and is given up would keep $(...) open.
+  SSH_SECONDS="${LOOK_SECONDS:-180}" ssh_all "if [ -f $remote_script ]; then bash $remote_script idle 2>&1 || true; fi" \
+    > "$stage/alive" 2> "$stage/alive.err" || code=$?
+  sed -nE 's/^error: [^ ]+: (.*) runs here; stop it first$/\1/p' "$stage/alive" | sort -u | grep -vxF -e "${settings[run]}" || true
+  return "$code"
 }
 
 on_worker() {
   local number="$1"
   shift
   run "${vm[@]}" ssh "$name" "${where[@]}" --worker="$number" \
-    --command="$(remote_word bash scope_jax_launch/launch/worker.sh "$@")" < /dev/null
+    --command="$(remote_word bash "$remote_script" "$@")" < /dev/null
+}
+
+# About these names, what to do.
+runs_there() {
+  local command
+  printf -v command '%q ' launch/tpu.sh stop "$name" --keep --run="${1%%$'\n'*}"
+  echo "${1//$'\n'/, } runs on $name, which is left as it is; stop it first: ${command% }"
 }
 
 pack_code() {
@@ -145,14 +170,14 @@ pack_code() {
 # The code to every worker, secrets by a file, and the package installed. Fails where one worker does. Not while a run is alive:
 # its files must not change under it.
 set_up() {
-  local all=(--worker=all) extras=tpu worker=scope_jax_launch/launch/worker.sh command
+  local all=(--worker=all) extras=tpu worker="$remote_script" command
   # Orbax writes to a bucket by way of gcsfs.
   if [[ -n "${settings[bucket]}" ]]; then extras=tpu,gcs; fi
   command="set -e; if [ -f $worker ]; then bash $worker idle; fi; mkdir -p scope_jax_launch/.secrets; "
   ssh_all "${command}chmod 700 scope_jax_launch scope_jax_launch/.secrets" || return
-  run "${vm[@]}" scp "$stage/scope_jax_code.tar.gz" "$name:" "${where[@]}" "${all[@]}" || return
+  limited "${vm[@]}" scp "$stage/scope_jax_code.tar.gz" "$name:" "${where[@]}" "${all[@]}" || return
   if [[ -n "${settings[secrets]:-}" ]]; then
-    run "${vm[@]}" scp "${settings[secrets]}" "$name:scope_jax_launch/.secrets/env" "${where[@]}" "${all[@]}" || return
+    limited "${vm[@]}" scp "${settings[secrets]}" "$name:scope_jax_launch/.secrets/env" "${where[@]}" "${all[@]}" || return
   fi
   command="set -e; chmod -R go-rwx scope_jax_launch/.secrets; tar -xzf scope_jax_code.tar.gz -C scope_jax_launch; "
   ssh_all "$command$(remote_word bash "$worker" setup "${settings[python]:-}" "$extras" "${settings[files]:-}")"

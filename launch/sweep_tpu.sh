@@ -40,13 +40,12 @@ sweep="$(cd -- "$(dirname -- "$sweep")" && pwd)/$(basename -- "$sweep")"
 [[ "$sweep" == "$root"/* ]] || fail "$sweep: the sweep file must be in $root, which is what the VMs get"
 sweep="${sweep#"$root"/}"
 if [[ -n "${SEND:-}" && ! -d "$root/$SEND" ]]; then fail "SEND=$SEND: no such directory in $root"; fi
+per_vm="${PER_VM:-1}"
+[[ "$per_vm" =~ ^[1-9][0-9]?$ ]] || fail "PER_VM=$per_vm: expected the number of chips of a VM to use, such as 4"
 if [[ -z "${DRY_RUN:-}" ]]; then
   mkdir -p -- "$records"
   records="$(cd -- "$records" && pwd)"
 fi
-
-per_vm="${PER_VM:-1}"
-[[ "$per_vm" =~ ^[1-9][0-9]?$ ]] || fail "PER_VM=$per_vm: expected the number of chips of a VM to use, such as 4"
 
 at=(gcloud compute tpus tpu-vm)
 where=(--quiet)

@@ -167,14 +167,21 @@ forget_stop() {
 }
 
 stop() {
-  local state code=0
+  local state others command code=0
   state="$(DRY_STATE=usable slice_state)"
   if [[ "$state" == usable ]]; then
     if [[ -z "${settings[bucket]}" && -z "${given[keep]:-}${given[discard]:-}" ]]; then
       fail "the run has no bucket, and its workdir would go with the slice; launch/tpu.sh fetch $name, then stop with --discard"
     fi
+    # Which run is meant is what was said last, and that may not be the one that is alive.
+    if [[ -z "${given[keep]:-}${given[discard]:-}" ]]; then
+      others="$(others_alive || true)"
+      if [[ -n "$others" ]]; then fail "$(runs_there "$others")"; fi
+    fi
     note_stop
-    on_all stop "${settings[run]}" "${STOP_SECONDS:-600}" || code=$?
+    # Workers that were never set up have nothing to stop.
+    command="$(remote_word bash "$remote_script" stop "${settings[run]}" "${STOP_SECONDS:-600}")"
+    ssh_all "if [ -f $remote_script ]; then $command; fi" || code=$?
     if [[ "$code" -ne 0 && -z "${given[discard]:-}" ]]; then
       echo "error: a worker did not stop (see above); the slice is left as it is, and costs; --discard deletes it all the same" >&2
       exit 1

@@ -13,12 +13,18 @@ linger_seconds="${LINGER_SECONDS:-600}"
 pause_seconds="${PAUSE_SECONDS:-60}"
 steady_seconds="${STEADY_SECONDS:-3600}"
 
-# Whether this command has set up the slice that is there.
-shipped=""
+# How often in all a run may fail to start on one slice.
+start_tries=3
 
-# Exits 0: the run is finished. 2: bad input, or it gave up. 75: somebody stopped it. 1: the attempts are used up.
+# Of the slice that is there: whether this command has set it up, and how often a start has failed since the last one that did not,
+# on workers that answered and on workers that did not.
+shipped="" refused=0 silent=0
+
+# Exits 0: the run is finished. 2: bad input, it gave up, or another run is alive on the slice. 75: somebody stopped it. 1: the
+# attempts are used up, or workers that answer could not be made to start it. What is a slice's fault, a storage's or a network's
+# (exit code 1) is an attempt, and never final by itself.
 watch_run() {
-  local attempt=1 attempts="${settings[attempts]:-10}" began pause outcome refused=0
+  local attempt=1 attempts="${settings[attempts]:-10}" began pause outcome crashes=0 others=""
   forget_stop
   # Once: what is edited meanwhile belongs to other runs.
   pack_code
@@ -32,19 +38,22 @@ watch_run() {
           on_all status "${settings[run]}"
           return
         fi
-        refused=0
+        refused=0 silent=0
         follow
       else
-        # Where it does not go away, another slice may do.
-        refused=$((refused + 1)) outcome="not started"
-        if [[ "$refused" -ge 3 ]]; then refused=0 outcome=unreachable; fi
+        why_not_started
       fi
     fi
     say "${settings[run]}: $outcome"
     case "$outcome" in
       finished)
         if [[ -n "${given[delete-after]:-}" ]]; then
-          delete_slice || exit 1
+          others="$(others_alive || true)"
+          if [[ -n "$others" ]]; then
+            say "not deleted: $(runs_there "$others")"
+          else
+            delete_slice || exit 1
+          fi
         else
           say "$name still costs; launch/tpu.sh stop $name deletes it"
         fi
@@ -59,23 +68,60 @@ watch_run() {
         say "the run was stopped by somebody; the same command goes on with it"
         exit 75
         ;;
+      occupied) fail "$(runs_there "$others")" ;;
+      refused)
+        echo "error: ${settings[run]}: not started in $refused tries on $name, whose workers answer; what they said is above" >&2
+        say "$name still costs; launch/tpu.sh stop $name deletes it"
+        exit 1
+        ;;
+      crashed) crashes=$((crashes + 1)) ;;
       unreachable)
-        # Said to be usable, and is not: another one.
-        if [[ ! -e "$kept/stopped" && "$(slice_state)" != unknown ]]; then delete_slice || true; fi
+        # Said to be usable, and is not: another one. Unless all of it answers after all (it was this machine that had no network),
+        # or another run is alive on the part that does.
+        if [[ ! -e "$kept/stopped" && "$(slice_state)" != unknown ]]; then
+          if others="$(others_alive)" && [[ -z "$others" ]]; then
+            say "$name answers again, and is kept"
+          elif [[ -n "$others" ]]; then
+            fail "$(runs_there "$others")"
+          else
+            delete_slice || true
+          fi
+        fi
         ;;
     esac
     if [[ -e "$kept/stopped" ]]; then exit 75; fi
-    if [[ $((SECONDS - began)) -ge "$steady_seconds" ]]; then attempt=0; fi
+    if [[ $((SECONDS - began)) -ge "$steady_seconds" ]]; then attempt=0 crashes=0; fi
     if [[ "$attempt" -ge "$attempts" ]]; then
-      echo "error: ${settings[run]}: given up after $attempt attempts; what it has is in ${settings[bucket]}/${settings[run]}" >&2
+      # sweep_slice.sh tells the two by these words.
+      if [[ "$crashes" -ge "$attempt" ]]; then
+        echo "error: the run crashed in each of $attempt attempts and is given up; its last words are above" >&2
+      else
+        echo "error: ${settings[run]}: given up after $attempt attempts; what it has is in ${settings[bucket]}/${settings[run]}" >&2
+      fi
       say "state of $name: $(slice_state); launch/tpu.sh stop $name deletes what is left"
       exit 1
     fi
     pause=$((pause_seconds << (attempt > 5 ? 5 : (attempt > 1 ? attempt - 1 : 0))))
-    sleep "$((pause > 1800 ? 1800 : pause))"
+    pause=$((pause > 1800 ? 1800 : pause))
+    say "${settings[run]} is tried again in $pause s"
+    sleep "$pause"
     attempt=$((attempt + 1))
     if [[ -e "$kept/stopped" ]]; then exit 75; fi
   done
+}
+
+# The outcome of a start that failed: occupied where another run is alive, else not started, and after so many tries refused
+# where all workers answer (those of another slice would refuse it too), unreachable where they do not.
+why_not_started() {
+  outcome="not started"
+  if others="$(others_alive)"; then
+    refused=$((refused + 1))
+    if [[ "$refused" -ge "$start_tries" ]]; then outcome=refused; fi
+  else
+    silent=$((silent + 1))
+    if [[ "$silent" -ge "$start_tries" ]]; then outcome=unreachable silent=0; fi
+  fi
+  if [[ -n "$others" ]]; then outcome=occupied; fi
 }
 
 # A usable slice: the one that is there, or a new one in the place of one that is gone.
@@ -83,7 +129,7 @@ ensure_slice() {
   local state
   state="$(slice_state)"
   if [[ "$state" == usable ]]; then return; fi
-  shipped=""
+  shipped="" refused=0 silent=0
   case "$state" in
     waiting) ;;
     gone)
@@ -124,7 +170,8 @@ look() {
   sort -t= -k2n <<< "$lines"
 }
 
-# Until the run has ended in one way or another; says which in `outcome`: finished, bad, asked, failed, gone, unreachable.
+# Until the run has ended in one way or another; says which in `outcome`: finished, bad, asked, crashed (by its own fault), failed,
+# gone, unreachable.
 follow() {
   local lines bad misses=0 since="" state step="" before=""
   while :; do
@@ -148,7 +195,7 @@ follow() {
       return
     fi
     misses=0
-    step="$(sed -nE '1s/.* step=(.*)$/\1/p' <<< "$lines")"
+    step="$(sed -nE '1s/.* step=([^ ]*).*/\1/p' <<< "$lines")"
     if [[ "$step" != "$before" ]]; then say "${settings[run]}: step $step"; fi
     before="$step"
     bad="$(grep -v -e state=running -e 'state=ended code=0 ' <<< "$lines" || true)"
@@ -173,6 +220,8 @@ follow() {
       outcome=bad
     elif grep -q ' asked=yes ' <<< "$lines"; then
       outcome=asked
+    elif grep -q ' own=yes$' <<< "$lines" && ! grep -q ' own=no$' <<< "$lines"; then
+      outcome=crashed
     else
       outcome=failed
     fi

@@ -3,14 +3,15 @@
 #
 #   worker.sh setup [PYTHON [EXTRAS [FILES]]]       make .venv, lay what is in FILES (gs://...) beside the code; then does nothing
 #   worker.sh start RUN BUCKET CONFIG [OVERRIDE ...]  train, detached from the connection; BUCKET may be ""
-#   worker.sh status RUN                            one line: worker=0 of=1 state=running|ended|lost|none code=75 asked=no step=120
-#   worker.sh stop RUN SECONDS [hard]               SIGTERM, and wait for its checkpoint; hard: SIGKILL after that
+#   worker.sh status RUN       one line: worker=0 of=1 state=running|ended|lost|none code=75 asked=no step=120 own=-
+#   worker.sh stop RUN SECONDS [hard]               SIGTERM, and wait for its checkpoint and its copy; hard: SIGKILL after that
 #   worker.sh log RUN LINES [follow]
 #   worker.sh pack RUN                              its workdir as scope_jax_workdir.tar in the home directory
-#   worker.sh idle                                  fails where a run is alive
+#   worker.sh idle [RUN]                            fails where a run is alive, RUN aside
 #   worker.sh chips N COMMAND ...                   the command N times side by side, each on a chip of its own
 #
-# launched/RUN/ holds log, exit (exit code, once ended), pid, lock (held for as long as the run lives), asked (somebody stopped it).
+# launched/RUN/ holds log, exit (exit code, once ended), own (whether a crash was the run's own), pid, lock (held for as long as the
+# run lives), asked (somebody stopped it), unsaved (what came last of it is not in the bucket). With DRY_RUN nothing is done here.
 set -euo pipefail
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -75,12 +76,16 @@ of_run() {
 }
 
 idle() {
-  local lock
+  local lock name found=""
   for lock in launched/*/lock; do
-    if [[ -e "$lock" ]] && ! flock --nonblock --shared "$lock" true; then
-      code=3 fail "$(basename -- "$(dirname -- "$lock")") runs here; stop it first"
+    name="$(basename -- "$(dirname -- "$lock")")"
+    if [[ "$name" != "${1:-}" && -e "$lock" ]] && ! flock --nonblock --shared "$lock" true; then
+      # others_alive in slice.sh reads this line.
+      echo "error: $(hostname): $name runs here; stop it first" >&2
+      found=yes
     fi
   done
+  if [[ -n "$found" ]]; then exit 3; fi
 }
 
 start() {
@@ -97,7 +102,9 @@ start() {
     echo "worker $worker: $run runs already"
     return
   fi
-  rm -f -- "$place/exit" "$place/asked" "$place/pid"
+  # Accelerators and memory are not shared. With its own lock in hand: of two that start at once, at most one goes on.
+  idle "$run"
+  rm -f -- "$place/exit" "$place/own" "$place/asked" "$place/pid" "$place/unsaved"
   # A session of its own: it outlives the connection, and is a process group that can be ended as one.
   setsid --fork nohup bash "$root/launch/worker.sh" supervise "$@" >> "$place/log" 2>&1 < /dev/null
   echo "worker $worker of $workers: started $run"
@@ -107,9 +114,10 @@ start() {
 supervise() {
   of_run "$1"
   bucket="${2:+$2/$run}"
-  local config="$3" child="" interrupted="" code=1 now=0 syncing="" extra=()
+  local config="$3" child="" interrupted="" code=1 now=0 syncing="" extra=() begin
   shift 3
   echo "$BASHPID" > "$place/pid"
+  begin="$(wc -c < "$place/log")"
   trap 'interrupted=yes; if [[ -n "$child" ]]; then kill -TERM "$child" 2> /dev/null || true; fi' TERM INT
   who_am_i
   if [[ "$workers" -gt 1 ]]; then extra+=(--distributed=auto "--config.checkpoint.directory=$bucket/checkpoints"); fi
@@ -140,7 +148,13 @@ supervise() {
   if [[ -n "$syncing" ]]; then
     kill -TERM "$syncing" 2> /dev/null || true
     wait "$syncing" || true
-    push || push || push || echo "warning: what came last of $run is on this machine only" >&2
+  fi
+  whose_fault "$code" "$begin" > "$place/own" || true
+  if [[ -n "$syncing" ]] && ! { push || push || push; }; then
+    echo "error: $bucket cannot be written: what came last of $run is on this machine only" >&2
+    touch -- "$place/unsaved"
+    # Not finished before it is there.
+    if [[ "$code" -eq 0 ]]; then code=1; fi
   fi
   finish "$code"
 }
@@ -150,6 +164,32 @@ finish() {
   echo "$1" > "$place/exit.new"
   mv -- "$place/exit.new" "$place/exit"
   exit 0
+}
+
+# How a trainer's exit code CODE speaks of the run, by what its log says from byte BEGIN on. yes: it crashed by itself. no: storage,
+# network, disk (one line `error: ...`), the device, a signal, or nobody knows. -: it did not crash, or because another worker did.
+whose_fault() {
+  local words device='(Jax|Xla)RuntimeError: |(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): '
+  local around='OSError|IOError|[Cc]onnection|[Tt]imeout|[Tt]imed out|[Uu]navailable|H(ttp|TTP)Error|No space left'
+  case "$1" in
+    0 | 2 | 75 | 76)
+      echo -
+      return
+      ;;
+  esac
+  words="$(tail -c "+$(($2 + 1))" -- "$place/log" | tr '\r' '\n' | tail -n 40)"
+  if [[ "$1" -ge 128 ]]; then
+    echo no
+  elif grep -qE 'error: process [0-9]+ of [0-9]+ failed: ' <<< "$words"; then
+    echo -
+  # A run that does not fit into memory will not the next time.
+  elif grep -q 'RuntimeError: RESOURCE_EXHAUSTED' <<< "$words"; then
+    echo yes
+  elif grep -qE "(^|[^[:alpha:]])error: |$device|$around" <<< "$words"; then
+    echo no
+  else
+    echo yes
+  fi
 }
 
 # KEY=value lines of a file that only this user can read become the trainer's environment. Nothing in it is executed.
@@ -190,18 +230,19 @@ pull() {
   if [[ -n "$there" && "$there" == "$mine" ]]; then return; fi
   if [[ -n "$there" ]]; then
     echo "== $run is in $bucket: taking it from there"
-    rm -rf -- "$place/pulled"
-    mkdir -p -- "$place/pulled" runs
+    # Each by itself: what is called in a condition does not stop at errors.
+    rm -rf -- "$place/pulled" || return 1
+    mkdir -p -- "$place/pulled" runs || return 1
     gcloud storage rsync --quiet --recursive --exclude="$skip" "$bucket" "$place/pulled" || return 1
     if [[ -e "$workdir" ]]; then
       aside="$workdir.before.$(date -u +%Y%m%dT%H%M%S)"
       echo "== the older folder that was here is now $aside"
-      mv -- "$workdir" "$aside"
+      mv -- "$workdir" "$aside" || return 1
     fi
-    mv -- "$place/pulled" "$workdir"
+    mv -- "$place/pulled" "$workdir" || return 1
   fi
-  mkdir -p -- "$workdir"
-  echo "$(hostname) $(date -u +%FT%TZ) $RANDOM$RANDOM$RANDOM" > "$workdir/.origin"
+  mkdir -p -- "$workdir" || return 1
+  echo "$(hostname) $(date -u +%FT%TZ) $RANDOM$RANDOM$RANDOM" > "$workdir/.origin" || return 1
   gcloud storage cp --quiet "$workdir/.origin" "$bucket/.origin"
 }
 
@@ -215,14 +256,18 @@ push() {
     echo "warning: another machine has taken $run over ($there); nothing is copied to $bucket any more" >&2
     return
   fi
-  rm -rf -- "$links"
-  mkdir -p -- "$links"
+  rm -rf -- "$links" || return 1
+  mkdir -p -- "$links" || return 1
   if [[ "$workers" -eq 1 ]]; then
     for folder in "$workdir"/checkpoints/*/; do
       step="$(basename -- "$folder")"
       # Not what is being written (that has another name), nor what is just being removed.
-      if [[ "$step" =~ ^[0-9]+$ ]] && cp -al -- "$folder" "$links/$step" 2> /dev/null && [[ -d "$folder" ]]; then
+      if [[ ! "$step" =~ ^[0-9]+$ ]]; then continue; fi
+      if cp -al -- "$folder" "$links/$step" && [[ -d "$folder" ]]; then
         steps+=("$step")
+      elif [[ -d "$folder" ]]; then
+        # No room for the links, say. It must not count as one that is gone.
+        return 1
       fi
     done
   fi
@@ -259,9 +304,9 @@ keep_pushing() {
 status() {
   of_run "$1"
   who_am_i
-  local state=none ended=- asked=no step=-
+  local state=none ended=- asked=no own=- step=-
   if [[ -e "$place/exit" ]]; then
-    state=ended ended="$(cat "$place/exit")"
+    state=ended ended="$(cat "$place/exit")" own="$(cat "$place/own" 2> /dev/null || echo -)"
   elif alive; then
     state=running
   elif [[ -d "$place" ]]; then
@@ -271,7 +316,7 @@ status() {
   if [[ -s "$workdir/metrics.jsonl" ]]; then
     step="$(tail -n 1 "$workdir/metrics.jsonl" | sed -nE 's/^\{"step": ([0-9]+).*/\1/p')"
   fi
-  echo "worker=$worker of=$workers state=$state code=$ended asked=$asked step=${step:--}"
+  echo "worker=$worker of=$workers state=$state code=$ended asked=$asked step=${step:--} own=$own"
 }
 
 stop() {
@@ -279,7 +324,10 @@ stop() {
   local seconds="$2" hard="${3:-}" pid waited=0
   # "soft": the slice goes on, somebody wants the run to end. "hard": the launcher clears up before it starts the run again.
   if [[ "$hard" != hard && -d "$place" ]]; then touch -- "$place/asked"; fi
-  if ! alive; then return; fi
+  if ! alive; then
+    all_saved "$hard"
+    return
+  fi
   pid="$(cat "$place/pid" 2> /dev/null || true)"
   if [[ -n "$pid" ]]; then kill -TERM "$pid" 2> /dev/null || true; fi
   while alive && [[ "$waited" -lt "$((seconds * 5))" ]]; do
@@ -288,11 +336,19 @@ stop() {
   done
   if ! alive; then
     echo "$run ended with exit code $(cat "$place/exit" 2> /dev/null || echo unknown)"
+    all_saved "$hard"
     return
   fi
   if [[ "$hard" != hard || -z "$pid" ]]; then code=4 fail "$run did not end within $seconds s; its log says why"; fi
   kill -KILL -- "-$pid" 2> /dev/null || true
   while alive; do sleep 0.2; done
+}
+
+# Before a slice is deleted. "hard": the run goes on here, and its next end brings what is missing.
+all_saved() {
+  if [[ "$1" != hard && -e "$place/unsaved" ]]; then
+    code=4 fail "what came last of $run is on this machine only: the bucket could not be written; start it again, or --discard"
+  fi
 }
 
 log() {
@@ -327,7 +383,12 @@ chips() {
 
 case "${1:-}" in
   setup | start | supervise | status | stop | log | pack | idle | chips)
-    "$@"
+    if [[ -n "${DRY_RUN:-}" ]]; then
+      printf '%q ' "$@"
+      echo
+    else
+      "$@"
+    fi
     ;;
   *) fail "expected setup, start, status, stop, log, pack, idle or chips" ;;
 esac

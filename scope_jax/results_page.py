@@ -1,6 +1,7 @@
 """From the records of sweeps to a page: tables with intervals, paired comparisons, learning curves.
 
-    python -m scope_jax.results_page --page=docs/results.md --table=DIR [--ablations=DIR] [--confirmation=DIR] [--tuning=DIR]
+    python -m scope_jax.results_page --page=docs/results.md --table=DIR [--ablations=DIR] [--confirmation=DIR] [--controls=DIR]
+        [--tuning=DIR]
 
 Only what stands between the page's markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the words
 around are the author's. Pictures go into `images/` beside the page.
@@ -24,7 +25,8 @@ from scope_jax.run import write_atomically
 from scope_jax.run.statistics import Estimate, Paired, estimate, paired
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-OURS, BASELINE = "scope", "grpo"
+# Ours by its names, the first that is there; `scope_first` is SCOPE as it was when the first tables were made.
+OURS, BASELINE = ("scope", "scope_first"), "grpo"
 # (column, metric of `final`, factor)
 COLUMNS = (
     ("pass@1", "eval/pass@1", 100),
@@ -38,13 +40,21 @@ COLUMNS = (
     ("answer entropy", "eval/diversity/answer_entropy", 1),
     ("reward over the run", "curve:reward/mean", 100),
 )
-COMPARED = (
+ACCURACY = (
     ("reward over the run", "curve:reward/mean", 100),
     ("pass@1", "eval/pass@1", 100),
+    ("pass@8", "eval/pass@8", 100),
     ("OOD pass@1", "eval_ood/pass@1", 100),
     ("OOD pass@8", "eval_ood/pass@8", 100),
+)
+# Paths are those of right samples, so they rise with accuracy; per right sample they do not.
+DIVERSITY = (
     ("paths", "eval/diversity/distinct_paths", 1),
     ("OOD paths", "eval_ood/diversity/distinct_paths", 1),
+    ("paths per right sample", "per_right:eval/diversity/distinct_paths", 1),
+    ("distinct-4", "eval/diversity/distinct_4", 1),
+    ("1 - self-BLEU", "eval/diversity/one_minus_self_bleu", 1),
+    ("answer entropy", "eval/diversity/answer_entropy", 1),
 )
 GENERATED = ("cost/rollout_tokens", "cost/tail_tokens", "cost/localiser_tokens")
 TAUGHT = ("cost/teacher_tokens", "cost/demonstration_tokens")
@@ -72,10 +82,17 @@ def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:
 
 
 def value(record: Record, metric: str) -> float:
-    """A final figure, or with "curve:" before its name the mean over the run; NaN where the run has none."""
+    """A final figure, or with "curve:" before its name the mean over the run, or with "per_right:" the figure for each right
+    sample of a problem; NaN where the run has none."""
     if metric.startswith("curve:"):
         points = [x for x in record["curve"].get(metric.removeprefix("curve:"), ()) if x is not None]
         return float(np.mean(points)) if points else math.nan
+    if metric.startswith("per_right:"):
+        name = metric.removeprefix("per_right:")
+        prefix = name.split("/")[0]
+        samples = max((int(key.split("@")[1]) for key in record["final"] if re.fullmatch(rf"{prefix}/pass@\d+", key)), default=0)
+        right = samples * value(record, f"{prefix}/pass@1")
+        return value(record, name) / right if right else math.nan
     found = record["final"].get(metric)
     return math.nan if found is None else float(found)
 
@@ -93,7 +110,12 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> Pa
 
 
 def results(
-    table: str | Path, ablations: str | Path | None, tuning: str | Path | None, images: Path, confirmation: str | Path | None = None
+    table: str | Path,
+    ablations: str | Path | None,
+    tuning: str | Path | None,
+    images: Path,
+    confirmation: str | Path | None = None,
+    controls: str | Path | None = None,
 ) -> str:
     """The page's generated part, in Markdown; writes the pictures."""
     done, failed = read_records(table)
@@ -104,17 +126,25 @@ def results(
         lost = collections.Counter(r["labels"]["method"] for r in failed if r["labels"]["domain"] == domain)
         parts.append(f"## {domain.capitalize()}\n")
         parts.append(_method_table(methods, lost))
-        if OURS in methods:
-            parts.append(_comparisons(methods))
+        if (ours := _ours(methods)) is not None:
+            parts.append(_comparisons(methods, ours))
         curves(methods, images / f"results_{domain}.svg")
         parts.append(f"![Learning curves, {domain}](images/results_{domain}.svg)\n")
     if ablations is not None and any(Path(ablations).rglob("*.json")):
-        parts.append(_ablation_tables(read_records(ablations)[0], done))
+        parts.append(_ablation_tables(read_records(ablations)[0]))
     if confirmation is not None and any(Path(confirmation).rglob("*.json")):
-        parts.append(_confirmation_tables(read_records(confirmation)[0]))
+        what = "On seeds and a draw of problems of their own: `scope` has the defaults of today, `scope_first` those of the table."
+        parts.append(_again(read_records(confirmation)[0], "Tried again", what))
+    if controls is not None and any(Path(controls).rglob("*.json")):
+        what = "On another base, on fresh seeds and another draw of problems."
+        parts.append(_again(read_records(controls)[0], "Another base", what))
     if tuning is not None and any(Path(tuning).rglob("*.json")):
         parts.append(_tuning_table(*read_records(tuning)))
     return "\n".join(parts)
+
+
+def _ours(methods: Mapping[str, list[Record]]) -> str | None:
+    return next((name for name in OURS if name in methods), None)
 
 
 def _grouped(records: Sequence[Record], label: str) -> dict[str, list[Record]]:
@@ -123,7 +153,7 @@ def _grouped(records: Sequence[Record], label: str) -> dict[str, list[Record]]:
     for record in records:
         groups[str(record["labels"][label])].append(record)
     score = lambda name: np.nanmean([value(r, "eval/pass@1") + value(r, "eval_ood/pass@1") for r in groups[name]])
-    return {name: groups[name] for name in sorted(groups, key=lambda name: (name != OURS, -score(name)))}
+    return {name: groups[name] for name in sorted(groups, key=lambda name: (name != _ours(groups), -score(name)))}
 
 
 def _cells(records: Sequence[Record], columns: Sequence[tuple[str, str, float]]) -> list[str]:
@@ -148,7 +178,7 @@ def _method_table(methods: Mapping[str, list[Record]], lost: Mapping[str, int]) 
     lines = [_row(head), _rule(head)]
     for name, records in methods.items():
         seeds = str(len(records)) + (f" ({lost[name]} failed)" if lost.get(name) else "")
-        lines.append(_row([f"**{name}**" if name == OURS else name, seeds, *_cells(records, COLUMNS)]))
+        lines.append(_row([f"**{name}**" if name == _ours(methods) else name, seeds, *_cells(records, COLUMNS)]))
     gave_up = [f"{name} ({count})" for name, count in lost.items() if name not in methods]
     text = (
         "Mean over seeds ± half of the 95 % interval (Student's t); pass rates in percent; the reward is that of the policy's own "
@@ -187,58 +217,69 @@ def _method_table(methods: Mapping[str, list[Record]], lost: Mapping[str, int]) 
     return text
 
 
+UNCHANGED = "as it was"  # the ablations' own base
 _ZERO = ("advantage/zero_group_share", "advantage/zero_group_share_after")
 
 
 def _salvage(records: Sequence[Record]) -> float:
-    """Rows saved of rows tried, over all steps; NaN where nothing is repaired."""
+    """Rows saved of rows tried, over all steps; NaN where nothing is repaired, or nothing verified."""
+    if any(r.get("settings", {}).get("correction.accept") == "unverified" for r in records):
+        return math.nan
     tried = sum(r["mean"].get("scope/selected", 0.0) for r in records)
     return sum(r["mean"].get("scope/accepted", 0.0) for r in records) / tried if tried else math.nan
+
+
+def _count(x: float) -> str:
+    return f"{x:.0f}" if x else "-"
 
 
 def _plain(x: float) -> str:
     return f"{x:.2f}" if math.isfinite(x) else "-"
 
 
-def _comparisons(methods: Mapping[str, list[Record]]) -> str:
-    head = ["scope minus", "seeds", *(name for name, _, _ in COMPARED)]
-    lines = [_row(head), _rule(head)]
-    for name, records in methods.items():
-        if name == OURS:
-            continue
-        found = [(compare(methods[OURS], records, metric), factor) for _, metric, factor in COMPARED]
-        cells = [
-            f"{_signed(p.difference, factor)} (p {p.p:.2g}, {p.ahead} ahead)" if p.difference.count else "-" for p, factor in found
-        ]
-        lines.append(_row([name, str(max(p.difference.count for p, _ in found)), *cells]))
+def _comparisons(methods: Mapping[str, list[Record]], ours: str) -> str:
     text = (
         "\nSeed by seed on common seeds: difference ± half of its 95 % interval, p of a two-sided sign-flip test (not corrected "
-        "for the number of comparisons; with 5 seeds it cannot be below 0.06), and on how many seeds scope is ahead.\n\n"
+        f"for the number of comparisons; with 5 seeds it cannot be below 0.06), and on how many seeds {ours} is ahead.\n\n"
     )
-    return text + "\n".join(lines) + "\n" + _verdict(methods)
+    for columns in (ACCURACY, DIVERSITY):
+        head = [f"{ours} minus", "seeds", *(name for name, _, _ in columns)]
+        lines = [_row(head), _rule(head)]
+        for name, records in methods.items():
+            if name == ours:
+                continue
+            found = [(compare(methods[ours], records, metric), factor) for _, metric, factor in columns]
+            cells = [
+                f"{_signed(p.difference, factor)} (p {p.p:.2g}, {p.ahead} ahead)" if p.difference.count else "-"
+                for p, factor in found
+            ]
+            lines.append(_row([name, str(max(p.difference.count for p, _ in found)), *cells]))
+        text += "\n".join(lines) + "\n\n"
+    return text + _verdict(methods, ours)
 
 
-def _verdict(methods: Mapping[str, list[Record]]) -> str:
+def _verdict(methods: Mapping[str, list[Record]], ours: str) -> str:
     """The paper's own marks, beside what is found here."""
-    rivals = [name for name in methods if name != OURS]
+    rivals = [name for name in methods if name != ours]
     lines = []
     for column, metric, mark in (("pass@1", "eval/pass@1", "+1.8"), ("OOD pass@1", "eval_ood/pass@1", "+3.2")):
         if not rivals:
             break
         best = max(rivals, key=lambda name: np.nanmean([value(r, metric) for r in methods[name]]))
-        p = compare(methods[OURS], methods[best], metric)
+        p = compare(methods[ours], methods[best], metric)
         lines.append(
-            f"* {column}: the best rival is {best}; scope {_signed(p.difference, 100)} points (the paper's margin: {mark})."
+            f"* {column}: the best rival is {best}; {ours} {_signed(p.difference, 100)} points (the paper's margin: {mark})."
         )
     if BASELINE in methods:
-        for column, metric in (("paths", "eval/diversity/distinct_paths"), ("OOD paths", "eval_ood/diversity/distinct_paths")):
-            mine, other = (estimate([value(r, metric) for r in methods[name]]).mean for name in (OURS, BASELINE))
-            more = f"{100 * (mine / other - 1):+.1f} %" if other else "-"
-            lines.append(
-                f"* {column}: scope {mine:.2f}, {BASELINE} {other:.2f}, {more} (the paper's diversity "
-                "score: +13.5 %; how it is defined is not public)."
-            )
-    return "\n" + "\n".join(lines) + "\n"
+        shares = []
+        for column, metric, _ in DIVERSITY:
+            mine, other = (estimate([value(r, metric) for r in methods[name]]).mean for name in (ours, BASELINE))
+            shares.append(f"{column} {100 * (mine / other - 1):+.1f} %" if other else f"{column} -")
+        lines.append(
+            f"* diversity, {ours} against {BASELINE}: {', '.join(shares)} (the paper's diversity score: +13.5 %; how it is "
+            "defined is not public)."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _signed(e: Estimate, factor: float) -> str:
@@ -249,17 +290,20 @@ def _signed(e: Estimate, factor: float) -> str:
     return f"{e.mean * factor:+.{digits}f}{half}"
 
 
-def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
-    """One row for each switch: its figures, and the difference to scope on common seeds."""
+def _ablation_tables(records: Sequence[Record]) -> str:
+    """One row for each switch: its figures, and the difference to SCOPE without a change on common seeds."""
     parts = ["## One switch at a time\n"]
-    parts.append("SCOPE with one setting changed; the difference is that to SCOPE as shipped, on common seeds.\n")
+    parts.append(
+        "`scope_first` with one setting changed; the difference is that to `scope_first` as it was, on common seeds. The salvage "
+        "rate counts verified rows; continuations are the localiser's tokens in a batch.\n"
+    )
     domains = list(dict.fromkeys(record["labels"]["domain"] for record in records))
     for domain in domains:
-        base = [r for r in table if r["labels"]["domain"] == domain and r["labels"]["method"] == OURS]
         variants = collections.defaultdict(list)
         for record in records:
             if record["labels"]["domain"] == domain:
                 variants[str(record["labels"]["variant"])].append(record)
+        base = variants.pop(UNCHANGED, [])
         head = [
             domain,
             "seeds",
@@ -268,18 +312,19 @@ def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
             "paths",
             "OOD paths",
             "salvage",
+            "continuations",
             "difference, pass@1",
             "p",
             "difference, OOD",
             "p, OOD",
         ]
         lines = [_row(head), _rule(head)]
-        short = [c for c in COMPARED if c[0] not in ("OOD pass@8", "reward over the run")]
-        for name, group in {"as shipped": base, **variants}.items():
+        short = [c for c in (*ACCURACY, *DIVERSITY) if c[0] in ("pass@1", "OOD pass@1", "paths", "OOD paths")]
+        for name, group in {UNCHANGED: base, **variants}.items():
             if not group:
                 continue
-            cells = [*_cells(group, short), _plain(_salvage(group))]
-            if name != "as shipped" and base:
+            cells = [*_cells(group, short), _plain(_salvage(group)), _count(_mean(group, ("cost/localiser_tokens",)))]
+            if name != UNCHANGED and base:
                 first, second = (compare(group, base, metric) for metric in ("eval/pass@1", "eval_ood/pass@1"))
                 cells += [text for pair in (first, second) for text in (_signed(pair.difference, 100), f"{pair.p:.2g}")]
             else:
@@ -289,22 +334,22 @@ def _ablation_tables(records: Sequence[Record], table: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
-def _confirmation_tables(records: Sequence[Record]) -> str:
-    """The methods on fresh seeds and problems, and each pair of them seed by seed."""
-    parts = ["## Tried again\n"]
-    parts.append("On problems and seeds that nothing was chosen on. Below each table, pairs on common seeds (p as above).\n")
+def _again(records: Sequence[Record], title: str, what: str) -> str:
+    """A smaller table of methods, and each pair of them seed by seed."""
+    parts = [f"## {title}\n", f"{what} Below each table, pairs on common seeds (p as above).\n"]
     for domain in dict.fromkeys(record["labels"]["domain"] for record in records):
         methods = _grouped([r for r in records if r["labels"]["domain"] == domain], "method")
-        head = [domain, "seeds", *(name for name, _, _ in COMPARED)]
+        columns = (*ACCURACY, *DIVERSITY)
+        head = [domain, "seeds", *(name for name, _, _ in columns)]
         lines = [_row(head), _rule(head)]
-        lines += [_row([name, str(len(group)), *_cells(group, COMPARED)]) for name, group in methods.items()]
-        head = ["difference", "seeds", *(name for name, _, _ in COMPARED)]
+        lines += [_row([name, str(len(group)), *_cells(group, columns)]) for name, group in methods.items()]
+        head = ["difference", "seeds", *(name for name, _, _ in columns)]
         lines += ["", _row(head), _rule(head)]
-        # The baseline is what is subtracted, ours where it is not in the pair.
-        rank = {BASELINE: 2, OURS: 1}
+        ours = _ours(methods)
         for one, other in itertools.permutations(methods, 2):
-            if rank.get(one, 0) < rank.get(other, 0):
-                found = [(compare(methods[one], methods[other], metric), factor) for _, metric, factor in COMPARED]
+            # Ours minus all others, and the others minus the baseline.
+            if one == ours or (other == BASELINE and ours != one):
+                found = [(compare(methods[one], methods[other], metric), factor) for _, metric, factor in columns]
                 cells = [f"{_signed(p.difference, factor)} (p {p.p:.2g})" if p.difference.count else "-" for p, factor in found]
                 lines.append(_row([f"{one} - {other}", str(max(p.difference.count for p, _ in found)), *cells]))
         parts.append("\n".join(lines) + "\n")
@@ -368,7 +413,7 @@ def curves(methods: Mapping[str, list[Record]], path: Path) -> None:
         ("entropy of the policy (nats)", "policy/entropy"),
         ("distinct right paths in a group", "diversity/distinct_paths"),
     )
-    banded = sorted(methods, key=lambda name: (name != OURS, -len(methods[name])))[:3]
+    banded = sorted(methods, key=lambda name: (name != _ours(methods), -len(methods[name])))[:3]
     with plt.rc_context({"svg.hashsalt": "scope_jax", "svg.fonttype": "none", "font.size": 9}):
         figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
         colours = plt.get_cmap("tab10")
@@ -426,10 +471,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, required=True, help="records of the main table")
     parser.add_argument("--ablations", type=Path, help="records of SCOPE with one switch changed")
     parser.add_argument("--confirmation", type=Path, help="records of fresh seeds and problems")
+    parser.add_argument("--controls", type=Path, help="records on another base")
     parser.add_argument("--tuning", type=Path, help="records of the search")
     args = parser.parse_args(arguments)
     try:
-        write_page(args.page, results(args.table, args.ablations, args.tuning, args.page.parent / "images", args.confirmation))
+        images = args.page.parent / "images"
+        write_page(args.page, results(args.table, args.ablations, args.tuning, images, args.confirmation, args.controls))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

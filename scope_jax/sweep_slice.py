@@ -5,7 +5,8 @@
     python -m scope_jax.sweep_slice failed --sweep=FILE --records=DIR --name=RUN --reason=TEXT
 
 `plan` prints the names of the runs without a record, each with a zero byte behind it, as bash's `mapfile -d ''` reads them. What
-is to be started is then `configs/sweeps/one.py:FILE:RUN`. Needs no accelerator.
+is to be started is then `configs/sweeps/one.py:FILE:RUN`. Needs no accelerator. Exit code 2: bad input, also of `record`, where
+what came back is not that of a finished run; 1: a file could not be read or written, which says nothing about the run.
 """
 
 import argparse
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_failure(args.records, named[0], args.reason)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        # A disk that is full, say; what a plan cannot read was named by the caller.
+        return 1 if args.what != "plan" and isinstance(error, OSError) else 2
     return 0
 
 

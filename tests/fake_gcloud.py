@@ -10,6 +10,7 @@ run there is run there, by bash.
     CLOUD/bucket/         objects, by their names
     CLOUD/bucket_down     while it is there, the bucket answers nothing
     CLOUD/unreachable     names of workers, such as tpu-0/w1, to which no connection comes about
+    CLOUD/deaf            so many of the next ssh commands reach nobody
 
 Types are `v6e-N`, with four chips a worker. The programs of a worker: $CLOUD/bin before PATH, where `curl` answers for the metadata
 server.
@@ -212,6 +213,10 @@ def lost(home: Path) -> bool:
 
 
 def ssh(name: str, flags: dict[str, str], after: list[str]) -> int:
+    deaf = CLOUD / "deaf"
+    if deaf.exists() and int(deaf.read_text()):
+        deaf.write_text(str(int(deaf.read_text()) - 1))
+        return 255
     homes, children, codes = workers_of(name, flags), [], []
     for number, home in enumerate(homes):
         if lost(home):

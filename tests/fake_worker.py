@@ -3,7 +3,9 @@
 `python -m scope_jax.train`. The trainer counts: one step is one line of metrics and one checkpoint, it
 goes on from the newest whole checkpoint, stops with one and with exit code 75 on SIGTERM, and with 76 where another worker is lost.
 
-    CLOUD/trainer.json    {"steps": how many, "seconds": of one, "exits": {worker: [exit code of each start, or null]}}
+    CLOUD/trainer.json    {"steps": how many, "seconds": of one, "exits": {worker: [of each start: its exit code, the words of an
+                          error that it crashes with, or null]}}
+    CLOUD/make_fails      while it is there, `make` fails
     CLOUD/starts          one JSON object per start: worker, arguments, environment (part of it), step it starts at
 """
 
@@ -20,6 +22,8 @@ def make(words: list[str]) -> None:
     assert words[0] == "setup", words
     with open(Path.home() / "made", "a") as file:
         file.write(" ".join(words) + "\n")
+    if (Path(os.environ["CLOUD"]) / "make_fails").exists():
+        sys.exit("make: *** [setup] Error 1")
     Path(".venv/bin").mkdir(parents=True, exist_ok=True)
     python = Path(".venv/bin/python")
     python.unlink(missing_ok=True)
@@ -57,6 +61,9 @@ def train(words: list[str]) -> int:
         lost = cloud / "unreachable"
         if lost.exists() and lost.read_text().strip():
             return 76
+        if own < len(exits) and isinstance(exits[own], str):
+            print(f"Traceback (most recent call last):\n  ...\n{exits[own]}", flush=True)
+            return 1
         if own < len(exits) and exits[own] is not None:
             print(f"error: exit code {exits[own]} was asked for", flush=True)
             return exits[own]

@@ -247,6 +247,85 @@ def test_a_signal_to_a_local_run_reaches_its_trainer(tmp_path):
     assert (started.returncode, said) == (75, "checkpoint\n")
 
 
+# What each script is given in a dry run; those that are only sourced do nothing in any.
+CONFIG, SWEEP = "{root}/my config.py", "{root}/my sweep's.py"
+SLICE = ("tpu-0", "--zone=my-zone1", "--type=v6e-8", "--bucket=gs://my-bucket/runs")
+DRY = {
+    "common.sh": [()],
+    "slice.sh": [()],
+    "watch.sh": [()],
+    "run_local.sh": [(CONFIG, "my run", "--config.x=a 'b'")],
+    "sweep_slice.sh": [(SWEEP, "my records", *SLICE, "--secrets=my secrets", "--delete-after")],
+    "sweep_tpu.sh": [(SWEEP, "my records", "tpu-0", "tpu-1")],
+    "tpu.sh": [
+        *((verb, *SLICE) for verb in ("create", "setup", "status", "logs", "tensorboard", "fetch", "stop")),
+        *((verb, "tpu-0", CONFIG, *SLICE[1:]) for verb in ("run", "watch")),
+    ],
+    "worker.sh": [("setup", "", "tpu"), ("start", "run", "", "c.py"), ("stop", "run", "1", "hard"), ("pack", "run"), ("idle",)],
+}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").glob("*.sh")))
+def test_a_dry_run_writes_and_calls_nothing(tmp_path, script):
+    root, programs, empty = tmp_path / "my repository", tmp_path / "bin", tmp_path / "empty"
+    for folder in (root, programs, empty, tmp_path / "temporary"):
+        folder.mkdir()
+    shutil.copytree(ROOT / "launch", root / "launch")
+    (root / "configs" / "sweeps").mkdir(parents=True)
+    for name in ("my config.py", "my sweep's.py", "configs/sweeps/one.py"):
+        (root / name).write_text("")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], cwd=root, check=True)
+    (empty / "my secrets").write_text("")
+    (empty / "my secrets").chmod(0o600)
+    called = tmp_path / "called"
+    for name in ("gcloud", "ssh", "scp", "python", "python3", "make", "tar", "curl"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} >> "{called}"\nexit 9\n')
+        (programs / name).chmod(0o755)
+    # The one thing that is asked, which runs there are: it is read from the sweep file.
+    (tmp_path / "plan").write_text('#!/bin/sh\n[ "$3" = plan ] && [ -n "$PYTHONDONTWRITEBYTECODE" ] && printf "a b/one\\0"\n')
+    (tmp_path / "plan").chmod(0o755)
+    variables = {k: v for k, v in os.environ.items() if k not in (*SETTINGS, "PYTHON")} | {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "DRY_RUN": "1",
+        "TMPDIR": str(tmp_path / "temporary"),
+        "HOME": str(empty),
+    }
+    if script == "sweep_slice.sh":
+        variables["PYTHON"] = str(tmp_path / "plan")
+    files = lambda: {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if ".git" not in path.parts}
+    before = files()
+    for arguments in DRY[script]:
+        words = [word.replace("{root}", str(root)) for word in arguments]
+        done = subprocess.run(
+            ["bash", str(root / "launch" / script), *words], cwd=empty, env=variables, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), (words, done)
+        assert bool(done.stdout) == bool(arguments) and not called.exists(), (words, done)
+    after = files()
+    after.pop(tmp_path / "temporary"), before.pop(tmp_path / "temporary")  # what was there is gone
+    assert after == before
+
+
+def test_a_dry_run_of_a_local_run_prints_its_words(tmp_path):
+    (tmp_path / "my config.py").write_text("")
+    done = subprocess.run(
+        ["bash", str(ROOT / "launch" / "run_local.sh"), "my config.py", "my run", "--config.x=a 'b'"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHON": str(tmp_path / "no python"), "DRY_RUN": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder, command = (shlex.split(line) for line in done.stdout.splitlines())
+    assert folder == ["cd", "--", str(ROOT)] and command == [
+        *(f"{tmp_path}/no python", "-m", "scope_jax.train", f"--config={tmp_path}/my config.py", f"--workdir={tmp_path}/my run"),
+        "--config.x=a 'b'",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["my config.py"]
+
+
 def test_shellcheck_finds_nothing():
     # Installed beside the Python that runs this.
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

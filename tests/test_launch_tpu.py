@@ -241,7 +241,8 @@ def test_watch_replaces_a_slice_of_which_one_worker_died(cloud):
 def test_watch_goes_by_the_exit_code(cloud):
     # A crash of one worker, which takes the other along; then SIGTERM by nobody, as before a pre-emption; then it ends well.
     cloud.trains(steps=12, seconds=0.1, exits={"0": [76, 75, None], "1": [1, 75, None]})
-    cloud.do("watch", "tpu-0", cloud.config, "--zone=my-zone1", "--type=v6e-8", BUCKET)
+    out, _ = cloud.do("watch", "tpu-0", cloud.config, "--zone=my-zone1", "--type=v6e-8", BUCKET)
+    assert out.count("tpu-0 is tried again in 0 s") == 2
     assert len(cloud.starts()) == 6 and len(cloud.calls("create")) == 1 and cloud.steps("tpu-0") == list(range(12))
 
     # Bad input is not tried again, and its message is shown.
@@ -277,13 +278,18 @@ def test_a_run_that_somebody_stops_stays_stopped_and_goes_on_by_the_same_command
 
 
 def test_watch_started_again_finds_the_run_that_is_alive(cloud):
-    cloud.trains(steps=30, seconds=0.1)
+    cloud.trains(steps=40, seconds=0.1)
     watch = cloud.begin("watch", "tpu-0", cloud.config, *HERE, BUCKET)
     cloud.until(lambda: cloud.starts())
     watch.kill()
     watch.communicate()
-    out, _ = cloud.do("watch", "tpu-0", cloud.config)
-    assert "is running there already" in out and len(cloud.starts()) == 1 and cloud.steps("tpu-0") == list(range(30))
+    looks = len(cloud.calls("ssh"))
+    watch = cloud.begin("watch", "tpu-0", cloud.config)
+    cloud.until(lambda: len(cloud.calls("ssh")) >= looks + 2)
+    (cloud.folder / "deaf").write_text("2")  # as many looks as are waited for; then it answers again
+    out, _ = cloud.end(watch)
+    assert out.count("is running there already") == 2 and "tpu-0: unreachable" in out and "answers again, and is kept" in out
+    assert not cloud.calls("delete") and len(cloud.starts()) == 1 and cloud.steps("tpu-0") == list(range(40))
 
 
 def test_a_machine_that_was_overtaken_neither_writes_nor_goes_on_from_its_old_folder(cloud):
@@ -406,6 +412,88 @@ def test_files_from_a_bucket_lie_beside_the_code_on_every_worker(cloud):
     assert all((cloud.home(worker=number) / "models/policy/config.json").exists() for number in (0, 1))
 
 
+# ---- what watch must not delete, and what it tries again
+
+
+def alive(cloud, run, slice="tpu-0"):
+    """Whether a run holds its lock."""
+    lock = cloud.home(slice) / "launched" / run / "lock"
+    return lock.exists() and subprocess.run(["flock", "--nonblock", "--shared", str(lock), "true"], check=False).returncode != 0
+
+
+def test_a_slice_on_which_another_run_is_alive_is_left_alone(cloud):
+    cloud.trains(steps=10_000, seconds=0.1)
+    cloud.do("create", "tpu-0", *HERE, BUCKET)
+    cloud.do("run", "tpu-0", cloud.config, "--run=A 1")
+    cloud.until(lambda: cloud.starts())
+    out, err = cloud.do("watch", "tpu-0", cloud.config, "--run=B", code=2)
+    said = [line for line in err.splitlines() if line.startswith("error: A")]
+    assert said == ["error: A 1 runs on tpu-0, which is left as it is; stop it first: launch/tpu.sh stop tpu-0 --keep --run=A\\ 1"]
+    assert out.count("attempt") == 1 and not cloud.calls("delete") and alive(cloud, "A 1")
+    # Now B is what was named last: what stops and deletes means neither it nor, silently, A.
+    _, err = cloud.do("stop", "tpu-0", code=2)
+    assert "A 1 runs on tpu-0" in err and not cloud.calls("delete") and alive(cloud, "A 1")
+    # Nor is B started beside it, whoever asks.
+    start = shlex.join(["bash", f"{cloud.home()}/launch/worker.sh", "start", "B", "", "my config's.py"])
+    there = cloud.environment | {"HOME": str(cloud.home().parent), "FAKE_WORKER": "0", "FAKE_WORKERS": "1"}
+    there |= {"FAKE_VM": str(cloud.home().parent), "PATH": f"{cloud.folder / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", start], env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "A 1 runs here; stop it first" in done.stderr and len(cloud.starts()) == 1
+    cloud.do("stop", "tpu-0", "--run=A 1")
+    assert not (cloud.folder / "vms" / "tpu-0").exists()
+
+
+def test_a_setup_that_fails_on_workers_that_answer_ends_and_deletes_nothing(cloud):
+    (cloud.folder / "make_fails").touch()
+    out, err = cloud.do("watch", "tpu-0", cloud.config, *HERE, BUCKET, code=1)
+    made = cloud.folder / "vms" / "tpu-0" / "w0" / "made"
+    assert len(made.read_text().splitlines()) == 3 and "make: *** [setup] Error 1" in err
+    assert "error: tpu-0: not started in 3 tries on tpu-0, whose workers answer; what they said is above" in err
+    assert len(cloud.calls("create")) == 1 and not cloud.calls("delete") and "tpu-0 still costs" in out
+
+
+def test_a_slice_whose_workers_cannot_be_reached_is_made_anew(cloud):
+    cloud.do("create", "tpu-0", *HERE, BUCKET)
+    (cloud.folder / "unreachable").write_text("tpu-0/w0")
+    watch = cloud.begin("watch", "tpu-0", cloud.config)
+    cloud.until(lambda: len(cloud.calls("create")) == 2)
+    (cloud.folder / "unreachable").unlink()
+    out, _ = cloud.end(watch)
+    assert "tpu-0: unreachable" in out and len(cloud.calls("delete")) == 1 and cloud.steps("tpu-0") == [0, 1, 2]
+
+
+def test_stop_deletes_what_was_never_set_up_and_what_no_request_made(cloud):
+    cloud.do("create", "tpu-0", *HERE, BUCKET)
+    cloud.do("stop", "tpu-0")
+    fake_gcloud.make_vm("tpu-0", workers=1)
+    (cloud.folder / "vms" / "tpu-0" / "state").write_text("PREEMPTED")
+    cloud.do("stop", "tpu-0")
+    assert not list((cloud.folder / "vms").iterdir())
+
+
+def test_what_could_not_be_copied_to_the_bucket_keeps_its_slice(cloud):
+    cloud.trains(steps=10, seconds=0.1)
+    cloud.do("create", "tpu-0", *HERE, BUCKET)
+    cloud.do("run", "tpu-0", cloud.config)
+    cloud.until(lambda: cloud.pushed("tpu-0"))
+    (cloud.folder / "bucket_down").touch()
+    ended = cloud.home() / "launched/tpu-0/exit"
+    cloud.until(ended.exists)
+    assert ended.read_text() == "1\n"  # the trainer ended well, and its last steps are here only
+    _, err = cloud.do("stop", "tpu-0", code=1)
+    assert "what came last of tpu-0 is on this machine only" in err and cloud.home().exists()
+    (cloud.folder / "bucket_down").unlink()
+    cloud.do("watch", "tpu-0", cloud.config, "--delete-after")
+    assert cloud.steps("tpu-0") == list(range(10)) and not cloud.home().exists()
+
+
+def test_a_tree_that_git_does_not_know_is_not_sent_as_an_empty_one(cloud):
+    cloud.do("create", "tpu-0", *HERE)
+    (cloud.repository / ".git").rename(cloud.elsewhere / ".git")
+    _, err = cloud.do("setup", "tpu-0", code=2)
+    assert "could not be packed" in err and not cloud.calls("scp")
+
+
 # ---- a sweep of runs that take the whole slice
 
 SWEEP = """
@@ -462,3 +550,58 @@ def test_a_sweep_on_a_slice_of_two_workers(cloud):
     assert len(cloud.starts()) == 6 and "tpu-0: deleted" in said and not list((cloud.folder / "vms").iterdir())
     assert "a b/one" in sweep_slice(cloud, words[0], "others", *words[2:], "--", "--shard=0/3", DRY_RUN="1")
     assert "--run=x is set by this script" in sweep_slice(cloud, *words, "--run=x", code=2)
+
+
+# Stands for `python -m scope_jax.sweep_slice`: two runs, and a file for each word about one.
+PLAN = """#!/bin/bash
+for word do
+  case "$word" in
+    --records=*) records="${word#*=}" ;;
+    --name=*) name="${word##*/}" ;;
+    --reason=*) reason="${word#*=}" ;;
+  esac
+done
+mkdir -p "$records"
+case "$3" in
+  plan) for name in one two; do if ! compgen -G "$records/$name.*" > /dev/null; then printf 'a b/%s\\0' "$name"; fi; done ;;
+  failed) echo "$reason" > "$records/$name.failed.json" ;;
+  record) exit 2 ;;
+esac
+"""
+
+
+def planned(cloud):
+    """The words that start a sweep of two runs, each with one attempt."""
+    python = cloud.elsewhere / "python"
+    python.write_text(PLAN)
+    python.chmod(0o755)
+    (cloud.repository / "configs" / "sweeps").mkdir(parents=True)
+    for name in ("my sweep.py", "configs/sweeps/one.py"):
+        (cloud.repository / name).write_text("")
+    return str(cloud.repository / "my sweep.py"), "records", "tpu-0", *HERE, BUCKET, "--attempts=1"
+
+
+def test_only_a_run_that_failed_by_its_own_fault_is_recorded_as_failed(cloud):
+    words = planned(cloud)
+    # The first run crashes; for the second one it is the storage, and then nothing, but its record cannot be made.
+    crash = "TypeError: 'int' object is not callable"
+    cloud.trains(steps=1, exits={"0": [crash, 1, None]})
+    said = sweep_slice(cloud, *words, code=1, PYTHON="./python")
+    records = cloud.elsewhere / "records"
+    assert [path.name for path in records.iterdir()] == ["one.failed.json"]
+    assert (records / "one.failed.json").read_text() == f"{crash}\n" and f"a b/one: FAILED: {crash}" in said
+    assert "error: the run crashed in each of 1 attempts" in said and len(cloud.starts()) == 2
+    assert "error: a b/two: given up, not recorded as failed" in said
+    said = sweep_slice(cloud, *words, code=1, PYTHON="./python")
+    assert "a b/two: finished, and not recorded (see above)" in said and len(cloud.starts()) == 3
+    assert [path.name for path in records.iterdir()] == ["one.failed.json"]
+
+
+def test_a_record_that_cannot_be_written_is_no_bad_input(tmp_path, capsys):
+    from scope_jax.sweep_slice import main
+
+    (tmp_path / "sweep.py").write_text("from scope_jax.sweep import Run\n\ndef sweep():\n    return [Run('a', 'c.py')]\n")
+    (tmp_path / "records").write_text("a file")
+    words = ("failed", f"--sweep={tmp_path}/sweep.py", f"--records={tmp_path}/records")
+    assert main((*words, "--name=a", "--reason=x")) == 1 and main((*words, "--name=b")) == 2
+    assert capsys.readouterr().err.count("\n") == 2

@@ -291,6 +291,26 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
         train(config(), workdir)
 
 
+def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_path: Path):
+    """Another folder would be an empty one: the run would begin anew. Told to, it does, and the metrics are kept."""
+    config = lambda **more: checkpoints.config("grpo", {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION, **more})
+    workdir = tmp_path / "run"
+    train(config(), workdir)
+    (workdir / "summary.json").unlink()
+    first = (workdir / "metrics.jsonl").read_bytes()
+    elsewhere = {"checkpoint.directory": str(tmp_path / "elsewhere")}
+    with pytest.raises(ValueError, match=r"another config \(checkpoint.directory: there '', here '.*elsewhere'\)"):
+        train(config(**elsewhere), workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == first
+    assert train(config(**{"checkpoint.every": 2, "checkpoint.keep": 1}), workdir)["steps"] == 3  # these are free
+    (workdir / "summary.json").unlink()
+    said = r"3 steps were done and no checkpoint of them is left; .* metrics_before.jsonl"
+    with pytest.warns(UserWarning, match=said):
+        train(config(**elsewhere), workdir, allow_changed=["checkpoint.directory"])
+    assert (workdir / "metrics_before.jsonl").read_bytes() == first
+    assert len(read_metrics(workdir / "metrics.jsonl")) == 3
+
+
 def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(checkpoints: Tiny, tmp_path: Path):
     config = checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
     workdir = tmp_path / "run"
@@ -362,7 +382,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(small_di
     ballast = fill(disk, int(2.6 * one))
     more = {"steps": 6, "checkpoint.every": 1, "checkpoint.keep": 5, **NO_EVALUATION}
     arguments = checkpoints.program("grpo", disk / "run", more)
-    done = run_program(arguments, checkpoints.folder, code=2)
+    done = run_program(arguments, checkpoints.folder, code=1)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {disk / 'run'}") and "no room to write (disk or quota is full)" in last
     assert "Traceback" not in done.stderr and "make room and start the same command again" in last

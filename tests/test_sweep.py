@@ -101,7 +101,12 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
             record = {
                 "name": f"{method}_{seed}",
                 "labels": {"domain": "toy", "method": method, "seed": seed},
-                "final": {"eval/pass@1": value, "eval_ood/pass@1": value / 2, "eval/diversity/distinct_paths": 2.0},
+                "final": {
+                    "eval/pass@1": value,
+                    "eval/pass@8": 1.0,
+                    "eval_ood/pass@1": value / 2,
+                    "eval/diversity/distinct_paths": 2.0,
+                },
                 "mean": {"cost/rollout_tokens": 100.0 if method == "grpo" else 110.0},
                 "updates": 60,
                 "steps": 30,
@@ -113,10 +118,13 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
             path.write_text(json.dumps(record))
     text = results_page.results(tmp_path / "records", None, None, tmp_path / "images")
     # sd 0.1, t(2) 4.303: half 0.2484; grpo: mean 0.5167, sd 0.1041, half 0.2586
-    assert "| **scope** | 3 | 60.0 ± 24.8 | - | 30.0 ± 12.4 |" in text and "| grpo | 3 | 51.7 ± 25.9 |" in text
+    assert "| **scope** | 3 | 60.0 ± 24.8 | 100.0 ± 0.0 | 30.0 ± 12.4 |" in text and "| grpo | 3 | 51.7 ± 25.9 |" in text
     # differences 0.1, 0.05, 0.1: mean 0.0833, sd 0.0289, half 0.0717; all positive: 2 of 8 assignments
     assert "| grpo | 3 | +0.0 ± 0.0 (p 1, 0 ahead) | +8.3 ± 7.2 (p 0.25, 3 ahead) |" in text
     assert "the best rival is grpo; scope +8.3 ± 7.2 points" in text
+    # Paths are level, right samples are not: 2 / (8 x .5, .6, .7) against 2 / (8 x .4, .55, .6).
+    assert "| grpo | 3 | +0.00 ± 0.00 (p 1, 0 ahead) | - | -0.07 ± 0.11 (p 0.25, 0 ahead) |" in text
+    assert "paths +0.0 %, OOD paths -, paths per right sample -14.9 %" in text
     assert "| scope | - | - | - | 2.0 | 1.10 | 0 | 0 | 0.50 |" in text
 
 
@@ -277,10 +285,10 @@ def test_pairs_of_the_confirmation_by_hand():
         for name, at in level.items()
         for seed in range(2)
     ]
-    lines = results_page._confirmation_tables(records).splitlines()
+    lines = results_page._again(records, "Tried again", "Once more.").splitlines()
     pairs = {line.split(" | ")[0].lstrip("| "): line.split(" | ")[3] for line in lines if " - " in line.split(" | ")[0]}
-    assert pairs.keys() == {"scope - grpo", "variant - grpo", "variant - scope"}
-    assert pairs["scope - grpo"].startswith("+10.0 ± 0.0") and pairs["variant - scope"].startswith("+5.0 ± 0.0")
+    assert pairs.keys() == {"scope - grpo", "variant - grpo", "scope - variant"}
+    assert pairs["scope - grpo"].startswith("+10.0 ± 0.0") and pairs["scope - variant"].startswith("-5.0 ± 0.0")
     assert pairs["variant - grpo"].startswith("+15.0 ± 0.0")
 
 

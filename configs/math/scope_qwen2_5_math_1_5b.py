@@ -79,6 +79,8 @@ def get_config():
     config.optimizer.warmup_steps = 10
     config.training.micro_batches = 16
     config.training.remat = "layer"
+    # A notice of pre-emption is shorter than a rollout here, which a stop gives up: no more than these steps are lost with it.
+    config.checkpoint.every = 5
     config.evaluation.every = 50
     config.evaluation.problems = 500
     config.evaluation.samples = 4
