@@ -195,11 +195,6 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         )
     if corrects and config.correction.tail == "none" and config.correction.tails > 1:
         yield f"config.correction.tails = {config.correction.tails}: correction.tail 'none' writes none; set tails to 1"
-    if shows.per_group and not shows.verified and config.loss.teacher_term == "nll":
-        yield (
-            "config.loss.teacher_term 'nll' would clone demonstrations that the verifier refuses: set demonstrations.verified, or "
-            "a term that multiplies by the advantage ('shaped', 'reinforce', 'importance')"
-        )
     if shows.supervised_steps < config.steps:
         if config.rollout.group < 2:
             yield f"config.rollout.group = {config.rollout.group} must be at least 2: a row is compared with the rest of its group"
@@ -232,6 +227,11 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
         )
     if demonstration_spec(config).used and config.teacher.kind == "self":
         yield "config.demonstrations need a teacher other than the policy itself: teacher.kind 'self' gives none"
+    if shows.per_group and not shows.verified and config.loss.teacher_term == "nll":
+        yield (
+            "config.loss.teacher_term 'nll' would clone demonstrations that the verifier refuses: set demonstrations.verified, or "
+            "a term that multiplies by the advantage ('shaped', 'reinforce', 'importance')"
+        )
     if config.placement.reference == "host" and config.lora.rank:
         yield "config.placement.reference 'host' and lora.rank: the weights under the adapters are needed in every update"
     if config.loss.tis_cap is not None and config.loss.old_logp == "sampler":

@@ -274,7 +274,7 @@ def _verdict(methods: Mapping[str, list[Record]], ours: str) -> str:
         shares = []
         for column, metric, _ in DIVERSITY:
             mine, other = (estimate([value(r, metric) for r in methods[name]]).mean for name in (ours, BASELINE))
-            shares.append(f"{column} {100 * (mine / other - 1):+.1f} %" if other else f"{column} -")
+            shares.append(f"{column} {100 * (mine / other - 1):+.1f} %" if mine / (other or math.nan) > 0 else f"{column} -")
         lines.append(
             f"* diversity, {ours} against {BASELINE}: {', '.join(shares)} (the paper's diversity score: +13.5 %; how it is "
             "defined is not public)."

@@ -157,6 +157,7 @@ def _train(
     if start == 0 and config.evaluation.at_start:
         write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(), indent=2))
     wait_for_all("the folder is there")
+    cli.begun()
     bar = opened.enter_context(progress(config.steps, initial=start, desc=Path(workdir).name))
     # A run that was stopped between its last checkpoint and its summary has no step left: the figures are on disk.
     done_before = read_metrics(writer.path) if start == config.steps and is_main() else []

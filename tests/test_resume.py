@@ -299,7 +299,7 @@ def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_pat
     (workdir / "summary.json").unlink()
     first = (workdir / "metrics.jsonl").read_bytes()
     elsewhere = {"checkpoint.directory": str(tmp_path / "elsewhere")}
-    with pytest.raises(ValueError, match=r"another config \(checkpoint.directory: there '', here '.*elsewhere'\)"):
+    with pytest.raises(ValueError, match=r'another config \(checkpoint.directory: there "", here "'):
         train(config(**elsewhere), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == first
     assert train(config(**{"checkpoint.every": 2, "checkpoint.keep": 1}), workdir)["steps"] == 3  # these are free
