@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,14 +15,48 @@ from ml_collections import ConfigDict, config_flags
 from scope_jax import hosts
 from scope_jax.mesh import use_cpu_cores
 from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
+from scope_jax.run.checkpoints import StorageError, is_passing
+
+# How XLA's own errors begin.
+_OF_XLA = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): ")
+_begun = False
+
+
+def begun() -> None:
+    """A run says that its loop begins: what it was given is good. A file that cannot be read or written from now on is no bad
+    input, and starting the command again may help."""
+    global _begun
+    _begun = True
+
+
+def is_crash(error: Exception) -> bool:
+    """Whether an error is one that nobody expected, which ends a program with its traceback: of the devices, of another process
+    that went away in a collective (between CPUs a ValueError now and then), or a mistake in the program."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return True
+    if is_full(error):
+        return False
+    if isinstance(error, ValueError):
+        return _OF_XLA.match(str(error)) is not None
+    # OSError: a missing file, and what config_flags raises, over several lines, for a config file that is not there.
+    return not isinstance(error, OSError | RuntimeError)
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a program that such an error ends with one line. 2: bad input, or a run that gave up, which ends in the same way every
+    time. 1: a storage or a network that failed, a full disk."""
+    if isinstance(error, NoRoom) or is_full(error) or is_passing(error) or (_begun and isinstance(error, OSError)):
+        return 1
+    return 2
 
 
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str], *, workdir: bool = True, extra: Callable[[], Any] | None = None
 ) -> None:
     """Parse `--config=FILE [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir, flag values)` and print
-    what it returns. Bad input (ValueError, FileNotFoundError), a run that gave up (RuntimeError) and a full disk end with one
-    line on standard error and exit code 2; a run that was asked to stop with one line and exit code 75.
+    what it returns. Bad input (ValueError, FileNotFoundError) and a run that gave up (RuntimeError) end with one line on standard
+    error and exit code 2; a full disk, and a storage or a network that failed, with one line and exit code 1; a run that was
+    asked to stop with one line and exit code 75.
 
     `workdir`: whether the flag must be given. `extra()` defines further flags. Flags are defined here and not at import,
     because config files import the entry points' modules.
@@ -39,19 +74,19 @@ def run(
     def give_up(error: Exception) -> NoReturn:
         if is_full(error) and not isinstance(error, NoRoom):
             error = NoRoom(workdir_flag.value or ".")
-        reason = " ".join(str(error).split())
+        reason, code = " ".join(str(error).split()), exit_code(error)
         print(f"error: {reason}", file=sys.stderr)
-        hosts.fail(reason, 2)
-        if isinstance(error, NoRoom):
-            leave(2)
-        sys.exit(2)
+        hosts.fail(reason, code)
+        if isinstance(error, NoRoom | StorageError):
+            leave(code)
+        sys.exit(code)
 
     def main(argv: list[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)
         try:
+            use_cpu_cores()  # before `connect`, which asks for the devices
             hosts.connect(distributed_flag.value)
-            use_cpu_cores()
             if config_flag.value is None:
                 raise ValueError("--config is missing; give a config file such as configs/arithmetic/scope.py")
             if workdir and not workdir_flag.value:
@@ -66,14 +101,8 @@ def run(
             if hosts.is_main():
                 print(f"stopped: {stopped}", file=sys.stderr)
             sys.exit(STOPPED)
-        except jax.errors.JaxRuntimeError as error:
-            hosts.crashed(error)
-            raise
-        # OSError: a missing file, and what config_flags raises, over several lines, for a config file that is not there.
-        except (ValueError, OSError, RuntimeError) as error:
-            give_up(error)
         except Exception as error:
-            if is_full(error):
+            if not is_crash(error):
                 give_up(error)
             hosts.crashed(error)
             raise

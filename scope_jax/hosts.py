@@ -5,6 +5,7 @@ Every process runs the same program over the same mesh. Arrays are laid out over
 small, are exchanged, so that all decide the same. Files are written by process 0. With one process nothing here does anything.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -91,11 +92,28 @@ def exchange(value: Any) -> list[Any]:
 
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = np.asarray(multihost_utils.process_allgather(np.array(text.size, np.int32))).reshape(-1)
-    # In few sizes, so that few programs are compiled.
-    room = max(1 << (int(lengths.max()) - 1).bit_length(), 64)
-    padded = np.pad(text, (0, room - text.size))
+    padded = np.pad(text, (0, _room(int(lengths.max())) - text.size))
     every = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
     return [json.loads(row[:length].tobytes().decode()) for row, length in zip(every, lengths, strict=True)]
+
+
+def from_main(value: Any) -> Any:
+    """What process 0 has for `value` (JSON), on every process. All call it; what the others have is of no account."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value if is_main() else None).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.array(text.size, np.int32)))
+    padded = np.zeros(_room(length), np.uint8)
+    if is_main():
+        padded[:length] = text
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes().decode())
+
+
+def _room(length: int) -> int:
+    """Bytes of an array for a text of so many bytes: in few sizes, so that few programs are compiled."""
+    return max(1 << (length - 1).bit_length(), 64)
 
 
 def any_process(flag: bool) -> bool:
@@ -136,7 +154,8 @@ def crashed(error: BaseException) -> None:
     of a collective, that one's own words are waited for first."""
     if _watch is None:
         return
-    time.sleep(3 * BEAT)
+    if _watch.told.wait(3 * BEAT):
+        _watch.join()  # it ends the process
     traceback.print_exception(error)
     fail(f"{type(error).__name__}: {_first_line(error)}", 1)
 
@@ -152,15 +171,16 @@ class _Watch(threading.Thread):
         self.silence = silence
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.leaving = False
+        self.told = threading.Event()  # that the run has failed elsewhere: this process is about to end
 
     def report(self, reason: str, code: int) -> None:
+        if self.told.is_set():
+            self.join()
         self.leaving = True
-        try:
+        # Where it cannot be set, another one was faster, or the store is gone: either way the others are told.
+        with contextlib.suppress(Exception):
             self.client.key_value_set(_FAILURE, json.dumps({"process": self.process, "reason": reason, "code": code}))
-        except Exception:  # another one was faster, or the store is gone: either way the others are told
-            return
-        if self.process == 0:
-            time.sleep(3 * BEAT)  # the store goes with this process: let the others read it first
+        self._linger()
 
     def run(self) -> None:
         last: dict[int, tuple[str, float]] = {}
@@ -202,8 +222,15 @@ class _Watch(threading.Thread):
             raise
 
     def _stop(self, reason: str, code: int) -> None:
+        self.told.set()
         print(f"error: {reason}; process {self.process} stops", file=sys.stderr, flush=True)
+        self._linger()
         os._exit(code)
+
+    def _linger(self) -> None:
+        """The store goes with process 0, and takes those with it that still wait for a word from it: it lets them read first."""
+        if self.process == 0:
+            time.sleep(3 * BEAT)
 
 
 def finish() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scope_jax.hosts import settle
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axes. The vocabulary is split over fsdp too: with the head split on its D axis, every chunk of
@@ -33,7 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 def use_cpu_cores(most: int = 8) -> None:
     """Make each core a CPU device of its own, at most `most`, if the programs will run on CPU. For entry points, before the
-    first device is asked for; JAX_NUM_CPU_DEVICES or XLA's own flag overrule it.
+    first device is asked for, and before other processes are joined; JAX_NUM_CPU_DEVICES or XLA's own flag overrule it.
 
     XLA runs many of a program's small operations on one thread: with rows split over devices, every core has work. The
     sums of the gradient are then taken in an order that depends on the number of devices.
@@ -150,14 +152,24 @@ def put_rows(tree: Any, mesh: Mesh | None = None) -> Any:
 
 def onto(tree: Any, mesh: Mesh) -> Any:
     """Device arrays laid out on another mesh of the same devices: those whose first axis the batch axes can split by rows, keys and
-    scalars on every device. Other leaves stay what they are."""
+    scalars on every device. Other leaves stay what they are. With several processes, an array that lies on the devices of one of
+    them has the same values on each."""
 
     def move(array: Any) -> Any:
         if not isinstance(array, jax.Array):
             return array
-        typed_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-        axes: tuple[str | None, ...] = (None,) * array.ndim if typed_key else ("batch", *(None,) * (array.ndim - 1))[: array.ndim]
-        return jax.device_put(array, sharding(mesh, axes, array.shape))
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            # By their bits: a key of one process alone cannot be laid out over the devices of others.
+            bits = place(jax.random.key_data(array), (None,) * (array.ndim + 1))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(array))
+        return place(array, ("batch", *(None,) * (array.ndim - 1))[: array.ndim])
+
+    def place(array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        layout = sharding(mesh, axes, array.shape)
+        if jax.process_count() > 1 and array.is_fully_addressable:
+            values = np.asarray(array)
+            return jax.make_array_from_callback(array.shape, layout, lambda index: values[index])
+        return settle(jax.device_put(array, layout))
 
     return jax.tree.map(move, tree)
 

@@ -18,6 +18,8 @@ import numpy as np
 
 from scope_jax import correction, rollout, tasks
 from scope_jax.correction.monte_carlo import MONTE_CARLO_STREAM, successes
+from scope_jax.hosts import by_share, from_main, is_main
+from scope_jax.mesh import put_rows, to_host
 from scope_jax.run import progress, write_atomically
 from scope_jax.types import Rollout
 
@@ -89,10 +91,11 @@ def labelled_rows(
 
     The file has one JSON object for each row (split, row, id, prompt, steps, labels, oracle) and one at the end of each
     chunk (split, chunk, counters). Rows that did not end within the limit, or whose answer could not be judged, are left out
-    and counted. Raises ValueError for kind `oracle` in a domain that cannot check steps.
+    and counted. Of several processes the first one reads and writes the file. Raises ValueError for kind `oracle` in a domain
+    that cannot check steps.
     """
     path = Path(path)
-    done = _read(path)
+    done = from_main(_read(path) if is_main() else None)
     chunks = [problems[start : start + rollouts.problems_at_once] for start in range(0, len(problems), rollouts.problems_at_once)]
     first_new = sum(line["split"] == split for line in done if "chunk" in line)
     bar = progress(len(chunks), initial=first_new, desc=f"rollouts {split}")
@@ -104,8 +107,9 @@ def labelled_rows(
             writer, tokenizer, domain, chunks[number], place, min(rollouts.problems_at_once, len(problems)), rollouts, labels, key
         )
         lines = [{"split": split, **row} for row in rows] + [{"split": split, "chunk": number, **counts}]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        if is_main():
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
         done += lines
         bar.update(1)
     bar.close()
@@ -162,16 +166,17 @@ def _label_chunk(
     ids = [next(left) if is_open else [0] for is_open in opened]
     batch = rollout.from_prompts(ids, group, rollouts.prompt_tokens + sample.max_new_tokens, first_row=first * group)
     opened_B = np.repeat(opened, group)
-    batch = batch.replace(finished_B=jnp.asarray(~opened_B))
+    batch = batch.replace(finished_B=put_rows(~opened_B))
     batch = rollout.generate(policy.params, policy.config, batch, key, sample, shared_prefix=group)
-    finished = np.asarray(jax.device_get(batch.finished_B))
+    finished = to_host(batch.finished_B)
     rows = np.flatnonzero(finished & opened_B)
     row_problems = [problems[min(b // group, len(problems) - 1)] for b in range(size * group)]
     steps, ends, _ = correction.in_steps(batch, rows, tokenizer, domain.divider)
     # What ended at once has no step.
     full = [r for r in range(len(rows)) if steps[r]]
     rows, steps, ends = rows[full], [steps[r] for r in full], [ends[r] for r in full]
-    oracle = [domain.check_steps(row_problems[b], row) for b, row in zip(rows, steps, strict=True)]
+    check = lambda own, own_steps: [domain.check_steps(row_problems[b], row) for b, row in zip(own, own_steps, strict=True)]
+    oracle = by_share(check, list(rows), steps)
     counts = {
         "rows": len(rows),
         "prompt_too_long": len(gone),
@@ -215,11 +220,11 @@ def monte_carlo_labels(
     verdict; of another step, what `spec.estimate` makes of continuations after it. A row that is right is itself a success
     after each of its steps: under `hard` nothing of it is continued. After the first 0 the row is not looked at further.
     """
-    verdicts = domain.verify([problems[b] for b in rows_R], ["".join(row) for row in steps])
+    verdicts = tasks.verdicts(domain, [problems[b] for b in rows_R], ["".join(row) for row in steps])
     right = np.array([verdict is True for verdict in verdicts], bool)
     alive = np.array([verdict is not None for verdict in verdicts], bool)
     labels = [[float(spec.estimate == "hard" and right[r])] * len(row) for r, row in enumerate(steps)]
-    prompt_length = np.asarray(jax.device_get(batch.prompt_length_B))
+    prompt_length = to_host(batch.prompt_length_B)
     count = np.array([len(row) for row in steps])
     tokens = prefixes = 0
     for step in range(max(count, default=0) - 1):

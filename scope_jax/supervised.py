@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from scope_jax import cli, correction, learning, models, rollout, step_labels, tasks
 from scope_jax.configuration import DTYPES, MASTER_WEIGHTS, check_keys
-from scope_jax.hosts import any_process
+from scope_jax.hosts import any_process, from_main, is_main, wait_for_all
 from scope_jax.learning import OptimizerSpec
 from scope_jax.mesh import make_mesh, put_rows
 from scope_jax.run import Checkpoints, Stopped, StopSignal, prepare_workdir, progress, write_atomically
@@ -107,13 +107,17 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     free = {"may_differ": ("checkpoint", "remat"), "defaults": default_config().to_dict()}
     workdir = prepare_workdir(workdir, config.to_dict(), **free, name="training.json")
     summary_path = workdir / "summary.json"
-    if summary_path.is_file():
-        return json.loads(summary_path.read_text())
+    # What lies in the folder is for process 0 to say, here and below: the others may have come later, or have no such folder.
+    found = from_main(json.loads(summary_path.read_text()) if is_main() and summary_path.is_file() else None)
+    if found is not None:
+        return found
     mesh = make_mesh(**config.mesh.to_dict())
     with jax.set_mesh(mesh):
         summary = _train_policy(config, workdir, mesh) if config.kind == "policy" else _train_prm(config, workdir, mesh)
     write_atomically(summary_path, json.dumps(summary, indent=2) + "\n")
-    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    if is_main():
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    wait_for_all("the model is written")
     return summary
 
 
@@ -191,13 +195,14 @@ def _loop(
     state = learning.init_state(params(), optimizer, "float32" if config.master_weights == "float32" else None)
     losses: list[float] = []
     start, checkpoints = 0, None
-    if config.checkpoint.every or (workdir / "checkpoints").is_dir():
+    if config.checkpoint.every or from_main((workdir / "checkpoints").is_dir()):
         checkpoints = Checkpoints(workdir / "checkpoints", keep=CHECKPOINTS_KEPT)
         if (restored := checkpoints.restore(learning.abstract_state(state))) is not None:
             start, state, extra = restored
             losses = extra["losses"]
             batches.restore(extra["batches"])
             print(f"resuming {workdir} at step {start}", flush=True)
+    cli.begun()
     bar = progress(config.steps, initial=start, desc=workdir.name)
     good = True  # whether the last update was
     with StopSignal(any_process) as stop:
@@ -282,7 +287,8 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
     objective = learning.cloning_objective(model_config, remat=config.remat)
     trained, loss = _loop(config, workdir, objective, model_config, params, batches)
     models.save(workdir, model_config, trained)
-    tasks.save_tokenizer(tokenizer, workdir)
+    if is_main():
+        tasks.save_tokenizer(tokenizer, workdir)
     dropped = {f"data/{name}": count for name, count in batches.dropped.items() if count}
     return {"kind": "policy", "steps": config.steps, "loss": loss, **dropped}
 
@@ -314,13 +320,15 @@ def _train_prm(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> di
     objective = learning.step_label_objective(prm_config, remat=config.remat)
     trained, loss = _loop(config, workdir, objective, prm_config, params, batches)
     models.save(workdir, prm_config, trained)
-    tasks.save_tokenizer(tokenizer, workdir)
+    if is_main():
+        tasks.save_tokenizer(tokenizer, workdir)
 
     score, valid = step_labels.score_rows(dataclasses.replace(scorer, params=trained), held_out)
     truth = [row.truth for row in held_out]
     rates = step_labels.first_error_rates(score, valid, truth, config.threshold)
     table, best = step_labels.threshold_table(score, valid, truth)
-    print(f"{workdir}: " + "  ".join(f"{k} {v:.3f}" for k, v in rates.items() if isinstance(v, float)), flush=True)
+    if is_main():
+        print(f"{workdir}: " + "  ".join(f"{k} {v:.3f}" for k, v in rates.items() if isinstance(v, float)), flush=True)
     return {
         "kind": "prm",
         "steps": config.steps,
@@ -379,7 +387,8 @@ def _labelled(
     sample = rollout.SampleSpec(temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends)
     spec = RolloutSpec(settings.group, settings.problems_at_once, prompt_tokens, config.chat, sample)
     own = LabelSpec(**config.labels.to_dict())
-    print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
+    if is_main():
+        print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
     found = []
     for split, part, seed in sets:
         # Held-out rows are measured against the step check where the domain has one.

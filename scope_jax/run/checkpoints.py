@@ -1,8 +1,10 @@
 """Checkpoints of a run: saved atomically, verified when read, restored onto any mesh."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +14,54 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scope_jax.hosts import settle
+from scope_jax.hosts import exchange, settle
 from scope_jax.mesh import at_hand
 from scope_jax.run.workdir import NoRoom, is_full, say_a_full_disk_once
 
 PyTree = Any
+
+# Of the system, and of gRPC and TensorStore: what a storage or a network says that does not answer at the moment.
+_PASSING_NAMES = (
+    "EIO",
+    "EAGAIN",
+    "ESTALE",
+    "EREMOTEIO",
+    "ENOTCONN",
+    "ENETDOWN",
+    "ENETUNREACH",
+    "ENETRESET",
+    "EHOSTDOWN",
+    "EHOSTUNREACH",
+)
+_PASSING = {getattr(errno, name) for name in _PASSING_NAMES if hasattr(errno, name)}
+# What speaks to buckets and to the metadata server of a machine; a file that is not there is a FileNotFoundError of theirs too.
+_PASSING_MODULES = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
+_PASSING_WORDS = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): ")
+# What a folder says in which something is missing; another error of the system is none of the checkpoint.
+_MISSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
+class StorageError(OSError):
+    """Where checkpoints lie does not let them be written or read at the moment. Nothing is said about the run: another attempt may
+    get past it."""
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is of a storage or a network that does not answer, and not of what was asked."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, StorageError | ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        if f"{type(error).__module__}.".startswith(_PASSING_MODULES):
+            return True
+        told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+        if _PASSING_WORDS.search(str(error)) or (told and int(told[1]) in _PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Checkpoints:
@@ -40,13 +85,33 @@ class Checkpoints:
         logging.get_absl_logger().addFilter(_worth_saying)
         say_a_full_disk_once()
         self._args = ocp.args
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(n=keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(n=keep),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
+        except Exception as error:
+            # What is left, a folder that cannot be made for one, is the fault of who named it.
+            if not is_passing(error) or _of_the_program(error):
+                raise
+            raise StorageError(f"{self.directory}: {_in_short(error)}") from error
+        # Reads by itself: a process that cannot read its part must not leave the others waiting for it in the middle of Orbax.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"scope_jax_{jax.process_index()}",
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
             ),
+            multiprocessing_options=alone,
         )
 
     def steps(self) -> list[int]:
@@ -58,8 +123,9 @@ class Checkpoints:
 
         Returns once the arrays are copied to the host (they may then be donated); the files are written in the
         background. An error of that writing is raised by the next `save`, `wait` or `close`: NoRoom where the disk
-        is full, and the checkpoints before it are as they were (end the process with `cli.leave` then). `state` has jax or
-        numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not JSON.
+        is full, StorageError for what else went wrong, and the checkpoints before it are as they were (end the process with
+        `cli.leave` then). `state` has jax or numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not
+        JSON.
         """
         try:
             # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
@@ -83,19 +149,24 @@ class Checkpoints:
         arrays are placed by its shardings, which need not be those of the mesh that saved. The bits are those that
         were saved. A damaged checkpoint (unreadable, or a checksum that differs) is left out with a warning, and
         deleted as soon as an older one has been read. Raises ValueError where the checkpoint is sound but of another
-        state than `like` (names and shapes are given; nothing is deleted), and where every checkpoint is damaged.
+        state than `like` (names and shapes are given; nothing is deleted), and where every checkpoint is damaged; StorageError
+        where it is the storage that does not answer.
         """
-        self._manager.wait_until_finished()
+        self.wait()
         like = jax.tree.map(_abstract, like)
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        # Each process has looked into the folder by itself.
+        for step in sorted(set.intersection(*map(set, exchange(self.steps()))), reverse=True):
             record, reason = self._attempt(self._read_record, step)
             if record is not None:
                 _check_layout(record["leaves"], like, f"{self.directory}/{step}")
-                state, reason = self._attempt(self._read_state, step, like, record["leaves"])
+                state, reason = self._attempt(self._read_state, step, like)
                 if state is not None:
-                    for bad in damaged:
-                        self._manager.delete(bad)
+                    reason = _difference(state, record["leaves"])
+                if not reason:
+                    with self._one_line():
+                        for bad in damaged:
+                            self._manager.delete(bad)
                     return step, state, record["extra"]
             damaged[step] = reason
             logging.warning("checkpoint %s/%d is damaged, trying the one before it: %s", self.directory, step, reason)
@@ -127,50 +198,70 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
-        """A full disk as one clear error, whatever the layer below calls it."""
+        """What went wrong while something was written as one clear error, whatever the layer below calls it."""
         try:
             yield
         except Exception as error:
-            if not is_full(error):
+            if is_full(error):
+                raise NoRoom(self.directory) from error
+            if _of_the_program(error):
                 raise
-            raise NoRoom(self.directory) from error
+            raise StorageError(f"{self.directory}: a checkpoint could not be written: {_in_short(error)}") from error
 
     def _attempt(self, read, *args) -> tuple[Any, str]:
-        """(result, "") of `read(*args)`, or (None, one line of reason); one verdict for all processes."""
+        """(result, "") of `read(*args)`, in which no process waits for another, or (None, one line of reason); one verdict for all
+        processes. Raises StorageError where it is the storage of any of them that does not answer."""
+        result, reason, passing = None, "", False
         try:
-            result, reason = read(*args), ""
+            result = read(*args)
+        except jax.errors.JaxRuntimeError:  # of the device; no damage
+            raise
         except Exception as error:  # Every layer below (json, Orbax, TensorStore, the file system) has its own kinds.
-            first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            result, reason = None, f"{type(error).__name__}: {first_line}"[:200]
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            if not np.all(multihost_utils.process_allgather(np.array(result is not None))):
-                result, reason = None, reason or "another process could not read it"
+            reason, passing = (
+                _in_short(error),
+                is_passing(error) or (isinstance(error, OSError) and not isinstance(error, _MISSING)),
+            )
+        for number, (why, may_pass) in enumerate(exchange([reason, passing])):
+            if may_pass:
+                raise StorageError(f"{self.directory}: a checkpoint could not be read: {why}")
+            if why and not reason:
+                result, reason = None, f"process {number} could not read it: {why}"
         return result, reason
 
     def _read_record(self, step: int) -> dict[str, Any]:
         items = self._args.Composite(record=self._args.JsonRestore())
-        record = self._manager.restore(step, args=items)["record"]
+        record = self._reader.restore(self._manager.directory / str(step), args=items)["record"]
         if record["sum"] != _text_sum(record["extra"], record["leaves"]):
             raise ValueError("the checksum of its record differs")
         return record
 
-    def _read_state(self, step: int, like: PyTree, leaves: dict[str, dict]) -> PyTree:
+    def _read_state(self, step: int, like: PyTree) -> PyTree:
         items = self._args.Composite(state=self._args.StandardRestore(like))
-        state = self._manager.restore(step, args=items)["state"]
-        for name, found in _describe(state).items():
-            if found["sum"] != leaves[name]["sum"]:
-                raise ValueError(f"the checksum of {name} differs")
-        return state
+        return self._reader.restore(self._manager.directory / str(step), args=items)["state"]
+
+
+def _in_short(error: BaseException) -> str:
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first_line}"[:200]
+
+
+def _of_the_program(error: BaseException | None) -> bool:
+    """Whether an error says that the devices failed, or another process of the run in a collective, or that there is a mistake in
+    the program: nothing of the storage."""
+    ours = (jax.errors.JaxRuntimeError, TypeError, AttributeError, AssertionError)
+    return isinstance(error, ours) or "Gloo" in str(error)
+
+
+def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
+    """Which array does not have the bits that were saved; empty where all have. All processes call it."""
+    differing = [name for name, found in _describe(state).items() if found["sum"] != leaves[name]["sum"]]
+    return f"ValueError: the checksum of {differing[0]} differs" if differing else ""
 
 
 def _worth_saying(record: Any) -> bool:
-    """Whether a log record is to be printed. Of a full disk, every thread of Orbax logs a traceback of its own, before we hear
-    of it and say the same in one line; those that are still waiting when the program ends log another."""
-    if not (record.exc_info and "orbax" in record.pathname):
-        return True
-    return not (is_full(record.exc_info[1]) or "interpreter shutdown" in str(record.exc_info[1]))
+    """Whether a log record is to be printed. Of a storage that fails, every thread of Orbax logs a traceback of its own, before we
+    hear of it and say the same in one line; those that are still waiting when the program ends log another."""
+    return not (record.exc_info and "orbax" in record.pathname) or _of_the_program(record.exc_info[1])
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
