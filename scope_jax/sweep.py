@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration import FREE, check_config, default_config
 from scope_jax.run import STOPPED, NoRoom, Stopped, read_metrics, write_atomically
+from scope_jax.run.checkpoints import is_passing
 
 # What a record keeps of a run: figures of the last step by prefix, means over the steps, and curves.
 FINAL = ("eval/", "eval_ood/")
@@ -258,8 +259,8 @@ def work(
             except (ValueError, OSError, RuntimeError) as error:
                 if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                    raise  # a full disk says nothing about the run either
+                if is_passing(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+                    raise  # a full disk, a storage or a network says nothing about the run either
                 failed += 1
                 reason = " ".join(str(error).split())
                 write_failure(records, run, reason)
