@@ -72,7 +72,7 @@ $(FIT_READY): pyproject.toml constraints.txt
 	@echo "== set-up done"
 
 fit: $(FIT_READY)  ## compile for TPU slices without one: the environment of scope_jax.fit, and its tests
-	@"$(FIT_VENV)/bin/python" -m pytest tests/test_fit.py $(ARGS)
+	@"$(FIT_VENV)/bin/python" -m pytest tests/fit $(ARGS)
 
 bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
 	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)

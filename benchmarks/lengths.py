@@ -1,7 +1,8 @@
 """The workload every side of a benchmark shares: which prompts, and where each row ends.
 
-Pure Python, no third-party package, so that the same file serves our interpreter and both peers'. The draws use
-`random.Random(seed)` through `random()` only, whose sequence Python keeps stable between versions.
+Pure Python, no third-party package, so that the same file serves our interpreter and both peers'.
+The draws use `random.Random(seed)` through `random()` only, whose sequence Python keeps stable
+between versions.
 
     python benchmarks/lengths.py --rows=256 --budget=128 > lengths.json
 """
@@ -19,11 +20,14 @@ LETTERS = string.ascii_letters + string.digits
 def varied_lengths(rows: int, budget: int, seed: int = 0) -> list[int]:
     """New tokens of each row, as they vary in training, in random row order.
 
-    Half of the rows (rounded up) are uniform in [1, budget // 4], the rest uniform in [budget // 4 + 1, budget].
-    Raises ValueError for a budget under 8 or no rows.
+    Half of the rows (rounded up) are uniform in [1, budget // 4], the rest uniform in [budget // 4
+    + 1, budget]. Raises ValueError for a budget under 8 or no rows.
     """
     if rows < 1 or budget < 8:
-        raise ValueError(f"varied_lengths: rows={rows}, budget={budget}; needs at least 1 row and a budget of 8 tokens")
+        raise ValueError(
+            f"varied_lengths: rows={rows}, budget={budget}; needs at least 1 row and a budget of 8"
+            " tokens"
+        )
     rng = random.Random(seed)
     quarter = budget // 4
     short = [1 + int(rng.random() * quarter) for _ in range(rows - rows // 2)]
@@ -32,10 +36,13 @@ def varied_lengths(rows: int, budget: int, seed: int = 0) -> list[int]:
 
 
 def read_lengths(path: str, rows: int, budget: int) -> list[int]:
-    """Lengths from a JSON list of integers; raises ValueError unless there is one in [1, budget] for each row."""
+    """Lengths from a JSON list of integers; raises ValueError unless there is one in [1, budget]
+    for each row."""
     lengths = json.loads(Path(path).read_text())
     if not isinstance(lengths, list) or len(lengths) != rows:
-        raise ValueError(f"{path}: holds {len(lengths)} lengths; needs a JSON list of {rows}, one for each row")
+        raise ValueError(
+            f"{path}: holds {len(lengths)} lengths; needs a JSON list of {rows}, one for each row"
+        )
     wrong = [n for n in lengths if not (isinstance(n, int) and 1 <= n <= budget)]
     if wrong:
         raise ValueError(f"{path}: length {wrong[0]!r}; needs integers in [1, {budget}]")
@@ -43,18 +50,25 @@ def read_lengths(path: str, rows: int, budget: int) -> list[int]:
 
 
 def prompt_texts(prompts: int, length: int, seed: int = 0) -> list[str]:
-    """`prompts` random texts of `length` letters and digits, a token each in the tokenizer of `make_model.py`."""
+    """`prompts` random texts of `length` letters and digits, a token each in the tokenizer of
+    `make_model.py`."""
     rng = random.Random(seed)
-    return ["".join(LETTERS[int(rng.random() * len(LETTERS))] for _ in range(length)) for _ in range(prompts)]
+    return [
+        "".join(LETTERS[int(rng.random() * len(LETTERS))] for _ in range(length))
+        for _ in range(prompts)
+    ]
 
 
 def prompt_ids(prompts: int, length: int, seed: int = 0) -> list[list[int]]:
     """The token ids of `prompt_texts`, without a tokenizer."""
-    return [[len(SPECIAL_TOKENS) + ord(c) for c in text] for text in prompt_texts(prompts, length, seed)]
+    return [
+        [len(SPECIAL_TOKENS) + ord(c) for c in text] for text in prompt_texts(prompts, length, seed)
+    ]
 
 
 def alternating_rewards(rows: int) -> list[float]:
-    """Reward of each row by position, 0 or 1 in turn: it costs nothing and no group has zero variance."""
+    """Reward of each row by position, 0 or 1 in turn: it costs nothing and no group has zero
+    variance."""
     return [float(i % 2) for i in range(rows)]
 
 

@@ -1,4 +1,5 @@
-"""Writes random Qwen2 checkpoints (config.json, model.safetensors, byte-level tokenizer) for the benchmarks.
+"""Writes random Qwen2 checkpoints (config.json, model.safetensors, byte-level tokenizer) for the
+benchmarks.
 
 numpy and safetensors only. The same directory loads in scope_jax, in transformers and in Tunix.
 
@@ -22,7 +23,8 @@ MODELS = {
 
 
 def write_model(name: str, directory: str, seed: int = 0, positions: int = 2048) -> int:
-    """Writes model `name` (a key of MODELS), float32, into `directory`; returns the number of parameters."""
+    """Writes model `name` (a key of MODELS), float32, into `directory`; returns the number of
+    parameters."""
     if name not in MODELS:
         raise ValueError(f"make_model: unknown model {name!r}; one of {', '.join(MODELS)}")
     size = MODELS[name]
@@ -31,7 +33,10 @@ def write_model(name: str, directory: str, seed: int = 0, positions: int = 2048)
     weights = random_weights(size, seed)
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     _write_json(path / "config.json", _config(size, positions))
-    _write_json(path / "generation_config.json", {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0})
+    _write_json(
+        path / "generation_config.json",
+        {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0},
+    )
     _write_json(path / "tokenizer.json", _tokenizer(size["vocab"]))
     _write_json(
         path / "tokenizer_config.json",
@@ -56,7 +61,10 @@ def random_weights(size: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     def normal(*shape: int) -> np.ndarray:
         return 0.02 * rng.standard_normal(shape, dtype=np.float32)
 
-    weights = {"model.embed_tokens.weight": normal(size["vocab"], d), "model.norm.weight": np.ones(d, np.float32)}
+    weights = {
+        "model.embed_tokens.weight": normal(size["vocab"], d),
+        "model.norm.weight": np.ones(d, np.float32),
+    }
     for layer in range(size["layers"]):
         prefix = f"model.layers.{layer}."
         weights[prefix + "input_layernorm.weight"] = np.ones(d, np.float32)
@@ -100,22 +108,36 @@ def _config(size: dict[str, int], positions: int) -> dict:
 
 
 def _tokenizer(vocab: int) -> dict:
-    """Byte-level BPE without merges: one token for each byte of the text; the ids after the bytes are never encoded.
+    """Byte-level BPE without merges: one token for each byte of the text; the ids after the bytes
+    are never encoded.
 
-    The type matters: transformers picks the tokenizer class from the model type and rebuilds a Qwen2 tokenizer as
-    byte-level BPE from its vocabulary and merges, whatever else this file says.
+    The type matters: transformers picks the tokenizer class from the model type and rebuilds a
+    Qwen2 tokenizer as byte-level BPE from its vocabulary and merges, whatever else this file says.
     """
     symbols = _byte_symbols()
     tokens = [*SPECIAL_TOKENS, *symbols]
     pairs = (a + b for a in symbols for b in symbols)
     tokens += [next(pairs) for _ in range(vocab - len(tokens))]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": token, **flags} for i, token in enumerate(SPECIAL_TOKENS)],
+        "added_tokens": [
+            {"id": i, "content": token, **flags} for i, token in enumerate(SPECIAL_TOKENS)
+        ],
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": None,
@@ -137,7 +159,8 @@ def _tokenizer(vocab: int) -> dict:
 def _byte_symbols() -> list[str]:
     """The printable character that stands for each byte in byte-level BPE files, by byte value.
 
-    Printable Latin-1 characters stand for themselves, the others for the code points from 256 on, in order.
+    Printable Latin-1 characters stand for themselves, the others for the code points from 256 on,
+    in order.
     """
     itself = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -149,7 +172,9 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a random Qwen2 checkpoint for the benchmarks.")
+    parser = argparse.ArgumentParser(
+        description="Write a random Qwen2 checkpoint for the benchmarks."
+    )
     parser.add_argument("name", choices=sorted(MODELS))
     parser.add_argument("directory")
     parser.add_argument("--seed", type=int, default=0)

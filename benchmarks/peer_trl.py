@@ -1,4 +1,5 @@
-"""Times transformers `generate` and TRL's GRPOTrainer on the CPU; prints one JSON line as `scope_jax.bench` does.
+"""Times transformers `generate` and TRL's GRPOTrainer on the CPU; prints one JSON line as
+`benchmarks/speed.py` does.
 
 Runs under an interpreter with torch, transformers and trl (`requirements-trl.txt`):
 
@@ -21,7 +22,8 @@ from peer_cli import parse_args, report, row_lengths
 
 
 class EndAtLength(transformers.StoppingCriteria):
-    """Ends row b once it holds `prompt_length + lengths[b]` tokens; the batch runs on until its longest row ends."""
+    """Ends row b once it holds `prompt_length + lengths[b]` tokens; the batch runs on until its
+    longest row ends."""
 
     def __init__(self, prompt_length: int, lengths: list[int]):
         self.last_B = prompt_length + torch.tensor(lengths)
@@ -36,15 +38,24 @@ def load_model(directory: str) -> transformers.PreTrainedModel:
 
 
 def rollout(args: Namespace) -> dict:
-    """Seconds of `generate` over all rows, in batches of `slots`; varied lengths: or in one batch, if faster."""
+    """Seconds of `generate` over all rows, in batches of `slots`; varied lengths: or in one batch,
+    if faster."""
     model = load_model(args.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    texts = [text for text in prompt_texts(args.prompts, args.prompt_length, args.seed) for _ in range(args.group)]
+    texts = [
+        text
+        for text in prompt_texts(args.prompts, args.prompt_length, args.seed)
+        for _ in range(args.group)
+    ]
     ids_BT = tokenizer(texts, return_tensors="pt").input_ids
     if ids_BT.shape != (args.prompts * args.group, args.prompt_length):
-        raise ValueError(f"{args.model}: prompts of shape {tuple(ids_BT.shape)}; needs {args.prompt_length} tokens each")
+        raise ValueError(
+            f"{args.model}: prompts of shape {tuple(ids_BT.shape)}; needs {args.prompt_length}"
+            " tokens each"
+        )
     lengths = row_lengths(args)
-    # Plain sampling at temperature 1 without an end token: every row lasts as long as it is told to.
+    # Plain sampling at temperature 1 without an end token: every row lasts as long as it is told
+    # to.
     config = transformers.GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -64,12 +75,22 @@ def rollout(args: Namespace) -> dict:
         for at in range(0, len(lengths), batch):
             part_B, rows = lengths[at : at + batch], ids_BT[at : at + batch]
             stop = [] if args.lengths == "fixed" else [EndAtLength(args.prompt_length, part_B)]
-            out_BT = model.generate(rows, attention_mask=torch.ones_like(rows), generation_config=config, stopping_criteria=stop)
+            out_BT = model.generate(
+                rows,
+                attention_mask=torch.ones_like(rows),
+                generation_config=config,
+                stopping_criteria=stop,
+            )
             if out_BT.shape[1] != args.prompt_length + max(part_B):
-                raise RuntimeError(f"generate wrote {out_BT.shape[1] - args.prompt_length} tokens, not {max(part_B)}")
+                raise RuntimeError(
+                    f"generate wrote {out_BT.shape[1] - args.prompt_length} tokens, not"
+                    f" {max(part_B)}"
+                )
         return time.perf_counter() - start
 
-    batches = sorted({min(args.slots, len(lengths)), len(lengths)} if args.lengths == "varied" else {args.slots})
+    batches = sorted(
+        {min(args.slots, len(lengths)), len(lengths)} if args.lengths == "varied" else {args.slots}
+    )
     first = {batch: run(batch) for batch in batches}
     best = min(first, key=lambda batch: first[batch])
     seconds = [run(best) for _ in range(args.steps)]
@@ -94,7 +115,8 @@ class StepClock(transformers.TrainerCallback):
 
 
 def step(args: Namespace) -> dict:
-    """Seconds between the ends of successive GRPOTrainer steps (generation, reward, update), the first left out."""
+    """Seconds between the ends of successive GRPOTrainer steps (generation, reward, update), the
+    first left out."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -142,7 +164,10 @@ def step(args: Namespace) -> dict:
         trainer.train()
         log = trainer.state.log_history[-1]
     if log["completions/min_length"] != args.new_tokens or not log["reward_std"] > 0:
-        raise RuntimeError(f"GRPOTrainer: completions must have {args.new_tokens} tokens and rewards a spread: {log}")
+        raise RuntimeError(
+            f"GRPOTrainer: completions must have {args.new_tokens} tokens and rewards a spread:"
+            f" {log}"
+        )
     spans = [end - start for start, end in itertools.pairwise(clock.ends)]
     return {
         "seconds": statistics.median(spans[1:]),

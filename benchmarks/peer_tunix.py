@@ -1,6 +1,8 @@
-"""Times Tunix's sampler and GRPO learner on the CPU; prints one JSON line as `scope_jax.bench` does.
+"""Times Tunix's sampler and GRPO learner on the CPU; prints one JSON line as `benchmarks/speed.py`
+does.
 
-Runs under Python 3.12 or later with google-tunix (`requirements-tunix.txt`), on the same checkpoint directory:
+Runs under Python 3.12 or later with google-tunix (`requirements-tunix.txt`), on the same
+checkpoint directory:
 
     python benchmarks/peer_tunix.py rollout --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
     python benchmarks/peer_tunix.py step --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
@@ -58,14 +60,20 @@ def one_device_mesh() -> jax.sharding.Mesh:
 
 
 def rollout(args: Namespace) -> dict:
-    """Seconds of the sampler over all rows, in batches of `slots`; varied lengths: or in one batch, if faster.
+    """Seconds of the sampler over all rows, in batches of `slots`; varied lengths: or in one
+    batch, if faster.
 
-    The sampler knows no length of single rows. Its loop ends when all rows of a batch have, so a batch of rows that
-    end early costs exactly the steps of its longest row: that is the budget it is called with.
+    The sampler knows no length of single rows. Its loop ends when all rows of a batch have, so a
+    batch of rows that end early costs exactly the steps of its longest row: that is the budget it
+    is called with.
     """
     mesh = one_device_mesh()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    texts = [text for text in prompt_texts(args.prompts, args.prompt_length, args.seed) for _ in range(args.group)]
+    texts = [
+        text
+        for text in prompt_texts(args.prompts, args.prompt_length, args.seed)
+        for _ in range(args.group)
+    ]
     lengths = row_lengths(args)
     with mesh:
         model = load_model(args.model, mesh)
@@ -94,10 +102,16 @@ def rollout(args: Namespace) -> dict:
                     seed=seed,
                 )
                 if any(len(tokens) != budget for tokens in out.tokens):
-                    raise RuntimeError(f"the sampler wrote {len(out.tokens[0])} tokens, not {budget}")
+                    raise RuntimeError(
+                        f"the sampler wrote {len(out.tokens[0])} tokens, not {budget}"
+                    )
             return time.perf_counter() - start
 
-        batches = sorted({min(args.slots, len(lengths)), len(lengths)} if args.lengths == "varied" else {args.slots})
+        batches = sorted(
+            {min(args.slots, len(lengths)), len(lengths)}
+            if args.lengths == "varied"
+            else {args.slots}
+        )
         first = {batch: run(batch, 0) for batch in batches}
         # Compilation hides the speed of the first call: a second one decides.
         second = {batch: run(batch, 1) for batch in batches} if len(batches) > 1 else first
@@ -114,13 +128,19 @@ def rollout(args: Namespace) -> dict:
 
 
 def step(args: Namespace) -> dict:
-    """Seconds between the reward calls of successive GRPO steps: one update and one generation, each awaited."""
+    """Seconds between the reward calls of successive GRPO steps: one update and one generation,
+    each awaited."""
     mesh = one_device_mesh()
     rows, micro = args.prompts * args.group, args.micro_batch or args.prompts * args.group
-    warmup = 2  # the first step compiles, the second once more for parameters that come from the update
+    warmup = (
+        2  # the first step compiles, the second once more for parameters that come from the update
+    )
     steps = warmup + args.steps
     texts = prompt_texts(args.prompts * steps, args.prompt_length, args.seed)
-    batches = [{"prompts": np.array(texts[at : at + args.prompts])} for at in range(0, len(texts), args.prompts)]
+    batches = [
+        {"prompts": np.array(texts[at : at + args.prompts])}
+        for at in range(0, len(texts), args.prompts)
+    ]
     calls: list[float] = [time.perf_counter()]
 
     def reward(prompts: list[str], completions: list[str], **kwargs) -> list[float]:
@@ -156,7 +176,9 @@ def step(args: Namespace) -> dict:
         )
         learner = grpo_learner.GRPOLearner(
             rl_cluster=cluster,
-            algo_config=grpo_learner.GRPOConfig(num_generations=args.group, num_iterations=1, beta=0.0),
+            algo_config=grpo_learner.GRPOConfig(
+                num_generations=args.group, num_iterations=1, beta=0.0
+            ),
             reward_fns=reward,
         )
         learner.train(batches)
@@ -167,7 +189,9 @@ def step(args: Namespace) -> dict:
         "seconds": statistics.median(spans[warmup:]),
         "all_seconds": spans[warmup:],
         "tokens": rows * args.new_tokens,
-        "compile_seconds": max(0.0, sum(spans[:warmup]) - warmup * statistics.median(spans[warmup:])),
+        "compile_seconds": max(
+            0.0, sum(spans[:warmup]) - warmup * statistics.median(spans[warmup:])
+        ),
         "micro_batch": micro,
         "first_seconds": spans[:warmup],
     }

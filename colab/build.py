@@ -1,7 +1,8 @@
-"""Make the notebooks from their percent-format sources: `python colab/build.py`, or `--check` to compare only.
+"""Make the notebooks from their percent-format sources: `python colab/build.py`, or `--check` to
+compare only.
 
-A line `# %%` starts a code cell, `# %% [markdown]` a text cell whose lines are comments. Notebooks hold no outputs, and
-cell ids count up, so that the same source always gives the same file.
+A line `# %%` starts a code cell, `# %% [markdown]` a text cell whose lines are comments. Notebooks
+hold no outputs, and cell ids count up, so that the same source always gives the same file.
 """
 
 import sys
@@ -14,10 +15,11 @@ MARK = "# %%"
 
 
 def cells(source: str) -> list[tuple[str, str]]:
-    """(kind, text) of each cell, kind "code" or "markdown"; before the first mark only comments for
-    tools may stand, which the notebook leaves out.
+    """(kind, text) of each cell, kind "code" or "markdown"; before the first mark only comments
+    for tools may stand, which the notebook leaves out.
 
-    Raises ValueError for code before the first mark and for a text cell with a line that is no comment.
+    Raises ValueError for code before the first mark and for a text cell with a line that is no
+    comment.
     """
     head, *parts = ("\n" + source).split(f"\n{MARK}")
     if any(line and not line.startswith("#") for line in head.split("\n")):
@@ -32,7 +34,10 @@ def cells(source: str) -> list[tuple[str, str]]:
             lines = body.split("\n")
             wrong = [line for line in lines if line != "#" and not line.startswith("# ")]
             if wrong:
-                raise ValueError(f"text cell: {wrong[0]!r} is no comment; every line of a text cell starts with '# '")
+                raise ValueError(
+                    f"text cell: {wrong[0]!r} is no comment; every line of a text cell starts with"
+                    " '# '"
+                )
             found.append(("markdown", "\n".join(line[2:] for line in lines)))
         else:
             raise ValueError(f"cell {MARK}{title}: unknown kind; '{MARK}' or '{MARK} [markdown]'")
@@ -42,9 +47,15 @@ def cells(source: str) -> list[tuple[str, str]]:
 def notebook(source: str) -> str:
     """The notebook file made from a percent-format source."""
     made = nbformat.v4.new_notebook()
-    made.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    made.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
+    }
     for number, (kind, text) in enumerate(cells(source)):
-        cell = nbformat.v4.new_code_cell(text) if kind == "code" else nbformat.v4.new_markdown_cell(text)
+        cell = (
+            nbformat.v4.new_code_cell(text)
+            if kind == "code"
+            else nbformat.v4.new_markdown_cell(text)
+        )
         cell.id = f"cell-{number}"
         made.cells.append(cell)
     nbformat.validate(made)
@@ -60,7 +71,9 @@ def main(argv: list[str]) -> int:
             if "--check" not in argv:
                 target.write_text(made, encoding="utf-8")
     if stale:
-        print(("differs from its source: " if "--check" in argv else "written: ") + ", ".join(stale))
+        print(
+            ("differs from its source: " if "--check" in argv else "written: ") + ", ".join(stale)
+        )
     return int(bool(stale) and "--check" in argv)
 
 

@@ -17,7 +17,9 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
+SOURCE = (
+    "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
+)
 if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
 
@@ -29,7 +31,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from scope_jax import configuration, correction, models, rollout, run, supervised, tasks, train
+from scope_jax import correction, models, rollout, run, supervise, tasks, train
+from scope_jax.config import default_config
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.text import encode_prompts, load_tokenizer, step_ends, stop_table
 from scope_jax.types import Owner
 
 FOLDER = Path("scope_demo_smoke" if SMOKE else "scope_demo")
@@ -48,21 +53,35 @@ FOLDER = Path("scope_demo_smoke" if SMOKE else "scope_demo")
 
 # %%
 def checkpoint(name, **settings):
-    config = supervised.default_config()
+    config = supervise.default_config()
     config.update(settings)
     if SMOKE:
-        config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 16, 1, 0
+        config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = (
+            2,
+            16,
+            1,
+            0,
+        )
         config.model.update({"hidden_size": 32, "num_layers": 1, "ffn_size": 64})
         config.rollouts.update({"problems": 32, "held_out": 16})
-    supervised.supervise(config, FOLDER / name)
+    supervise.supervise(config, FOLDER / name)
     return str(FOLDER / name)
 
 
 lengths = {"lengths": (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)}
 base = checkpoint("base", steps=600, task=lengths, demonstrations={"misconception": 0.95})
 style = {"style": "sorted", "anyones_prefix": True}
-able = checkpoint("teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style)
-judge = checkpoint("prm", kind="prm", steps=150, start=able, rollouts={"policy": base}, optimizer={"learning_rate": 1e-3})
+able = checkpoint(
+    "teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style
+)
+judge = checkpoint(
+    "prm",
+    kind="prm",
+    steps=150,
+    start=able,
+    rollouts={"policy": base},
+    optimizer={"learning_rate": 1e-3},
+)
 
 # %% [markdown]
 # ## 2. A group of rollouts
@@ -73,20 +92,29 @@ judge = checkpoint("prm", kind="prm", steps=150, start=able, rollouts={"policy":
 policy_config, policy = models.load(base)
 teacher_config, teacher = models.load(able)
 prm_config, prm_weights = models.load(judge)
-tokenizer = tasks.load_tokenizer(base)
+tokenizer = load_tokenizer(base)
 domain = tasks.Arithmetic(start="zero")
 problems = [domain.problem(seed=3, split="test", index=n, k=5) for n in range(4)]
 
 key = jax.random.key(0)
-prompts, _ = tasks.encode_prompts(tokenizer, [p.prompt for p in problems], max_length=16)
+prompts, _ = encode_prompts(tokenizer, [p.prompt for p in problems], max_length=16)
 spec = rollout.SampleSpec(max_new_tokens=30, end_ids=policy_config.end_ids)
-batch = rollout.generate(policy, policy_config, rollout.from_prompts(prompts, 8, 48), key, spec, shared_prefix=8)
+batch = rollout.generate(
+    policy, policy_config, rollout.from_prompts(prompts, 8, 48), key, spec, shared_prefix=8
+)
 
 owners = [p for p in problems for _ in range(8)]
 written = rollout.completion_ids(batch)
 right = domain.verify(owners, rollout.texts(written, tokenizer))
 for n, problem in enumerate(problems):
-    print(problem.prompt, "answer", problem.answer, "right", sum(map(bool, right[8 * n : 8 * n + 8])), "of 8")
+    print(
+        problem.prompt,
+        "answer",
+        problem.answer,
+        "right",
+        sum(map(bool, right[8 * n : 8 * n + 8])),
+        "of 8",
+    )
 
 # %% [markdown]
 # ## 3. The first wrong step
@@ -96,10 +124,10 @@ for n, problem in enumerate(problems):
 
 # %%
 failed = [row for row, good in enumerate(right) if not good]
-ends = [tasks.step_ends(written[row], tokenizer, domain.separator) for row in failed]
+ends = [step_ends(written[row], tokenizer, domain.separator) for row in failed]
 pieces = [[written[row][i:j] for i, j in zip([0, *stop], stop)] for row, stop in zip(failed, ends)]
 steps = [rollout.texts(ids, tokenizer) for ids in pieces]
-prm = correction.ProcessRewardModel(prm_weights, prm_config, tasks.load_tokenizer(judge))
+prm = ProcessRewardModel(prm_weights, prm_config, load_tokenizer(judge))
 score, valid, unscored = prm.score([owners[row].prompt for row in failed], steps)
 error = np.asarray(correction.first_error(jnp.asarray(score), jnp.asarray(valid), threshold=0.5))
 
@@ -117,19 +145,30 @@ for number, step in enumerate(steps[n]):
 # remembers who wrote it.
 
 # %%
-one = correction.take_rows(batch, jnp.array([row]), jnp.array([True]))
-kept = correction.cut(one, one.prompt_length_B + [0, *ends[n]][first])
-stop = tasks.stop_table(tokenizer, domain.separator, teacher_config.vocab_size)
-one_step = rollout.SampleSpec(temperature=0.0, max_new_tokens=8, end_ids=teacher_config.end_ids, stop=stop)
-corrected = rollout.generate(teacher, teacher_config, kept, key, one_step, owner=Owner.TEACHER, stream=1)
+one = rollout.take_rows(batch, jnp.array([row]), jnp.array([True]))
+kept = rollout.cut(one, one.prompt_length_B + [0, *ends[n]][first])
+stop = stop_table(tokenizer, domain.separator, teacher_config.vocab_size)
+one_step = rollout.SampleSpec(
+    temperature=0.0, max_new_tokens=8, end_ids=teacher_config.end_ids, stop=stop
+)
+corrected = rollout.generate(
+    teacher, teacher_config, kept, key, one_step, owner=Owner.TEACHER, stream=1
+)
 mixed = rollout.generate(policy, policy_config, corrected, key, spec, stream=2)
 
 ids = rollout.completion_ids(mixed)[0]
 start = int(mixed.prompt_length_B[0])
-stops = tasks.step_ends(ids, tokenizer, domain.separator)
+stops = step_ends(ids, tokenizer, domain.separator)
 for i, j in zip([0, *stops], stops):
-    print(f"  {Owner(int(mixed.owner_BT[0, start + i])).name.lower():8} {tokenizer.decode(ids[i:j]).strip()}")
-print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer))[0], " answer:", owners[row].answer)
+    print(
+        f"  {Owner(int(mixed.owner_BT[0, start + i])).name.lower():8} {tokenizer.decode(ids[i:j]).strip()}"
+    )
+print(
+    "right now:",
+    domain.verify([owners[row]], rollout.texts([ids], tokenizer))[0],
+    " answer:",
+    owners[row].answer,
+)
 
 # %% [markdown]
 # ## 5. Training
@@ -139,8 +178,10 @@ print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer)
 
 # %%
 def arm(name, rescue):
-    config = configuration.default_config()
-    config.update({"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}})
+    config = default_config()
+    config.update(
+        {"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}}
+    )
     config.task.data = str(FOLDER / "tfds")
     config.task.options = {"train_size": 2048, "lengths": (4, 5), "start": "zero"}
     config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 11, "new_tokens": 29})
@@ -152,7 +193,11 @@ def arm(name, rescue):
     return run.read_metrics(FOLDER / name / "metrics.jsonl")
 
 
-arms = {"SCOPE": arm("scope", True)} if SMOKE else {"GRPO": arm("grpo", False), "SCOPE": arm("scope", True)}
+arms = (
+    {"SCOPE": arm("scope", True)}
+    if SMOKE
+    else {"GRPO": arm("grpo", False), "SCOPE": arm("scope", True)}
+)
 
 # %%
 for name, lines in arms.items():

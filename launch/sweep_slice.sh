@@ -69,7 +69,7 @@ trap 'rm -rf -- "$stage"' EXIT
 # Sweep and config files are named from the top of the repository, here and on the workers.
 cd -- "$root"
 ask() {
-  "$python" -m scope_jax.sweep_slice "$1" --sweep="$sweep" --records="$records" "${@:2}"
+  "$python" -m scope_jax.sweep.slices "$1" --sweep="$sweep" --records="$records" "${@:2}"
 }
 
 # Metrics and summary of run $1, which is finished: they are in the bucket, which may not answer at the moment.

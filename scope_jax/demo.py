@@ -1,8 +1,10 @@
-"""The demo: make the checkpoints, train GRPO and SCOPE from the same base on several seeds, and compare.
+"""The demo: make the checkpoints, train GRPO and SCOPE from the same base on several seeds, and
+compare.
 
     python -m scope_jax.demo [--seeds=0,1,2] [--workdir=runs/demo] [--steps=N]
 
-Everything that was finished before is kept: checkpoints in `cache/checkpoints`, finished runs in the workdir.
+Everything that was finished before is kept: checkpoints in `cache/checkpoints`, finished runs in
+the workdir.
 """
 
 import argparse
@@ -16,12 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from scope_jax import models, tasks
+from scope_jax import models
+from scope_jax.data.load import load_task
+from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate import evaluate_splits
-from scope_jax.mesh import make_mesh, use_cpu_cores
-from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically, write_report
-from scope_jax.supervised import supervise
-from scope_jax.tasks.load import load_task
+from scope_jax.report import write_report
+from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically
+from scope_jax.supervise import supervise
+from scope_jax.text import load_tokenizer
 from scope_jax.train import train
 
 CHECKPOINTS = ("base", "teacher", "prm")
@@ -64,14 +68,18 @@ def arm_config(arm: str, seed: int, checkpoints: Path, data: Path, steps: int | 
     config.task.data = str(data)
     config.models.policy = str(checkpoints / "base")
     if arm == "scope":
-        config.models.teacher, config.models.prm = str(checkpoints / "teacher"), str(checkpoints / "prm")
+        config.models.teacher, config.models.prm = (
+            str(checkpoints / "teacher"),
+            str(checkpoints / "prm"),
+        )
     if steps:
         config.steps = steps
     return config
 
 
 def reach(rewards: list[float], target: float = TARGET, window: int = WINDOW) -> float:
-    """Batches until the mean reward of `window` consecutive batches first reaches `target`; NaN if it never does."""
+    """Batches until the mean reward of `window` consecutive batches first reaches `target`; NaN if
+    it never does."""
     for end in range(window, len(rewards) + 1):
         if np.mean(rewards[end - window : end]) >= target:
             return float(end)
@@ -101,7 +109,9 @@ def base_figures(checkpoints: Path, data: Path, path: Path) -> dict[str, float]:
     with jax.set_mesh(mesh):
         model_config, params = models.load(config.models.policy, mesh=mesh)
         task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
-        result = evaluate_splits(params, model_config, config, task, tasks.load_tokenizer(config.models.policy))
+        result = evaluate_splits(
+            params, model_config, config, task, load_tokenizer(config.models.policy)
+        )
     write_atomically(path, json.dumps(result, indent=2))
     return result
 
@@ -165,20 +175,38 @@ def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
         for arm in ARMS:
             if all(metric in row for rows in runs[arm] for row in rows):
                 y = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
-                smooth = [np.convolve(line, np.full(WINDOW, 1 / WINDOW), mode="valid").tolist() for line in y]
+                smooth = [
+                    np.convolve(line, np.full(WINDOW, 1 / WINDOW), mode="valid").tolist()
+                    for line in y
+                ]
                 x = list(range(WINDOW, WINDOW + len(smooth[0])))
                 series.append({"label": arm.upper(), "x": x, "y_by_seed": smooth})
-        out.append({"title": title, "x_label": f"batches (mean of {WINDOW})", "y_label": "", "series": series})
+        out.append(
+            {
+                "title": title,
+                "x_label": f"batches (mean of {WINDOW})",
+                "y_label": "",
+                "series": series,
+            }
+        )
     return out
 
 
-def demo(seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: int | None = None) -> Path:
+def demo(
+    seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: int | None = None
+) -> Path:
     """Everything, end to end; returns the path of the report."""
     begin = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINTS:
         summary = checkpoint(name, checkpoints)
-    print("   " + "  ".join(f"{k} {v:.3f}" for k, v in summary.items() if k.startswith("first_error") and v <= 1), flush=True)
+    print(
+        "   "
+        + "  ".join(
+            f"{k} {v:.3f}" for k, v in summary.items() if k.startswith("first_error") and v <= 1
+        ),
+        flush=True,
+    )
     made = time.monotonic()
     print(f"== checkpoints ready after {made - begin:.0f} s; evaluating the base", flush=True)
     base = base_figures(checkpoints, data, workdir / "base.json")
@@ -199,10 +227,16 @@ def demo(seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: 
         workdir / "report.html",
         title="SCOPE on signed terms",
         intro=[
-            "Failed rollouts are rescued at their first wrong step: a process reward model finds it, a teacher corrects that one "
-            "step, the policy goes on from there. GRPO and SCOPE start from the same base, with equal rollouts "
-            "and updates (two for each batch).",
-            f"{len(seeds)} seeds; mean ± standard deviation over seeds. An independent implementation of SCOPE, arXiv 2602.24110.",
+            (
+                "Failed rollouts are rescued at their first wrong step: a process reward model"
+                " finds it, a teacher corrects that one step, the policy goes on from there. GRPO"
+                " and SCOPE start from the same base, with equal rollouts and updates (two for each"
+                " batch)."
+            ),
+            (
+                f"{len(seeds)} seeds; mean ± standard deviation over seeds. An independent"
+                " implementation of SCOPE, arXiv 2602.24110."
+            ),
             *said,
         ],
         table=results,
@@ -214,8 +248,14 @@ def demo(seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: 
     for row in results["rows"]:
         print(f"{row[0]:<{width}}" + "  ".join(f"{c:>22}" for c in row[1:]))
     print("\n" + "\n".join(said))
-    print(f"\n{time.monotonic() - begin:.0f} s in all, {made - begin:.0f} s of them for checkpoints\nreport: {report}")
-    write_atomically(workdir / "results.json", json.dumps({"table": results, "wins": said, "seeds": seeds}, indent=2) + "\n")
+    print(
+        f"\n{time.monotonic() - begin:.0f} s in all, {made - begin:.0f} s of them for"
+        f" checkpoints\nreport: {report}"
+    )
+    write_atomically(
+        workdir / "results.json",
+        json.dumps({"table": results, "wins": said, "seeds": seeds}, indent=2) + "\n",
+    )
     return report
 
 
@@ -225,19 +265,28 @@ def _config(name: str) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.demo", description="Train GRPO and SCOPE on the embedded task, and compare."
+        prog="python -m scope_jax.demo",
+        description="Train GRPO and SCOPE on the embedded task, and compare.",
     )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--steps", type=int, default=None, help="batches of each run (default: the config's)")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="batches of each run (default: the config's)"
+    )
     args = parser.parse_args()
     use_cpu_cores()
     # Both arms and all seeds run the same programs.
     jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     try:
-        demo([int(s) for s in args.seeds.split(",")], args.workdir, args.cache / "checkpoints", args.cache / "tfds", args.steps)
+        demo(
+            [int(s) for s in args.seeds.split(",")],
+            args.workdir,
+            args.cache / "checkpoints",
+            args.cache / "tfds",
+            args.steps,
+        )
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         return STOPPED

@@ -2,12 +2,13 @@
 
     python -m scope_jax.evaluate --config=configs/arithmetic/scope.py --model=DIR [--workdir=DIR]
 
-Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the right solutions, in and
-out of distribution, and the settings that made the numbers.
+Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the
+right solutions, in and out of distribution, and the settings that made the numbers.
 
     python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=DIR
 
-evaluates on published benchmarks instead; `scope_jax.evaluate_benchmarks` has that form's flags and files.
+evaluates on published benchmarks instead; `scope_jax.evaluate_suites` has that form's flags and
+files.
 """
 
 import dataclasses
@@ -24,10 +25,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, models, rollout, tasks
-from scope_jax.configuration import check_config
-from scope_jax.mesh import make_mesh, to_host
-from scope_jax.run import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k, progress, write_atomically
-from scope_jax.tasks.load import load_task
+from scope_jax.config import check_config
+from scope_jax.data.load import load_task
+from scope_jax.devices.mesh import make_mesh, to_host
+from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
+from scope_jax.run import progress, write_atomically
+from scope_jax.text import encode_prompts, end_ids, load_tokenizer
 
 
 def evaluate(
@@ -46,17 +49,22 @@ def evaluate(
     chat: bool = False,
     desc: str = "evaluate",
 ) -> dict[str, float]:
-    """`samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their standard errors over
-    problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too long), `problems`, and `diversity/*` of
-    `run.group_metrics`. About `rows` rows are decoded at once."""
+    """`samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their
+    standard errors over problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too
+    long), `problems`, and `diversity/*` of `run.group_metrics`. About `rows` rows are decoded at
+    once."""
     shown = [domain.policy_prompt(problem) for problem in problems]
-    ids, dropped = tasks.encode_prompts(tokenizer, shown, max_length=prompt_tokens, chat=chat, system=domain.system)
+    ids, dropped = encode_prompts(
+        tokenizer, shown, max_length=prompt_tokens, chat=chat, system=domain.system
+    )
     gone = set(dropped)
     kept = [p for n, p in enumerate(problems) if n not in gone]
     if not kept:
         return {"dropped": float(len(dropped)), "problems": 0.0}
     chunk = max(rows // samples, 1)
-    spec = rollout.SampleSpec(temperature=temperature, max_new_tokens=new_tokens, end_ids=config.end_ids)
+    spec = rollout.SampleSpec(
+        temperature=temperature, max_new_tokens=new_tokens, end_ids=config.end_ids
+    )
     correct, truncated, unscored, groups = [], 0, 0, []
     key = jax.random.key(seed)
     longest = max(len(x) for x in ids)
@@ -90,7 +98,9 @@ def evaluate(
     table = np.concatenate(correct)
     result: dict[str, float] = {}
     for k in (1, samples):
-        mean, error = mean_and_standard_error([pass_at_k(samples, int(c), k) for c in table.sum(axis=1)])
+        mean, error = mean_and_standard_error(
+            [pass_at_k(samples, int(c), k) for c in table.sum(axis=1)]
+        )
         result[f"pass@{k}"], result[f"pass@{k}/se"] = mean, error
     result |= {
         "truncated_share": truncated / table.size,
@@ -114,12 +124,15 @@ def progress_chunks(total: int, chunk: int, desc: str) -> Any:
 def evaluate_splits(
     params: models.Params, model_config: models.ModelConfig, config: Any, task: Any, tokenizer: Any
 ) -> dict[str, float]:
-    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in distribution ("test"),
-    `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other set. The same problems and random keys at every call."""
+    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...`
+    in distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
+    set. The same problems and random keys at every call."""
     out: dict[str, float] = {}
     for split, problems in task.evaluation.items():
         prefix = {"test": "eval", "test_ood": "eval_ood"}.get(split, f"eval_{split}")
-        count = config.evaluation.ood_problems if split == "test_ood" else config.evaluation.problems
+        count = (
+            config.evaluation.ood_problems if split == "test_ood" else config.evaluation.problems
+        )
         if count == 0:
             continue
         metrics = evaluate(
@@ -147,14 +160,17 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     with jax.set_mesh(mesh):
         directory = values.model or config.models.policy
         model_config, params = models.load(directory, dtype=config.dtype)
-        tokenizer = tasks.load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory)
         model_config = dataclasses.replace(
-            model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *tasks.end_ids(tokenizer))))
+            model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
         )
         task = load_task(**{**config.task.to_dict(), "decontaminate": "off"}, tokenizer=tokenizer)
         params = models.relay(model_config, params, mesh)
         result = evaluate_splits(params, model_config, config, task, tokenizer)
-    record = json.dumps({"model": str(directory), "settings": config.evaluation.to_dict(), "result": result}, indent=2)
+    record = json.dumps(
+        {"model": str(directory), "settings": config.evaluation.to_dict(), "result": result},
+        indent=2,
+    )
     if workdir:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(workdir) / "evaluation.json", record + "\n")
@@ -162,13 +178,14 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
 
 
 def benchmarks(arguments: Sequence[str]) -> None:
-    """The command line's form with `--benchmarks`; bad input ends with one line and exit code 2, as in `cli.run`."""
-    from scope_jax import evaluate_benchmarks
-    from scope_jax.mesh import use_cpu_cores
+    """The command line's form with `--benchmarks`; bad input ends with one line and exit code 2,
+    as in `cli.run`."""
+    from scope_jax import evaluate_suites
+    from scope_jax.devices.mesh import use_cpu_cores
 
     use_cpu_cores()
     try:
-        print(evaluate_benchmarks.main(arguments), end="")
+        print(evaluate_suites.main(arguments), end="")
     except jax.errors.JaxRuntimeError:
         raise
     except (ValueError, OSError, RuntimeError) as error:
@@ -183,5 +200,7 @@ if __name__ == "__main__":
         cli.run(
             command,
             workdir=False,
-            extra=lambda: flags.DEFINE_string("model", None, "Hugging Face directory to evaluate (default: config.models.policy)."),
+            extra=lambda: flags.DEFINE_string(
+                "model", None, "Hugging Face directory to evaluate (default: config.models.policy)."
+            ),
         )

@@ -1,11 +1,13 @@
-"""How well a process reward model finds the first wrong step: the protocol of ProcessBench (arXiv 2412.06559).
+"""How well a process reward model finds the first wrong step: the protocol of ProcessBench (arXiv
+2412.06559).
 
     python -m scope_jax.evaluate_prm --model=DIR --data=DIR [--threshold=0.5 | --threshold-from=gsm8k] [--json=FILE]
 
-The prediction for a solution is the index of its first step with a score below the threshold, -1 where there is none; it
-is right where it equals the label. F1 is the harmonic mean of the accuracy on erroneous and on correct solutions; the last
-row is the mean over the subsets. A solution that the model cannot score counts as wrong and is shown as unscored.
-`--threshold-from` searches the threshold with the best F1 on one subset and uses it for all.
+The prediction for a solution is the index of its first step with a score below the threshold, -1
+where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
+on erroneous and on correct solutions; the last row is the mean over the subsets. A solution that
+the model cannot score counts as wrong and is shown as unscored. `--threshold-from` searches the
+threshold with the best F1 on one subset and uses it for all.
 """
 
 import argparse
@@ -21,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.correction import ProcessRewardModel, first_error
-from scope_jax.mesh import make_mesh, use_cpu_cores
+from scope_jax.correction import first_error
+from scope_jax.data.processbench import LabelledSolution, Subset, load_processbench
+from scope_jax.devices.mesh import make_mesh, use_cpu_cores
+from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import progress, write_atomically
-from scope_jax.tasks.processbench import LabelledSolution, Subset, load_processbench
 
 UNSCORED = -2  # a prediction that equals no label
 GRID = tuple(float(x) for x in np.arange(1, 100) / 100)
@@ -33,7 +36,8 @@ ITEMS_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """Step scores of the items of one subset: score_BJ float32, valid_BJ bool, scored_B bool, label_B int."""
+    """Step scores of the items of one subset: score_BJ float32, valid_BJ bool, scored_B bool,
+    label_B int."""
 
     score_BJ: np.ndarray
     valid_BJ: np.ndarray
@@ -41,32 +45,45 @@ class Scores:
     label_B: np.ndarray
 
 
-def score_items(prm: ProcessRewardModel, items: Sequence[LabelledSolution], desc: str = "score") -> Scores:
+def score_items(
+    prm: ProcessRewardModel, items: Sequence[LabelledSolution], desc: str = "score"
+) -> Scores:
     """Scores of all items, with a progress bar."""
     J = max(len(item.steps) for item in items)
     score, valid = np.zeros((len(items), J), np.float32), np.zeros((len(items), J), bool)
     bar = progress(len(items), desc=desc)
     for start in range(0, len(items), ITEMS_AT_ONCE):
         part = items[start : start + ITEMS_AT_ONCE]
-        found, exists, _ = prm.score([item.problem for item in part], [item.steps for item in part], rows=ITEMS_AT_ONCE)
+        found, exists, _ = prm.score(
+            [item.problem for item in part], [item.steps for item in part], rows=ITEMS_AT_ONCE
+        )
         score[start : start + len(part), : found.shape[1]] = found
         valid[start : start + len(part), : found.shape[1]] = exists
         bar.update(len(part))
     bar.close()
-    return Scores(score, valid, np.asarray(valid.any(axis=1)), np.array([item.label for item in items], np.int64))
+    return Scores(
+        score,
+        valid,
+        np.asarray(valid.any(axis=1)),
+        np.array([item.label for item in items], np.int64),
+    )
 
 
 def predictions(scores: Scores, threshold: float) -> np.ndarray:
-    """int64[B]: index of the first step below `threshold`, -1 where there is none, UNSCORED where nothing was scored."""
+    """int64[B]: index of the first step below `threshold`, -1 where there is none, UNSCORED where
+    nothing was scored."""
     J = scores.score_BJ.shape[1]
-    found = np.asarray(first_error(jnp.asarray(scores.score_BJ), jnp.asarray(scores.valid_BJ), threshold)).astype(np.int64)
+    found = np.asarray(
+        first_error(jnp.asarray(scores.score_BJ), jnp.asarray(scores.valid_BJ), threshold)
+    ).astype(np.int64)
     return np.where(scores.scored_B, np.where(found == J, -1, found), UNSCORED)
 
 
 def subset_metrics(predicted_B: np.ndarray, label_B: np.ndarray) -> dict[str, float | int | None]:
-    """Counts and rates of one subset. `error_accuracy` and `correct_accuracy`: exact matches among the solutions with and
-    without an error; `f1` their harmonic mean; `not_later`: share of the erroneous ones with a prediction at the error or
-    before it. A rate over no solution is None, and so is an F1 that lacks one of its two parts."""
+    """Counts and rates of one subset. `error_accuracy` and `correct_accuracy`: exact matches among
+    the solutions with and without an error; `f1` their harmonic mean; `not_later`: share of the
+    erroneous ones with a prediction at the error or before it. A rate over no solution is None,
+    and so is an F1 that lacks one of its two parts."""
     wrong = label_B >= 0
     match = predicted_B == label_B
     error, correct = _share(match[wrong]), _share(match[~wrong])
@@ -94,7 +111,9 @@ def best_threshold(scores: Scores, grid: Sequence[float] = GRID) -> float:
     for threshold in sorted(grid):
         f1 = subset_metrics(predictions(scores, threshold), scores.label_B)["f1"]
         if f1 is None:
-            raise ValueError("threshold search: no F1 on this subset: it needs erroneous and correct solutions")
+            raise ValueError(
+                "threshold search: no F1 on this subset: it needs erroneous and correct solutions"
+            )
         if f1 > best:
             best, chosen = f1, threshold
     return chosen
@@ -102,7 +121,10 @@ def best_threshold(scores: Scores, grid: Sequence[float] = GRID) -> float:
 
 def mean_metrics(subsets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts added up, rates averaged over the subsets that have them."""
-    out: dict[str, Any] = {name: sum(s[name] for s in subsets) for name in ("items", "erroneous", "correct", "unscored")}
+    out: dict[str, Any] = {
+        name: sum(s[name] for s in subsets)
+        for name in ("items", "erroneous", "correct", "unscored")
+    }
     for name in ("error_accuracy", "correct_accuracy", "f1", "not_later"):
         known = [s[name] for s in subsets if s[name] is not None]
         out[name] = sum(known) / len(known) if known else None
@@ -110,13 +132,19 @@ def mean_metrics(subsets: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate_prm(
-    prm: ProcessRewardModel, subsets: Sequence[Subset], *, threshold: float = 0.5, threshold_from: str = ""
+    prm: ProcessRewardModel,
+    subsets: Sequence[Subset],
+    *,
+    threshold: float = 0.5,
+    threshold_from: str = "",
 ) -> dict[str, Any]:
-    """The whole protocol: `threshold`, `subsets` (name -> metrics), `mean`. Raises ValueError for an unknown subset in
-    `threshold_from` and a threshold outside (0, 1)."""
+    """The whole protocol: `threshold`, `subsets` (name -> metrics), `mean`. Raises ValueError for
+    an unknown subset in `threshold_from` and a threshold outside (0, 1)."""
     names = [subset.name for subset in subsets]
     if threshold_from and threshold_from not in names:
-        raise ValueError(f"--threshold-from={threshold_from}: no such subset; the data has {', '.join(names)}")
+        raise ValueError(
+            f"--threshold-from={threshold_from}: no such subset; the data has {', '.join(names)}"
+        )
     if not 0 < threshold < 1:
         raise ValueError(f"threshold {threshold} must lie in (0, 1)")
     scored = {subset.name: score_items(prm, subset.items, subset.name) for subset in subsets}
@@ -125,7 +153,9 @@ def evaluate_prm(
     found: dict[str, Any] = {}
     for subset in subsets:
         scores = scored[subset.name]
-        found[subset.name] = subset_metrics(predictions(scores, threshold), scores.label_B) | {"malformed": subset.skipped}
+        found[subset.name] = subset_metrics(predictions(scores, threshold), scores.label_B) | {
+            "malformed": subset.skipped
+        }
     return {
         "threshold": threshold,
         "threshold_from": threshold_from or None,
@@ -138,7 +168,10 @@ def markdown(result: dict[str, Any]) -> str:
     """The table, rates in percent."""
     rows = [*result["subsets"].items(), ("mean", result["mean"])]
     lines = [
-        f"| subset (threshold {result['threshold']:g}) | solutions | unscored | erroneous, acc. | correct, acc. | F1 | not later |",
+        (
+            f"| subset (threshold {result['threshold']:g}) | solutions | unscored | erroneous, acc."
+            " | correct, acc. | F1 | not later |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in rows:
@@ -149,11 +182,14 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def checkpoint_hash(directory: str | Path) -> str:
-    """SHA-256 over config.json and the weight files, names included: which checkpoint a record is about."""
+    """SHA-256 over config.json and the weight files, names included: which checkpoint a record is
+    about."""
     total = hashlib.sha256()
     for path in sorted([Path(directory) / "config.json", *Path(directory).glob("*.safetensors")]):
         with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(
+                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
     return total.hexdigest()
 
 
@@ -167,30 +203,59 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m scope_jax.evaluate_prm", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="Hugging Face directory of the process reward model")
-    parser.add_argument("--data", required=True, help="directory of ProcessBench files, or one file")
-    parser.add_argument("--threshold", type=float, default=0.5, help="a step with a score below it is an error")
-    parser.add_argument("--threshold-from", default="", help="subset to search the threshold on, instead of --threshold")
+    parser = _Parser(
+        prog="python -m scope_jax.evaluate_prm",
+        description=(__doc__ or "").split("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", required=True, help="Hugging Face directory of the process reward model"
+    )
+    parser.add_argument(
+        "--data", required=True, help="directory of ProcessBench files, or one file"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="a step with a score below it is an error"
+    )
+    parser.add_argument(
+        "--threshold-from",
+        default="",
+        help="subset to search the threshold on, instead of --threshold",
+    )
     parser.add_argument("--prm-format", default="auto", help="auto, qwen, math_shepherd or skywork")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
-    parser.add_argument("--limit", type=int, default=0, help="only the first solutions of each subset; 0: all")
-    parser.add_argument("--fsdp", type=int, default=1, help="devices over which the parameters are split")
-    parser.add_argument("--tensor", type=int, default=1, help="devices over which heads and feed-forward are split")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, help="only the first solutions of each subset; 0: all"
+    )
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="devices over which the parameters are split"
+    )
+    parser.add_argument(
+        "--tensor", type=int, default=1, help="devices over which heads and feed-forward are split"
+    )
     parser.add_argument("--json", default="", help="file to write the record to")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> str:
-    """Run the command line; returns the table. Raises ValueError and FileNotFoundError for bad input."""
+    """Run the command line; returns the table. Raises ValueError and FileNotFoundError for bad
+    input."""
     given = _arguments(argv)
     subsets = load_processbench(given.data)
     if given.limit > 0:
-        subsets = [dataclasses.replace(subset, items=subset.items[: given.limit]) for subset in subsets]
+        subsets = [
+            dataclasses.replace(subset, items=subset.items[: given.limit]) for subset in subsets
+        ]
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
-        prm = ProcessRewardModel.load(given.model, dtype=given.dtype, mesh=mesh, format=given.prm_format)
-        result = evaluate_prm(prm, subsets, threshold=given.threshold, threshold_from=given.threshold_from)
+        prm = ProcessRewardModel.load(
+            given.model, dtype=given.dtype, mesh=mesh, format=given.prm_format
+        )
+        result = evaluate_prm(
+            prm, subsets, threshold=given.threshold, threshold_from=given.threshold_from
+        )
     if given.json:
         record = {
             "model": str(given.model),

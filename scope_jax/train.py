@@ -2,8 +2,9 @@
 
     python -m scope_jax.train --config=configs/arithmetic/scope.py --workdir=DIR [--config.loss.teacher_weight=0.3 ...]
 
-One step: rollouts -> verdicts -> (demonstrations, correction) -> advantages and token weights -> updates -> metrics. The same
-command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
+One step: rollouts -> verdicts -> (demonstrations, correction) -> advantages and token weights ->
+updates -> metrics. The same command resumes a run that was stopped, and goes on bit for bit (CPU)
+as if it never had been.
 """
 
 import contextlib
@@ -21,9 +22,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from scope_jax import cli, collect, correction, learning, tasks
-from scope_jax.cast import Cast, load_cast
-from scope_jax.configuration import (
+from scope_jax import cli, correction, learning, tasks
+from scope_jax.config import (
     advantage_spec,
     check_config,
     correction_spec,
@@ -31,11 +31,10 @@ from scope_jax.configuration import (
     demonstration_spec,
     sample_spec,
 )
-from scope_jax.credit import advantages
+from scope_jax.devices.hosts import any_process, exchange, is_main, wait_for_all
+from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
-from scope_jax.hosts import any_process, exchange, is_main, wait_for_all
-from scope_jax.learner import Learner
-from scope_jax.mesh import make_mesh
+from scope_jax.report import write_run_report
 from scope_jax.run import (
     Checkpoints,
     MetricsWriter,
@@ -48,24 +47,38 @@ from scope_jax.run import (
     read_metrics,
     record_config,
     write_atomically,
-    write_run_report,
 )
 from scope_jax.run.compiles import count_compiles
+from scope_jax.text import save_tokenizer
+from scope_jax.training import rollouts
+from scope_jax.training.actors import Cast, load_cast
+from scope_jax.training.credit import advantages
+from scope_jax.training.learner import Learner
 
 # Settings that a resumed run may change: they do not touch what is learned.
-MAY_DIFFER = ("checkpoint.every", "checkpoint.keep", "samples", "teacher.endpoint.url", "teacher.endpoint.cache")
+MAY_DIFFER = (
+    "checkpoint.every",
+    "checkpoint.keep",
+    "samples",
+    "teacher.endpoint.url",
+    "teacher.endpoint.cache",
+)
 # So may those that an earlier version did not have, while they stand at their defaults.
 FREE: dict[str, Any] = {"may_differ": MAY_DIFFER, "defaults": default_config().to_dict()}
 
 
-def train(config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[str] = ()) -> dict[str, Any]:
-    """Run (or go on with) the training that `config` describes; returns the summary that `workdir/summary.json` holds.
-    A finished run is left as it is. `allow_changed`: settings (dotted names, "all") in which the config may differ from the
-    one that the run was started with; what changed is written to `workdir/config_changes.jsonl`.
+def train(
+    config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run (or go on with) the training that `config` describes; returns the summary that
+    `workdir/summary.json` holds. A finished run is left as it is. `allow_changed`: settings
+    (dotted names, "all") in which the config may differ from the one that the run was started
+    with; what changed is written to `workdir/config_changes.jsonl`.
 
-    Raises ValueError for a config that makes no sense or a workdir of another config, FileNotFoundError for missing
-    models, RuntimeError after `training.stop_after_skipped` non-finite updates in a row, NoRoom on a full disk, and Stopped
-    where SIGTERM or Ctrl-C asked it to stop: it has a checkpoint then, and the same call goes on.
+    Raises ValueError for a config that makes no sense or a workdir of another config,
+    FileNotFoundError for missing models, RuntimeError after `training.stop_after_skipped`
+    non-finite updates in a row, NoRoom on a full disk, and Stopped where SIGTERM or Ctrl-C asked
+    it to stop: it has a checkpoint then, and the same call goes on.
     """
     check_config(config)
     mesh = make_mesh(**config.mesh.to_dict())
@@ -83,11 +96,18 @@ def train(config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[st
         cast = load_cast(config, mesh, Path(workdir))
         workdir = prepare_workdir(workdir, settings, allow=allow_changed, **FREE)
         if cast.task.contamination is not None:
-            write_atomically(workdir / "decontamination.json", json.dumps(cast.task.contamination, indent=2) + "\n")
+            write_atomically(
+                workdir / "decontamination.json",
+                json.dumps(cast.task.contamination, indent=2) + "\n",
+            )
         root = jax.random.key(config.seed)
         learner = Learner(config, cast, mesh, root)
-        cast = dataclasses.replace(cast, params={})  # the learner has its copy: nothing else keeps the start weights alive
-        with contextlib.ExitStack() as opened:  # also after an error, the last words are not a progress bar's
+        cast = dataclasses.replace(
+            cast, params={}
+        )  # the learner has its copy: nothing else keeps the start weights alive
+        with (
+            contextlib.ExitStack() as opened
+        ):  # also after an error, the last words are not a progress bar's
             return _train(config, cast, learner, root, workdir, opened, stop)
 
 
@@ -100,21 +120,32 @@ def _train(
     opened: contextlib.ExitStack,
     stop: StopSignal,
 ) -> dict[str, Any]:
-    spec, shows, credit = correction_spec(config), demonstration_spec(config), advantage_spec(config)
+    spec, shows, credit = (
+        correction_spec(config),
+        demonstration_spec(config),
+        advantage_spec(config),
+    )
     sampling = sample_spec(config, cast.config.end_ids)
 
     checkpoints = opened.enter_context(
-        Checkpoints(config.checkpoint.directory or workdir / "checkpoints", keep=config.checkpoint.keep)
+        Checkpoints(
+            config.checkpoint.directory or workdir / "checkpoints", keep=config.checkpoint.keep
+        )
     )
-    start, cursor = 0, collect.Cursor()
-    waiting: list[tasks.Problem] = []  # of groups that failed altogether, until a supervised step (ReLIFT)
+    start, cursor = 0, rollouts.Cursor()
+    waiting: list[
+        tasks.Problem
+    ] = []  # of groups that failed altogether, until a supervised step (ReLIFT)
     extra: dict[str, Any] = {}
     restored = checkpoints.restore(learning.abstract_state(learner.state))
     if restored is not None:
         start, learner.state, extra = restored
         if start > config.steps:
-            raise ValueError(f"{workdir}: has {start} steps behind it, more than config.steps = {config.steps}; raise that")
-        cursor = collect.Cursor(extra["position"], extra["dropped"])
+            raise ValueError(
+                f"{workdir}: has {start} steps behind it, more than config.steps = {config.steps};"
+                " raise that"
+            )
+        cursor = rollouts.Cursor(extra["position"], extra["dropped"])
         waiting = [tasks.Problem(**problem) for problem in extra.get("waiting", ())]
         print(f"resuming {workdir} at step {start}", flush=True)
     elif is_main():
@@ -122,13 +153,17 @@ def _train(
     record_config(workdir, config.to_dict(), start, **FREE)
     # Metrics of the last step, where the run was stopped before that step's evaluation.
     owed: dict[str, float] | None = extra.get("before_evaluation")
-    writer = opened.enter_context(MetricsWriter(workdir, resume_step=start if owed is None else start - 1))
+    writer = opened.enter_context(
+        MetricsWriter(workdir, resume_step=start if owed is None else start - 1)
+    )
     timer = PhaseTimer()
     compiles = count_compiles()
     (workdir / "samples").mkdir(exist_ok=True)
 
     def evaluation() -> dict[str, float]:
-        return evaluate_splits(learner.policy().params, cast.config, config, cast.task, cast.tokenizer)
+        return evaluate_splits(
+            learner.policy().params, cast.config, config, cast.task, cast.tokenizer
+        )
 
     def place() -> dict[str, Any]:
         """Where the run stands, beside its state: what a checkpoint keeps to go on from there."""
@@ -136,16 +171,25 @@ def _train(
         return kept | {"waiting": [dataclasses.asdict(problem) for problem in waiting]}
 
     def stop_at(done: int, kept: dict[str, Any]) -> None:
-        """End the run, with a checkpoint of the state after `done` steps; a step that was begun after them is done again."""
+        """End the run, with a checkpoint of the state after `done` steps; a step that was begun
+        after them is done again."""
         if done > start and good:
             checkpoints.save(done, learner.state, kept)
         checkpoints.wait()
         saved = max(checkpoints.steps(), default=0)
-        raise Stopped(f"{workdir}: {stop.name or 'another process was'} asked to stop; the same command goes on at step {saved}")
+        raise Stopped(
+            f"{workdir}: {stop.name or 'another process was'} asked to stop; the same command goes"
+            f" on at step {saved}"
+        )
 
     def evaluated(done: int, metrics: dict[str, float]) -> dict[str, float]:
-        """`metrics` of the last of `done` steps, with those of its evaluation and its seconds. A stop does not wait for it."""
-        kept = place() | {"before_evaluation": {name: v if isinstance(v, int) else float(v) for name, v in metrics.items()}}
+        """`metrics` of the last of `done` steps, with those of its evaluation and its seconds. A
+        stop does not wait for it."""
+        kept = place() | {
+            "before_evaluation": {
+                name: v if isinstance(v, int) else float(v) for name, v in metrics.items()
+            }
+        }
         if stop.requested():
             stop_at(done, kept)
         with timer("evaluate"):
@@ -159,7 +203,8 @@ def _train(
     wait_for_all("the folder is there")
     cli.begun()
     bar = opened.enter_context(progress(config.steps, initial=start, desc=Path(workdir).name))
-    # A run that was stopped between its last checkpoint and its summary has no step left: the figures are on disk.
+    # A run that was stopped between its last checkpoint and its summary has no step left: the
+    # figures are on disk.
     done_before = read_metrics(writer.path) if start == config.steps and is_main() else []
     last: dict[str, Any] = {k: v for row in done_before[-1:] for k, v in row.items() if k != "step"}
     good, due = True, False  # whether the last update was; whether a checkpoint is
@@ -171,37 +216,54 @@ def _train(
         if stop.requested():
             stop_at(step, before)
         key = jax.random.fold_in(root, step)
-        seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0])  # of what draws on the host
+        seed = int(
+            np.random.SeedSequence([config.seed, step]).generate_state(1)[0]
+        )  # of what draws on the host
         gallery: list[dict[str, Any]] = []
-        demonstrate = functools.partial(collect.collect_demonstrations, cast, config, sampling, key=key, seed=seed, timer=timer)
+        demonstrate = functools.partial(
+            rollouts.collect_demonstrations, cast, config, sampling, key=key, seed=seed, timer=timer
+        )
         with timer("total"):
             if step < shows.supervised_steps:
                 # ---- Supervised: demonstrations alone.
-                problems, _ = collect.draw(cast, config, cursor, shows.rows or config.rollout.prompts)
+                problems, _ = rollouts.draw(
+                    cast, config, cursor, shows.rows or config.rollout.prompts
+                )
                 shown = demonstrate(problems)
                 metrics, tokens = shown.metrics, 0.0
                 if stop.requested():
                     stop_at(step, before)
                 with timer("update"):
-                    metrics |= learner.clone(shown.rollout, shown.include_B, config.training.mini_batches)
+                    metrics |= learner.clone(
+                        shown.rollout, shown.include_B, config.training.mini_batches
+                    )
             else:
                 # ---- Rollouts and verdicts, demonstrations among them.
                 with timer("rollout"):
                     policy = learner.policy()
-                groups = collect.collect_rollouts(cast, policy, config, sampling, key, cursor, timer)
+                groups = rollouts.collect_rollouts(
+                    cast, policy, config, sampling, key, cursor, timer
+                )
                 metrics = groups.metrics
                 tokens = metrics["cost/rollout_tokens"]
                 if shows.per_group:
                     asked = groups.problems[:: groups.group]
                     asked = [problem for problem in asked for _ in range(shows.per_group)]
-                    groups = collect.with_demonstrations(groups, demonstrate(asked, first_row=len(groups.reward_B)))
+                    groups = rollouts.with_demonstrations(
+                        groups, demonstrate(asked, first_row=len(groups.reward_B))
+                    )
                     metrics = groups.metrics
 
                 if stop.requested():
                     stop_at(step, before)
 
                 # ---- Correction.
-                final, group, reward, include = groups.rollout, groups.group, groups.reward_B, groups.include_B
+                final, group, reward, include = (
+                    groups.rollout,
+                    groups.group,
+                    groups.reward_B,
+                    groups.include_B,
+                )
                 if spec is not None and cast.teacher is not None:
                     rescued = correction.rescue(
                         final,
@@ -239,10 +301,18 @@ def _train(
                         seed=seed,
                     )
                     advantage, more = advantages(
-                        final, reward, include, group, credit, max_new_tokens=config.rollout.new_tokens, locate=locate
+                        final,
+                        reward,
+                        include,
+                        group,
+                        credit,
+                        max_new_tokens=config.rollout.new_tokens,
+                        locate=locate,
                     )
                 metrics |= more
-                silent = np.all(np.asarray(advantage).reshape(len(reward) // group, -1) == 0, axis=1)
+                silent = np.all(
+                    np.asarray(advantage).reshape(len(reward) // group, -1) == 0, axis=1
+                )
                 metrics["advantage/zero_group_share_after"] = float(np.mean(silent))
 
                 # ---- Updates: from here on the step is not given up any more.
@@ -253,19 +323,28 @@ def _train(
                     metrics |= learner.update(final, group, advantage, include, key, step)
                 if shows.buffer:
                     failed = np.all(groups.reward_B.reshape(-1, groups.group) == 0, axis=1)
-                    waiting += [problem for problem, bad in zip(groups.problems[:: groups.group], failed) if bad]
+                    waiting += [
+                        problem
+                        for problem, bad in zip(groups.problems[:: groups.group], failed)
+                        if bad
+                    ]
                     while len(waiting) >= shows.buffer:
                         asked, waiting = waiting[: shows.buffer], waiting[shows.buffer :]
                         shown = demonstrate(asked, first_row=len(groups.reward_B))
                         with timer("update"):
                             cloned = learner.clone(shown.rollout, shown.include_B)
                         metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
-                        metrics |= shown.metrics | {f"clone/{name.split('/')[1]}": v for name, v in cloned.items() if "/" in name}
+                        metrics |= shown.metrics | {
+                            f"clone/{name.split('/')[1]}": v
+                            for name, v in cloned.items()
+                            if "/" in name
+                        }
                     metrics["demonstrations/waiting"] = float(len(waiting))
         if int(jax.device_get(learner.state.skipped_in_row)) >= config.training.stop_after_skipped:
             raise RuntimeError(
-                f"step {step}: {config.training.stop_after_skipped} updates in a row were not finite and were skipped; the last "
-                f"good checkpoint is in {workdir / 'checkpoints'}; lower optimizer.learning_rate"
+                f"step {step}: {config.training.stop_after_skipped} updates in a row were not"
+                " finite and were skipped; the last good checkpoint is in"
+                f" {workdir / 'checkpoints'}; lower optimizer.learning_rate"
             )
         seconds = timer.pop()
         metrics |= {
@@ -280,10 +359,16 @@ def _train(
             metrics["time/per_salvage"] = spent / metrics["scope/accepted"]
         done, good = step + 1, not metrics["grad/skipped_now"]
         if gallery:
-            shown_rows = sorted(gallery, key=lambda item: not item["verdict_after"])[: config.samples.rows]
-            write_atomically(workdir / "samples" / f"step_{step:06d}.json", json.dumps(shown_rows, indent=1))
+            shown_rows = sorted(gallery, key=lambda item: not item["verdict_after"])[
+                : config.samples.rows
+            ]
+            write_atomically(
+                workdir / "samples" / f"step_{step:06d}.json", json.dumps(shown_rows, indent=1)
+            )
         metrics |= seconds
-        if done == config.steps or (config.evaluation.every and done % config.evaluation.every == 0):
+        if done == config.steps or (
+            config.evaluation.every and done % config.evaluation.every == 0
+        ):
             metrics = evaluated(done, metrics)
         writer.write(step, metrics)
         # Never a checkpoint of a skipped update: the last good one must stay the last.
@@ -310,10 +395,12 @@ def _train(
         "updates": int(learner.state.updates),
         "skipped": int(learner.state.skipped),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "final": {name: value if math.isfinite(value or 0) else None for name, value in last.items()},  # as metrics.jsonl has it
+        "final": {
+            name: value if math.isfinite(value or 0) else None for name, value in last.items()
+        },  # as metrics.jsonl has it
     }
     if is_main():
-        tasks.save_tokenizer(cast.tokenizer, workdir / "model")
+        save_tokenizer(cast.tokenizer, workdir / "model")
     # Last but for the page about it: this file says that the run is finished.
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if is_main():
@@ -323,14 +410,15 @@ def _train(
 
 
 def _put_by(workdir: Path, every: int) -> None:
-    """Keep the metrics of steps that no checkpoint is left of, where there should be one: the run begins anew."""
+    """Keep the metrics of steps that no checkpoint is left of, where there should be one: the run
+    begins anew."""
     path = workdir / "metrics.jsonl"
     steps = len(read_metrics(path)) if path.is_file() else 0
     if steps >= every:
         path.replace(workdir / "metrics_before.jsonl")
         warnings.warn(
-            f"{workdir}: {steps} steps were done and no checkpoint of them is left; the run begins anew, their metrics are in "
-            "metrics_before.jsonl",
+            f"{workdir}: {steps} steps were done and no checkpoint of them is left; the run begins"
+            " anew, their metrics are in metrics_before.jsonl",
             stacklevel=2,
         )
 
@@ -339,14 +427,20 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `train`: the lines to print at the end."""
     summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
     shown = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
-    figures = "  ".join(f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"])
-    return f"done: {summary['steps']} steps  {figures}\nreport: {Path(workdir or '') / 'report.html'}"
+    figures = "  ".join(
+        f"{name} {summary['final'][name]:.3f}" for name in shown if name in summary["final"]
+    )
+    return (
+        f"done: {summary['steps']} steps  {figures}\nreport: {Path(workdir or '') / 'report.html'}"
+    )
 
 
 if __name__ == "__main__":
     cli.run(
         command,
         extra=lambda: flags.DEFINE_list(
-            "allow_changed_config", [], "Go on with a run although these settings (loss.clip_high,...; or all) have changed."
+            "allow_changed_config",
+            [],
+            "Go on with a run although these settings (loss.clip_high,...; or all) have changed.",
         ),
     )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 
 class Owner(enum.IntEnum):
-    """Who wrote a token. Every mask of the project is derived from owners and lengths, never from token values."""
+    """Who wrote a token. Every mask of the project is derived from owners and lengths, never from
+    token values."""
 
     PAD = 0
     PROMPT = 1
@@ -26,12 +27,15 @@ class Owner(enum.IntEnum):
 class Rollout(flax.struct.PyTreeNode):
     """A batch of rows, each a prompt and what was written after it, aligned at slot 0.
 
-    Cutting a row lowers `length_B`; continuing it writes after it. Slots at and past `length_B` hold PAD.
+    Cutting a row lowers `length_B`; continuing it writes after it. Slots at and past `length_B`
+    hold PAD.
     """
 
     tokens_BT: jax.Array  # int32; 0 where PAD
     owner_BT: jax.Array  # int8, values of Owner
-    logp_BT: jax.Array  # float32; log-prob at the time of sampling; 0 on PROMPT and PAD, NaN where unknown
+    logp_BT: (
+        jax.Array
+    )  # float32; log-prob at the time of sampling; 0 on PROMPT and PAD, NaN where unknown
     length_B: jax.Array  # int32; tokens in the row, prompt included
     prompt_length_B: jax.Array  # int32
     finished_B: jax.Array  # bool; an end token was written
@@ -49,7 +53,8 @@ def owner_mask(rollout: Rollout, owner: Owner) -> jax.Array:
 
 
 def masked_sum(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
-    """Sum of `values` where `mask`; what is masked out may be NaN. Numerators and denominators both use this."""
+    """Sum of `values` where `mask`; what is masked out may be NaN. Numerators and denominators
+    both use this."""
     return jnp.sum(jnp.where(mask, values, 0), axis=axis)
 
 

@@ -1,4 +1,5 @@
-"""The endpoint client against a server that others wrote: `transformers serve`, on the loopback, with a tiny random Qwen2.
+"""The endpoint client against a server that others wrote: `transformers serve`, on the loopback,
+with a tiny random Qwen2.
 
     .venv-oracles/bin/python tests/endpoint_oracle.py
 
@@ -25,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import models
-from scope_jax.correction import Endpoint, EndpointSpec, EndpointTeacher, ModelTeacher, TeacherSpec, Writer
-from scope_jax.correction.teachers import Ask, Corrected, Job
-from scope_jax.rollout import SampleSpec, completion_ids, from_prompts, generate, texts
-from scope_jax.tasks import Arithmetic, Problem, character_tokenizer, save_tokenizer
-from scope_jax.tasks.steps import token_bytes
+from scope_jax.rollout import SampleSpec, Writer, completion_ids, from_prompts, generate, texts
+from scope_jax.tasks import Arithmetic, Problem
+from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, ModelTeacher, TeacherSpec
+from scope_jax.teachers.kinds import Ask, Corrected, Job
+from scope_jax.text import character_tokenizer, save_tokenizer
+from scope_jax.text.steps import token_bytes
 from scope_jax.types import Owner
 
 STEP, BUFFER = 24, 256
@@ -58,9 +60,14 @@ def main() -> None:
         directory = folder / "teacher"
         tokenizer = character_tokenizer(CHARACTERS)
         tokenizer.chat_template = CHATML  # the server cuts a qwen2 model's reply out at these marks
-        config = models.ModelConfig(len(tokenizer), 64, 2, 4, 2, 16, 96, max_positions=512, end_ids=(0,))
-        # Larger than a fresh model's: uneven logits, so that rounding does not decide what is greedy.
-        params = jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x, models.init(config, jax.random.key(7)))
+        config = models.ModelConfig(
+            len(tokenizer), 64, 2, 4, 2, 16, 96, max_positions=512, end_ids=(0,)
+        )
+        # Larger than a fresh model's: uneven logits, so that rounding does not decide what is
+        # greedy.
+        params = jax.tree.map(
+            lambda x: x * 3 if x.ndim > 2 else x, models.init(config, jax.random.key(7))
+        )
         # Logits of 0 for special tokens: never the greatest, so that replies are text.
         params["head"] = params["head"].at[:, jnp.array(tokenizer.all_special_ids)].set(0.0)
         models.save(directory, config, params)
@@ -87,10 +94,17 @@ def check_chat(server: "Serve", writer: Writer, tokenizer) -> None:
     chat = lambda text: [{"role": "user", "content": text}]
     told_texts = [f"Problem: {p}\nNext step:" for p in PROMPTS]
     separator = common_character(
-        writer, tokenizer, [tokenizer.apply_chat_template(chat(t), tokenize=False, add_generation_prompt=True) for t in told_texts]
+        writer,
+        tokenizer,
+        [
+            tokenizer.apply_chat_template(chat(t), tokenize=False, add_generation_prompt=True)
+            for t in told_texts
+        ],
     )
     job = make_job(writer, tokenizer, PROMPTS, Split(separator=separator))
-    ours = ModelTeacher(writer, dataclasses.replace(told, kind="model", prompt_tokens=128)).correct(job)
+    ours = ModelTeacher(writer, dataclasses.replace(told, kind="model", prompt_tokens=128)).correct(
+        job
+    )
     theirs = EndpointTeacher(Endpoint(server.spec()), told).correct(job)
     compare("chat", ours, theirs, job)
 
@@ -106,7 +120,11 @@ def check_death(server: "Serve", writer: Writer, tokenizer, cache: Path) -> None
         server.kill()
 
     threading.Thread(target=kill_soon, daemon=True).start()
-    client = Endpoint(server.spec(api="completions", cache=str(cache), concurrency=2, retries=1, backoff_seconds=0.05))
+    client = Endpoint(
+        server.spec(
+            api="completions", cache=str(cache), concurrency=2, retries=1, backoff_seconds=0.05
+        )
+    )
     written = EndpointTeacher(client).correct(job)
     answered = len(list(cache.rglob("*.json")))
     lost = [n for n, reason in enumerate(written.failed) if reason in ("connection", "timeout")]
@@ -118,15 +136,25 @@ def check_death(server: "Serve", writer: Writer, tokenizer, cache: Path) -> None
     again = EndpointTeacher(client).correct(job)
     assert again.metrics["scope/teacher_cache_hits"] == answered
     np.testing.assert_array_equal(again.rollout.tokens_BT, written.rollout.tokens_BT)
-    print(f"killed in a batch of {len(prompts)}: {answered} answered, {len(lost)} fell back; repeated from disk, the same")
+    print(
+        f"killed in a batch of {len(prompts)}: {answered} answered, {len(lost)} fell back; repeated"
+        " from disk, the same"
+    )
 
 
 def common_character(writer: Writer, tokenizer, prompts: list[str]) -> str:
     """A character that our decoder writes after each of the prompts, but not at once."""
     rows = from_prompts([tokenizer.encode(p) for p in prompts], 1, BUFFER)
     spec = SampleSpec(temperature=0.0, max_new_tokens=STEP, end_ids=(0,))
-    written = texts(completion_ids(generate(writer.params, writer.config, rows, jax.random.key(0), spec)), tokenizer)
-    shared = [c for c in CHARACTERS if c.strip() and sum(c in text[1:] for text in written) > len(prompts) / 2]
+    written = texts(
+        completion_ids(generate(writer.params, writer.config, rows, jax.random.key(0), spec)),
+        tokenizer,
+    )
+    shared = [
+        c
+        for c in CHARACTERS
+        if c.strip() and sum(c in text[1:] for text in written) > len(prompts) / 2
+    ]
     assert shared, written
     return shared[0]
 
@@ -137,34 +165,48 @@ def make_job(writer: Writer, tokenizer, prompts: list[str], domain: Split) -> Jo
     asks = [Ask(Problem(str(n), p, "0"), (), "", False, n) for n, p in enumerate(prompts)]
     kept = np.array([len(i) for i in ids], np.int32)
     limit = np.full(len(ids), BUFFER, np.int32)
-    return Job(rows, asks, kept, limit, STEP, 0.0, (0,), jax.random.key(0), 0, domain, tokenizer, writer)
+    return Job(
+        rows, asks, kept, limit, STEP, 0.0, (0,), jax.random.key(0), 0, domain, tokenizer, writer
+    )
 
 
 def compare(name: str, ours: Corrected, theirs: Corrected, job: Job) -> None:
-    """Where both gave a step it is the same, ids and all; and there are steps. Left out: rows in which our decoder wrote a
-    special token or ended the row before a separator, because text does not show that."""
+    """Where both gave a step it is the same, ids and all; and there are steps. Left out: rows in
+    which our decoder wrote a special token or ended the row before a separator, because text does
+    not show that."""
     both = 0
     pieces, finished = token_bytes(job.tokenizer), np.asarray(ours.rollout.finished_B)
     rows = [completion_ids(x.rollout) for x in (ours, theirs)]
-    clean = [not finished[n] and all(pieces[i] != b"\0" for i in row) for n, row in enumerate(rows[0])]
+    clean = [
+        not finished[n] and all(pieces[i] != b"\0" for i in row) for n, row in enumerate(rows[0])
+    ]
     for number, reason in enumerate(theirs.failed):
         assert reason in (None, "incomplete", "special", "empty"), (reason, ours.failed)
         if reason is None:
             text = texts([rows[1][number]], job.tokenizer)[0]
             assert text.endswith(job.domain.separator), text
             if clean[number]:
-                assert rows[0][number] == rows[1][number], (name, number, rows[0][number], rows[1][number])
+                assert rows[0][number] == rows[1][number], (
+                    name,
+                    number,
+                    rows[0][number],
+                    rows[1][number],
+                )
                 both += 1
     assert both >= 2, theirs.failed
     written = np.asarray(theirs.rollout.owner_BT) == Owner.TEACHER
     assert np.isnan(np.asarray(theirs.rollout.logp_BT)[written]).all()
     untouched = jnp.arange(BUFFER)[None] < jnp.asarray(job.kept_B)[:, None]
     assert bool(jnp.all(jnp.where(untouched, theirs.rollout.tokens_BT == job.rows.tokens_BT, True)))
-    print(f"{name}: {both} of {len(theirs.failed)} rows have a step, the same as our decoder's ({theirs.failed})")
+    print(
+        f"{name}: {both} of {len(theirs.failed)} rows have a step, the same as our decoder's"
+        f" ({theirs.failed})"
+    )
 
 
 class Serve:
-    """`transformers serve` in a process group of its own; the model is a local directory, named by its path."""
+    """`transformers serve` in a process group of its own; the model is a local directory, named by
+    its path."""
 
     def __init__(self, directory: Path, log: Path):
         with socket.socket() as probe:
@@ -174,15 +216,25 @@ class Serve:
 
     def __enter__(self) -> "Serve":
         start = time.monotonic()
-        program = [str(Path(sys.executable).parent / "transformers"), "serve", str(self.directory), "--device", "cpu"]
+        program = [
+            str(Path(sys.executable).parent / "transformers"),
+            "serve",
+            str(self.directory),
+            "--device",
+            "cpu",
+        ]
         program += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(self.port)]
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
         self._file = self.log.open("w")
-        self.process = subprocess.Popen(program, stdout=self._file, stderr=subprocess.STDOUT, env=quiet, start_new_session=True)
+        self.process = subprocess.Popen(
+            program, stdout=self._file, stderr=subprocess.STDOUT, env=quiet, start_new_session=True
+        )
         while not self._healthy():
             if self.process.poll() is not None or time.monotonic() - start > 180:
                 self.kill()
-                raise RuntimeError(f"transformers serve did not start: {self.log.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"transformers serve did not start: {self.log.read_text()[-3000:]}"
+                )
             time.sleep(0.2)
         self.seconds = time.monotonic() - start
         return self
@@ -198,11 +250,17 @@ class Serve:
 
     def spec(self, **more) -> EndpointSpec:
         url = f"http://127.0.0.1:{self.port}/v1"
-        return EndpointSpec(url=url, model=str(self.directory), **{"request_seconds": 60.0, "concurrency": 1, **more})
+        return EndpointSpec(
+            url=url,
+            model=str(self.directory),
+            **{"request_seconds": 60.0, "concurrency": 1, **more},
+        )
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as response:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/health", timeout=2
+            ) as response:
                 return response.status == 200
         except OSError:
             return False

@@ -1,11 +1,13 @@
-"""Tiny runs, killed at random moments again and again, against the same runs undisturbed: every number must be the same.
+"""Tiny runs, killed at random moments again and again, against the same runs undisturbed: every
+number must be the same.
 
     make kills [ARGS="--kills=6 --only=scope"]
 
-Each case is started, stopped with SIGKILL (or SIGTERM) at a random moment, and started again with the same command, until
-it has had its share of kills; then it may finish. Compared with a run that nobody disturbed: the exported model, the sums
-of every array of the last checkpoint (parameters, moments, counters), all metrics but times, samples and the summary, bit
-for bit. Exit code 1 on any difference. Not part of pytest: it takes minutes. CPU, one device.
+Each case is started, stopped with SIGKILL (or SIGTERM) at a random moment, and started again with
+the same command, until it has had its share of kills; then it may finish. Compared with a run that
+nobody disturbed: the exported model, the sums of every array of the last checkpoint (parameters,
+moments, counters), all metrics but times, samples and the summary, bit for bit. Exit code 1 on any
+difference. Not part of pytest: it takes minutes. CPU, one device.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from tiny_runs import POLICY, PRM, ROOT, Tiny, command, environment, run_program
+from support.tiny_runs import POLICY, PRM, ROOT, Tiny, command, environment, run_program
 
 STEPS = 16
 COMMON: dict[str, Any] = {
@@ -37,12 +39,19 @@ COMMON: dict[str, Any] = {
 # name -> (config, what it changes)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulation": ("grpo", {"training.micro_batches": 4, "checkpoint.every": 3}),
-    "epochs": ("grpo", {"training.epochs": 2, "training.mini_batches": 2, "loss.old_logp": "recompute"}),
+    "epochs": (
+        "grpo",
+        {"training.epochs": 2, "training.mini_batches": 2, "loss.old_logp": "recompute"},
+    ),
     "luffy": ("luffy", {"demonstrations.per_group": 1, "demonstrations.verified": False}),
     "relift": ("relift", {"demonstrations.buffer": 3, "checkpoint.every": 1}),
     "scope": ("scope", {"loss.teacher_weight": 0.2}),
-    # 8 problems, 4 a step: every second checkpoint lies between two epochs of the data, every other one does not.
-    "epoch_boundary": ("grpo", {"task.options.train_size": 8, "rollout.prompts": 4, "checkpoint.every": 1}),
+    # 8 problems, 4 a step: every second checkpoint lies between two epochs of the data, every
+    # other one does not.
+    "epoch_boundary": (
+        "grpo",
+        {"task.options.train_size": 8, "rollout.prompts": 4, "checkpoint.every": 1},
+    ),
     "lora": ("scope", {"lora.rank": 4, "training.mini_batches": 2}),
     "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
     "dapo": ("dapo", {"rollout.resample": 2, "checkpoint.every": 3}),
@@ -55,16 +64,26 @@ def prepare(folder: Path) -> Tiny:
     made = {}
     for name, config, settings in (
         ("policy", "base", POLICY),
-        ("prm", "prm", {**PRM, "start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")}),
+        (
+            "prm",
+            "prm",
+            {**PRM, "start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")},
+        ),
     ):
-        done = run_program(command("supervised", config, folder / name, settings), folder, seconds=1200)
+        done = run_program(
+            command("supervise", config, folder / name, settings), folder, seconds=1200
+        )
         made[name] = json.loads(done.stdout.splitlines()[-1])
     return Tiny(folder, folder / "policy", folder / "prm", made)
 
 
 def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:
     config, more = CASES[case]
-    places = {"models.teacher": str(tiny.policy), "models.prm": str(tiny.prm)} if config in ("luffy", "relift") else {}
+    places = (
+        {"models.teacher": str(tiny.policy), "models.prm": str(tiny.prm)}
+        if config in ("luffy", "relift")
+        else {}
+    )
     return tiny.program(config, workdir, {**COMMON, **places, **more})
 
 
@@ -73,13 +92,22 @@ def content(workdir: Path) -> dict[str, Any]:
     plain = lambda row: {key: value for key, value in row.items() if not key.startswith(MACHINE)}
     summary = json.loads((workdir / "summary.json").read_text())
     record = json.loads((workdir / "checkpoints" / str(STEPS) / "record" / "metadata").read_text())
-    files = sorted(path for part in ("model", "adapter", "samples") for path in (workdir / part).rglob("*") if path.is_file())
+    files = sorted(
+        path
+        for part in ("model", "adapter", "samples")
+        for path in (workdir / part).rglob("*")
+        if path.is_file()
+    )
     return {
-        "metrics": [plain(json.loads(line)) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+        "metrics": [
+            plain(json.loads(line)) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        ],
         "summary": summary | {"final": plain(summary["final"])},
         "arrays": record["leaves"],
         # Of a run that was stopped in its last evaluation, the checkpoint says so.
-        "place": {key: value for key, value in record["extra"].items() if key != "before_evaluation"},
+        "place": {
+            key: value for key, value in record["extra"].items() if key != "before_evaluation"
+        },
         **{str(path.relative_to(workdir)): path.read_bytes() for path in files},
     }
 
@@ -89,9 +117,11 @@ def lines(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def disturb(process: subprocess.Popen, workdir: Path, draw: random.Random, number: int, last: bool) -> tuple[str, bool]:
-    """Wait for a random moment and send a signal: (name of the signal, whether the process was still there). `last`: it may be
-    the end of the run, after its last step."""
+def disturb(
+    process: subprocess.Popen, workdir: Path, draw: random.Random, number: int, last: bool
+) -> tuple[str, bool]:
+    """Wait for a random moment and send a signal: (name of the signal, whether the process was
+    still there). `last`: it may be the end of the run, after its last step."""
     where = draw.choices(("start", "step", "end"), (1, 7, 2 * last))[0]
     target: Callable[[], bool] = lambda: True
     delay = draw.uniform(0, 8)
@@ -100,7 +130,9 @@ def disturb(process: subprocess.Popen, workdir: Path, draw: random.Random, numbe
         old = workdir / "metrics.jsonl"
         before = old.stat().st_ino if old.is_file() else 0
         # A run that goes on writes its metrics anew: only then do its own lines count.
-        target = lambda: old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
+        target = lambda: (
+            old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
+        )
     elif where == "end":
         target, delay = lambda: lines(workdir) >= STEPS, draw.uniform(0, 1.5)
     while process.poll() is None and not target():
@@ -120,12 +152,19 @@ def run_case(tiny: Tiny, case: str, kills: int, seed: int) -> dict[str, Any]:
     begin, draw = time.monotonic(), random.Random(f"{seed} {case}")
     reference, workdir = tiny.folder / f"{case}_whole", tiny.folder / f"{case}_killed"
     run_program(arguments(tiny, case, reference), tiny.folder, seconds=1200)
-    program, counts, resumed, at = arguments(tiny, case, workdir), {"SIGKILL": 0, "SIGTERM": 0}, [], []
+    program, counts, resumed, at = (
+        arguments(tiny, case, workdir),
+        {"SIGKILL": 0, "SIGTERM": 0},
+        [],
+        [],
+    )
     log = tiny.folder / f"{case}.log"
     problem = ""
     while True:
         with open(log, "w") as file:
-            process = subprocess.Popen(program, env=environment(tiny.folder), cwd=ROOT, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                program, env=environment(tiny.folder), cwd=ROOT, stdout=file, stderr=file
+            )
             kind, there = ("", False)
             done = sum(counts.values())
             if done < kills:
@@ -140,12 +179,16 @@ def run_case(tiny: Tiny, case: str, kills: int, seed: int) -> dict[str, Any]:
         if code == 0:
             break
         if not there or code not in {"SIGKILL": (-9,), "SIGTERM": (75, -15)}[kind]:
-            problem = f"exit code {code}: {text.strip().splitlines()[-1][:200] if text.strip() else ''}"
+            problem = (
+                f"exit code {code}: {text.strip().splitlines()[-1][:200] if text.strip() else ''}"
+            )
             break
     different = [problem] if problem else []
     if not problem:
         one, other = content(reference), content(workdir)
-        different = [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+        different = [
+            name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)
+        ]
     return {
         "case": case,
         **counts,
@@ -157,11 +200,23 @@ def run_case(tiny: Tiny, case: str, kills: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests/kill_runs.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="tests/kill_runs.py", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--only", default="*", help="pattern of case names")
     parser.add_argument("--kills", type=int, default=4, help="of each case")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments (they also depend on the machine)")
-    parser.add_argument("--folder", type=Path, default=None, help="where runs work (default: a temporary folder, removed)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=int(time.time()),
+        help="of the moments (they also depend on the machine)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where runs work (default: a temporary folder, removed)",
+    )
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kill_runs_"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,21 +224,41 @@ def main() -> int:
     try:
         tiny = prepare(folder.absolute())
         print(f"seed {args.seed}, {STEPS} steps, {args.kills} kills of each case", flush=True)
-        heads = ("case", "SIGKILL", "SIGTERM", "lines written at each", "resumed at step", "equal", "seconds")
+        heads = (
+            "case",
+            "SIGKILL",
+            "SIGTERM",
+            "lines written at each",
+            "resumed at step",
+            "equal",
+            "seconds",
+        )
         print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
         for case in fnmatch.filter(CASES, args.only):
             row = run_case(tiny, case, args.kills, args.seed)
             rows.append(row)
             join = lambda values: " ".join(map(str, values))
-            cells = [case, row["SIGKILL"], row["SIGTERM"], join(row["killed at"]), join(row["resumed at"])]
-            cells += ["NO: " + ", ".join(row["different"]) if row["different"] else "yes", f"{row['seconds']:.0f}"]
+            cells = [
+                case,
+                row["SIGKILL"],
+                row["SIGTERM"],
+                join(row["killed at"]),
+                join(row["resumed at"]),
+            ]
+            cells += [
+                "NO: " + ", ".join(row["different"]) if row["different"] else "yes",
+                f"{row['seconds']:.0f}",
+            ]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     finally:
         if args.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     bad = [row["case"] for row in rows if row["different"]]
     total = sum(row["SIGKILL"] + row["SIGTERM"] for row in rows)
-    print(f"{total} kills in {len(rows)} cases; " + (f"different: {', '.join(bad)}" if bad else "no difference"))
+    print(
+        f"{total} kills in {len(rows)} cases; "
+        + (f"different: {', '.join(bad)}" if bad else "no difference")
+    )
     return 1 if bad or not rows else 0
 
 

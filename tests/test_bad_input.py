@@ -1,4 +1,5 @@
-"""Bad input gets one line that says what is wrong, where, and what would be right; nothing is written over."""
+"""Bad input gets one line that says what is wrong, where, and what would be right; nothing is
+written over."""
 
 import json
 import shutil
@@ -11,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_runs import ROOT, Tiny, command, environment, tiny_config
+from support.tiny_runs import ROOT, Tiny, command, environment, tiny_config
 
 from scope_jax import models, tasks
-from scope_jax.collect import next_problems
+from scope_jax.data import Problems, batch_indices
 from scope_jax.evaluate import evaluate
 from scope_jax.run import Checkpoints, read_metrics
+from scope_jax.text import character_tokenizer, load_tokenizer
 from scope_jax.train import train
-
-pytest_plugins = ("checkpoints_fixture",)
+from scope_jax.training.rollouts import next_problems
 
 
 def refused(config, workdir: Path, kind=ValueError) -> str:
@@ -37,7 +38,9 @@ def refused(config, workdir: Path, kind=ValueError) -> str:
 def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_path: Path):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({**checkpoints.config("grpo").to_dict(), "seed": 5}))
+    (other / "config.json").write_text(
+        json.dumps({**checkpoints.config("grpo").to_dict(), "seed": 5})
+    )
     before = (other / "config.json").read_bytes()
     wanted = {
         "override": (
@@ -45,15 +48,31 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
             ["config.rollout.grup", "unknown key", "config.rollout.group"],
         ),
         "model": (
-            command("train", "grpo", tmp_path / "b", {**checkpoints.settings("grpo"), "models.policy": str(tmp_path / "nowhere")}),
+            command(
+                "train",
+                "grpo",
+                tmp_path / "b",
+                {**checkpoints.settings("grpo"), "models.policy": str(tmp_path / "nowhere")},
+            ),
             [f"{tmp_path / 'nowhere'}: no such model directory", "config.json"],
         ),
-        "other run": (checkpoints.program("grpo", other), ["the workdir of a run with another config", "seed: there 5, here 0"]),
-        "no workdir": (command("supervised", "base", tmp_path / "d", {})[:-1], ["--workdir is missing"]),
+        "other run": (
+            checkpoints.program("grpo", other),
+            ["the workdir of a run with another config", "seed: there 5, here 0"],
+        ),
+        "no workdir": (
+            command("supervise", "base", tmp_path / "d", {})[:-1],
+            ["--workdir is missing"],
+        ),
     }
     started = {
         name: subprocess.Popen(
-            arguments, env=environment(checkpoints.folder), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            arguments,
+            env=environment(checkpoints.folder),
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for name, (arguments, _) in wanted.items()
     }
@@ -65,7 +84,9 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         assert len(lines) == 1 and lines[0] == err.splitlines()[-1], err
         assert all(part in lines[0] for part in wanted[name][1]), lines[0]
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
-    assert (other / "config.json").read_bytes() == before and sorted(p.name for p in other.iterdir()) == ["config.json"]
+    assert (other / "config.json").read_bytes() == before and sorted(
+        p.name for p in other.iterdir()
+    ) == ["config.json"]
 
 
 # ---- configs
@@ -76,15 +97,24 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
     [
         (
             {"loss.teacher_wieght": 1.0},
-            "config.loss.teacher_wieght: unknown key; the nearest known one is config.loss.teacher_weight",
+            (
+                "config.loss.teacher_wieght: unknown key; the nearest known one is"
+                " config.loss.teacher_weight"
+            ),
         ),
         (
             {"task.options.sizes": 3},
-            "config.task.options.sizes: unknown; known: lengths, moduli, ood_lengths, seed, start, test_ood_size",
+            (
+                "config.task.options.sizes: unknown; known: lengths, moduli, ood_lengths, seed,"
+                " start, test_ood_size"
+            ),
         ),
         ({"dtype": "float33"}, "config.dtype = 'float33' is unknown; one of float32, bfloat16"),
         ({"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
-        ({"loss.old_logp": "guess"}, "config.loss.old_logp = 'guess' is unknown; one of sampler, recompute"),
+        (
+            {"loss.old_logp": "guess"},
+            "config.loss.old_logp = 'guess' is unknown; one of sampler, recompute",
+        ),
         (
             {"loss.teacher_schedule": "zigzag"},
             "config.loss.teacher_schedule = 'zigzag' is unknown; one of constant, linear, cosine",
@@ -92,14 +122,23 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ({"loss.teacher_term": "like"}, "LossSpec.teacher_term = 'like' is unknown"),
         ({"loss.normaliser": "mean"}, "LossSpec.normaliser = 'mean' is unknown"),
         ({"loss.clip_low": 2.0}, "LossSpec.clip_low = 2.0; expected at most 1"),
-        ({"optimizer.schedule": "exponential"}, "OptimizerSpec.schedule = 'exponential' is unknown"),
+        (
+            {"optimizer.schedule": "exponential"},
+            "OptimizerSpec.schedule = 'exponential' is unknown",
+        ),
         ({"optimizer.learning_rate": float("inf")}, "OptimizerSpec.learning_rate = inf"),
-        ({"correction.tail": "both"}, "correction.tail = 'both' is unknown; one of policy, teacher, none"),
+        (
+            {"correction.tail": "both"},
+            "correction.tail = 'both' is unknown; one of policy, teacher, none",
+        ),
         ({"correction.tail": "none"}, "set accept to 'unverified'"),
         ({"correction.select.rule": "best"}, "selection rule 'best' is unknown"),
         ({"rollout.temperature": -1.0}, "SampleSpec.temperature -1.0 must be >= 0"),
         ({"rollout.top_p": 0.0}, "SampleSpec.top_p 0.0 must be in (0, 1]"),
-        ({"training.micro_batches": 3}, "config.training.micro_batches = 3 does not divide prompts x group = 32"),
+        (
+            {"training.micro_batches": 3},
+            "config.training.micro_batches = 3 does not divide prompts x group = 32",
+        ),
         ({"mesh.tensor": 3}, "needs 6 devices, 8 are here"),
         ({"models.policy": ""}, "config.models.policy is empty"),
         ({"models.teacher": ""}, "config.models.teacher is empty"),
@@ -114,10 +153,16 @@ def test_settings_that_make_no_sense(checkpoints: Tiny, tmp_path: Path, settings
 
 def test_a_workdir_of_another_config_is_left_alone(checkpoints: Tiny, tmp_path: Path):
     config = checkpoints.config("grpo")
-    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "seed": 7, "checkpoint": {"every": 1, "keep": 1}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config.to_dict(), "seed": 7, "checkpoint": {"every": 1, "keep": 1}})
+    )
     before = (tmp_path / "config.json").read_bytes()
     message = refused(config, tmp_path)
-    assert "seed: there 7, here 0" in message and "checkpoint" not in message and "use another workdir" in message
+    assert (
+        "seed: there 7, here 0" in message
+        and "checkpoint" not in message
+        and "use another workdir" in message
+    )
     assert (tmp_path / "config.json").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -139,11 +184,16 @@ def test_weights_that_do_not_fit(checkpoints: Tiny, tmp_path: Path):
         [
             (lambda t: t.update({name: t[name][:5]}), [name, "[5, 48]", "[96, 48]"]),
             (lambda t: t.pop(name), [name, "[96, 48]", "is missing"]),
-            (lambda t: t.update(extra=np.zeros(3, np.float32)), ["weight extra is not part of this qwen2 model"]),
+            (
+                lambda t: t.update(extra=np.zeros(3, np.float32)),
+                ["weight extra is not part of this qwen2 model"],
+            ),
         ]
     ):
         directory = damaged(checkpoints, tmp_path / f"model{number}", change)
-        message = refused(checkpoints.config("grpo", {"models.policy": directory}), tmp_path / "run")
+        message = refused(
+            checkpoints.config("grpo", {"models.policy": directory}), tmp_path / "run"
+        )
         assert directory in message and all(part in message for part in parts), message
     assert not (tmp_path / "run").exists()
 
@@ -152,17 +202,27 @@ def test_checkpoints_in_the_wrong_role(checkpoints: Tiny, tmp_path: Path):
     policy, prm = str(checkpoints.policy), str(checkpoints.prm)
     message = refused(checkpoints.config("scope", {"models.prm": policy}), tmp_path / "run")
     assert "head 'lm'" in message and "score.0 and score.2" in message
-    assert f"{prm}: head 'prm'; a policy" in refused(checkpoints.config("scope", {"models.policy": prm}), tmp_path / "run")
-    assert f"{prm}: head 'prm'; a teacher" in refused(checkpoints.config("scope", {"models.teacher": prm}), tmp_path / "run")
+    assert f"{prm}: head 'prm'; a policy" in refused(
+        checkpoints.config("scope", {"models.policy": prm}), tmp_path / "run"
+    )
+    assert f"{prm}: head 'prm'; a teacher" in refused(
+        checkpoints.config("scope", {"models.teacher": prm}), tmp_path / "run"
+    )
     config, _ = models.load(policy)
     import dataclasses
 
     wide = dataclasses.replace(config, vocab_size=32)
     models.save(tmp_path / "wide", wide, models.init(wide, jax.random.key(0)))
-    message = refused(checkpoints.config("scope", {"models.teacher": str(tmp_path / "wide")}), tmp_path / "run")
+    message = refused(
+        checkpoints.config("scope", {"models.teacher": str(tmp_path / "wide")}), tmp_path / "run"
+    )
     assert "vocabulary of 32, the policy has 24" in message
     (tmp_path / "empty").mkdir()
-    message = refused(checkpoints.config("grpo", {"models.policy": str(tmp_path / "empty")}), tmp_path / "run", FileNotFoundError)
+    message = refused(
+        checkpoints.config("grpo", {"models.policy": str(tmp_path / "empty")}),
+        tmp_path / "run",
+        FileNotFoundError,
+    )
     assert "no config.json" in message
     assert not (tmp_path / "run").exists()
 
@@ -172,17 +232,27 @@ def test_checkpoints_in_the_wrong_role(checkpoints: Tiny, tmp_path: Path):
 
 def test_prompts_that_do_not_fit_are_dropped_and_counted():
     domain = tasks.Arithmetic(start="zero")
-    problems = [domain.problem(0, "train", n, 2 + n % 2) for n in range(12)]  # prompts of 5 and 7 tokens in turn
-    source = tasks.Problems.from_list(problems, "mixed lengths")
-    tokenizer = tasks.character_tokenizer(domain.characters)
-    take = lambda limit: next_problems(source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False)
+    problems = [
+        domain.problem(0, "train", n, 2 + n % 2) for n in range(12)
+    ]  # prompts of 5 and 7 tokens in turn
+    source = Problems.from_list(problems, "mixed lengths")
+    tokenizer = character_tokenizer(domain.characters)
+    take = lambda limit: next_problems(
+        source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
+    )
     drawn, ids, position, dropped = take(5)
-    assert len(drawn) == len(ids) == 6 and all(len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids))
+    assert len(drawn) == len(ids) == 6 and all(
+        len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids)
+    )
     assert position == 6 + dropped and dropped > 0
-    order = source.take(tasks.batch_indices(0, 0, position, len(source)))
-    assert [p.id for p in drawn] == [p.id for p in order if len(p.prompt) == 5]  # nothing skipped, nothing twice
+    order = source.take(batch_indices(0, 0, position, len(source)))
+    assert [p.id for p in drawn] == [
+        p.id for p in order if len(p.prompt) == 5
+    ]  # nothing skipped, nothing twice
     assert take(7)[2:] == (6, 0)
-    with pytest.raises(ValueError, match=r"mixed lengths: no prompt fits into rollout\.prompt_tokens = 4; raise it"):
+    with pytest.raises(
+        ValueError, match=r"mixed lengths: no prompt fits into rollout\.prompt_tokens = 4; raise it"
+    ):
         take(4)
 
 
@@ -196,24 +266,38 @@ def test_an_evaluation_whose_prompts_are_all_too_long(checkpoints: Tiny):
     config, params = models.load(checkpoints.policy)
     domain = tasks.Arithmetic(start="zero")
     problems = [domain.problem(0, "test", n, 3) for n in range(3)]
-    tokenizer = tasks.load_tokenizer(checkpoints.policy)
-    assert evaluate(params, config, problems, domain, tokenizer, prompt_tokens=6) == {"dropped": 3.0, "problems": 0.0}
+    tokenizer = load_tokenizer(checkpoints.policy)
+    assert evaluate(params, config, problems, domain, tokenizer, prompt_tokens=6) == {
+        "dropped": 3.0,
+        "problems": 0.0,
+    }
 
 
 def test_malformed_data_lines(tmp_path: Path):
     path = tmp_path / "data.jsonl"
     good = json.dumps({"prompt": "1+1?", "answer": "2"})
-    path.write_text("\n".join([good, '{"prompt": "cut', good, '{"prompt": "no answer"}', "[1]", good]) + "\n")
+    path.write_text(
+        "\n".join([good, '{"prompt": "cut', good, '{"prompt": "no answer"}', "[1]", good]) + "\n"
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        problems = tasks.Problems.from_file(path)
+        problems = Problems.from_file(path)
     assert len(problems) == 3 and problems.skipped == 3
     lines = [str(w.message) for w in caught]
-    assert [line.startswith(f"{path}: line {n}: ") for line, n in zip(lines, (2, 4, 5), strict=True)] == [True] * 3
-    assert "not JSON" in lines[0] and "no field 'answer'" in lines[1] and "expected an object, found list" in lines[2]
-    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"line 5: .*more than 2 malformed lines") as error:
+    assert [
+        line.startswith(f"{path}: line {n}: ") for line, n in zip(lines, (2, 4, 5), strict=True)
+    ] == [True] * 3
+    assert (
+        "not JSON" in lines[0]
+        and "no field 'answer'" in lines[1]
+        and "expected an object, found list" in lines[2]
+    )
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match=r"line 5: .*more than 2 malformed lines") as error,
+    ):
         warnings.simplefilter("ignore")
-        tasks.Problems.from_file(path, max_malformed=2)
+        Problems.from_file(path, max_malformed=2)
     assert str(path) in str(error.value)
 
 
@@ -225,14 +309,22 @@ def test_updates_that_are_not_finite(checkpoints: Tiny, tmp_path: Path):
         tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
 
     directory = damaged(checkpoints, tmp_path / "model", poison)
-    settings = {"models.policy": directory, "steps": 6, "training.stop_after_skipped": 3, "checkpoint.every": 1}
+    settings = {
+        "models.policy": directory,
+        "steps": 6,
+        "training.stop_after_skipped": 3,
+        "checkpoint.every": 1,
+    }
     message = refused(checkpoints.config("grpo", settings), tmp_path / "run", RuntimeError)
     assert "step 2: 3 updates in a row were not finite" in message and "learning_rate" in message
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["grad/skipped"] for row in rows] == [1, 2]  # skipped and counted, then the end
     with Checkpoints(tmp_path / "run" / "checkpoints") as kept:
         assert kept.steps() == []
-    assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "model").exists()
+    assert (
+        not (tmp_path / "run" / "summary.json").exists()
+        and not (tmp_path / "run" / "model").exists()
+    )
 
 
 def test_a_skipped_update_changes_nothing():
@@ -244,10 +336,19 @@ def test_a_skipped_update_changes_nothing():
     spec = learning.LossSpec(max_new_tokens=4)
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.1))
     update = learning.make_update(
-        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat="none"), optimizer, config
+        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat="none"),
+        optimizer,
+        config,
     )
-    written = {"completion": jnp.arange(8, dtype=jnp.int32).reshape(2, 4), "on": jnp.full((2, 4), 0.1), "off": jnp.zeros((2, 4))}
-    prompt = {"prompt": jnp.array([[5, 6, 7]], jnp.int32), "prompt_length": jnp.array([2], jnp.int32)}
+    written = {
+        "completion": jnp.arange(8, dtype=jnp.int32).reshape(2, 4),
+        "on": jnp.full((2, 4), 0.1),
+        "off": jnp.zeros((2, 4)),
+    }
+    prompt = {
+        "prompt": jnp.array([[5, 6, 7]], jnp.int32),
+        "prompt_length": jnp.array([2], jnp.int32),
+    }
     batch = prompt | written | {"advantage": jnp.array([1.0, -1.0])}
     scalars = {"teacher_weight": jnp.float32(0.0)}
     state = learning.init_state(params, optimizer)
@@ -256,7 +357,10 @@ def test_a_skipped_update_changes_nothing():
     for part in (bad, bad, good, bad):
         before = jax.device_get(state.params)
         state, stats = update(state, part, scalars)
-        same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params))))
+        same = all(
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)))
+        )
         assert same == (part is bad) and int(stats["skipped"]) == (part is bad)
         counts.append((int(state.updates), int(state.skipped), int(state.skipped_in_row)))
     assert counts == [(0, 1, 1), (0, 2, 2), (1, 2, 0), (1, 3, 1)]
@@ -266,9 +370,12 @@ def test_a_skipped_update_changes_nothing():
 def test_unknown_keys_of_a_config_file_name_the_nearest(tmp_path: Path):
     config = tiny_config("scope", {})
     config.correction.treshold = 0.4
-    assert "config.correction.treshold: unknown key; the nearest known one is config.correction.threshold" in refused(
-        config, tmp_path / "run"
+    assert (
+        "config.correction.treshold: unknown key; the nearest known one is"
+        " config.correction.threshold" in refused(config, tmp_path / "run")
     )
     config = tiny_config("scope", {})
     del config.loss.clip_high
-    assert "config.loss.clip_high: missing; start from default_config()" in refused(config, tmp_path / "run")
+    assert "config.loss.clip_high: missing; start from default_config()" in refused(
+        config, tmp_path / "run"
+    )

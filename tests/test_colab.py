@@ -48,20 +48,41 @@ def test_it_is_short_and_uses_public_functions_only(build):
     assert len(lines) < 90
     tree = ast.parse(code)
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names |= {alias.name.rpartition(".")[2] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for alias in n.names}
+    names |= {
+        alias.name.rpartition(".")[2]
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom)
+        for alias in n.names
+    }
     assert {"generate", "cut", "first_error", "train"} <= names
     assert not [name for name in names if name.startswith("_")]
 
 
 def test_it_runs(tmp_path, pytestconfig):
     """Every cell, with models that learned nothing: two updates everywhere."""
-    env = os.environ | {"SCOPE_SMOKE": "1", "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    # Compiling is nearly all of the time: the base policy's programs serve the teacher, and those of this run the next.
+    env = os.environ | {
+        "SCOPE_SMOKE": "1",
+        "MPLBACKEND": "Agg",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    # Compiling is nearly all of the time: the base policy's programs serve the teacher, and those
+    # of this run the next.
     compiled = str(pytestconfig.cache.mkdir("compiled"))
-    env |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    env |= {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    done = subprocess.run([sys.executable, str(SOURCE)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(SOURCE)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"^  teacher  ", done.stdout, flags=re.M)  # the owner of the corrected step
     lines = (tmp_path / "scope_demo_smoke" / "scope" / "metrics.jsonl").read_text().splitlines()

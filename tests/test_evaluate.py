@@ -1,4 +1,5 @@
-"""Benchmarks end to end with a tiny model: records, resuming after a kill, independence from devices and batching."""
+"""Benchmarks end to end with a tiny model: records, resuming after a kill, independence from
+devices and batching."""
 
 import dataclasses
 import json
@@ -11,14 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmark_files import jsonl, write_all
-from fixtures import TINY, make_params
-from prm_fixtures import write_checkpoint
-from tiny_runs import ROOT, environment, run_program
+from support.fixtures import TINY, make_params
+from support.prm_fixtures import write_checkpoint
+from support.suite_files import jsonl, write_all
+from support.tiny_runs import ROOT, environment, run_program
 
-from scope_jax import evaluate_benchmarks, models, tasks
-from scope_jax.correction import ProcessRewardModel
-from scope_jax.evaluate_benchmarks import Settings, settings_for, step_weights
+from scope_jax import evaluate_suites, models
+from scope_jax.evaluate_suites import Settings, settings_for, step_weights
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.text import character_tokenizer
 
 # `hold` waits where the file named by HOLD exists: a run stops there until it is killed.
 MINE = """
@@ -35,11 +37,16 @@ def early(fields, completion):
 def place(tmp_path_factory):
     """A folder with a model, data and a user's function."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tokenizer = tasks.character_tokenizer(string.ascii_letters + string.digits + string.punctuation + " \n")
+    tokenizer = character_tokenizer(
+        string.ascii_letters + string.digits + string.punctuation + " \n"
+    )
     config = dataclasses.replace(TINY, vocab_size=len(tokenizer), max_positions=400, end_ids=(0,))
     models.save(folder / "model", config, make_params(config, 5), tokenizer)
     write_all(folder / "data")
-    jsonl(folder / "data/words.jsonl", [{"id": f"w-{n}", "prompt": "ab" * (n % 3 + 1) + str(n), "answer": "x"} for n in range(10)])
+    jsonl(
+        folder / "data/words.jsonl",
+        [{"id": f"w-{n}", "prompt": "ab" * (n % 3 + 1) + str(n), "answer": "x"} for n in range(10)],
+    )
     (folder / "early_grader.py").write_text(MINE)
     return folder
 
@@ -70,13 +77,17 @@ def arguments(place: Path, workdir: Path, benchmarks: str = "words", **more) -> 
 
 def run(place: Path, workdir: Path, **more) -> list[dict]:
     """`main` in this process, on its 8 devices; the records."""
-    table = evaluate_benchmarks.main(arguments(place, workdir, **more))
+    table = evaluate_suites.main(arguments(place, workdir, **more))
     assert table == (workdir / "benchmarks.md").read_text()
     return json.loads((workdir / "benchmarks.json").read_text())
 
 
 def texts(workdir: Path) -> dict[str, list[str]]:
-    lines = [json.loads(line) for path in (workdir / "samples").glob("words-*.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in (workdir / "samples").glob("words-*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     return {result["id"]: result["texts"] for line in lines for result in line["results"]}
 
 
@@ -92,16 +103,31 @@ def whole(place, tmp_path_factory):
 def test_what_is_written(place, whole):
     workdir, record = whole
     written = texts(workdir)
-    assert list(written) == [f"w-{n}" for n in range(10)] and all(len(t) == 2 for t in written.values())
+    assert list(written) == [f"w-{n}" for n in range(10)] and all(
+        len(t) == 2 for t in written.values()
+    )
     scores = [float(text[:1].lower() < "h") for row in written.values() for text in row]
     result = record["result"]
     assert 0 < result["avg@2"] < 1 and result["avg@2"] == pytest.approx(sum(scores) / 20)
-    assert result["pass@2"] == pytest.approx(sum(max(scores[2 * n : 2 * n + 2]) for n in range(10)) / 10)
+    assert result["pass@2"] == pytest.approx(
+        sum(max(scores[2 * n : 2 * n + 2]) for n in range(10)) / 10
+    )
     assert result["unscored"] == 0 and record["verdicts"] == {"judged": 20}
-    assert (record["problems"], record["dropped"], record["skipped"], record["published_problems"]) == (10, 0, 0, None)
+    assert (
+        record["problems"],
+        record["dropped"],
+        record["skipped"],
+        record["published_problems"],
+    ) == (10, 0, 0, None)
     made_by = record["made_by"]
-    assert made_by["grader"] == {"name": "early_grader:early", "seconds": 5.0} and made_by["template"] == "{problem}="
-    assert {k: made_by[k] for k in ("samples", "temperature", "top_p", "top_k", "new_tokens", "seed", "dtype")} == {
+    assert (
+        made_by["grader"] == {"name": "early_grader:early", "seconds": 5.0}
+        and made_by["template"] == "{problem}="
+    )
+    assert {
+        k: made_by[k]
+        for k in ("samples", "temperature", "top_p", "top_k", "new_tokens", "seed", "dtype")
+    } == {
         "samples": 2,
         "temperature": 1.0,
         "top_p": 0.95,
@@ -110,18 +136,33 @@ def test_what_is_written(place, whole):
         "seed": 0,
         "dtype": "float32",
     }
-    assert all(len(made_by[k]) == 64 for k in ("model_sha256", "data_sha256", "chat_template_sha256"))
-    assert (workdir / "benchmarks.md").read_text().splitlines()[2].startswith("| words | 10 | 1 | 2 | ")
+    assert all(
+        len(made_by[k]) == 64 for k in ("model_sha256", "data_sha256", "chat_template_sha256")
+    )
+    assert (
+        (workdir / "benchmarks.md")
+        .read_text()
+        .splitlines()[2]
+        .startswith("| words | 10 | 1 | 2 | ")
+    )
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_devices(place, whole, tmp_path):
+def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_devices(
+    place, whole, tmp_path
+):
     workdir, record = whole
     hold = tmp_path / "hold"
     hold.touch()
     program = [sys.executable, "-m", "scope_jax.evaluate", *arguments(place, tmp_path / "out")]
     env = environment(tmp_path)
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(place)])
-    process = subprocess.Popen(program, env={**env, "HOLD": str(hold)}, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        program,
+        env={**env, "HOLD": str(hold)},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     try:
         deadline = time.monotonic() + 200
         samples = tmp_path / "out" / "samples"
@@ -143,7 +184,11 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_de
     # One device there, eight here: every text is the same, and so are the figures.
     assert texts(tmp_path / "out") == texts(workdir)
     again = json.loads((tmp_path / "out" / "benchmarks.json").read_text())[0]
-    assert again["result"] == record["result"] and again["key"] == record["key"] and again["made_by"] == record["made_by"]
+    assert (
+        again["result"] == record["result"]
+        and again["key"] == record["key"]
+        and again["made_by"] == record["made_by"]
+    )
     assert again["verdicts"] == {"judged": 12}  # the first chunk was not judged again
     assert done.stdout == (workdir / "benchmarks.md").read_text()
 
@@ -163,16 +208,33 @@ def test_tokens_depend_on_problem_and_sample_only(place, whole, tmp_path):
     both = run(place, tmp_path / "a", seed=1, limit=2)
     assert [record["made_by"]["seed"] for record in both] == [0, 1] and both[0] == record
     assert len((tmp_path / "a" / "benchmarks.md").read_text().splitlines()) == 4
-    (seeded,) = [path for path in (tmp_path / "a" / "samples").iterdir() if both[1]["key"] in path.name]
+    (seeded,) = [
+        path for path in (tmp_path / "a" / "samples").iterdir() if both[1]["key"] in path.name
+    ]
     assert json.loads(seeded.read_text().splitlines()[0])["results"][0]["texts"] != written["w-0"]
 
 
 def test_graders_and_settings_of_each_benchmark(place, tmp_path):
-    more = {"samples": None, "grader": None, "template": None, "limit": 2, "override": "aime24.samples=2"}
+    more = {
+        "samples": None,
+        "grader": None,
+        "template": None,
+        "limit": 2,
+        "override": "aime24.samples=2",
+    }
     math, letters = run(place, tmp_path, benchmarks="aime24,arc_c", **more)
-    assert (math["title"], math["samples"], letters["samples"], letters["published_problems"]) == ("AIME24", 2, 1, 1172)
-    assert math["made_by"]["grader"]["name"] == "math" and letters["made_by"]["grader"] == {"name": "choice"}
-    assert "letter of your choice" in letters["made_by"]["template"] and math["verdicts"] == {"judged": 4}
+    assert (math["title"], math["samples"], letters["samples"], letters["published_problems"]) == (
+        "AIME24",
+        2,
+        1,
+        1172,
+    )
+    assert math["made_by"]["grader"]["name"] == "math" and letters["made_by"]["grader"] == {
+        "name": "choice"
+    }
+    assert "letter of your choice" in letters["made_by"]["template"] and math["verdicts"] == {
+        "judged": 4
+    }
     assert math["result"]["avg@2"] == 0 and math["result"]["truncated_share"] > 0
     assert len((tmp_path / "benchmarks.md").read_text().splitlines()) == 4
 
@@ -181,12 +243,18 @@ def test_a_prm_chooses_and_votes(place, whole, tmp_path):
     write_checkpoint("qwen", tmp_path / "prm")
     record = run(place, tmp_path / "out", prm=tmp_path / "prm", **{"prm-aggregate": "min"})[0]
     assert texts(tmp_path / "out") == texts(whole[0]) and record["key"] != whole[1]["key"]
-    assert record["made_by"]["prm"] | {"sha256": ""} == {"sha256": "", "format": "qwen", "aggregate": "min"}
+    assert record["made_by"]["prm"] | {"sha256": ""} == {
+        "sha256": "",
+        "format": "qwen",
+        "aggregate": "min",
+    }
     prm = ProcessRewardModel.load(tmp_path / "prm")
     right = []
     for n in range(10):
         pair = texts(whole[0])[f"w-{n}"]
-        score, valid, _ = prm.score(["ab" * (n % 3 + 1) + str(n)] * 2, [text.split("\n\n") for text in pair])
+        score, valid, _ = prm.score(
+            ["ab" * (n % 3 + 1) + str(n)] * 2, [text.split("\n\n") for text in pair]
+        )
         weight = [score[i][valid[i]].min() if valid[i].any() else 0.0 for i in range(2)]
         right.append(pair[int(weight[1] > weight[0])][:1].lower() < "h")
     assert record["result"]["bon@2"] == pytest.approx(sum(right) / 10)
@@ -202,12 +270,18 @@ def test_a_prm_chooses_and_votes(place, whole, tmp_path):
 
 
 def test_settings_are_the_fields_then_the_flags_then_the_overrides():
-    assert settings_for("aime24", {}) == Settings(samples=32, temperature=0.6, top_p=0.95, new_tokens=8192)
+    assert settings_for("aime24", {}) == Settings(
+        samples=32, temperature=0.6, top_p=0.95, new_tokens=8192
+    )
     assert settings_for("math500", {}).samples == 1
     names = ["aime24", "math500"]
     overrides = ["aime24.samples=4", "aime24.temperature=0.7", "math500.grader=exact"]
-    assert settings_for("aime24", {"samples": 8, "seed": 3}, overrides, names) == Settings(samples=4, temperature=0.7, seed=3)
-    assert settings_for("math500", {"samples": 8}, overrides, names) == Settings(samples=8, grader="exact")
+    assert settings_for("aime24", {"samples": 8, "seed": 3}, overrides, names) == Settings(
+        samples=4, temperature=0.7, seed=3
+    )
+    assert settings_for("math500", {"samples": 8}, overrides, names) == Settings(
+        samples=8, grader="exact"
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,18 +309,34 @@ def test_settings_are_the_fields_then_the_flags_then_the_overrides():
 )
 def test_bad_input_is_one_line(place, tmp_path, more, message):
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError)) as caught:
-        evaluate_benchmarks.main(arguments(place, tmp_path / "out", **more))
+        evaluate_suites.main(arguments(place, tmp_path / "out", **more))
     assert message in str(caught.value)
     assert not (tmp_path / "out" / "benchmarks.json").exists()
 
 
 def test_the_command_line_says_one_line_and_ends_with_2(place, tmp_path):
-    program = [sys.executable, "-m", "scope_jax.evaluate", *arguments(place, tmp_path / "out", benchmarks="wrds")]
+    program = [
+        sys.executable,
+        "-m",
+        "scope_jax.evaluate",
+        *arguments(place, tmp_path / "out", benchmarks="wrds"),
+    ]
     done = run_program(program, tmp_path, code=2)
-    assert done.stdout == "" and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert (
+        done.stdout == ""
+        and done.stderr.splitlines()[-1].startswith("error: ")
+        and "Traceback" not in done.stderr
+    )
 
 
-def test_prompts_that_are_too_long_are_left_out_and_counted_and_positions_limit_the_tokens(place, tmp_path, capsys):
-    record = run(place, tmp_path, **{"prompt-tokens": 6, "new-tokens": 1000, "samples": 1, "temperature": 0})[0]
+def test_prompts_that_are_too_long_are_left_out_and_counted_and_positions_limit_the_tokens(
+    place, tmp_path, capsys
+):
+    record = run(
+        place, tmp_path, **{"prompt-tokens": 6, "new-tokens": 1000, "samples": 1, "temperature": 0}
+    )[0]
     assert record["dropped"] == 3 and record["problems"] == 7  # "abababN=" has 8 tokens, "ababN=" 6
-    assert record["made_by"]["new_tokens"] == 394 and "394 new tokens at most" in capsys.readouterr().err
+    assert (
+        record["made_by"]["new_tokens"] == 394
+        and "394 new tokens at most" in capsys.readouterr().err
+    )

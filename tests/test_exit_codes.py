@@ -1,4 +1,5 @@
-"""The exit code of a program that an error ends: 2 where the same command ends in the same way, 1 where another try may help."""
+"""The exit code of a program that an error ends: 2 where the same command ends in the same way, 1
+where another try may help."""
 
 import errno
 import os
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tensorstore
-from tiny_runs import environment
+from support.tiny_runs import environment
 
 from scope_jax import cli
 from scope_jax.run import Checkpoints, NoRoom
@@ -46,7 +47,10 @@ FINAL = [
     RuntimeError("step 7: 5 updates in a row were not finite and were skipped"),
     ValueError("runs/one/checkpoints: no checkpoint can be read (3: ValueError: DATA_LOSS: ...)"),
 ]
-INPUT = [FileNotFoundError("nowhere: no such model directory"), PermissionError(errno.EACCES, os.strerror(errno.EACCES))]
+INPUT = [
+    FileNotFoundError("nowhere: no such model directory"),
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES)),
+]
 
 
 def test_bad_input_and_a_run_that_gave_up_are_final():
@@ -62,8 +66,18 @@ def test_once_the_loop_has_begun_no_file_is_bad_input():
 
 def test_what_the_devices_say_is_a_crash():
     gloo = "UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:1"
-    assert all(map(cli.is_crash, (ValueError(gloo), jax.errors.JaxRuntimeError(gloo), KeyError("x"), TypeError("x"))))
-    assert not any(map(cli.is_crash, (*FINAL, *INPUT, StorageError("x"), NoRoom("x"), caused(Exception("x"), PASSING[1]))))
+    assert all(
+        map(
+            cli.is_crash,
+            (ValueError(gloo), jax.errors.JaxRuntimeError(gloo), KeyError("x"), TypeError("x")),
+        )
+    )
+    assert not any(
+        map(
+            cli.is_crash,
+            (*FINAL, *INPUT, StorageError("x"), NoRoom("x"), caused(Exception("x"), PASSING[1])),
+        )
+    )
 
 
 PROGRAM = """
@@ -88,12 +102,29 @@ cli.run(entry)
 
 def test_storage_that_fails_is_one_line_and_exit_code_1(tmp_path: Path):
     config = tmp_path / "config.py"
-    config.write_text("from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n")
-    arguments = [sys.executable, "-c", PROGRAM, f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(arguments, env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False)
+    config.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
+    )
+    arguments = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(
+        arguments,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr[-3000:]
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'run' / 'checkpoints'}: a checkpoint could not be written: ")
+    assert last.startswith(
+        f"error: {tmp_path / 'run' / 'checkpoints'}: a checkpoint could not be written: "
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -102,13 +133,19 @@ def test_what_tensorstore_says_of_a_failed_write_is_a_storage_error(tmp_path: Pa
     place = tensorstore.KvStore.open({"driver": "file", "path": f"{tmp_path / 'file'}/"}).result()
     with (
         Checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(StorageError, match=r"c: a checkpoint could not be written: ValueError: FAILED_PRECONDITION: "),
+        pytest.raises(
+            StorageError,
+            match=r"c: a checkpoint could not be written: ValueError: FAILED_PRECONDITION: ",
+        ),
         checkpoints._one_line(),
     ):
         place.write("x", b"1").result()
 
 
-@pytest.mark.parametrize("error", [TimeoutError("timed out"), OSError(errno.EIO, os.strerror(errno.EIO)), PermissionError("403")])
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError("timed out"), OSError(errno.EIO, os.strerror(errno.EIO)), PermissionError("403")],
+)
 def test_a_storage_that_does_not_answer_is_no_damage(tmp_path: Path, error: Exception):
     """Neither is an older checkpoint taken, nor is the newest one deleted."""
     state = {"w": jnp.arange(9.0)}

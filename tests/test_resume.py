@@ -1,6 +1,8 @@
-"""Losing nothing: runs that are asked to stop, changed configs, damaged checkpoints, full disks, numbers that are not finite.
+"""Losing nothing: runs that are asked to stop, changed configs, damaged checkpoints, full disks,
+numbers that are not finite.
 
-Runs in this process are stopped by real signals, sent from inside a phase of a step; nothing of the program is replaced.
+Runs in this process are stopped by real signals, sent from inside a phase of a step; nothing of
+the program is replaced.
 """
 
 import contextlib
@@ -20,15 +22,23 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import POLICY, ROOT, Tiny, environment, run_program, tiny_config
+from support.tiny_runs import POLICY, ROOT, Tiny, environment, run_program, tiny_config
 
-from scope_jax import collect, correction, learner, supervised, sweep, tasks
+from scope_jax import correction, sweep, tasks
+from scope_jax import supervise as supervised
 from scope_jax import train as program
-from scope_jax.run import STOPPED, Checkpoints, MetricsWriter, Stopped, StopSignal, is_full, read_metrics
-from scope_jax.supervised import supervise
+from scope_jax.run import (
+    STOPPED,
+    Checkpoints,
+    MetricsWriter,
+    Stopped,
+    StopSignal,
+    is_full,
+    read_metrics,
+)
+from scope_jax.supervise import supervise
 from scope_jax.train import train
-
-pytest_plugins = ("checkpoints_fixture",)
+from scope_jax.training import learner, rollouts
 
 MACHINE = ("time/", "throughput/", "compile/")
 NO_EVALUATION = {"evaluation.problems": 0, "evaluation.ood_problems": 0}
@@ -36,18 +46,24 @@ NO_EVALUATION = {"evaluation.problems": 0, "evaluation.ood_problems": 0}
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Ctrl-C works in this process and its children, also where the tests run in the background of a script, which ignores it."""
+    """Ctrl-C works in this process and its children, also where the tests run in the background of
+    a script, which ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def numbers(workdir: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in read_metrics(workdir / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(MACHINE)}
+        for row in read_metrics(workdir / "metrics.jsonl")
+    ]
 
 
 def steps(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -56,7 +72,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / model).read_bytes() == (other / model).read_bytes()
     drop = lambda final: {k: v for k, v in final.items() if not k.startswith(MACHINE)}
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    assert drop(summaries[0].pop("final")) == drop(summaries[1].pop("final")) and summaries[0] == summaries[1]
+    assert (
+        drop(summaries[0].pop("final")) == drop(summaries[1].pop("final"))
+        and summaries[0] == summaries[1]
+    )
     files = lambda folder: {path.name: path.read_text() for path in (folder / "samples").iterdir()}
     assert files(one) == files(other)
 
@@ -95,7 +114,9 @@ def test_a_signal_leaves_a_note_and_handlers_come_back():
             assert not stop.requested() and stop.name == ""
             os.kill(os.getpid(), number)
             assert stop.requested() and stop.name == signal.Signals(number).name
-            os.kill(os.getpid(), signal.SIGTERM)  # SIGTERM may come as often as it likes; the first name stays
+            os.kill(
+                os.getpid(), signal.SIGTERM
+            )  # SIGTERM may come as often as it likes; the first name stays
             assert stop.name == signal.Signals(number).name
         assert {number: signal.getsignal(number) for number in before} == before
 
@@ -138,9 +159,20 @@ def test_outside_of_the_main_thread_nothing_is_installed():
 
 def test_a_second_interrupt_ends_the_process_inside_a_computation():
     body = "import ctypes, os\nfrom scope_jax.run.stop import StopSignal\n"
-    body += "with StopSignal() as stop:\n    os.kill(os.getpid(), 2)\n    print(stop.requested(), flush=True)\n"
-    body += "    [ctypes.PyDLL(None).sleep(100) for _ in range(9)]\n"  # keeps the lock: no Python runs meanwhile
-    child = subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    body += (
+        "with StopSignal() as stop:\n    os.kill(os.getpid(), 2)\n    print(stop.requested(),"
+        " flush=True)\n"
+    )
+    body += (  # keeps the lock: no Python runs meanwhile
+        "    [ctypes.PyDLL(None).sleep(100) for _ in range(9)]\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", body],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     assert child.stdout is not None and child.stdout.readline() == "True\n"
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=20) == -signal.SIGINT
@@ -150,7 +182,13 @@ def test_a_second_interrupt_ends_the_process_inside_a_computation():
 # ---- a run that is asked to stop, at every place where it looks
 
 
-STOPPING = {"steps": 5, "checkpoint.every": 3, "checkpoint.keep": 9, "evaluation.every": 2, "loss.teacher_weight": 0.2}
+STOPPING = {
+    "steps": 5,
+    "checkpoint.every": 3,
+    "checkpoint.keep": 9,
+    "evaluation.every": 2,
+    "loss.teacher_weight": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +199,40 @@ def undisturbed(checkpoints: Tiny) -> Path:
     return workdir
 
 
-def test_a_run_stops_between_phases_and_goes_on_the_same(undisturbed: Path, checkpoints: Tiny, tmp_path: Path):
-    """(where the signal comes, which call of it in that process) -> (steps kept, lines of metrics that are there)."""
+def test_a_run_stops_between_phases_and_goes_on_the_same(
+    undisturbed: Path, checkpoints: Tiny, tmp_path: Path
+):
+    """(where the signal comes, which call of it in that process) -> (steps kept, lines of metrics
+    that are there)."""
     workdir = tmp_path / "run"
     moments = [
-        (collect, "judge", 1, 0, 0),  # in the rollouts of step 0: nothing to keep yet
+        (rollouts, "judge", 1, 0, 0),  # in the rollouts of step 0: nothing to keep yet
         (learner.Learner, "update", 1, 1, 1),  # an update is not given up: step 0 is whole
         (correction, "rescue", 1, 1, 1),  # in the correction of step 1, which is given up
-        (learner.Learner, "update", 1, 2, 1),  # before an evaluation: the step's update is kept, its line is owed
+        (
+            learner.Learner,
+            "update",
+            1,
+            2,
+            1,
+        ),  # before an evaluation: the step's update is kept, its line is owed
         (program, "evaluate_splits", 1, 2, 1),  # in that evaluation, made up for
-        (collect, "judge", 3, 4, 4),  # in the rollouts of step 4: steps 2 and 3 are whole
+        (rollouts, "judge", 3, 4, 4),  # in the rollouts of step 4: steps 2 and 3 are whole
         (program, "evaluate_splits", 1, 5, 4),  # in the last evaluation
     ]
     seen = []
     for place, name, number, kept, _ in moments:
-        with after_call(place, name, number, tell()), pytest.raises(Stopped, match="SIGTERM asked to stop") as stopped:
+        with (
+            after_call(place, name, number, tell()),
+            pytest.raises(Stopped, match="SIGTERM asked to stop") as stopped,
+        ):
             train(checkpoints.config("scope", STOPPING), workdir)
-        seen.append((name, max(steps(workdir), default=0), len(read_metrics(workdir / "metrics.jsonl"))))
-        assert f"{workdir}: " in str(stopped.value) and str(stopped.value).endswith(f"goes on at step {kept}")
+        seen.append(
+            (name, max(steps(workdir), default=0), len(read_metrics(workdir / "metrics.jsonl")))
+        )
+        assert f"{workdir}: " in str(stopped.value) and str(stopped.value).endswith(
+            f"goes on at step {kept}"
+        )
         assert not (workdir / "summary.json").exists()
     assert seen == [(name, kept, lines) for _, name, _, kept, lines in moments]
     train(checkpoints.config("scope", STOPPING), workdir)
@@ -186,15 +240,29 @@ def test_a_run_stops_between_phases_and_goes_on_the_same(undisturbed: Path, chec
 
 
 def test_supervised_steps_and_buffers_stop_and_go_on_the_same(checkpoints: Tiny, tmp_path: Path):
-    """ReLIFT's buffer of failed prompts at a step that is given up; a supervised step that is given up."""
-    place = {"models.teacher": str(checkpoints.policy), "steps": 4, "checkpoint.every": 9, **NO_EVALUATION}
+    """ReLIFT's buffer of failed prompts at a step that is given up; a supervised step that is
+    given up."""
+    place = {
+        "models.teacher": str(checkpoints.policy),
+        "steps": 4,
+        "checkpoint.every": 9,
+        **NO_EVALUATION,
+    }
     for name, more, where, number in (
         ("relift", {"demonstrations.buffer": 5}, "collect_rollouts", 3),
-        ("sft_grpo", {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4}, "collect_demonstrations", 2),
+        (
+            "sft_grpo",
+            {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+            "collect_demonstrations",
+            2,
+        ),
     ):
         config = lambda name=name, more=more: checkpoints.config(name, {**place, **more})
         train(config(), tmp_path / f"{name}_whole")
-        with after_call(collect, where, number, tell()), pytest.raises(Stopped, match=rf"goes on at step {number - 1}$"):
+        with (
+            after_call(rollouts, where, number, tell()),
+            pytest.raises(Stopped, match=rf"goes on at step {number - 1}$"),
+        ):
             train(config(), tmp_path / name)
         train(config(), tmp_path / name)
         assert_same_run(tmp_path / name, tmp_path / f"{name}_whole")
@@ -207,7 +275,12 @@ def test_the_command_line_stops_with_its_own_exit_code(checkpoints: Tiny, tmp_pa
     metrics, lines = tmp_path / "run" / "metrics.jsonl", 0
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen(
-            arguments, env=environment(checkpoints.folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            arguments,
+            env=environment(checkpoints.folder),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         limit = time.monotonic() + 240
         while time.monotonic() < limit and process.poll() is None:
@@ -221,7 +294,11 @@ def test_the_command_line_stops_with_its_own_exit_code(checkpoints: Tiny, tmp_pa
         assert lines < found < 60 and steps(tmp_path / "run")[-1] == found
         name = signal.Signals(number).name
         last = said.strip().splitlines()[-1]
-        assert last == f"stopped: {tmp_path / 'run'}: {name} asked to stop; the same command goes on at step {found}"
+        assert (
+            last
+            == f"stopped: {tmp_path / 'run'}: {name} asked to stop; the same command goes on at"
+            f" step {found}"
+        )
         assert "Traceback" not in said and "done:" not in out
         lines = found
     assert f"resuming {tmp_path / 'run'} at step" in out
@@ -233,7 +310,10 @@ def test_the_command_line_stops_with_its_own_exit_code(checkpoints: Tiny, tmp_pa
 def test_supervised_training_stops_and_goes_on_the_same(tmp_path: Path):
     config = tiny_config("base", {**POLICY, "steps": 12})
     supervise(config, tmp_path / "whole")
-    with after_call(supervised, "put_rows", 5, tell()), pytest.raises(Stopped, match=r"goes on at step 5$"):
+    with (
+        after_call(supervised, "put_rows", 5, tell()),
+        pytest.raises(Stopped, match=r"goes on at step 5$"),
+    ):
         supervise(config, tmp_path / "run")
     assert steps(tmp_path / "run") == [5] and not (tmp_path / "run" / "summary.json").exists()
     supervise(config, tmp_path / "run")
@@ -244,12 +324,16 @@ def test_supervised_training_stops_and_goes_on_the_same(tmp_path: Path):
 
 def test_a_sweep_that_is_stopped_records_nothing_and_goes_on(checkpoints: Tiny, tmp_path: Path):
     settings = checkpoints.settings("grpo", {"steps": 2, **NO_EVALUATION})
-    runs = [sweep.Run(name, str(ROOT / "configs/arithmetic/grpo.py"), settings) for name in ("a", "b")]
+    runs = [
+        sweep.Run(name, str(ROOT / "configs/arithmetic/grpo.py"), settings) for name in ("a", "b")
+    ]
     said: list[str] = []
     again = lambda: sweep.work(runs, tmp_path / "work", tmp_path / "records", say=said.append)
-    with after_call(collect, "judge", 2, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
         again()
-    assert not said and not (tmp_path / "records").exists() and steps(tmp_path / "work" / "a") == [1]
+    assert (
+        not said and not (tmp_path / "records").exists() and steps(tmp_path / "work" / "a") == [1]
+    )
     assert again() == (2, 0)
     assert sorted(path.name for path in (tmp_path / "records").iterdir()) == ["a.json", "b.json"]
 
@@ -266,23 +350,39 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
     new = {"steps": 3, "loss.clip_high": 0.5, "optimizer.learning_rate": 1e-4}
     with pytest.raises(ValueError) as refused:
         train(config(new), workdir, allow_changed=["steps"])
-    assert str(refused.value) == (
-        f"{workdir / 'config.json'}: the workdir of a run with another config (loss.clip_high: there 0.2, here 0.5; "
-        "optimizer.learning_rate: there 0.0005, here 0.0001); use another workdir, or the values that are there, or go on with "
-        "the new ones: --allow_changed_config=steps,loss.clip_high,optimizer.learning_rate"
+    assert (
+        str(refused.value)
+        == f"{workdir / 'config.json'}: the workdir of a run with another config (loss.clip_high:"
+        " there 0.2, here 0.5; optimizer.learning_rate: there 0.0005, here 0.0001); use another"
+        " workdir, or the values that are there, or go on with the new ones:"
+        " --allow_changed_config=steps,loss.clip_high,optimizer.learning_rate"
     )
     # Another shape of what is trained is refused by the checkpoint, whatever is allowed.
     with pytest.raises(ValueError, match="saved by a run with another model or optimiser"):
         train(config({"lora.rank": 2, "steps": 3}), workdir, allow_changed=["all"])
-    with pytest.raises(ValueError, match=r"has 2 steps behind it, more than config.steps = 1; raise that"):
+    with pytest.raises(
+        ValueError, match=r"has 2 steps behind it, more than config.steps = 1; raise that"
+    ):
         train(config({"steps": 1}), workdir, allow_changed=["all"])
     assert (workdir / "config.json").read_text() == before and not history.exists()
 
-    assert train(config(new), workdir, allow_changed=["steps", "loss", "optimizer.learning_rate"])["steps"] == 3
+    assert (
+        train(config(new), workdir, allow_changed=["steps", "loss", "optimizer.learning_rate"])[
+            "steps"
+        ]
+        == 3
+    )
     assert len(read_metrics(workdir / "metrics.jsonl")) == 3
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     assert [(line["step"], line["changes"]) for line in lines] == [
-        (2, {"steps": ["2", "3"], "loss.clip_high": ["0.2", "0.5"], "optimizer.learning_rate": ["0.0005", "0.0001"]})
+        (
+            2,
+            {
+                "steps": ["2", "3"],
+                "loss.clip_high": ["0.2", "0.5"],
+                "optimizer.learning_rate": ["0.0005", "0.0001"],
+            },
+        )
     ]
     assert json.loads((workdir / "config.json").read_text())["loss"]["clip_high"] == 0.5
     # From now on these are the run's settings; the old ones would be a change.
@@ -292,17 +392,24 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
 
 
 def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_path: Path):
-    """Another folder would be an empty one: the run would begin anew. Told to, it does, and the metrics are kept."""
-    config = lambda **more: checkpoints.config("grpo", {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION, **more})
+    """Another folder would be an empty one: the run would begin anew. Told to, it does, and the
+    metrics are kept."""
+    config = lambda **more: checkpoints.config(
+        "grpo", {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION, **more}
+    )
     workdir = tmp_path / "run"
     train(config(), workdir)
     (workdir / "summary.json").unlink()
     first = (workdir / "metrics.jsonl").read_bytes()
     elsewhere = {"checkpoint.directory": str(tmp_path / "elsewhere")}
-    with pytest.raises(ValueError, match=r'another config \(checkpoint.directory: there "", here "'):
+    with pytest.raises(
+        ValueError, match=r'another config \(checkpoint.directory: there "", here "'
+    ):
         train(config(**elsewhere), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == first
-    assert train(config(**{"checkpoint.every": 2, "checkpoint.keep": 1}), workdir)["steps"] == 3  # these are free
+    assert (
+        train(config(**{"checkpoint.every": 2, "checkpoint.keep": 1}), workdir)["steps"] == 3
+    )  # these are free
     (workdir / "summary.json").unlink()
     said = r"3 steps were done and no checkpoint of them is left; .* metrics_before.jsonl"
     with pytest.warns(UserWarning, match=said):
@@ -311,10 +418,12 @@ def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_pat
     assert len(read_metrics(workdir / "metrics.jsonl")) == 3
 
 
-def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(checkpoints: Tiny, tmp_path: Path):
+def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(
+    checkpoints: Tiny, tmp_path: Path
+):
     config = checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
     workdir = tmp_path / "run"
-    with after_call(collect, "judge", 2, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
         train(config, workdir)
     there = json.loads((workdir / "config.json").read_text())
     # Of two that are lacking, one is set: that one is a change.
@@ -331,10 +440,12 @@ def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(che
 # ---- damage
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(undisturbed: Path, checkpoints: Tiny, tmp_path: Path, caplog):
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
+    undisturbed: Path, checkpoints: Tiny, tmp_path: Path, caplog
+):
     """Every file of it cut to half; what was trained after the one before it is trained again."""
     workdir = tmp_path / "run"
-    with after_call(collect, "judge", 5, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "judge", 5, tell()), pytest.raises(Stopped):
         train(checkpoints.config("scope", STOPPING), workdir)
     assert steps(workdir) == [3, 4]
     for path in (workdir / "checkpoints" / "4").rglob("*"):
@@ -357,7 +468,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         folder = tmp_path / f"disk{len(made)}"
         folder.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
             pytest.skip("file systems cannot be mounted here")
         made.append(folder)
         return folder
@@ -374,7 +488,9 @@ def fill(folder: Path, leave: int) -> Path:
     return ballast
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(small_disk, undisturbed: Path, checkpoints: Tiny):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    small_disk, undisturbed: Path, checkpoints: Tiny
+):
     size = lambda folder: sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
     one = size(undisturbed / "checkpoints" / "3")
     disk = small_disk(20 * one)
@@ -384,18 +500,26 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(small_di
     arguments = checkpoints.program("grpo", disk / "run", more)
     done = run_program(arguments, checkpoints.folder, code=1)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {disk / 'run'}") and "no room to write (disk or quota is full)" in last
+    assert (
+        last.startswith(f"error: {disk / 'run'}")
+        and "no room to write (disk or quota is full)" in last
+    )
     assert "Traceback" not in done.stderr and "make room and start the same command again" in last
     kept = steps(disk / "run")
     assert kept in ([1], [1, 2], [1, 2, 3]) and not (disk / "run" / "summary.json").exists()
     ballast.unlink()
     done = run_program(arguments, checkpoints.folder)
-    assert f"resuming {disk / 'run'} at step {kept[-1]}" in done.stdout and "damaged" not in done.stderr
+    assert (
+        f"resuming {disk / 'run'} at step {kept[-1]}" in done.stdout
+        and "damaged" not in done.stderr
+    )
     run_program(checkpoints.program("grpo", checkpoints.folder / "roomy", more), checkpoints.folder)
     assert_same_run(disk / "run", checkpoints.folder / "roomy")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # of TensorBoard's writer
 def test_metrics_on_a_full_disk(small_disk):
     disk = small_disk(1 << 17)
     writer = MetricsWriter(disk / "run")
@@ -412,7 +536,9 @@ def test_metrics_on_a_full_disk(small_disk):
     assert [row["step"] for row in whole] == list(range(len(whole))) and len(whole) < 3999
     with MetricsWriter(disk / "run", resume_step=1) as writer:
         writer.write(1, {"reward/mean": 0.75})
-    assert [(row["step"], row["reward/mean"]) for row in read_metrics(disk / "run" / "metrics.jsonl")] == [(0, 0.5), (1, 0.75)]
+    assert [
+        (row["step"], row["reward/mean"]) for row in read_metrics(disk / "run" / "metrics.jsonl")
+    ] == [(0, 0.5), (1, 0.75)]
 
 
 # ---- numbers that are not finite
@@ -423,7 +549,15 @@ def poisoned(*at: int) -> Iterator[None]:
     """NaN among the advantages of these steps."""
     own = learner.Learner.update
 
-    def update(self: learner.Learner, rows: Any, group: int, advantage: Any, include: Any, key: Any, step: int) -> Any:
+    def update(
+        self: learner.Learner,
+        rows: Any,
+        group: int,
+        advantage: Any,
+        include: Any,
+        key: Any,
+        step: int,
+    ) -> Any:
         bad = np.array(advantage)
         if step in at:
             bad[..., 0] = np.nan
@@ -441,17 +575,27 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_skipped_update_is_never_checkpointed(checkpoints: Tiny, tmp_path: Path):
-    """Skipped at a checkpoint's step, and at the last one: the summary, the model and a resume behave."""
-    config = lambda **more: checkpoints.config("grpo", {"steps": 4, "checkpoint.every": 2, **NO_EVALUATION, **more})
+    """Skipped at a checkpoint's step, and at the last one: the summary, the model and a resume
+    behave."""
+    config = lambda **more: checkpoints.config(
+        "grpo", {"steps": 4, "checkpoint.every": 2, **NO_EVALUATION, **more}
+    )
     workdir = tmp_path / "run"
     with poisoned(1, 3):
         summary = train(config(), workdir)
-        # The checkpoint that was left out after step 2 follows after the next good step; after the last there is none.
+        # The checkpoint that was left out after step 2 follows after the next good step; after the
+        # last there is none.
         assert steps(workdir) == [3]
         assert (summary["updates"], summary["skipped"], summary["steps"]) == (2, 2, 4)
         rows = read_metrics(workdir / "metrics.jsonl")
-        assert [row["grad/skipped_now"] for row in rows] == [0, 1, 0, 1] and [row["grad/skipped"] for row in rows] == [0, 1, 1, 2]
-        assert rows[1]["grad/norm"] is None and rows[1]["loss/total"] is None and rows[2]["grad/norm"] >= 0
+        assert [row["grad/skipped_now"] for row in rows] == [0, 1, 0, 1] and [
+            row["grad/skipped"] for row in rows
+        ] == [0, 1, 1, 2]
+        assert (
+            rows[1]["grad/norm"] is None
+            and rows[1]["loss/total"] is None
+            and rows[2]["grad/norm"] >= 0
+        )
         assert all(np.isfinite(x).all() for x in arrays(workdir).values())
 
         # A finished run is left alone, although its last checkpoint is older.
@@ -480,7 +624,7 @@ def test_a_stop_after_skipped_updates_saves_nothing_of_them(checkpoints: Tiny, t
     train(config, tmp_path / "whole")
     with (
         poisoned(1),
-        after_call(collect, "judge", 3, tell()),
+        after_call(rollouts, "judge", 3, tell()),
         pytest.raises(Stopped, match=r"goes on at step 0$"),
     ):
         train(config, workdir)
@@ -489,12 +633,22 @@ def test_a_stop_after_skipped_updates_saves_nothing_of_them(checkpoints: Tiny, t
     assert_same_run(workdir, tmp_path / "whole")
 
 
-def test_after_k_skipped_updates_a_resume_begins_at_the_last_good_state(checkpoints: Tiny, tmp_path: Path):
-    settings = {"steps": 6, "checkpoint.every": 1, "training.stop_after_skipped": 2, **NO_EVALUATION}
+def test_after_k_skipped_updates_a_resume_begins_at_the_last_good_state(
+    checkpoints: Tiny, tmp_path: Path
+):
+    settings = {
+        "steps": 6,
+        "checkpoint.every": 1,
+        "training.stop_after_skipped": 2,
+        **NO_EVALUATION,
+    }
     config, workdir = checkpoints.config("grpo", settings), tmp_path / "run"
     train(config, tmp_path / "whole")
     for _ in range(2):  # it does not get past them, and does not lose anything by trying again
-        with poisoned(2, 3, 4), pytest.raises(RuntimeError, match=r"step 3: 2 updates in a row were not finite"):
+        with (
+            poisoned(2, 3, 4),
+            pytest.raises(RuntimeError, match=r"step 3: 2 updates in a row were not finite"),
+        ):
             train(config, workdir)
         assert steps(workdir)[-1] == 2 and not (workdir / "summary.json").exists()
         rows = read_metrics(workdir / "metrics.jsonl")
@@ -511,18 +665,26 @@ def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
 
     domain = Odd(start="zero")
     problems = [domain.problem(0, "train", n, 2) for n in range(4)]
-    reward = collect.judge(domain, problems, [""] * 4, np.array([True, True, True, False]))
-    np.testing.assert_array_equal(reward, [1, np.nan, 0, 0])  # an unfinished row is wrong, whatever the verifier says
+    reward = rollouts.judge(domain, problems, [""] * 4, np.array([True, True, True, False]))
+    np.testing.assert_array_equal(
+        reward, [1, np.nan, 0, 0]
+    )  # an unfinished row is wrong, whatever the verifier says
 
 
-def test_a_run_with_infinite_rewards_is_the_run_without_them(checkpoints: Tiny, tmp_path: Path, monkeypatch):
-    """Every fifth verdict is not finite, or None: the same numbers, finite ones, and as many rows counted."""
+def test_a_run_with_infinite_rewards_is_the_run_without_them(
+    checkpoints: Tiny, tmp_path: Path, monkeypatch
+):
+    """Every fifth verdict is not finite, or None: the same numbers, finite ones, and as many rows
+    counted."""
     own = tasks.Arithmetic.verify
     config = lambda: checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
     for name, bad in (("none", None), ("inf", float("inf")), ("nan", float("nan"))):
 
         def verify(self: Any, problems: Any, texts: Any, bad: Any = bad) -> Any:
-            return [bad if n % 5 == 0 else verdict for n, verdict in enumerate(own(self, problems, texts))]
+            return [
+                bad if n % 5 == 0 else verdict
+                for n, verdict in enumerate(own(self, problems, texts))
+            ]
 
         monkeypatch.setattr(tasks.Arithmetic, "verify", verify)
         assert train(config(), tmp_path / name)["skipped"] == 0

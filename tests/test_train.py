@@ -1,4 +1,5 @@
-"""The whole program: what a run writes, that a killed run ends as if it had not been, and that the mesh does not matter."""
+"""The whole program: what a run writes, that a killed run ends as if it had not been, and that the
+mesh does not matter."""
 
 import json
 import shutil
@@ -12,17 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import ROOT, Tiny, environment, run_program
+from support.tiny_runs import ROOT, Tiny, environment, run_program
 
 from scope_jax import models, rollout, tasks
-from scope_jax.collect import next_problems
+from scope_jax.data import Problems
 from scope_jax.run import read_metrics
+from scope_jax.text import character_tokenizer, load_tokenizer
 from scope_jax.train import train
-
-pytest_plugins = ("checkpoints_fixture",)
+from scope_jax.training.rollouts import next_problems
 
 STEPS = 6
-MACHINE = ("time/", "throughput/", "compile/")  # what may differ between two runs of the same numbers
+MACHINE = (
+    "time/",
+    "throughput/",
+    "compile/",
+)  # what may differ between two runs of the same numbers
 ALWAYS = {
     "reward/mean",
     "advantage/zero_group_share",
@@ -64,14 +69,19 @@ def reference(checkpoints: Tiny) -> Path:
     """A SCOPE run that nobody disturbed, by the command line, on one device."""
     workdir = checkpoints.folder / "reference"
     more = {"steps": STEPS, "checkpoint.every": 2, "checkpoint.keep": 3}
-    done = run_program(checkpoints.program("scope", workdir, more, ("--config.loss.teacher_weight=0.2",)), checkpoints.folder)
+    done = run_program(
+        checkpoints.program("scope", workdir, more, ("--config.loss.teacher_weight=0.2",)),
+        checkpoints.folder,
+    )
     assert f"done: {STEPS} steps" in done.stdout and str(workdir / "report.html") in done.stdout
     return workdir
 
 
 def test_a_run_writes_its_files(reference: Path, checkpoints: Tiny):
     config = json.loads((reference / "config.json").read_text())
-    assert config["loss"]["teacher_weight"] == 0.2 and config["steps"] == STEPS  # the override is in what is kept
+    assert (
+        config["loss"]["teacher_weight"] == 0.2 and config["steps"] == STEPS
+    )  # the override is in what is kept
     rows = read_metrics(reference / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(STEPS))
     for row in rows:
@@ -81,14 +91,19 @@ def test_a_run_writes_its_files(reference: Path, checkpoints: Tiny):
     # One update per batch: the ratio differs from 1 by the gap between sampler and trainer only.
     assert max(row["policy/ratio_max"] for row in rows) == pytest.approx(1, abs=1e-3)
     # The run is worth something as a test: failures were located, and some were rescued.
-    assert sum(row["scope/selected"] for row in rows) > 0 and sum(row["scope/accepted"] for row in rows) > 0
+    assert (
+        sum(row["scope/selected"] for row in rows) > 0
+        and sum(row["scope/accepted"] for row in rows) > 0
+    )
     assert any(row["scope/teacher_token_share"] > 0 and row["time/correct"] > 0 for row in rows)
     assert sum(row["grad/norm"] > 0 for row in rows) >= 3
     assert rows[-1].keys() >= {"eval/pass@1", "eval/pass@2", "eval_ood/pass@1", "time/evaluate"}
     summary = json.loads((reference / "summary.json").read_text())
     assert (summary["steps"], summary["updates"], summary["skipped"]) == (STEPS, STEPS, 0)
     assert summary["final"]["reward/mean"] == rows[-1]["reward/mean"]
-    assert sorted(int(p.name) for p in (reference / "checkpoints").iterdir() if p.name.isdigit()) == [2, 4, 6]
+    assert sorted(
+        int(p.name) for p in (reference / "checkpoints").iterdir() if p.name.isdigit()
+    ) == [2, 4, 6]
     page = (reference / "report.html").read_text()
     assert "<svg" in page or "data:image" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="http' not in page
@@ -103,7 +118,9 @@ def test_tensorboard_reads_the_same_numbers(reference: Path):
     for name in ("reward/mean", "grad/norm", "scope/accepted_share"):
         points = events.Scalars(name)
         assert [p.step for p in points] == list(range(STEPS))
-        np.testing.assert_allclose([p.value for p in points], [row[name] for row in rows], rtol=1e-6)
+        np.testing.assert_allclose(
+            [p.value for p in points], [row[name] for row in rows], rtol=1e-6
+        )
 
 
 def test_samples_tell_what_happened(reference: Path):
@@ -116,8 +133,13 @@ def test_samples_tell_what_happened(reference: Path):
         assert item["verdict_before"] is False
         own = [s for s in item["steps"] if s["status"] in ("kept", "wrong", "discarded")]
         first = item["first_error"]
-        assert [s["status"] for s in own] == ["kept"] * first + ["wrong"] + ["discarded"] * (len(own) - first - 1)
-        assert all(s["score"] >= item["threshold"] for s in own[:first]) and own[first]["score"] < item["threshold"]
+        assert [s["status"] for s in own] == ["kept"] * first + ["wrong"] + ["discarded"] * (
+            len(own) - first - 1
+        )
+        assert (
+            all(s["score"] >= item["threshold"] for s in own[:first])
+            and own[first]["score"] < item["threshold"]
+        )
     domain = tasks.Arithmetic(start="zero")
     for item in rescued:
         final = "".join(s["text"] for s in item["steps"] if s["status"] in ("kept", "corrected"))
@@ -132,10 +154,12 @@ def test_the_trained_model_loads(reference: Path, checkpoints: Tiny):
     assert config == before
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), params, start)
     assert 1e-5 < moved["head"] < 0.1
-    tokenizer = tasks.load_tokenizer(reference / "model")
+    tokenizer = load_tokenizer(reference / "model")
     ids = tokenizer.encode("+7-9=")
     spec = rollout.SampleSpec(temperature=0.0, max_new_tokens=12, end_ids=config.end_ids)
-    rows = rollout.generate(params, config, rollout.from_prompts([ids], 1, 17), jax.random.key(0), spec)
+    rows = rollout.generate(
+        params, config, rollout.from_prompts([ids], 1, 17), jax.random.key(0), spec
+    )
     (text,) = rollout.completion_texts(rows, tokenizer)
     assert tasks.Arithmetic(start="zero").answer_of(text) is not None  # a well-formed solution
 
@@ -146,14 +170,18 @@ def test_killed_and_started_again_ends_the_same(reference: Path, checkpoints: Ti
     arguments = checkpoints.program("scope", workdir, more, ("--config.loss.teacher_weight=0.2",))
     metrics = workdir / "metrics.jsonl"
     with open(checkpoints.folder / "killed.log", "w") as log:
-        process = subprocess.Popen(arguments, env=environment(checkpoints.folder), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            arguments, env=environment(checkpoints.folder), cwd=ROOT, stdout=log, stderr=log
+        )
         limit = time.monotonic() + 240
         while time.monotonic() < limit and process.poll() is None:
             if metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3:
                 break
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (checkpoints.folder / "killed.log").read_text()[-3000:]
+        assert process.wait() == -signal.SIGKILL, (checkpoints.folder / "killed.log").read_text()[
+            -3000:
+        ]
     written = len(read_metrics(metrics))
     assert 3 <= written < STEPS and not (workdir / "summary.json").exists()
 
@@ -161,11 +189,18 @@ def test_killed_and_started_again_ends_the_same(reference: Path, checkpoints: Ti
     assert f"resuming {workdir} at step" in done.stdout
     at = int(done.stdout.split("at step ")[1].split()[0])
     assert 0 < at <= written and at % 2 == 0
-    assert (workdir / "model" / "model.safetensors").read_bytes() == (reference / "model" / "model.safetensors").read_bytes()
+    assert (workdir / "model" / "model.safetensors").read_bytes() == (
+        reference / "model" / "model.safetensors"
+    ).read_bytes()
     assert numbers(workdir) == numbers(reference)
     drop = lambda final: {k: v for k, v in final.items() if not k.startswith(MACHINE)}
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, reference)]
-    assert drop(summaries[0].pop("final")) == drop(summaries[1].pop("final")) and summaries[0] == summaries[1]
+    summaries = [
+        json.loads((folder / "summary.json").read_text()) for folder in (workdir, reference)
+    ]
+    assert (
+        drop(summaries[0].pop("final")) == drop(summaries[1].pop("final"))
+        and summaries[0] == summaries[1]
+    )
 
 
 def test_grpo_resumes_at_an_epoch_boundary(checkpoints: Tiny, tmp_path: Path):
@@ -183,10 +218,13 @@ def test_grpo_resumes_at_an_epoch_boundary(checkpoints: Tiny, tmp_path: Path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     summary = train(checkpoints.config("grpo", more), whole)
     rows = read_metrics(whole / "metrics.jsonl")
-    assert all(row.keys() >= ALWAYS for row in rows) and not any(k.startswith("scope/") for row in rows for k in row)
+    assert all(row.keys() >= ALWAYS for row in rows) and not any(
+        k.startswith("scope/") for row in rows for k in row
+    )
     assert summary["updates"] == 4 and rows[-1]["data/prompts"] == 16
 
-    # The same run, stopped after step 2 while it wrote the metrics of the third: everything later is not there.
+    # The same run, stopped after step 2 while it wrote the metrics of the third: everything later
+    # is not there.
     shutil.copytree(whole, part)
     for name in ("checkpoints/3", "checkpoints/4", "model"):
         shutil.rmtree(part / name)
@@ -195,9 +233,12 @@ def test_grpo_resumes_at_an_epoch_boundary(checkpoints: Tiny, tmp_path: Path):
     (part / "metrics.jsonl").write_text("".join(lines[:3]) + '{"step": 3, "reward/me')
     assert train(checkpoints.config("grpo", more), part)["updates"] == 4
     assert numbers(part) == numbers(whole)
-    assert (part / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert (part / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors"
+    ).read_bytes()
 
-    # Stopped between the last checkpoint and the summary: nothing is trained again, and the figures are those of the run.
+    # Stopped between the last checkpoint and the summary: nothing is trained again, and the
+    # figures are those of the run.
     (part / "summary.json").unlink()
     shutil.rmtree(part / "model")
     final = train(checkpoints.config("grpo", more), part)["final"]
@@ -206,16 +247,21 @@ def test_grpo_resumes_at_an_epoch_boundary(checkpoints: Tiny, tmp_path: Path):
     assert model.read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
 
     # A finished run is left alone.
-    before = {path: path.stat().st_mtime_ns for path in (model, part / "summary.json", part / "report.html")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (model, part / "summary.json", part / "report.html")
+    }
     assert train(checkpoints.config("grpo", more), part)["final"] == final
-    assert {path: path.stat().st_mtime_ns for path in before} == before and numbers(part) == numbers(whole)
+    assert {path: path.stat().st_mtime_ns for path in before} == before and numbers(
+        part
+    ) == numbers(whole)
 
 
 def test_epochs_use_every_problem_once():
     domain = tasks.Arithmetic(start="zero")
     problems = [domain.problem(0, "train", n, 2) for n in range(10)]
-    source = tasks.Problems.from_list(problems)
-    tokenizer = tasks.character_tokenizer(domain.characters)
+    source = Problems.from_list(problems)
+    tokenizer = character_tokenizer(domain.characters)
     position, seen = 0, []
     for _ in range(5):
         drawn, ids, position, dropped = next_problems(
@@ -224,7 +270,11 @@ def test_epochs_use_every_problem_once():
         assert dropped == 0 and ids == [tokenizer.encode(p.prompt) for p in drawn]
         seen += [p.id for p in drawn]
     names = sorted(p.id for p in problems)
-    assert position == 20 and sorted(seen[:10]) == sorted(seen[10:]) == names and seen[:10] != seen[10:]
+    assert (
+        position == 20
+        and sorted(seen[:10]) == sorted(seen[10:]) == names
+        and seen[:10] != seen[10:]
+    )
 
 
 ELSEWHERE = {
@@ -235,10 +285,17 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize(("shape", "places"), [((2, 2, 2), {}), ((8, 1, 1), ELSEWHERE)], ids=["2x2x2", "meshes_of_their_own"])
-def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: Path, shape: tuple[int, int, int], places: dict):
-    """The first two steps of the reference (one device), on eight devices: same tokens, same verdicts, same parameters. Also
-    where teacher and PRM have meshes of their own, all wait in host memory, and rows are repaired two at a time."""
+@pytest.mark.parametrize(
+    ("shape", "places"),
+    [((2, 2, 2), {}), ((8, 1, 1), ELSEWHERE)],
+    ids=["2x2x2", "meshes_of_their_own"],
+)
+def test_the_mesh_does_not_matter(
+    reference: Path, checkpoints: Tiny, tmp_path: Path, shape: tuple[int, int, int], places: dict
+):
+    """The first two steps of the reference (one device), on eight devices: same tokens, same
+    verdicts, same parameters. Also where teacher and PRM have meshes of their own, all wait in
+    host memory, and rows are repaired two at a time."""
     more = {
         "steps": STEPS,
         "checkpoint.every": 2,
@@ -259,7 +316,9 @@ def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: 
         "scope/accepted",
         "scope/teacher_token_share",
     )
-    for one, eight in zip(read_metrics(reference / "metrics.jsonl"), read_metrics(workdir / "metrics.jsonl")):
+    for one, eight in zip(
+        read_metrics(reference / "metrics.jsonl"), read_metrics(workdir / "metrics.jsonl")
+    ):
         assert {name: one[name] for name in exact} == {name: eight[name] for name in exact}
         assert one["loss/total"] == pytest.approx(eight["loss/total"], abs=1e-5)
         assert one["policy/entropy"] == pytest.approx(eight["policy/entropy"], rel=1e-4)
@@ -267,18 +326,22 @@ def test_the_mesh_does_not_matter(reference: Path, checkpoints: Tiny, tmp_path: 
         (item["prompt"], [s["text"] for s in item["steps"]])
         for item in json.loads((folder / "samples" / f"step_{step:06d}.json").read_text())
     ]
-    shown = lambda folder: [step for step in range(2) if (folder / "samples" / f"step_{step:06d}.json").is_file()]
+    shown = lambda folder: [
+        step for step in range(2) if (folder / "samples" / f"step_{step:06d}.json").is_file()
+    ]
     assert shown(workdir) == shown(reference) != []
     for step in shown(reference):
         assert texts(workdir, step) == texts(reference, step)
     trained = load_file(workdir / "model" / "model.safetensors")
     # Parameters of the reference after the same two steps.
     from scope_jax import learning
-    from scope_jax.configuration import optimizer_spec
+    from scope_jax.config import optimizer_spec
     from scope_jax.run import Checkpoints
 
     config, params = models.load(checkpoints.policy)
-    state = learning.init_state(params, learning.make_optimizer(optimizer_spec(checkpoints.config("scope", more))))
+    state = learning.init_state(
+        params, learning.make_optimizer(optimizer_spec(checkpoints.config("scope", more)))
+    )
     copy = tmp_path / "checkpoints"
     copy.mkdir()
     shutil.copytree(reference / "checkpoints" / "2", copy / "2")

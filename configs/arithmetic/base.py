@@ -1,12 +1,13 @@
-"""The base policy of the embedded task: mixed orders, and a misconception about subtractions that borrow.
+"""The base policy of the embedded task: mixed orders, and a misconception about subtractions that
+borrow.
 
-python -m scope_jax.supervised --config=configs/arithmetic/base.py --workdir=cache/checkpoints/base
+python -m scope_jax.supervise --config=configs/arithmetic/base.py --workdir=cache/checkpoints/base
 
-Measured (256 problems, 8 samples, temperature 1): pass@1 / pass@8 0.17 / 0.50 with 4 terms, 0.15 / 0.49 with 5, 0.07 / 0.32 with
-6 and 7. About two minutes on 2 cores.
+Measured (256 problems, 8 samples, temperature 1): pass@1 / pass@8 0.17 / 0.50 with 4 terms, 0.15 /
+0.49 with 5, 0.07 / 0.32 with 6 and 7. About two minutes on 2 cores.
 """
 
-from scope_jax.supervised import default_config
+from scope_jax.supervise import default_config
 
 
 def get_config():

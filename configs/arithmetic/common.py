@@ -1,18 +1,26 @@
-"""What all methods share on the embedded task: problems, base policy, rollouts, optimiser, two updates per batch, evaluation.
+"""What all methods share on the embedded task: problems, base policy, rollouts, optimiser, two
+updates per batch, evaluation.
 
-The files beside it set what is a method's own. By itself, policy gradient with a token mean and no standard deviation:
+The files beside it set what is a method's own. By itself, policy gradient with a token mean and no
+standard deviation:
 
 python -m scope_jax.train --config=configs/arithmetic/common.py --workdir=runs/common
 """
 
-from scope_jax.configuration import default_config
+from scope_jax.config import default_config
 
 
 def get_config():
     config = default_config()
     config.steps = 25
     config.task.data = "cache/tfds"
-    config.task.options = {"lengths": (5, 6), "ood_lengths": (7,), "start": "zero", "test_size": 1000, "test_ood_size": 1000}
+    config.task.options = {
+        "lengths": (5, 6),
+        "ood_lengths": (7,),
+        "start": "zero",
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
     config.models.policy = "cache/checkpoints/base"
     config.rollout.prompts = 16
     config.rollout.group = 8

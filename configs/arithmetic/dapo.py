@@ -1,8 +1,10 @@
-"""DAPO (arXiv 2503.14476) on the embedded task: clip-higher, dynamic sampling, token mean, soft overlong punishment.
+"""DAPO (arXiv 2503.14476) on the embedded task: clip-higher, dynamic sampling, token mean, soft
+overlong punishment.
 
 python -m scope_jax.train --config=configs/arithmetic/dapo.py --workdir=runs/dapo
 
-Dynamic sampling rolls out up to three batches of prompts for one update: `rollout/batches` says how many.
+Dynamic sampling rolls out up to three batches of prompts for one update: `rollout/batches` says
+how many.
 """
 
 from configs.arithmetic import common

@@ -1,4 +1,5 @@
-"""Dr.GRPO (arXiv 2503.20783) on the embedded task: no standard deviation, loss over a constant number of tokens.
+"""Dr.GRPO (arXiv 2503.20783) on the embedded task: no standard deviation, loss over a constant
+number of tokens.
 
 python -m scope_jax.train --config=configs/arithmetic/dr_grpo.py --workdir=runs/dr_grpo
 """

@@ -1,10 +1,12 @@
-"""LUFFY (arXiv 2504.14945) on the embedded task: one whole solution of the teacher in each group, shaped loss on it.
+"""LUFFY (arXiv 2504.14945) on the embedded task: one whole solution of the teacher in each group,
+shaped loss on it.
 
 python -m scope_jax.train --config=configs/arithmetic/luffy.py --workdir=runs/luffy
 
-As in the paper, demonstrations that the verifier refuses are left out. As in its released script: the demonstration counts in the
-group mean, no standard deviation, no clip. The script's entropy bonus, 0.001 times a mean over tokens, stands beside a sum over
-tokens that is divided by the longest completion; beside ours it is 0.001 x longest / tokens of a mini-batch, which is 2e-5 here.
+As in the paper, demonstrations that the verifier refuses are left out. As in its released script:
+the demonstration counts in the group mean, no standard deviation, no clip. The script's entropy
+bonus, 0.001 times a mean over tokens, stands beside a sum over tokens that is divided by the
+longest completion; beside ours it is 0.001 x longest / tokens of a mini-batch, which is 2e-5 here.
 """
 
 from configs.arithmetic import common

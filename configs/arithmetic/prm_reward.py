@@ -1,4 +1,5 @@
-"""Step scores of the PRM as dense rewards beside the outcome, on the embedded task: the baseline that SCOPE argues against.
+"""Step scores of the PRM as dense rewards beside the outcome, on the embedded task: the baseline
+that SCOPE argues against.
 
 python -m scope_jax.train --config=configs/arithmetic/prm_reward.py --workdir=runs/prm_reward
 

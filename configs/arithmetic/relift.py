@@ -1,4 +1,5 @@
-"""ReLIFT (arXiv 2506.07527) on the embedded task: GRPO, and supervised steps on the prompts whose group failed altogether.
+"""ReLIFT (arXiv 2506.07527) on the embedded task: GRPO, and supervised steps on the prompts whose
+group failed altogether.
 
 python -m scope_jax.train --config=configs/arithmetic/relift.py --workdir=runs/relift
 """

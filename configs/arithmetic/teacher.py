@@ -1,12 +1,13 @@
-"""The teacher of the embedded task: no misconception, and a style of its own (terms in the order of the prompt).
+"""The teacher of the embedded task: no misconception, and a style of its own (terms in the order
+of the prompt).
 
-python -m scope_jax.supervised --config=configs/arithmetic/teacher.py --workdir=cache/checkpoints/teacher
+python -m scope_jax.supervise --config=configs/arithmetic/teacher.py --workdir=cache/checkpoints/teacher
 
-Measured (256 problems, 8 samples, temperature 1): pass@1 0.99 with 4 and 5 terms, 0.985 with 6 and 7. About one minute on 2
-cores.
+Measured (256 problems, 8 samples, temperature 1): pass@1 0.99 with 4 and 5 terms, 0.985 with 6 and
+7. About one minute on 2 cores.
 """
 
-from scope_jax.supervised import default_config
+from scope_jax.supervise import default_config
 
 
 def get_config():

@@ -1,4 +1,5 @@
-"""VPPO (arXiv 2601.18984) on the embedded task: the tokens before a failed row's first error get half a reward.
+"""VPPO (arXiv 2601.18984) on the embedded task: the tokens before a failed row's first error get
+half a reward.
 
 python -m scope_jax.train --config=configs/arithmetic/vppo.py --workdir=runs/vppo
 """

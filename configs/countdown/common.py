@@ -1,6 +1,7 @@
 """The methods of configs/arithmetic on Countdown: another task, other checkpoints, nothing else.
 
-Each file beside it is one method. By itself, policy gradient with a token mean and no standard deviation:
+Each file beside it is one method. By itself, policy gradient with a token mean and no standard
+deviation:
 
 python -m scope_jax.train --config=configs/countdown/common.py --workdir=runs/countdown
 """
@@ -13,7 +14,12 @@ CHECKPOINTS = "cache/checkpoints/countdown"
 def on_countdown(config):
     """A config of signed terms, moved to Countdown."""
     config.task.name = "countdown"
-    config.task.options = {"lengths": (4,), "ood_lengths": (5,), "test_size": 1000, "test_ood_size": 1000}
+    config.task.options = {
+        "lengths": (4,),
+        "ood_lengths": (5,),
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
     config.models.policy = f"{CHECKPOINTS}/base"
     if config.models.teacher:
         config.models.teacher = f"{CHECKPOINTS}/teacher"

@@ -1,4 +1,5 @@
-"""PURE's min-form of PRM rewards (arXiv 2504.15275) beside the outcome, on Countdown, as configs/arithmetic/prm_min.py sets it.
+"""PURE's min-form of PRM rewards (arXiv 2504.15275) beside the outcome, on Countdown, as
+configs/arithmetic/prm_min.py sets it.
 
 python -m scope_jax.train --config=configs/countdown/prm_min.py --workdir=runs/countdown_prm_min
 """

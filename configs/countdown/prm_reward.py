@@ -1,4 +1,5 @@
-"""Step scores of the PRM as dense rewards beside the outcome, on Countdown, as configs/arithmetic/prm_reward.py sets it.
+"""Step scores of the PRM as dense rewards beside the outcome, on Countdown, as
+configs/arithmetic/prm_reward.py sets it.
 
 python -m scope_jax.train --config=configs/countdown/prm_reward.py --workdir=runs/countdown_prm_reward
 """

@@ -1,4 +1,5 @@
-"""Supervised steps on the teacher's whole solutions, on Countdown, as configs/arithmetic/sft.py sets it.
+"""Supervised steps on the teacher's whole solutions, on Countdown, as configs/arithmetic/sft.py
+sets it.
 
 python -m scope_jax.train --config=configs/countdown/sft.py --workdir=runs/countdown_sft
 """

@@ -1,14 +1,16 @@
-"""The teacher of Countdown: no misconception, and a style of its own (sums first, large numbers first).
+"""The teacher of Countdown: no misconception, and a style of its own (sums first, large numbers
+first).
 
-python -m scope_jax.supervised --config=configs/countdown/teacher.py --workdir=cache/checkpoints/countdown/teacher
+python -m scope_jax.supervise --config=configs/countdown/teacher.py --workdir=cache/checkpoints/countdown/teacher
 
-Measured (256 validation problems, 8 samples, temperature 1): pass@1 / pass@8 0.80 / 0.97 with 3 numbers, 0.53 / 0.92 with 4, 0.20 /
-0.63 with 5; what remains are true lines that lose the target (0.89 of the first errors with 4 numbers). 279 seconds of one core.
-A model of this size does not get further in a few minutes; a teacher without errors is the domain's program:
-`teacher.kind = "program"`, `teacher.style = "same_numbers"`.
+Measured (256 validation problems, 8 samples, temperature 1): pass@1 / pass@8 0.80 / 0.97 with 3
+numbers, 0.53 / 0.92 with 4, 0.20 / 0.63 with 5; what remains are true lines that lose the target
+(0.89 of the first errors with 4 numbers). 279 seconds of one core. A model of this size does not
+get further in a few minutes; a teacher without errors is the domain's program: `teacher.kind =
+"program"`, `teacher.style = "same_numbers"`.
 """
 
-from scope_jax.supervised import default_config
+from scope_jax.supervise import default_config
 
 
 def get_config():

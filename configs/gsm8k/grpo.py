@@ -1,18 +1,19 @@
-r"""GRPO (Dr.GRPO's normaliser, no std) on GSM8K with Qwen2.5-0.5B-Instruct: the SCOPE program with the correction off.
+r"""GRPO (Dr.GRPO's normaliser, no std) on GSM8K with Qwen2.5-0.5B-Instruct: the SCOPE program with
+the correction off.
 
 python -m scope_jax.train --config=configs/gsm8k/grpo.py --workdir=runs/gsm8k_grpo
 
-Not run with real weights here. The data set is read from TFDS, without TensorFlow; this makes it once, from the published
-files that it downloads:
+Not run with real weights here. The data set is read from TFDS, without TensorFlow; this makes it
+once, from the published files that it downloads:
 
     from tensorflow_datasets.text.gsm8k.gsm8k import Gsm8k
     Gsm8k(data_dir="data", file_format="array_record").download_and_prepare(file_format="array_record")
 
-The repository openai/gsm8k on disk does as well: --config.task.train.gsm8k.path=DIR (config "main"), likewise for
-`evaluation.test`. docs/data.md has both.
+The repository openai/gsm8k on disk does as well: --config.task.train.gsm8k.path=DIR (config
+"main"), likewise for `evaluation.test`. docs/data.md has both.
 """
 
-from scope_jax.configuration import default_config
+from scope_jax.config import default_config
 
 
 def get_config():

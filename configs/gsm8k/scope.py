@@ -2,8 +2,8 @@
 
 python -m scope_jax.train --config=configs/gsm8k/scope.py --workdir=runs/gsm8k_scope
 
-Not run with real weights here. Besides the files of grpo.py it needs models/Qwen2.5-1.5B-Instruct (teacher) and
-models/Qwen2.5-Math-PRM-7B (process reward model).
+Not run with real weights here. Besides the files of grpo.py it needs models/Qwen2.5-1.5B-Instruct
+(teacher) and models/Qwen2.5-Math-PRM-7B (process reward model).
 """
 
 from configs.gsm8k import grpo

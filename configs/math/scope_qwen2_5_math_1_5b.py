@@ -1,9 +1,11 @@
-r"""SCOPE on MATH levels 3-5 with Qwen2.5-Math-1.5B: group of 8, PRM Qwen2.5-Math-PRM-7B, a 7B teacher.
+r"""SCOPE on MATH levels 3-5 with Qwen2.5-Math-1.5B: group of 8, PRM Qwen2.5-Math-PRM-7B, a 7B
+teacher.
 
 python -m scope_jax.train --config=configs/math/scope_qwen2_5_math_1_5b.py --workdir=runs/math_1_5b
 
-Not run with real weights here: a starting point, written from the papers' settings and the published files. What stands
-where (any other place by --config.models.policy=... and so on; docs/data.md):
+Not run with real weights here: a starting point, written from the papers' settings and the
+published files. What stands where (any other place by --config.models.policy=... and so on;
+docs/data.md):
 
     models/Qwen2.5-Math-1.5B            the policy, a base model with 4,096 positions
     models/Qwen2.5-Math-7B-Instruct     the teacher
@@ -11,8 +13,8 @@ where (any other place by --config.models.policy=... and so on; docs/data.md):
     data/MATH-lighteval                 problem, level, type, solution; README.md or data/train-00000-of-00001.parquet
     data/MATH-500                       problem, solution, answer, subject, level, unique_id
 
-On TPU slices (`python -m scope_jax.fit`, compiled and not run; seconds are floors where every row is as long as it may be;
-docs/scaling.md):
+On TPU slices (`python -m scope_jax.fit`, compiled and not run; seconds are floors where every row
+is as long as it may be; docs/scaling.md):
 
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4
 
@@ -37,7 +39,7 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topol
     rollout at most 90,923 tokens/s, update at most 57% of the peak, a step at least 40 s
 """
 
-from scope_jax.configuration import default_config
+from scope_jax.config import default_config
 
 
 def get_config():
@@ -58,7 +60,11 @@ def get_config():
         }
     }
     config.task.evaluation = {
-        "test": {"path": "MATH-500", "split": "test", "fields": {"id": "unique_id", "prompt": "problem"}},
+        "test": {
+            "path": "MATH-500",
+            "split": "test",
+            "fields": {"id": "unique_id", "prompt": "problem"},
+        },
     }
     config.task.decontaminate = "remove"
     config.models.policy = "models/Qwen2.5-Math-1.5B"
@@ -73,13 +79,15 @@ def get_config():
     config.correction.enabled = True
     config.correction.threshold = 0.8
     config.correction.step_tokens = 512
-    # Prefixes of up to 3,584 tokens: so many at a time, for the teacher's sake on the small chips of v5e.
+    # Prefixes of up to 3,584 tokens: so many at a time, for the teacher's sake on the small chips
+    # of v5e.
     config.correction.rows = 64
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
     config.training.micro_batches = 16
     config.training.remat = "layer"
-    # A notice of pre-emption is shorter than a rollout here, which a stop gives up: no more than these steps are lost with it.
+    # A notice of pre-emption is shorter than a rollout here, which a stop gives up: no more than
+    # these steps are lost with it.
     config.checkpoint.every = 5
     config.evaluation.every = 50
     config.evaluation.problems = 500

@@ -1,9 +1,11 @@
-r"""SCOPE in the paper's setting: Qwen2.5-Math-7B on MATH levels 3-5, group of 8, PRM Qwen2.5-Math-PRM-7B, a 72B teacher.
+r"""SCOPE in the paper's setting: Qwen2.5-Math-7B on MATH levels 3-5, group of 8, PRM
+Qwen2.5-Math-PRM-7B, a 72B teacher.
 
 python -m scope_jax.train --config=configs/math/scope_qwen2_5_math_7b.py --workdir=runs/math_7b
 
-Not run with real weights here. The paper's body is not at hand (docs/method.md): steps, batch and learning rate are those
-of its field. Files as in scope_qwen2_5_math_1_5b.py, with models/Qwen2.5-Math-7B and models/Qwen2.5-Math-72B-Instruct.
+Not run with real weights here. The paper's body is not at hand (docs/method.md): steps, batch and
+learning rate are those of its field. Files as in scope_qwen2_5_math_1_5b.py, with
+models/Qwen2.5-Math-7B and models/Qwen2.5-Math-72B-Instruct.
 
 On TPU slices (as in scope_qwen2_5_math_1_5b.py):
 
@@ -30,7 +32,8 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topolog
     update     20.9 (67%)     5.72   1  network
     rollout at most 255,386 tokens/s, update at most 44% of the peak, a step at least 36 s
 
-With the 72B teacher v6e:8x8 is too small, or full to 98 % with parts parked: docs/scaling.md says why.
+With the 72B teacher v6e:8x8 is too small, or full to 98 % with parts parked: docs/scaling.md says
+why.
 """
 
 from configs.math import scope_qwen2_5_math_1_5b

@@ -1,8 +1,9 @@
-r"""SCOPE with one switch changed, against SCOPE as it was when these were made (`scope_first`: with the standard deviation, the
-mean over rows and the band of the selection): what each part is worth. Five seeds on signed terms, three on Countdown.
+r"""SCOPE with one switch changed, against SCOPE as it was when these were made (`scope_first`:
+with the standard deviation, the mean over rows and the band of the selection): what each part is
+worth. Five seeds on signed terms, three on Countdown.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/ablations.py --jobs=2 \
-    --workdir=runs/ablations --records=benchmarks/results/ablations
+    --workdir=runs/ablations --records=docs/records/ablations
 """
 
 from configs.sweeps.common import DOMAINS, checkpoints, run

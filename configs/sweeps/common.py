@@ -1,12 +1,16 @@
-"""What the sweeps of the embedded tasks share: methods, what the search chose for each, checkpoints, run sizes."""
+"""What the sweeps of the embedded tasks share: methods, what the search chose for each,
+checkpoints, run sizes."""
 
-from scope_jax.sweep import Checkpoint, Run
+from scope_jax.sweep.runs import Checkpoint, Run
 
-# Name in the tables -> (config file, what the search chose or the name adds). Of the search's learning rates, the best.
+# Name in the tables -> (config file, what the search chose or the name adds). Of the search's
+# learning rates, the best.
 LOW, HIGH = {"optimizer.learning_rate": 1.5e-4}, {"optimizer.learning_rate": 3e-4}
-# SCOPE's objective when table and ablations were made: what they suggested, tried again on other seeds, is the default since then.
+# SCOPE's objective when table and ablations were made: what they suggested, tried again on other
+# seeds, is the default since then.
 FIRST = {"advantage.std": True, "loss.normaliser": "sequence", "correction.select.rule": "band"}
-# LUFFY's entropy bonus when they were made: the number of its script, which weighs far more under our normaliser (controls.py).
+# LUFFY's entropy bonus when they were made: the number of its script, which weighs far more under
+# our normaliser (controls.py).
 STRONG = {"loss.entropy_bonus": 1e-3}
 METHODS = {
     "scope": ("scope", LOW),
@@ -15,20 +19,30 @@ METHODS = {
     "luffy": ("luffy", LOW | STRONG),
     "luffy_nll": ("luffy", LOW | STRONG | {"loss.teacher_term": "nll"}),
     "dr_grpo": ("dr_grpo", LOW),
-    # DAPO rolls out up to three batches of prompts for one update. `dapo_equal` rolls out as many as the others and trains on
-    # eight groups, those that tell something first.
+    # DAPO rolls out up to three batches of prompts for one update. `dapo_equal` rolls out as many
+    # as the others and trains on eight groups, those that tell something first.
     "dapo": ("dapo", LOW | {"advantage.std": False}),
     "dapo_equal": (
         "dapo",
-        LOW | {"advantage.std": False, "rollout.prompts": 8, "rollout.resample": 1, "training.micro_batches": 1},
+        LOW
+        | {
+            "advantage.std": False,
+            "rollout.prompts": 8,
+            "rollout.resample": 1,
+            "training.micro_batches": 1,
+        },
     ),
     "gspo": ("gspo", LOW | {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3}),
     "relift": ("relift", HIGH),
     "prm_reward": ("prm_reward", LOW | {"advantage.process_weight": 0.1}),
     "prm_min": ("prm_min", LOW | {"advantage.process_weight": 0.3}),
     "vppo": ("vppo", HIGH | {"advantage.alpha": 0.25}),
-    # The same with labels of the step check in place of the PRM's scores, which these rewards wear out.
-    "prm_reward_oracle": ("prm_reward", LOW | {"advantage.process_weight": 0.1, "correction.localiser": "oracle"}),
+    # The same with labels of the step check in place of the PRM's scores, which these rewards wear
+    # out.
+    "prm_reward_oracle": (
+        "prm_reward",
+        LOW | {"advantage.process_weight": 0.1, "correction.localiser": "oracle"},
+    ),
     "vppo_oracle": ("vppo", LOW | {"advantage.alpha": 0.25} | {"correction.localiser": "oracle"}),
     "sft": ("sft", HIGH | {"demonstrations.rows": 128}),
     "sft_grpo": ("sft_grpo", LOW),
@@ -36,7 +50,12 @@ METHODS = {
 }
 DOMAINS = ("arithmetic", "countdown")
 # Thirty rollout batches are sixty updates.
-SIZE = {"steps": 30, "evaluation.problems": 500, "evaluation.ood_problems": 500, "checkpoint.every": 1000}
+SIZE = {
+    "steps": 30,
+    "evaluation.problems": 500,
+    "evaluation.ood_problems": 500,
+    "checkpoint.every": 1000,
+}
 CACHE = "cache/checkpoints"
 # Problems are drawn anew for each purpose: what was tuned on is not what is reported.
 TUNING_PROBLEMS, TABLE_PROBLEMS, CONFIRMATION_PROBLEMS, CONTROL_PROBLEMS = 1, 2, 3, 4
@@ -45,10 +64,21 @@ TUNING_PROBLEMS, TABLE_PROBLEMS, CONFIRMATION_PROBLEMS, CONTROL_PROBLEMS = 1, 2,
 def checkpoints(domain: str) -> list[Checkpoint]:
     """Base, teacher and process reward model of a domain."""
     place = CACHE if domain == "arithmetic" else f"{CACHE}/{domain}"
-    return [Checkpoint(f"configs/{domain}/{name}.py", f"{place}/{name}") for name in ("base", "teacher", "prm")]
+    return [
+        Checkpoint(f"configs/{domain}/{name}.py", f"{place}/{name}")
+        for name in ("base", "teacher", "prm")
+    ]
 
 
-def run(domain: str, method: str, seed: int, overrides=(), name: str = "", problems: int = TABLE_PROBLEMS, **labels) -> Run:
+def run(
+    domain: str,
+    method: str,
+    seed: int,
+    overrides=(),
+    name: str = "",
+    problems: int = TABLE_PROBLEMS,
+    **labels,
+) -> Run:
     """A run of a method in the size of the sweeps; `problems` is the seed of the data set."""
     file, own = METHODS[method]
     more = {**SIZE, "seed": seed, "task.options.seed": problems, **own, **dict(overrides)}

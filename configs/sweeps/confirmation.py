@@ -1,9 +1,9 @@
-r"""What the ablations suggested, tried again on seeds and a draw of problems of their own: SCOPE without the standard deviation,
-with the mean over tokens and without the band of the selection (its defaults since then), beside SCOPE as it was before and GRPO.
-Twelve paired seeds per task.
+r"""What the ablations suggested, tried again on seeds and a draw of problems of their own: SCOPE
+without the standard deviation, with the mean over tokens and without the band of the selection
+(its defaults since then), beside SCOPE as it was before and GRPO. Twelve paired seeds per task.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/confirmation.py --jobs=2 \
-    --workdir=runs/confirmation --records=benchmarks/results/confirmation
+    --workdir=runs/confirmation --records=docs/records/confirmation
 """
 
 from configs.sweeps.common import CONFIRMATION_PROBLEMS, DOMAINS, checkpoints, run
@@ -17,4 +17,9 @@ def prepare():
 
 
 def sweep():
-    return [run(domain, method, seed, problems=CONFIRMATION_PROBLEMS) for domain in DOMAINS for seed in SEEDS for method in METHODS]
+    return [
+        run(domain, method, seed, problems=CONFIRMATION_PROBLEMS)
+        for domain in DOMAINS
+        for seed in SEEDS
+        for method in METHODS
+    ]

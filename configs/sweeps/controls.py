@@ -1,11 +1,12 @@
-r"""The first comparisons once more, on another base, on fresh seeds and another draw of problems, with SCOPE's defaults as they are
-now; and what LUFFY's entropy bonus and a lower learning rate do. Five paired seeds, signed terms.
+r"""The first comparisons once more, on another base, on fresh seeds and another draw of problems,
+with SCOPE's defaults as they are now; and what LUFFY's entropy bonus and a lower learning rate do.
+Five paired seeds, signed terms.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/controls.py --jobs=2 \
-    --workdir=runs/controls --records=benchmarks/results/controls
+    --workdir=runs/controls --records=docs/records/controls
 
-The base is one that was trained on another machine than that of the tables: the same program and seed do not give the same weights
-on every processor.
+The base is one that was trained on another machine than that of the tables: the same program and
+seed do not give the same weights on every processor.
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ import dataclasses
 from configs.sweeps.common import CONTROL_PROBLEMS, STRONG, checkpoints, run
 
 SEEDS = range(300, 305)
-WEAK = {"loss.entropy_bonus": 2e-5}  # what the script's 0.001 comes to under our normaliser: the config file's
+WEAK = {
+    "loss.entropy_bonus": 2e-5
+}  # what the script's 0.001 comes to under our normaliser: the config file's
 VARIANTS = {
     "scope": ("scope", {}),
     "grpo": ("grpo", {}),

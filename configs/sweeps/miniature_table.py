@@ -1,11 +1,13 @@
-r"""The paper's table in miniature: every method on both embedded tasks, five seeds each, twenty for SCOPE, GRPO and LUFFY.
+r"""The paper's table in miniature: every method on both embedded tasks, five seeds each, twenty
+for SCOPE, GRPO and LUFFY.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/miniature_table.py --jobs=2 \
-    --workdir=runs/table --records=benchmarks/results/miniature
+    --workdir=runs/table --records=docs/records/miniature
 
-Settings were chosen on other seeds and another draw of problems of signed terms (tuning.py); Countdown was looked at with them as
-they are. SCOPE is here as it was then (`scope_first`); its defaults now come from ablations.py and confirmation.py.
-docs/results.md is written from the records by `python -m scope_jax.results_page`.
+Settings were chosen on other seeds and another draw of problems of signed terms (tuning.py);
+Countdown was looked at with them as they are. SCOPE is here as it was then (`scope_first`); its
+defaults now come from ablations.py and confirmation.py. docs/results.md is written from the
+records by `python -m scope_jax.sweep.page`.
 """
 
 from configs.sweeps.common import DOMAINS, METHODS, checkpoints, run
@@ -22,6 +24,13 @@ def prepare():
 
 def sweep():
     methods = [method for method in METHODS if method != "scope"]
-    first = [run(domain, method, seed) for method in methods for domain in DOMAINS for seed in SEEDS]
-    more = [run(domain, method, seed) for method in OFTEN for domain in DOMAINS for seed in MANY_SEEDS[len(SEEDS) :]]
+    first = [
+        run(domain, method, seed) for method in methods for domain in DOMAINS for seed in SEEDS
+    ]
+    more = [
+        run(domain, method, seed)
+        for method in OFTEN
+        for domain in DOMAINS
+        for seed in MANY_SEEDS[len(SEEDS) :]
+    ]
     return first + more

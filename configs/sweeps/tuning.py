@@ -1,10 +1,11 @@
-r"""The search that every method gets: four settings on two seeds and problems of their own, on signed terms only.
+r"""The search that every method gets: four settings on two seeds and problems of their own, on
+signed terms only.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/tuning.py --jobs=2 \
-    --workdir=runs/tuning --records=benchmarks/results/tuning
+    --workdir=runs/tuning --records=docs/records/tuning
 
-Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs/results.md has the outcome, and says where what
-common.py holds is not the best of it.
+Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs/results.md has the
+outcome, and says where what common.py holds is not the best of it.
 """
 
 from configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
@@ -47,5 +48,15 @@ def sweep():
                     setting = f"{method}/rate_{rate:g}/switch_{number}"
                     overrides = {"optimizer.learning_rate": rate, **switch}
                     labels = {"rate": rate, "switch": switch}
-                    runs.append(run("arithmetic", method, seed, overrides, setting, TUNING_PROBLEMS, **labels))
+                    runs.append(
+                        run(
+                            "arithmetic",
+                            method,
+                            seed,
+                            overrides,
+                            setting,
+                            TUNING_PROBLEMS,
+                            **labels,
+                        )
+                    )
     return runs

@@ -1,33 +1,22 @@
-"""Correction, the method itself: find the first wrong step, have the teacher correct it, let the policy go on."""
+"""Correction, the method itself: find the first wrong step, correct it, let the policy go on.
 
-from scope_jax.correction.demonstrations import Demonstrations, demonstrate, without
-from scope_jax.correction.endpoint import Endpoint, EndpointSpec, EndpointTeacher
+In: rollouts with their rewards. Out: the final groups, in which verified repairs took the place of
+failures. `cut` and `splice` are public names of this room; they live with the other moves of rows,
+in `rollout`.
+"""
+
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.locate import Located, in_steps, locate
-from scope_jax.correction.prm import ProcessRewardModel
 from scope_jax.correction.rescue import CorrectionSpec, Rescue, rescue
 from scope_jax.correction.select import SelectSpec, select
-from scope_jax.correction.splice import cut, place_rows, splice, take_rows
-from scope_jax.correction.teachers import ModelTeacher, ProgramTeacher, ReferenceTeacher, Teacher, TeacherSpec, Writer
+from scope_jax.rollout.rows import cut, place_rows, splice, take_rows
 
 __all__ = [
     "CorrectionSpec",
-    "Demonstrations",
-    "Endpoint",
-    "EndpointSpec",
-    "EndpointTeacher",
     "Located",
-    "ModelTeacher",
-    "ProcessRewardModel",
-    "ProgramTeacher",
-    "ReferenceTeacher",
     "Rescue",
     "SelectSpec",
-    "Teacher",
-    "TeacherSpec",
-    "Writer",
     "cut",
-    "demonstrate",
     "first_error",
     "in_steps",
     "locate",
@@ -37,5 +26,4 @@ __all__ = [
     "select",
     "splice",
     "take_rows",
-    "without",
 ]

@@ -1,7 +1,9 @@
-"""What a prefix of a solution is worth, by continuing it: Monte Carlo estimates in the manner of Math-Shepherd (arXiv
-2312.08935), and the search for the first step after which the policy never succeeds.
+"""What a prefix of a solution is worth, by continuing it: Monte Carlo estimates in the manner of
+Math-Shepherd (arXiv 2312.08935), and the search for the first step after which the policy never
+succeeds.
 
-No process reward model is needed, only a verifier and tokens: the number of tokens generated is part of every answer.
+No process reward model is needed, only a verifier and tokens: the number of tokens generated is
+part of every answer.
 """
 
 import dataclasses
@@ -13,22 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax.correction.locate import bucket
-from scope_jax.correction.splice import cut
-from scope_jax.mesh import to_host
+from scope_jax.devices.mesh import to_host
 from scope_jax.rollout import SampleSpec, Writer, completion_texts
+from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain, Problem, verdicts
 from scope_jax.types import Rollout
 
-# Streams of random numbers from here on are continuations of prefixes; see `rescue.TAIL_STREAM` for those below.
+# Streams of random numbers from here on are continuations of prefixes; see `rescue.TAIL_STREAM`
+# for those below.
 MONTE_CARLO_STREAM = 1 << 20
 
-# probe(rows, prefix): for each of `rows`, whether the policy ever succeeds after its first prefix[n] steps.
+# probe(rows, prefix): for each of `rows`, whether the policy ever succeeds after its first
+# prefix[n] steps.
 Probe = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FirstErrors:
-    """error_R: int, the first wrong step of each row, from 0. probes: prefixes that were continued. tokens: what that took."""
+    """error_R: int, the first wrong step of each row, from 0. probes: prefixes that were
+    continued. tokens: what that took."""
 
     error_R: np.ndarray
     probes: int
@@ -49,14 +54,16 @@ def successes(
     tokenizer: Any,
     stream: int = MONTE_CARLO_STREAM,
 ) -> tuple[np.ndarray, int]:
-    """(int[R]: how many of `continuations` samples of the policy end in the right answer, tokens generated): rows `rows_R`
-    of `rollout`, each at most once, cut to `length_R` tokens, prompt included, and continued.
+    """(int[R]: how many of `continuations` samples of the policy end in the right answer, tokens
+    generated): rows `rows_R` of `rollout`, each at most once, cut to `length_R` tokens, prompt
+    included, and continued.
 
-    `problems`: one per row of the rollout. A continuation that does not end, within `sample_spec.max_new_tokens` of the
-    prompt and the row's buffer, and one that cannot be judged are no success. A row that is not cut and has ended is judged as
-    it is. No more continuations are decoded at once than the rollout has rows, or than one prefix has. The answer for a row
-    depends on its tokens and id, key and stream alone: give each prefix of a row a stream of its own.
-    Raises ValueError where `continuations` is less than 1.
+    `problems`: one per row of the rollout. A continuation that does not end, within
+    `sample_spec.max_new_tokens` of the prompt and the row's buffer, and one that cannot be judged
+    are no success. A row that is not cut and has ended is judged as it is. No more continuations
+    are decoded at once than the rollout has rows, or than one prefix has. The answer for a row
+    depends on its tokens and id, key and stream alone: give each prefix of a row a stream of its
+    own. Raises ValueError where `continuations` is less than 1.
     """
     if continuations < 1:
         raise ValueError(f"continuations = {continuations} must be at least 1")
@@ -82,7 +89,11 @@ def successes(
         ended = to_host(batch.finished_B)[: len(rows) * continuations]
         text = completion_texts(batch, tokenizer)
         judged = np.flatnonzero(ended)
-        judged_as = verdicts(domain, [problems[int(rows[n // continuations])] for n in judged], [text[n] for n in judged])
+        judged_as = verdicts(
+            domain,
+            [problems[int(rows[n // continuations])] for n in judged],
+            [text[n] for n in judged],
+        )
         right = np.zeros(len(ended), np.int64)
         right[judged] = [verdict is True for verdict in judged_as]
         won[start : start + most] = right.reshape(len(rows), continuations).sum(axis=1)
@@ -103,9 +114,10 @@ def locate_first_error(
     tokenizer: Any,
     stream: int = MONTE_CARLO_STREAM,
 ) -> FirstErrors:
-    """The first wrong step of each of the failed rows `rows_R`: the step after which none of `continuations` samples of the
-    policy succeeds, though one did before it (or it is the first). `ends`: exclusive ends of the steps of each row, one at
-    least, counted in tokens after the prompt. The other arguments are those of `successes`.
+    """The first wrong step of each of the failed rows `rows_R`: the step after which none of
+    `continuations` samples of the policy succeeds, though one did before it (or it is the first).
+    `ends`: exclusive ends of the steps of each row, one at least, counted in tokens after the
+    prompt. The other arguments are those of `successes`.
 
     A binary search: log2 of the number of steps rounds, each one batch of continuations.
     """
@@ -114,7 +126,9 @@ def locate_first_error(
 
     def probe(rows: np.ndarray, prefix: np.ndarray) -> np.ndarray:
         chosen = np.asarray(rows_R)[rows]
-        length = prompt_length[chosen] + np.array([ends[r][j - 1] for r, j in zip(rows, prefix, strict=True)], np.int32)
+        length = prompt_length[chosen] + np.array(
+            [ends[r][j - 1] for r, j in zip(rows, prefix, strict=True)], np.int32
+        )
         won, tokens = successes(
             rollout,
             chosen,
@@ -138,12 +152,14 @@ def locate_first_error(
 
 
 def search_first_error(steps_R: np.ndarray, probe: Probe) -> np.ndarray:
-    """int64[R]: the step, from 0, by which success is lost, in rows of `steps_R` steps (1 at least) that fail as a whole.
+    """int64[R]: the step, from 0, by which success is lost, in rows of `steps_R` steps (1 at
+    least) that fail as a whole.
 
-    The empty prefix counts as good and the whole row as lost, without a probe; between a prefix that is good and a longer one
-    that is lost, the middle is probed, for all rows together, until they are neighbours. Where success is lost for good at one
-    step, that is the step; an estimate that comes and goes leads to one of the steps by which it goes.
-    Raises ValueError for a row without steps.
+    The empty prefix counts as good and the whole row as lost, without a probe; between a prefix
+    that is good and a longer one that is lost, the middle is probed, for all rows together, until
+    they are neighbours. Where success is lost for good at one step, that is the step; an estimate
+    that comes and goes leads to one of the steps by which it goes. Raises ValueError for a row
+    without steps.
     """
     steps = np.asarray(steps_R, np.int64)
     if (steps < 1).any():
@@ -157,16 +173,25 @@ def search_first_error(steps_R: np.ndarray, probe: Probe) -> np.ndarray:
     return lost - 1
 
 
-def _prefixes(rollout: Rollout, index_R: np.ndarray, length_R: np.ndarray, valid_R: np.ndarray, copies: int) -> Rollout:
-    """Rows `index_R` cut to `length_R`, each `copies` times in a row under row ids of its own. Rows that are not valid hold
-    their prompt and are finished, so that nothing is written to them."""
+def _prefixes(
+    rollout: Rollout, index_R: np.ndarray, length_R: np.ndarray, valid_R: np.ndarray, copies: int
+) -> Rollout:
+    """Rows `index_R` cut to `length_R`, each `copies` times in a row under row ids of its own.
+    Rows that are not valid hold their prompt and are finished, so that nothing is written to them.
+    """
     return _cut_copies(
-        rollout, jnp.asarray(index_R), jnp.asarray(length_R), jnp.asarray(valid_R), jnp.arange(copies, dtype=jnp.int32)
+        rollout,
+        jnp.asarray(index_R),
+        jnp.asarray(length_R),
+        jnp.asarray(valid_R),
+        jnp.arange(copies, dtype=jnp.int32),
     )
 
 
 @jax.jit
-def _cut_copies(rollout: Rollout, index_R: jax.Array, length_R: jax.Array, valid_R: jax.Array, copy_K: jax.Array) -> Rollout:
+def _cut_copies(
+    rollout: Rollout, index_R: jax.Array, length_R: jax.Array, valid_R: jax.Array, copy_K: jax.Array
+) -> Rollout:
     K = copy_K.shape[0]
     index, valid = jnp.repeat(index_R, K), jnp.repeat(valid_R, K)
     rows = jax.tree.map(lambda x: x[index], rollout)

@@ -1,10 +1,11 @@
-"""Rescue: the failed rollouts of a batch, located, selected, corrected by the teacher, continued, verified, placed.
+"""Rescue: the failed rollouts of a batch, located, selected, corrected by the teacher, continued,
+verified, placed.
 
     failures --segment, score--> first error --select--> cut --teacher--> corrected step --policy--> tail
              --verify--> accepted --place--> final group
 
-Every stage works on the failures only, packed into a few fixed batch sizes. A row at which the PRM or the teacher fails
-stays the ordinary failed rollout it was, and is counted.
+Every stage works on the failures only, packed into a few fixed batch sizes. A row at which the PRM
+or the teacher fails stays the ordinary failed rollout it was, and is counted.
 """
 
 import contextlib
@@ -18,14 +19,15 @@ import numpy as np
 
 from scope_jax.correction.locate import LOCALISERS, Located, Search, bucket, locate
 from scope_jax.correction.monte_carlo import locate_first_error
-from scope_jax.correction.prm import ProcessRewardModel
-from scope_jax.correction.replies import gives_answer_away
 from scope_jax.correction.select import SelectSpec, select
-from scope_jax.correction.splice import cut, place_rows, take_rows
-from scope_jax.correction.teachers import Ask, Corrected, Job, ModelTeacher, Teacher, failure_counts
-from scope_jax.mesh import to_host
+from scope_jax.devices.mesh import to_host
+from scope_jax.prm.model import ProcessRewardModel
 from scope_jax.rollout import SampleSpec, Writer, completion_ids, completion_texts, texts
-from scope_jax.tasks import Domain, Problem, split_steps, verdicts
+from scope_jax.rollout.rows import cut, place_rows, take_rows
+from scope_jax.tasks import Domain, Problem, verdicts
+from scope_jax.teachers.kinds import Ask, Corrected, Job, ModelTeacher, Teacher, failure_counts
+from scope_jax.teachers.replies import gives_answer_away
+from scope_jax.text import split_steps
 from scope_jax.types import Owner, Rollout
 
 _cut_rows, _take_rows, _place_rows = jax.jit(cut), jax.jit(take_rows), jax.jit(place_rows)
@@ -38,9 +40,10 @@ TAIL_STREAM = 2
 
 @dataclasses.dataclass(frozen=True)
 class CorrectionSpec:
-    """Switches of the correction; see docs/method.md. `threshold`: a step whose score is below it is an error.
-    `continuations`: of the localiser `monte_carlo`, per prefix that it tries. `noise`: see `locate`. `step_tokens`: the
-    longest step a teacher may write. `teacher_temperature`: 0 is greedy. `rows`: how many rows a model goes on with at a time, at
+    """Switches of the correction; see docs/method.md. `threshold`: a step whose score is below it
+    is an error. `continuations`: of the localiser `monte_carlo`, per prefix that it tries.
+    `noise`: see `locate`. `step_tokens`: the longest step a teacher may write.
+    `teacher_temperature`: 0 is greedy. `rows`: how many rows a model goes on with at a time, at
     the most (0: all); what is written does not depend on it."""
 
     localiser: str = "prm"
@@ -64,24 +67,35 @@ class CorrectionSpec:
             ("place", self.place, PLACE),
         ):
             if value not in known:
-                raise ValueError(f"correction.{name} = {value!r} is unknown; one of {', '.join(known)}")
+                raise ValueError(
+                    f"correction.{name} = {value!r} is unknown; one of {', '.join(known)}"
+                )
         if not 0 < self.threshold < 1 or min(self.step_tokens, self.tails, self.continuations) < 1:
-            raise ValueError("correction: threshold must lie in (0, 1), step_tokens, tails and continuations be at least 1")
+            raise ValueError(
+                "correction: threshold must lie in (0, 1), step_tokens, tails and continuations be"
+                " at least 1"
+            )
         if self.rows < 0:
             raise ValueError(f"correction.rows = {self.rows} must be at least 1, or 0 for all")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"correction.noise = {self.noise} must be a probability")
         if self.tail == "none" and self.accept == "verified":
-            raise ValueError("correction: tail 'none' leaves rows without an answer to verify; set accept to 'unverified'")
+            raise ValueError(
+                "correction: tail 'none' leaves rows without an answer to verify; set accept to"
+                " 'unverified'"
+            )
         if self.tail != "none" and self.accept == "unverified":
-            raise ValueError("correction: accept 'unverified' is for tail 'none'; a row with a tail is verified")
+            raise ValueError(
+                "correction: accept 'unverified' is for tail 'none'; a row with a tail is verified"
+            )
 
 
 @dataclasses.dataclass
 class Rescue:
-    """The final groups of `group` consecutive rows each (more than before where repaired rows were appended; a place that
-    was not taken holds the prompt alone). `include_B`: rows that count in the group mean (an unverified row does not).
-    `gallery`: what happened to each attempted row, for the samples and the report."""
+    """The final groups of `group` consecutive rows each (more than before where repaired rows were
+    appended; a place that was not taken holds the prompt alone). `include_B`: rows that count in
+    the group mean (an unverified row does not). `gallery`: what happened to each attempted row,
+    for the samples and the report."""
 
     rollout: Rollout
     group: int
@@ -109,13 +123,15 @@ def rescue(
     timer: Callable[[str], Any] = lambda phase: contextlib.nullcontext(),
     keep_gallery: bool = True,
 ) -> Rescue:
-    """Correct failures of `rollout` (rows of a group consecutive; `problems` and `reward_B` one per row; reward NaN where
-    the verifier could not judge).
+    """Correct failures of `rollout` (rows of a group consecutive; `problems` and `reward_B` one
+    per row; reward NaN where the verifier could not judge).
 
-    `sample_spec` is the policy's; tails use it too and never grow a row past prompt + `max_new_tokens`. `key` is the
-    step's key, the one the rollout was made with. `seed` drives random selection, and teachers that do not draw by `key`.
-    `teacher`: a `Writer` stands for a `ModelTeacher` that continues the rows. `timer("prm")`, `timer("correct")` and
-    `timer("verify")` are entered around those phases. Without `keep_gallery` the gallery comes back empty.
+    `sample_spec` is the policy's; tails use it too and never grow a row past prompt +
+    `max_new_tokens`. `key` is the step's key, the one the rollout was made with. `seed` drives
+    random selection, and teachers that do not draw by `key`. `teacher`: a `Writer` stands for a
+    `ModelTeacher` that continues the rows. `timer("prm")`, `timer("correct")` and
+    `timer("verify")` are entered around those phases. Without `keep_gallery` the gallery comes
+    back empty.
     """
     if isinstance(teacher, Writer):
         teacher = ModelTeacher(teacher)
@@ -123,7 +139,9 @@ def rescue(
     metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
     search: Search | None = None
     if spec.localiser == "monte_carlo":
-        search = _continuation_search(rollout, problems, spec, sample_spec, key, domain, tokenizer, policy)
+        search = _continuation_search(
+            rollout, problems, spec, sample_spec, key, domain, tokenizer, policy
+        )
     with timer("prm"):
         located = locate(
             rollout,
@@ -143,14 +161,20 @@ def rescue(
     attempted = located.rows_R[chosen_R]
     final, final_reward, final_group = rollout, reward_B.copy(), group
     if spec.place == "append":
-        final, final_reward, final_group = _with_free_rows(rollout, reward_B, group, spec.select.most(group))
+        final, final_reward, final_group = _with_free_rows(
+            rollout, reward_B, group, spec.select.most(group)
+        )
     if len(attempted) == 0:
-        return Rescue(final, final_group, final_reward, ~np.isnan(final_reward), _finish(metrics, final), [])
+        return Rescue(
+            final, final_group, final_reward, ~np.isnan(final_reward), _finish(metrics, final), []
+        )
 
     with timer("correct"):
         size = bucket(len(attempted), reward_B.size // group * spec.select.most(group))
         index, valid = _pad(attempted, size)
-        prompt_length, row_length, row_id = to_host((rollout.prompt_length_B, rollout.length_B, rollout.row_B))
+        prompt_length, row_length, row_id = to_host(
+            (rollout.prompt_length_B, rollout.length_B, rollout.row_B)
+        )
         kept = np.ones(size, np.int32)
         asks = []
         for number, r in enumerate(chosen_R):
@@ -159,8 +183,12 @@ def rescue(
             last = error == len(steps) - 1
             asks.append(Ask(problems[b], tuple(steps[:error]), steps[error], last, int(row_id[b])))
         kept = np.where(valid, kept, row_length[index])
-        rows = _cut_rows(_take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)), jnp.asarray(kept))
-        limit = np.minimum(prompt_length[index] + sample_spec.max_new_tokens, rows.tokens_BT.shape[1])
+        rows = _cut_rows(
+            _take_rows(rollout, jnp.asarray(index), jnp.asarray(valid)), jnp.asarray(kept)
+        )
+        limit = np.minimum(
+            prompt_length[index] + sample_spec.max_new_tokens, rows.tokens_BT.shape[1]
+        )
         job = Job(
             rows,
             asks,
@@ -194,7 +222,10 @@ def rescue(
         with timer("correct"):
             writer = policy if spec.tail == "policy" else teacher.writer
             if writer is None:
-                raise ValueError("correction.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'")
+                raise ValueError(
+                    "correction.tail 'teacher' needs a teacher that is a model on the mesh; use"
+                    " tail 'policy'"
+                )
             owner = Owner.POLICY if spec.tail == "policy" else Owner.TEACHER
             waiting = corrected.replace(finished_B=corrected.finished_B | ~jnp.asarray(open_rows))
             tail = writer.write(
@@ -223,7 +254,10 @@ def rescue(
     else:
         final_reward[taken], include_B[taken] = 1.0, True
     metrics |= {
-        "cost/teacher_tokens": float(jnp.sum(corrected.length_B - rows.length_B)) + (tail_tokens if spec.tail == "teacher" else 0),
+        "cost/teacher_tokens": (
+            float(jnp.sum(corrected.length_B - rows.length_B))
+            + (tail_tokens if spec.tail == "teacher" else 0)
+        ),
         "cost/tail_tokens": float(tail_tokens) if spec.tail == "policy" else 0.0,
     }
     metrics["scope/accepted"] = float(np.sum(accepted))
@@ -277,8 +311,11 @@ def _continuation_search(
     return search
 
 
-def _with_free_rows(rollout: Rollout, reward_B: np.ndarray, group: int, free: int) -> tuple[Rollout, np.ndarray, int]:
-    """(rows, rewards, group size) with `free` rows more at the end of each group: the prompt alone, reward NaN."""
+def _with_free_rows(
+    rollout: Rollout, reward_B: np.ndarray, group: int, free: int
+) -> tuple[Rollout, np.ndarray, int]:
+    """(rows, rewards, group size) with `free` rows more at the end of each group: the prompt
+    alone, reward NaN."""
     P = reward_B.size // group
     rows = np.arange(P * group).reshape(P, group)
     index = np.concatenate([rows, np.repeat(rows[:, :1], free, axis=1)], axis=1).reshape(-1)
@@ -291,12 +328,19 @@ def _with_free_rows(rollout: Rollout, reward_B: np.ndarray, group: int, free: in
 def _widen(rollout: Rollout, index: jax.Array, is_free: jax.Array) -> Rollout:
     rows = take_rows(rollout, index, ~is_free)
     rows = cut(rows, jnp.where(is_free, rows.prompt_length_B, rows.length_B))
-    ids = jnp.where(is_free, rollout.row_B.shape[0] + jnp.arange(index.shape[0], dtype=jnp.int32), rows.row_B)
+    ids = jnp.where(
+        is_free, rollout.row_B.shape[0] + jnp.arange(index.shape[0], dtype=jnp.int32), rows.row_B
+    )
     return rows.replace(finished_B=rows.finished_B | is_free, row_B=ids)
 
 
 def _choose(
-    rollout: Rollout, located: Located, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int
+    rollout: Rollout,
+    located: Located,
+    failed_B: np.ndarray,
+    group: int,
+    spec: CorrectionSpec,
+    seed: int,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """(positions in `located` to attempt, counters)."""
     R = len(located.rows_R)
@@ -320,18 +364,24 @@ def _choose(
     return np.array([position[int(b)] for b in chosen], np.int64), counters
 
 
-def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tuple[np.ndarray, list[str], dict[str, float]]:
+def _check_steps(
+    written: Corrected, job: Job, prompt_length: np.ndarray
+) -> tuple[np.ndarray, list[str], dict[str, float]]:
     """(rows whose teacher step can be used, the steps' texts, counters of refusals)."""
     finished = to_host(written.rollout.finished_B)
     ids = completion_ids(written.rollout)
-    steps = texts([row[job.kept_B[n] - prompt_length[n] :] for n, row in enumerate(ids)], job.tokenizer)[: len(job.asks)]
+    steps = texts(
+        [row[job.kept_B[n] - prompt_length[n] :] for n, row in enumerate(ids)], job.tokenizer
+    )[: len(job.asks)]
     usable = np.zeros(len(job.kept_B), bool)
     leaks = sum(reason == "leak" for reason in written.failed)
     incomplete = 0
     for number, (ask, text, reason) in enumerate(zip(job.asks, steps, written.failed, strict=True)):
         if reason is not None:
             continue
-        told = job.domain.answer_marker(text) or (written.shows_answer and gives_answer_away(text, ask.problem.answer))
+        told = job.domain.answer_marker(text) or (
+            written.shows_answer and gives_answer_away(text, ask.problem.answer)
+        )
         # Where steps end in several ways the teacher has seen to it that this one does.
         ends = finished[number] or bool(job.domain.boundary) or job.domain.separator in text
         if not ends or not text.strip():
@@ -348,7 +398,9 @@ def _check_steps(written: Corrected, job: Job, prompt_length: np.ndarray) -> tup
     return usable, steps, counters | failure_counts(written.failed) | written.metrics
 
 
-def _targets(attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int) -> np.ndarray:
+def _targets(
+    attempted: np.ndarray, failed_B: np.ndarray, group: int, spec: CorrectionSpec, seed: int
+) -> np.ndarray:
     """Which row of the final groups each repaired trajectory is put in."""
     if spec.place == "replace_parent":
         return attempted
@@ -380,24 +432,55 @@ def _gallery(
     domain: Domain,
     tokenizer: Any,
 ) -> list[dict[str, Any]]:
-    final = texts([row[max(kept[n] - prompt_length[n], 0) :] for n, row in enumerate(completion_ids(mixed))], tokenizer)
+    final = texts(
+        [row[max(kept[n] - prompt_length[n], 0) :] for n, row in enumerate(completion_ids(mixed))],
+        tokenizer,
+    )
     items = []
     for number, r in enumerate(chosen_R):
-        problem, steps, error = problems[attempted[number]], located.steps[r], int(located.error_R[r])
+        problem, steps, error = (
+            problems[attempted[number]],
+            located.steps[r],
+            int(located.error_R[r]),
+        )
         oracle = domain.check_steps(problem, steps)
         shown = []
         for j, step in enumerate(steps):
             status = "kept" if j < error else "wrong" if j == error else "discarded"
             score = float(located.score_RJ[r, j]) if located.valid_RJ[r, j] else None
             correct = None if oracle is None else bool(oracle[j])
-            shown.append({"text": step, "score": score, "owner": "policy", "status": status, "correct": correct})
+            shown.append(
+                {
+                    "text": step,
+                    "score": score,
+                    "owner": "policy",
+                    "status": status,
+                    "correct": correct,
+                }
+            )
         if usable[number]:
-            shown.append({"text": written[number], "score": None, "owner": "teacher", "status": "corrected", "correct": None})
+            shown.append(
+                {
+                    "text": written[number],
+                    "score": None,
+                    "owner": "teacher",
+                    "status": "corrected",
+                    "correct": None,
+                }
+            )
             owner = "teacher" if spec.tail == "teacher" else "policy"
             tail = final[number][len(written[number]) :]
             for text in split_steps(tail, domain.divider):
                 if text.strip():
-                    shown.append({"text": text, "score": None, "owner": owner, "status": "tail", "correct": None})
+                    shown.append(
+                        {
+                            "text": text,
+                            "score": None,
+                            "owner": owner,
+                            "status": "tail",
+                            "correct": None,
+                        }
+                    )
         items.append(
             {
                 "prompt": problem.prompt,
@@ -416,7 +499,14 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
     owner = to_host(rollout.owner_BT)
     written = int(np.sum(owner >= Owner.POLICY))
     metrics["scope/teacher_token_share"] = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
-    for name in ("accepted", "accepted_share", "corrected", "leaks", "incomplete_steps", "teacher_failed"):
+    for name in (
+        "accepted",
+        "accepted_share",
+        "corrected",
+        "leaks",
+        "incomplete_steps",
+        "teacher_failed",
+    ):
         metrics.setdefault(f"scope/{name}", 0.0)
     for name in ("teacher_tokens", "tail_tokens"):
         metrics.setdefault(f"cost/{name}", 0.0)
@@ -426,7 +516,9 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
 @jax.jit
 def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others)
+    return jax.tree.map(
+        lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others
+    )
 
 
 def _pad(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,24 @@
 """Learning: advantages, token weights, losses, optimiser, the update."""
 
-from scope_jax.learning.advantages import AdvantageSpec, group_advantages, zero_group_share, zero_groups
-from scope_jax.learning.losses import LossSpec, finish_stats, merge_stats, policy_loss, token_weights
-from scope_jax.learning.optimizer import OptimizerSpec, learning_rate, make_optimizer, schedule_value
+from scope_jax.learning.advantages import (
+    AdvantageSpec,
+    group_advantages,
+    zero_group_share,
+    zero_groups,
+)
+from scope_jax.learning.losses import (
+    LossSpec,
+    finish_stats,
+    merge_stats,
+    policy_loss,
+    token_weights,
+)
+from scope_jax.learning.optimizer import (
+    OptimizerSpec,
+    learning_rate,
+    make_optimizer,
+    schedule_value,
+)
 from scope_jax.learning.packing import length_order, pack
 from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.learning.update import (

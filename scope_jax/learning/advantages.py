@@ -18,13 +18,16 @@ SHORTEN = ("fraction", "prompt", "fixed")
 class AdvantageSpec:
     """Where the advantage of a token comes from.
 
-    std: divide by the group's standard deviation. overlong_tokens: a row longer than max_new_tokens minus this is
-    punished, linearly up to `overlong_penalty` (DAPO's soft overlong punishment; 0: off).
+    std: divide by the group's standard deviation. overlong_tokens: a row longer than
+    max_new_tokens minus this is punished, linearly up to `overlong_penalty` (DAPO's soft overlong
+    punishment; 0: off).
 
-    process: rewards of steps beside the outcome. `sum`: normalised over the group and summed to go; `min`: PURE's min-form;
-    `prefix`: VPPO, the good prefix of a failed row is worth `alpha`, shortened by `shorten_by` (`fraction` of it, `fixed`
-    number of tokens) or by the length of the `prompt`. The advantage of `sum` and `min` is added, times `process_weight`, to
-    `outcome_weight` times the group's; `prefix` replaces it. min_temperature: of PURE's softmax over the steps.
+    process: rewards of steps beside the outcome. `sum`: normalised over the group and summed to
+    go; `min`: PURE's min-form; `prefix`: VPPO, the good prefix of a failed row is worth `alpha`,
+    shortened by `shorten_by` (`fraction` of it, `fixed` number of tokens) or by the length of the
+    `prompt`. The advantage of `sum` and `min` is added, times `process_weight`, to
+    `outcome_weight` times the group's; `prefix` replaces it. min_temperature: of PURE's softmax
+    over the steps.
 
     ValueError (one line) on a name or a number that makes no sense.
     """
@@ -41,10 +44,21 @@ class AdvantageSpec:
     shorten_by: float = 0.1
 
     def __post_init__(self):
-        for name, value, known in (("process", self.process, PROCESS), ("shorten", self.shorten, SHORTEN)):
+        for name, value, known in (
+            ("process", self.process, PROCESS),
+            ("shorten", self.shorten, SHORTEN),
+        ):
             if value not in known:
-                raise ValueError(f"advantage.{name} = {value!r} is unknown; one of {', '.join(known)}")
-        for name in ("overlong_tokens", "overlong_penalty", "process_weight", "outcome_weight", "shorten_by"):
+                raise ValueError(
+                    f"advantage.{name} = {value!r} is unknown; one of {', '.join(known)}"
+                )
+        for name in (
+            "overlong_tokens",
+            "overlong_penalty",
+            "process_weight",
+            "outcome_weight",
+            "shorten_by",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"advantage.{name} = {getattr(self, name)} must be 0 or more")
         if not self.min_temperature > 0:
@@ -52,20 +66,32 @@ class AdvantageSpec:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"advantage.alpha = {self.alpha} must lie in [0, 1]")
         if self.process == "prefix" and self.std:
-            raise ValueError("advantage.process 'prefix' (VPPO) subtracts the group's mean only; set advantage.std to False")
+            raise ValueError(
+                "advantage.process 'prefix' (VPPO) subtracts the group's mean only; set"
+                " advantage.std to False"
+            )
         if self.shorten == "fraction" and self.shorten_by > 1:
-            raise ValueError(f"advantage.shorten_by = {self.shorten_by}: a fraction of the prefix is at most 1")
+            raise ValueError(
+                f"advantage.shorten_by = {self.shorten_by}: a fraction of the prefix is at most 1"
+            )
 
 
 def group_advantages(
-    reward_B: ArrayLike, group: int, *, std: bool = False, include_B: ArrayLike | None = None, epsilon: float = 1e-6
+    reward_B: ArrayLike,
+    group: int,
+    *,
+    std: bool = False,
+    include_B: ArrayLike | None = None,
+    epsilon: float = 1e-6,
 ) -> jax.Array:
-    """float32[B]: reward minus the mean of its group (GRPO, arXiv 2402.03300; without `std` Dr.GRPO, 2503.20783).
+    """float32[B]: reward minus the mean of its group (GRPO, arXiv 2402.03300; without `std`
+    Dr.GRPO, 2503.20783).
 
-    `reward_B` float[B]; a NaN reward means "could not be judged". `include_B` bool[B]: rows that count. Rows not
-    included, and rows with a NaN reward, are left out of the mean and get 0. With `std` the difference is divided by
-    the population standard deviation of the included rows plus `epsilon`. A group whose included rewards are all equal
-    gets exactly 0, whatever rounding the mean would leave behind.
+    `reward_B` float[B]; a NaN reward means "could not be judged". `include_B` bool[B]: rows that
+    count. Rows not included, and rows with a NaN reward, are left out of the mean and get 0. With
+    `std` the difference is divided by the population standard deviation of the included rows plus
+    `epsilon`. A group whose included rewards are all equal gets exactly 0, whatever rounding the
+    mean would leave behind.
 
     Raises ValueError where B is not a multiple of `group`, or a shape does not fit.
     """
@@ -78,17 +104,22 @@ def group_advantages(
     return difference.reshape(-1)
 
 
-def zero_group_share(reward_B: ArrayLike, group: int, include_B: ArrayLike | None = None) -> jax.Array:
-    """float32[]: share of the groups whose included rewards are all equal, so that no row of theirs has an advantage.
+def zero_group_share(
+    reward_B: ArrayLike, group: int, include_B: ArrayLike | None = None
+) -> jax.Array:
+    """float32[]: share of the groups whose included rewards are all equal, so that no row of
+    theirs has an advantage.
 
-    A group with one included row or none counts too. Arguments and errors as in `group_advantages`.
+    A group with one included row or none counts too. Arguments and errors as in
+    `group_advantages`.
     """
     reward, include = _groups(reward_B, group, include_B)
     return jnp.mean(_all_equal(reward, include).astype(jnp.float32))
 
 
 def zero_groups(reward_B: np.ndarray, group: int) -> np.ndarray:
-    """bool[P], on the host: groups whose known rewards are all equal, NaN being unknown. `reward_B` float[B]."""
+    """bool[P], on the host: groups whose known rewards are all equal, NaN being unknown.
+    `reward_B` float[B]."""
     reward = np.asarray(reward_B, np.float32).reshape(-1, group)
     return np.array([len(set(row[~np.isnan(row)].tolist())) < 2 for row in reward])
 
@@ -99,18 +130,25 @@ def _groups(reward_B, group, include_B):
     if reward.ndim != 1:
         raise ValueError(f"reward_B has shape {reward.shape}; expected one reward per row, [B]")
     if group < 1 or reward.shape[0] % group:
-        raise ValueError(f"{reward.shape[0]} rows do not make whole groups of {group}; B must be a multiple of group")
+        raise ValueError(
+            f"{reward.shape[0]} rows do not make whole groups of {group}; B must be a multiple of"
+            " group"
+        )
     include = ~jnp.isnan(reward)
     if include_B is not None:
         include_B = jnp.asarray(include_B)
         if include_B.shape != reward.shape or include_B.dtype != jnp.bool_:
-            raise ValueError(f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(reward.shape)}")
+            raise ValueError(
+                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected"
+                f" bool{list(reward.shape)}"
+            )
         include &= include_B
     return jnp.where(include, reward, 0.0).reshape(-1, group), include.reshape(-1, group)
 
 
 def _all_equal(reward, include):
-    """bool[P, 1]: no two included rewards of the group differ (compared as they are: a mean would round)."""
+    """bool[P, 1]: no two included rewards of the group differ (compared as they are: a mean would
+    round)."""
     highest = jnp.max(jnp.where(include, reward, -jnp.inf), axis=1, keepdims=True)
     lowest = jnp.min(jnp.where(include, reward, jnp.inf), axis=1, keepdims=True)
     return highest <= lowest  # -inf <= inf: also true for a group with nothing included

@@ -1,9 +1,11 @@
-"""The hybrid objective of SCOPE (arXiv 2602.24110) and of its rivals, as a weighted sum over tokens.
+"""The hybrid objective of SCOPE (arXiv 2602.24110) and of its rivals, as a weighted sum over
+tokens.
 
         L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)  -  lambda * sum_BT off * g(pi, A)
 
-`on` weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch, before it is split:
-losses, gradients and statistics of micro-batches then add up to those of the batch, whatever the split.
+`on` weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch,
+before it is split: losses, gradients and statistics of micro-batches then add up to those of the
+batch, whatever the split.
 """
 
 import functools
@@ -20,8 +22,9 @@ NORMALISERS = ("constant", "token", "sequence")
 TEACHER_NORMALISERS = ("shared", "own")
 RATIOS = ("token", "sequence")
 
-# Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp would overflow soon
-# after, and infinity times the 0 of the branch that `minimum` did not take is NaN.
+# Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp
+# would overflow soon after, and infinity times the 0 of the branch that `minimum` did not take is
+# NaN.
 LOG_RATIO_LIMIT = 20.0
 
 
@@ -29,10 +32,16 @@ LOG_RATIO_LIMIT = 20.0
 class LossSpec:
     """Switches of the objective. ValueError (one line) on a name or a number that makes no sense."""
 
-    clip_low: float | None = 0.2  # None: no bound on that side (LUFFY's released script clips nothing)
+    clip_low: float | None = (
+        0.2  # None: no bound on that side (LUFFY's released script clips nothing)
+    )
     clip_high: float | None = 0.28  # DAPO's clip-higher, arXiv 2503.14476
-    dual_clip: float | None = None  # c > 1: where A < 0, the surrogate is at least c A (arXiv 1912.09729)
-    ratio: str = "token"  # "sequence": geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
+    dual_clip: float | None = (
+        None  # c > 1: where A < 0, the surrogate is at least c A (arXiv 1912.09729)
+    )
+    ratio: str = (
+        "token"  # "sequence": geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
+    )
     teacher_term: str = "nll"
     teacher_weight: float = 1.0  # lambda; a schedule overrides it per call of policy_loss
     shaping_gamma: float = 0.1  # f(p) = p / (p + gamma), arXiv 2504.14945
@@ -53,7 +62,9 @@ class LossSpec:
         ):
             value = getattr(self, name)
             if value not in names:
-                raise ValueError(f"LossSpec.{name} = {value!r} is unknown; expected one of {', '.join(names)}")
+                raise ValueError(
+                    f"LossSpec.{name} = {value!r} is unknown; expected one of {', '.join(names)}"
+                )
         for name in ("teacher_weight", "entropy_bonus", "kl_weight", "clip_low", "clip_high"):
             self._require(name, lambda x: x >= 0, "a number of 0 or more")
         for name in ("shaping_gamma", "importance_cap", "tis_cap"):
@@ -68,21 +79,29 @@ class LossSpec:
         if value is None and optional:
             return
         if not (isinstance(value, int | float) and math.isfinite(value) and good(value)):
-            raise ValueError(f"LossSpec.{name} = {value!r}; expected {expected}{' or None' if optional else ''}")
+            raise ValueError(
+                f"LossSpec.{name} = {value!r}; expected {expected}{' or None' if optional else ''}"
+            )
 
 
-def token_weights(rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """(on_BT, off_BT), both float32[B, T]: 1/N on POLICY tokens, 1/N on TEACHER tokens, 0 elsewhere, without lambda.
+def token_weights(
+    rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(on_BT, off_BT), both float32[B, T]: 1/N on POLICY tokens, 1/N on TEACHER tokens, 0
+    elsewhere, without lambda.
 
-    `rollout` is the whole batch of the update, over all hosts, before micro-batching; only owners and lengths are read.
-    Rows where `include_B` (bool[B]) is False keep their teacher weights and get `on` = 0.
+    `rollout` is the whole batch of the update, over all hosts, before micro-batching; only owners
+    and lengths are read. Rows where `include_B` (bool[B]) is False keep their teacher weights and
+    get `on` = 0.
 
-    N, from `spec.normaliser`: `constant` rows x max_new_tokens (Dr.GRPO, arXiv 2503.20783); `token` the tokens of the
-    batch; `sequence` rows x tokens of the row. Rows and tokens are those that carry a weight, POLICY and TEACHER
-    together: what is left out, or an empty row, is neither above nor below the line. With `spec.teacher_normaliser` =
-    `own` the N of `off` is the number of TEACHER tokens of the batch instead.
+    N, from `spec.normaliser`: `constant` rows x max_new_tokens (Dr.GRPO, arXiv 2503.20783);
+    `token` the tokens of the batch; `sequence` rows x tokens of the row. Rows and tokens are those
+    that carry a weight, POLICY and TEACHER together: what is left out, or an empty row, is neither
+    above nor below the line. With `spec.teacher_normaliser` = `own` the N of `off` is the number
+    of TEACHER tokens of the batch instead.
 
-    Raises ValueError where `constant` lacks max_new_tokens or include_B has another shape than [B].
+    Raises ValueError where `constant` lacks max_new_tokens or include_B has another shape than
+    [B].
     """
     length = jnp.asarray(rollout.length_B)
     slots = jnp.arange(rollout.owner_BT.shape[1])
@@ -92,14 +111,20 @@ def token_weights(rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | No
     if include_B is not None:
         include_B = jnp.asarray(include_B)
         if include_B.shape != length.shape or include_B.dtype != jnp.bool_:
-            raise ValueError(f"include_B is {include_B.dtype}{list(include_B.shape)}; expected bool{list(length.shape)}")
+            raise ValueError(
+                f"include_B is {include_B.dtype}{list(include_B.shape)}; expected"
+                f" bool{list(length.shape)}"
+            )
         policy &= include_B[:, None]
 
     row_tokens = jnp.sum(policy | teacher, axis=1, keepdims=True)
     rows = jnp.sum(row_tokens > 0)
     if spec.normaliser == "constant":
         if spec.max_new_tokens is None:
-            raise ValueError("LossSpec.normaliser = 'constant' needs LossSpec.max_new_tokens: N = rows x max_new_tokens")
+            raise ValueError(
+                "LossSpec.normaliser = 'constant' needs LossSpec.max_new_tokens: N = rows x"
+                " max_new_tokens"
+            )
         # In float: rows x max_new_tokens may pass the range of int32.
         count = rows.astype(jnp.float32) * spec.max_new_tokens
     elif spec.normaliser == "token":
@@ -127,7 +152,8 @@ def policy_loss(
     sampler_logp_BT: jax.Array | None = None,
     entropy_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(float32[] loss, statistics): a sum over the rows given, to be minimised; input of `merge_stats`, `finish_stats`.
+    """(float32[] loss, statistics): a sum over the rows given, to be minimised; input of
+    `merge_stats`, `finish_stats`.
 
     All arrays are [B, T]; entry [b, t] belongs to token t of row b. `advantage_BT` may be [B, 1].
 
@@ -142,10 +168,11 @@ def policy_loss(
                        min(pi_old / pi_sampler, tis_cap); NaN where unknown, taken as weight 1
     entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
 
-    Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated through f (arXiv
-    2504.14945); `reinforce` A log pi; `importance` stop_gradient(min(pi / pi_teacher, cap)) A log pi; `mask` 0.
-    With the ratio at `sequence` level every POLICY token of a row has the same ratio, through which the gradient goes
-    to all of them alike: an advantage that differs along the row is then averaged over it.
+    Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated
+    through f (arXiv 2504.14945); `reinforce` A log pi; `importance` stop_gradient(min(pi /
+    pi_teacher, cap)) A log pi; `mask` 0. With the ratio at `sequence` level every POLICY token of
+    a row has the same ratio, through which the gradient goes to all of them alike: an advantage
+    that differs along the row is then averaged over it.
 
     Raises ValueError where shapes differ or an argument that the spec needs is missing.
     """
@@ -153,29 +180,42 @@ def policy_loss(
     if len(shape) != 2:
         raise ValueError(f"logp_BT has shape {shape}; expected [B, T]")
     _check_needs(
-        (spec.teacher_term == "importance", teacher_logp_BT, "teacher_term = 'importance'", "teacher_logp_BT"),
+        (
+            spec.teacher_term == "importance",
+            teacher_logp_BT,
+            "teacher_term = 'importance'",
+            "teacher_logp_BT",
+        ),
         (spec.kl_weight > 0, reference_logp_BT, "kl_weight > 0", "reference_logp_BT"),
         (spec.tis_cap is not None, sampler_logp_BT, "tis_cap", "sampler_logp_BT"),
         (spec.entropy_bonus > 0, entropy_BT, "entropy_bonus > 0", "entropy_BT"),
     )
 
     def fixed(name, values):
-        if jnp.shape(values) != shape and not (name == "advantage_BT" and jnp.shape(values) == (shape[0], 1)):
-            raise ValueError(f"{name} has shape {jnp.shape(values)}; expected that of logp_BT, {shape}")
+        if jnp.shape(values) != shape and not (
+            name == "advantage_BT" and jnp.shape(values) == (shape[0], 1)
+        ):
+            raise ValueError(
+                f"{name} has shape {jnp.shape(values)}; expected that of logp_BT, {shape}"
+            )
         return jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(values, jnp.float32), shape))
 
     on, off = fixed("on_BT", on_BT), fixed("off_BT", off_BT)
     is_on, is_off = on > 0, off > 0
 
-    # NaN * 0 is NaN, in the value and in the gradient. So what has no weight is replaced before it is computed with,
-    # and again (in `masked_sum`) afterwards.
+    # NaN * 0 is NaN, in the value and in the gradient. So what has no weight is replaced before it
+    # is computed with, and again (in `masked_sum`) afterwards.
     def only(mask, values):
         return jnp.where(mask, values, 0.0)
 
     logp = jnp.asarray(logp_BT, jnp.float32)
     advantage = only(is_on | is_off, fixed("advantage_BT", advantage_BT))
     logp_on, logp_off = only(is_on, logp), only(is_off, logp)
-    old_on = jax.lax.stop_gradient(logp_on) if old_logp_BT is None else only(is_on, fixed("old_logp_BT", old_logp_BT))
+    old_on = (
+        jax.lax.stop_gradient(logp_on)
+        if old_logp_BT is None
+        else only(is_on, fixed("old_logp_BT", old_logp_BT))
+    )
 
     log_ratio = logp_on - old_on
     if spec.ratio == "sequence":
@@ -212,13 +252,16 @@ def policy_loss(
         stats["tis_sum"] = masked_sum(tis, is_on)
     if reference_logp_BT is not None:
         gap = only(is_on, fixed("reference_logp_BT", reference_logp_BT)) - logp_on
-        # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of pi.
+        # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of
+        # pi.
         kl = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - gap - 1.0
         stats["kl_sum"] = masked_sum(kl, is_on)
         total += spec.kl_weight * masked_sum(on * kl, is_on)
     if entropy_BT is not None:
         if jnp.shape(entropy_BT) != shape:
-            raise ValueError(f"entropy_BT has shape {jnp.shape(entropy_BT)}; expected that of logp_BT, {shape}")
+            raise ValueError(
+                f"entropy_BT has shape {jnp.shape(entropy_BT)}; expected that of logp_BT, {shape}"
+            )
         entropy = only(is_on, jnp.asarray(entropy_BT, jnp.float32))
         stats["entropy_sum"] = masked_sum(entropy, is_on)
         total -= spec.entropy_bonus * masked_sum(on * entropy, is_on)
@@ -226,22 +269,27 @@ def policy_loss(
 
 
 def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Statistics of several micro-batches as one: sums add, maxima (`*_max`) take the larger. Zeros change nothing, so
-    `jax.tree.map(jnp.zeros_like, stats)` starts a scan."""
+    """Statistics of several micro-batches as one: sums add, maxima (`*_max`) take the larger.
+    Zeros change nothing, so `jax.tree.map(jnp.zeros_like, stats)` starts a scan."""
 
     def pair(a, b):
-        return {name: jnp.maximum(a[name], b[name]) if name.endswith("_max") else a[name] + b[name] for name in a}
+        return {
+            name: jnp.maximum(a[name], b[name]) if name.endswith("_max") else a[name] + b[name]
+            for name in a
+        }
 
     return functools.reduce(pair, stats)
 
 
 def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Merged statistics as flat metrics (scalars); entropy, KL and TIS only where `policy_loss` was given them.
+    """Merged statistics as flat metrics (scalars); entropy, KL and TIS only where `policy_loss`
+    was given them.
 
-    Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such token.
-    `sampler/logp_gap_max` is the largest |log pi - log pi_old|: before the first update on a batch, the gap between sampler and
-    trainer. `policy/clip_share` is the share of POLICY tokens whose gradient the clip (or dual clip) took away. `loss/policy`
-    and `loss/teacher`, the latter before lambda, are sums with the weights of `token_weights`, as the loss itself.
+    Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such
+    token. `sampler/logp_gap_max` is the largest |log pi - log pi_old|: before the first update on
+    a batch, the gap between sampler and trainer. `policy/clip_share` is the share of POLICY tokens
+    whose gradient the clip (or dual clip) took away. `loss/policy` and `loss/teacher`, the latter
+    before lambda, are sums with the weights of `token_weights`, as the loss itself.
     """
     on, off = jnp.maximum(stats["on_tokens"], 1), jnp.maximum(stats["off_tokens"], 1)
     metrics = {
@@ -253,20 +301,27 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
         "loss/policy": stats["policy_loss_sum"],
         "loss/teacher": stats["teacher_loss_sum"],
     }
-    for name, metric in (("entropy_sum", "policy/entropy"), ("kl_sum", "policy/kl"), ("tis_sum", "policy/tis_mean")):
+    for name, metric in (
+        ("entropy_sum", "policy/entropy"),
+        ("kl_sum", "policy/kl"),
+        ("tis_sum", "policy/tis_mean"),
+    ):
         if name in stats:
             metrics[metric] = stats[name] / on
     return metrics
 
 
 def _surrogate(ratio, advantage, spec):
-    """The clipped surrogate per token (arXiv 1707.06347), and where the ratio's gradient was cut off."""
+    """The clipped surrogate per token (arXiv 1707.06347), and where the ratio's gradient was cut
+    off."""
     low = 0.0 if spec.clip_low is None else 1.0 - spec.clip_low
     high = jnp.inf if spec.clip_high is None else 1.0 + spec.clip_high
     surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
     clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
     if spec.dual_clip is not None:
-        surrogate = jnp.where(advantage < 0, jnp.maximum(surrogate, spec.dual_clip * advantage), surrogate)
+        surrogate = jnp.where(
+            advantage < 0, jnp.maximum(surrogate, spec.dual_clip * advantage), surrogate
+        )
         clipped |= (advantage < 0) & (ratio > spec.dual_clip)
     return surrogate, clipped
 

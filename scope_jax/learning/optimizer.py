@@ -19,14 +19,16 @@ MOMENTS = ("float32", "bfloat16", "factored")
 class OptimizerSpec:
     """ValueError (one line) on an unknown schedule or a number that makes no sense.
 
-    moments: how Adam's two moments are kept, `float32` (8 bytes a parameter), `bfloat16` (4) or `factored` (2): see
-    `scale_by_moments`.
+    moments: how Adam's two moments are kept, `float32` (8 bytes a parameter), `bfloat16` (4) or
+    `factored` (2): see `scale_by_moments`.
     """
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0  # updates
     schedule: str = "constant"
-    steps: int | None = None  # updates of the whole run, warm-up included; `linear` and `cosine` need it
+    steps: int | None = (
+        None  # updates of the whole run, warm-up included; `linear` and `cosine` need it
+    )
     final_share: float = 0.0  # rate at `steps` as a share of learning_rate
     b1: float = 0.9
     b2: float = 0.999
@@ -37,9 +39,15 @@ class OptimizerSpec:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of {', '.join(SCHEDULES)}")
+            raise ValueError(
+                f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of"
+                f" {', '.join(SCHEDULES)}"
+            )
         if self.moments not in MOMENTS:
-            raise ValueError(f"OptimizerSpec.moments = {self.moments!r} is unknown; expected one of {', '.join(MOMENTS)}")
+            raise ValueError(
+                f"OptimizerSpec.moments = {self.moments!r} is unknown; expected one of"
+                f" {', '.join(MOMENTS)}"
+            )
         if self.schedule != "constant" and (self.steps is None or self.steps <= self.warmup_steps):
             raise ValueError(
                 f"OptimizerSpec.schedule = {self.schedule!r} needs steps > warmup_steps; "
@@ -62,18 +70,24 @@ class OptimizerSpec:
                 raise ValueError(f"OptimizerSpec.{name} = {value!r}; expected {expected}")
 
 
-def make_optimizer(spec: OptimizerSpec, *, trainable: Any | None = None) -> optax.GradientTransformation:
+def make_optimizer(
+    spec: OptimizerSpec, *, trainable: Any | None = None
+) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW (arXiv 1711.05101) at `learning_rate(spec, count)`.
 
-    Moments are kept as `spec.moments` says, whatever the parameters' dtype; updates are float32: `optax.apply_updates`
-    adds before it rounds. Weight decay reaches `matrix_mask`.
-    `trainable`: a tree of bool like the parameters, or a function from the parameters to one; where False, the update
-    is 0, no moments are kept, and the gradient does not count in the norm.
+    Moments are kept as `spec.moments` says, whatever the parameters' dtype; updates are float32:
+    `optax.apply_updates` adds before it rounds. Weight decay reaches `matrix_mask`. `trainable`: a
+    tree of bool like the parameters, or a function from the parameters to one; where False, the
+    update is 0, no moments are kept, and the gradient does not count in the norm.
     """
     steps: list[optax.GradientTransformation] = []
     if spec.clip_norm is not None:
         steps.append(optax.clip_by_global_norm(spec.clip_norm))
-    adam = optax.scale_by_adam if spec.moments == "float32" else functools.partial(scale_by_moments, spec.moments)
+    adam = (
+        optax.scale_by_adam
+        if spec.moments == "float32"
+        else functools.partial(scale_by_moments, spec.moments)
+    )
     steps.append(
         optax.chain(
             adam(b1=spec.b1, b2=spec.b2, eps=spec.eps),
@@ -86,13 +100,19 @@ def make_optimizer(spec: OptimizerSpec, *, trainable: Any | None = None) -> opta
         return optimizer
 
     def labels(params):
-        return jax.tree.map(lambda x: "train" if x else "freeze", trainable(params) if callable(trainable) else trainable)
+        return jax.tree.map(
+            lambda x: "train" if x else "freeze",
+            trainable(params) if callable(trainable) else trainable,
+        )
 
     return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
 
 
-def scale_by_moments(kind: str, *, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction m / (sqrt(v) + eps), both moments freed of their bias, from a smaller state (`optax.ScaleByAdamState`).
+def scale_by_moments(
+    kind: str, *, b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+    """Adam's direction m / (sqrt(v) + eps), both moments freed of their bias, from a smaller state
+    (`optax.ScaleByAdamState`).
 
     The first moment is bfloat16. The second moment, by `kind`:
 
@@ -105,29 +125,43 @@ def scale_by_moments(kind: str, *, b1: float, b2: float, eps: float) -> optax.Gr
 
     def init(params: Any) -> optax.ScaleByAdamState:
         short = lambda: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.bfloat16), params)
-        sides = lambda: jax.tree.map(lambda p, split: _sides(p) if split else jnp.zeros_like(p), params, matrix_mask(params))
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), short(), short() if kind == "bfloat16" else sides())
+        sides = lambda: jax.tree.map(
+            lambda p, split: _sides(p) if split else jnp.zeros_like(p), params, matrix_mask(params)
+        )
+        return optax.ScaleByAdamState(
+            jnp.zeros((), jnp.int32), short(), short() if kind == "bfloat16" else sides()
+        )
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(
+        grads: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         count = state.count + 1
         step = count.astype(jnp.float32)
         free_1, free_2 = 1 - b1**step, 1 - b2**step
 
-        def one(number: int, g: jax.Array, m: jax.Array, v: Any) -> tuple[jax.Array, jax.Array, Any]:
+        def one(
+            number: int, g: jax.Array, m: jax.Array, v: Any
+        ) -> tuple[jax.Array, jax.Array, Any]:
             first = b1 * m.astype(jnp.float32) + (1 - b1) * g
             square = jnp.square(g)
             if isinstance(v, dict):
                 row = b2 * v["row"] + (1 - b2) * jnp.mean(square, axis=-1)
                 column = b2 * v["column"] + (1 - b2) * jnp.mean(square, axis=-2)
                 # Where all gradients were 0 so far, 0 and not NaN.
-                share = row / jnp.maximum(jnp.mean(row, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+                share = row / jnp.maximum(
+                    jnp.mean(row, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny
+                )
                 second = share[..., None] * column[..., None, :]
                 kept: Any = {"row": row, "column": column}
             else:
                 second = b2 * v.astype(jnp.float32) + (1 - b2) * square
                 kept = second if v.dtype == jnp.float32 else round_at_random(second, count, number)
-            return (first / free_1) / (jnp.sqrt(second / free_2) + eps), first.astype(jnp.bfloat16), kept
+            return (
+                (first / free_1) / (jnp.sqrt(second / free_2) + eps),
+                first.astype(jnp.bfloat16),
+                kept,
+            )
 
         numbers = jax.tree.unflatten(jax.tree.structure(grads), range(len(jax.tree.leaves(grads))))
         done = jax.tree.map(one, numbers, grads, state.mu, state.nu)
@@ -138,7 +172,8 @@ def scale_by_moments(kind: str, *, b1: float, b2: float, eps: float) -> optax.Gr
 
 
 def _sides(p: jax.Array) -> dict[str, jax.Array]:
-    """Zeros for the factors of [.., in, out]; where `p` is laid out on a mesh, each on the axes of its own dimensions."""
+    """Zeros for the factors of [.., in, out]; where `p` is laid out on a mesh, each on the axes of
+    its own dimensions."""
 
     def side(axis: int) -> jax.Array:
         shape = tuple(np.delete(p.shape, axis))
@@ -153,21 +188,26 @@ def _sides(p: jax.Array) -> dict[str, jax.Array]:
 
 
 def round_at_random(x: jax.Array, step: jax.Array, stream: int) -> jax.Array:
-    """float32 >= 0 as bfloat16, up with a probability of the part that is cut off: the expectation is `x`. The random bits are a
-    function of `step`, `stream` and the element's place, the same on every mesh."""
+    """float32 >= 0 as bfloat16, up with a probability of the part that is cut off: the expectation
+    is `x`. The random bits are a function of `step`, `stream` and the element's place, the same on
+    every mesh."""
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
-        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(
+            jnp.uint32, x.shape, axis
+        )
     seed = _mix(_mix(step.astype(jnp.uint32)) + jnp.uint32(stream))
     noise = _mix(_mix(place + seed)) >> 16
-    # bfloat16 is the upper half of float32: what is added carries over in proportion to the lower half.
+    # bfloat16 is the upper half of float32: what is added carries over in proportion to the lower
+    # half.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = jnp.where(jnp.isfinite(x), bits + noise, bits) >> 16
     return jax.lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3: uint32 -> uint32, every bit of the input moves half of the output's."""
+    """The finaliser of MurmurHash3: uint32 -> uint32, every bit of the input moves half of the
+    output's."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -176,19 +216,26 @@ def _mix(x: jax.Array) -> jax.Array:
 def learning_rate(spec: OptimizerSpec, step: jax.Array | int) -> jax.Array:
     """float32[]: the rate of update number `step`, counted from 0.
 
-    The warm-up rises linearly and reaches `spec.learning_rate` with update `warmup_steps`; update 0 already moves.
+    The warm-up rises linearly and reaches `spec.learning_rate` with update `warmup_steps`; update
+    0 already moves.
     """
     step = jnp.asarray(step, jnp.float32)
     length = 1 if spec.steps is None else spec.steps - spec.warmup_steps
     peak = spec.learning_rate
-    rate = schedule_value(spec.schedule, peak, peak * spec.final_share, step - spec.warmup_steps, length)
+    rate = schedule_value(
+        spec.schedule, peak, peak * spec.final_share, step - spec.warmup_steps, length
+    )
     return rate * jnp.minimum(1.0, (step + 1) / (spec.warmup_steps + 1))
 
 
-def schedule_value(name: str, start: float, end: float, step: jax.Array | int, steps: int) -> jax.Array:
-    """float32[]: `start` at step 0 and before; `end` at `steps` and after (`linear`, `cosine`). `constant`: `start`.
+def schedule_value(
+    name: str, start: float, end: float, step: jax.Array | int, steps: int
+) -> jax.Array:
+    """float32[]: `start` at step 0 and before; `end` at `steps` and after (`linear`, `cosine`).
+    `constant`: `start`.
 
-    Raises ValueError on an unknown name, or where `steps` is below 1 and the schedule is not constant.
+    Raises ValueError on an unknown name, or where `steps` is below 1 and the schedule is not
+    constant.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}")
@@ -205,14 +252,18 @@ def schedule_value(name: str, start: float, end: float, step: jax.Array | int, s
 def matrix_mask(params: Any) -> Any:
     """Tree of bool: which parameters are matrices, by name and rank.
 
-    Names decide first, since stacked layers give a norm scale [L, D] the rank of a matrix: no part of the path may end
-    in `norm`, `scale` or `bias`. What is left must have two axes, not counting the stacked one under `layers`.
+    Names decide first, since stacked layers give a norm scale [L, D] the rank of a matrix: no part
+    of the path may end in `norm`, `scale` or `bias`. What is left must have two axes, not counting
+    the stacked one under `layers`.
     """
 
     def is_matrix(path, leaf):
         names = [name for key in path for name in _key_name(key).split("/")]
         stacked = 1 if "layers" in names else 0
-        return not any(name.endswith(("norm", "scale", "bias")) for name in names) and leaf.ndim - stacked >= 2
+        return (
+            not any(name.endswith(("norm", "scale", "bias")) for name in names)
+            and leaf.ndim - stacked >= 2
+        )
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

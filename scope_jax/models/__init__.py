@@ -14,9 +14,25 @@ from scope_jax.models.decoder import (
     value_logits,
 )
 from scope_jax.models.hf import load, save
-from scope_jax.models.lora import LoraSpec, attach, init_lora, load_lora, lora_table, merge, save_lora
+from scope_jax.models.lora import (
+    LoraSpec,
+    attach,
+    init_lora,
+    load_lora,
+    lora_table,
+    merge,
+    save_lora,
+)
 from scope_jax.models.rope import RopeScaling
-from scope_jax.models.weights import Params, abstract, in_dtype, init, relay, shardings, weight_table
+from scope_jax.models.weights import (
+    Params,
+    abstract,
+    in_dtype,
+    init,
+    relay,
+    shardings,
+    weight_table,
+)
 
 __all__ = [
     "FAMILIES",

@@ -1,14 +1,16 @@
-"""Attention: over a row, over a prompt that several completions share, over the cache while decoding.
+"""Attention: over a row, over a prompt that several completions share, over the cache while
+decoding.
 
-What queries gather from one source of keys is kept as (weighted sum of values, largest score, sum of weights), so that
-several sources merge exactly and the division is done once, on [.., H] instead of [.., S].
+What queries gather from one source of keys is kept as (weighted sum of values, largest score, sum
+of weights), so that several sources merge exactly and the division is done once, on [.., H]
+instead of [.., S].
 
-Scores are never all there at once: queries go in blocks, and in long rows each block goes through a loop over parts, forward and
-backward, whose scores are computed again for the gradient.
+Scores are never all there at once: queries go in blocks, and in long rows each block goes through
+a loop over parts, forward and backward, whose scores are computed again for the gradient.
 
-A `window` lets a query see so many slots, its own included: None (all), a Python number (keys that no query of a block
-sees are not multiplied with) or a traced one (a mask). Scores are multiplied by `scale` (default H^-1/2); a `cap` other
-than 0 bends them to cap tanh(score / cap).
+A `window` lets a query see so many slots, its own included: None (all), a Python number (keys that
+no query of a block sees are not multiplied with) or a traced one (a mask). Scores are multiplied
+by `scale` (default H^-1/2); a `cap` other than 0 bends them to cap tanh(score / cap).
 """
 
 from collections.abc import Callable
@@ -16,23 +18,33 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Queries go in blocks of so many slots, at most 8 blocks a row (4 in long ones): keys after a block are not even multiplied with.
+# Queries go in blocks of so many slots, at most 8 blocks a row (4 in long ones): keys after a
+# block are not even multiplied with.
 QUERY_BLOCK = 64
-# Above so many scores of a row and head, queries go in parts of so many slots through a loop: what XLA may keep of blocks side
-# by side (all of it, as it turned out) is then the scores of one part.
+# Above so many scores of a row and head, queries go in parts of so many slots through a loop: what
+# XLA may keep of blocks side by side (all of it, as it turned out) is then the scores of one part.
 LONG, PART = 1024 * 1024, 128
-# Score of a key that is not seen. Finite, so that a source of which nothing is seen gets weight 0 in a merge, not NaN.
+# Score of a key that is not seen. Finite, so that a source of which nothing is seen gets weight 0
+# in a merge, not NaN.
 UNSEEN = -1e30
 
-# (values [B, K, T, G, H] summed with weights exp(score - largest), largest score and sum of weights [B, K, T, G, 1])
+# (values [B, K, T, G, H] summed with weights exp(score - largest), largest score and sum of
+# weights [B, K, T, G, 1])
 Gathered = tuple[jax.Array, jax.Array, jax.Array]
 Window = int | jax.Array | None
 
 
 def causal(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, window: Window = None, scale: float | None = None, cap: float = 0.0
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: Window = None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> jax.Array:
-    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t, or to the last `window` of them."""
+    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t, or to the
+    last `window` of them."""
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     q, k, v = (_heads_first(x) for x in (q, k, v))
     return _finish(_gather_causal(q, k, v, window, cap), v.dtype)
@@ -50,11 +62,11 @@ def shared_prompt(
     scale: float | None = None,
     cap: float = 0.0,
 ) -> jax.Array:
-    """Attention of packed rows, each W prompt slots followed by M completions of C slots: q [P, W + M C, K, G, H],
-    k, v [P, W + M C, K, H] -> [P, W + M C, N H].
+    """Attention of packed rows, each W prompt slots followed by M completions of C slots: q [P, W
+    + M C, K, G, H], k, v [P, W + M C, K, H] -> [P, W + M C, N H].
 
-    A prompt slot attends to the prompt up to itself; a completion slot to the first `seen_P` prompt slots and to its own
-    completion up to itself, which begins at position `seen_P`.
+    A prompt slot attends to the prompt up to itself; a completion slot to the first `seen_P`
+    prompt slots and to its own completion up to itself, which begins at position `seen_P`.
     """
     P, X, K, G, H = q.shape
     W, M = prompt_slots, completions
@@ -76,7 +88,9 @@ def shared_prompt(
         near = position[:, :, None] - jnp.arange(W)[None, None] < window
         return inside & near[:, None, :, None]
 
-    given = _gather_parts(_heads_first(q[:, W:]), first(k), first(v), jnp.arange(M * C), seen, cap, M * C * W > LONG)
+    given = _gather_parts(
+        _heads_first(q[:, W:]), first(k), first(v), jnp.arange(M * C), seen, cap, M * C * W > LONG
+    )
     return jnp.concatenate([_finish(prompt, v.dtype), _finish(_merge(own, given), v.dtype)], axis=1)
 
 
@@ -92,15 +106,18 @@ def cached(
     scale: float | None = None,
     cap: float = 0.0,
 ) -> jax.Array:
-    """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K, H, S]), v [B, K, S, H],
-    seen_BS bool (the window, if any, is in it) -> [B, K, G, H]. int8 keys and values have scales [B, K, S], which multiply scores
-    and weights: H times fewer than keys and values."""
+    """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K,
+    H, S]), v [B, K, S, H], seen_BS bool (the window, if any, is in it) -> [B, K, G, H]. int8 keys
+    and values have scales [B, K, S], which multiply scores and weights: H times fewer than keys
+    and values."""
     form = "BKGH,BKHS->BKGS" if keys_transposed else "BKGH,BKSH->BKGS"
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32) * scale
     if k_scale is not None:
         scores = scores * k_scale[:, :, None]
-    weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], _bend(scores, cap), -jnp.inf), axis=-1)
+    weights = jax.nn.softmax(
+        jnp.where(seen_BS[:, None, None], _bend(scores, cap), -jnp.inf), axis=-1
+    )
     if v_scale is not None:
         weights = weights * v_scale[:, :, None]
     return jnp.einsum("BKGS,BKSH->BKGH", weights.astype(q.dtype), v.astype(q.dtype))
@@ -113,11 +130,15 @@ def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, cap: floa
     # The result does not depend on what is subtracted, and neither does its gradient.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
-    values = jnp.einsum("BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    values = jnp.einsum(
+        "BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     return values, largest, jnp.sum(weights, axis=-1, keepdims=True)
 
 
-def _gather_causal(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, cap: float) -> Gathered:
+def _gather_causal(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, cap: float
+) -> Gathered:
     T = q.shape[2]
     long = T * T > LONG
     # In long rows every block is a loop of its own to compile: fewer of them.
@@ -135,7 +156,9 @@ def _gather_causal(q: jax.Array, k: jax.Array, v: jax.Array, window: Window, cap
             return near[None, None, :, None]
 
         keys, values = k[:, :, first:end], v[:, :, first:end]
-        blocks.append(_gather_parts(q[:, :, start:end], keys, values, jnp.arange(start, end), seen, cap, long))
+        blocks.append(
+            _gather_parts(q[:, :, start:end], keys, values, jnp.arange(start, end), seen, cap, long)
+        )
     return _join(blocks)
 
 
@@ -148,7 +171,8 @@ def _gather_parts(
     cap: float,
     long: bool,
 ) -> Gathered:
-    """`_gather` where `seen(query_T)` are the keys that the queries of these numbers see; `long`: in parts."""
+    """`_gather` where `seen(query_T)` are the keys that the queries of these numbers see; `long`:
+    in parts."""
     T = q.shape[2]
     if not long:
         return _gather(q, k, v, seen(query_T), cap)
@@ -160,13 +184,17 @@ def _gather_parts(
     number = jnp.pad(query_T, (0, short), mode="edge").reshape(count, PART)
     part = jax.checkpoint(lambda q, query: _gather(q, k, v, seen(query), cap))
     _, out = jax.lax.scan(lambda _, xs: (None, part(*xs)), None, (split, number))
-    values, largest, weight = (jnp.moveaxis(x, 0, 2).reshape(*q.shape[:3], *x.shape[4:])[:, :, :T] for x in out)
+    values, largest, weight = (
+        jnp.moveaxis(x, 0, 2).reshape(*q.shape[:3], *x.shape[4:])[:, :, :T] for x in out
+    )
     return values, largest, weight
 
 
 def _join(blocks: list[Gathered]) -> Gathered:
     """Blocks of queries, one after the other."""
-    values, largest, weight = (jnp.concatenate(x, axis=2) if len(blocks) > 1 else x[0] for x in zip(*blocks, strict=True))
+    values, largest, weight = (
+        jnp.concatenate(x, axis=2) if len(blocks) > 1 else x[0] for x in zip(*blocks, strict=True)
+    )
     return values, largest, weight
 
 
@@ -177,7 +205,11 @@ def _bend(scores: jax.Array, cap: float) -> jax.Array:
 def _merge(one: Gathered, other: Gathered) -> Gathered:
     largest = jnp.maximum(one[1], other[1])
     share_one, share_other = jnp.exp(one[1] - largest), jnp.exp(other[1] - largest)
-    return one[0] * share_one + other[0] * share_other, largest, one[2] * share_one + other[2] * share_other
+    return (
+        one[0] * share_one + other[0] * share_other,
+        largest,
+        one[2] * share_one + other[2] * share_other,
+    )
 
 
 def _finish(gathered: Gathered, dtype: jnp.dtype) -> jax.Array:

@@ -1,4 +1,5 @@
-"""The keys and values of decoding: two forms for two kinds of device, in the parameters' dtype or in 8 bits."""
+"""The keys and values of decoding: two forms for two kinds of device, in the parameters' dtype or
+in 8 bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from scope_jax.mesh import constrain
+from scope_jax.devices.mesh import constrain
 
 # How a cache is kept: in the parameters' dtype, or as int8 with one scale for each slot and head.
 KINDS = ("auto", "int8")
@@ -15,10 +16,12 @@ KINDS = ("auto", "int8")
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values. Stacked form: k, v are [L, B, K, S, H], scanned together with the weights. Unrolled form: tuples
-    of L arrays, v [B, K, S, H] and k [B, K, H, S], which is what the CPU's matrix product reads fastest.
+    """Keys and values. Stacked form: k, v are [L, B, K, S, H], scanned together with the weights.
+    Unrolled form: tuples of L arrays, v [B, K, S, H] and k [B, K, H, S], which is what the CPU's
+    matrix product reads fastest.
 
-    As int8, keys are k times k_scale and values v times v_scale, float32 [L, B, K, S], unrolled [B, K, S]; else these are None.
+    As int8, keys are k times k_scale and values v times v_scale, float32 [L, B, K, S], unrolled
+    [B, K, S]; else these are None.
     """
 
     k: Any
@@ -36,10 +39,13 @@ class Cache:
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int8 of x's shape, float32 scales without the last axis): the largest of the last axis becomes 127 or -127."""
+    """(int8 of x's shape, float32 scales without the last axis): the largest of the last axis
+    becomes 127 or -127."""
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1) / 127
-    return jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None]).astype(jnp.int8), scale
+    return jnp.round(x / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None]).astype(
+        jnp.int8
+    ), scale
 
 
 def stored(k: jax.Array, v: jax.Array, int8: bool) -> Cache:
@@ -51,7 +57,8 @@ def stored(k: jax.Array, v: jax.Array, int8: bool) -> Cache:
 
 
 def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
-    """The Cache of f(one array of each cache, rows=axis, slots=axis): for each array, which axes are the rows and the slots."""
+    """The Cache of f(one array of each cache, rows=axis, slots=axis): for each array, which axes
+    are the rows and the slots."""
     unrolled = caches[0].unrolled
 
     def each(name: str) -> Any:
@@ -60,7 +67,9 @@ def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
             return None
         if not unrolled:
             return f(*found, rows=1, slots=3)
-        return tuple(f(*layer, rows=0, slots=3 if name == "k" else 2) for layer in zip(*found, strict=True))
+        return tuple(
+            f(*layer, rows=0, slots=3 if name == "k" else 2) for layer in zip(*found, strict=True)
+        )
 
     return Cache(*(each(name) for name in ("k", "v", "k_scale", "v_scale")))
 
@@ -71,7 +80,8 @@ def lay(x: jax.Array, rows: int) -> jax.Array:
 
 
 def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
-    """The stacked cache of prefixes [L, P, K, W, ..] repeated for `group` consecutive rows and grown to `slots` slots."""
+    """The stacked cache of prefixes [L, P, K, W, ..] repeated for `group` consecutive rows and
+    grown to `slots` slots."""
 
     def grow(x: jax.Array, rows: int, slots_axis: int) -> jax.Array:
         x = jnp.repeat(x, group, axis=rows) if group > 1 else x
@@ -100,14 +110,21 @@ def unstack_cache(cache: Cache) -> Cache:
     def apart(x: Any, transpose: bool = False) -> Any:
         if x is None:
             return None
-        return tuple(lay(jnp.swapaxes(layer, 2, 3) if transpose else layer, 0) for layer in (x[n] for n in range(x.shape[0])))
+        return tuple(
+            lay(jnp.swapaxes(layer, 2, 3) if transpose else layer, 0)
+            for layer in (x[n] for n in range(x.shape[0]))
+        )
 
-    return Cache(apart(cache.k, transpose=True), apart(cache.v), apart(cache.k_scale), apart(cache.v_scale))
+    return Cache(
+        apart(cache.k, transpose=True), apart(cache.v), apart(cache.k_scale), apart(cache.v_scale)
+    )
 
 
 def put_in_layer(cache: Cache, number: int, new: Cache, position_B: jax.Array) -> Cache:
-    """Layer `number` of an unrolled cache, as [B, ..] arrays, with `new` [B, K, ..] at slot `position_B` of each row."""
-    # Over rows by vmap, so that the partitioner sees that no row touches another: no collectives, however rows are split.
+    """Layer `number` of an unrolled cache, as [B, ..] arrays, with `new` [B, K, ..] at slot
+    `position_B` of each row."""
+    # Over rows by vmap, so that the partitioner sees that no row touches another: no collectives,
+    # however rows are split.
     put_key = jax.vmap(lambda c, x, slot: c.at[:, :, slot].set(x.astype(c.dtype)))
     put = jax.vmap(lambda c, x, slot: c.at[:, slot].set(x.astype(c.dtype)))
     k, v = put_key(cache.k[number], new.k, position_B), put(cache.v[number], new.v, position_B)
@@ -121,9 +138,11 @@ def put_stacked(cache: Cache, number: jax.Array, new: Cache, position_B: jax.Arr
     """A stacked cache with `new` [B, K, ..] in layer `number` at slot `position_B` of each row."""
     B, K = new.k.shape[:2]
     rows, heads, slots = jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None]
-    # Every index explicit, on the stacked cache itself: the one form that writes in place and lets the read of the layer be
-    # fused into attention on TPU.
-    return jax.tree.map(lambda c, x: c.at[number, rows, heads, slots].set(x.astype(c.dtype)), cache, new)
+    # Every index explicit, on the stacked cache itself: the one form that writes in place and lets
+    # the read of the layer be fused into attention on TPU.
+    return jax.tree.map(
+        lambda c, x: c.at[number, rows, heads, slots].set(x.astype(c.dtype)), cache, new
+    )
 
 
 def layer_of(cache: Cache, number: jax.Array) -> Cache:

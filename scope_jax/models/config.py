@@ -11,13 +11,18 @@ from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, write_rope
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What sets one `model_type` apart from the others. `name` begins the names of its classes in transformers."""
+    """What sets one `model_type` apart from the others. `name` begins the names of its classes in
+    transformers."""
 
     name: str
     trunk: str
-    head_size: int | None = None  # where config.json has no head_dim: this, or hidden_size / num_heads
+    head_size: int | None = (
+        None  # where config.json has no head_dim: this, or hidden_size / num_heads
+    )
     qk_norm: bool = False
-    biases: tuple[str, ...] = ()  # of attention_bias and mlp_bias, the keys that its config.json has
+    biases: tuple[
+        str, ...
+    ] = ()  # of attention_bias and mlp_bias, the keys that its config.json has
     gemma: bool = False
 
     @property
@@ -36,8 +41,17 @@ FAMILIES = {
     "qwen3": Family("Qwen3", "Qwen3Model", head_size=128, qk_norm=True, biases=("attention_bias",)),
     "llama": Family("Llama", "LlamaModel", biases=("attention_bias", "mlp_bias")),
     "mistral": Family("Mistral", "MistralModel"),
-    "gemma2": Family("Gemma2", "Gemma2Model", head_size=256, biases=("attention_bias",), gemma=True),
-    "gemma3_text": Family("Gemma3", "Gemma3TextModel", head_size=256, qk_norm=True, biases=("attention_bias",), gemma=True),
+    "gemma2": Family(
+        "Gemma2", "Gemma2Model", head_size=256, biases=("attention_bias",), gemma=True
+    ),
+    "gemma3_text": Family(
+        "Gemma3",
+        "Gemma3TextModel",
+        head_size=256,
+        qk_norm=True,
+        biases=("attention_bias",),
+        gemma=True,
+    ),
 }
 HEADS = ("lm", "prm", "value", "none")
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -45,12 +59,14 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated feed-forward.
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated
+    feed-forward.
 
-    `head` says what stands on top: "lm" (vocabulary logits), "prm" (two classes at every position, the layout of
-    Qwen2.5-Math-PRM), "value" (one number at every position, the layout of Skywork-o1-Open-PRM) or "none" (a bare trunk).
-    `model_type` is Hugging Face's name of the family, which settles what has no field here (norms, activation).
-    Fields are 0, () or False where a model lacks the thing. Raises ValueError for what does not fit together.
+    `head` says what stands on top: "lm" (vocabulary logits), "prm" (two classes at every position,
+    the layout of Qwen2.5-Math-PRM), "value" (one number at every position, the layout of
+    Skywork-o1-Open-PRM) or "none" (a bare trunk). `model_type` is Hugging Face's name of the
+    family, which settles what has no field here (norms, activation). Fields are 0, () or False
+    where a model lacks the thing. Raises ValueError for what does not fit together.
     """
 
     vocab_size: int
@@ -67,12 +83,16 @@ class ModelConfig:
     head: str = "lm"
     model_type: str = "qwen2"
     end_ids: tuple[int, ...] = ()
-    attention_bias: bool = False  # on query, key, value and output; qwen2 has the first three without it
+    attention_bias: bool = (
+        False  # on query, key, value and output; qwen2 has the first three without it
+    )
     mlp_bias: bool = False
     window: int = 0  # a local layer's query sees so many slots, its own included
     local_layers: tuple[bool, ...] = ()  # one per layer
     rope_scaling: RopeScaling = PLAIN
-    local_rope_theta: float = 0.0  # of local layers; 0: theirs is that of the others, scaling included
+    local_rope_theta: float = (
+        0.0  # of local layers; 0: theirs is that of the others, scaling included
+    )
     local_rope_scaling: RopeScaling = PLAIN
     query_pre_attn_scalar: float = 0.0  # scores are multiplied by its -1/2 power; 0: head_size
     attention_cap: float = 0.0  # score -> cap tanh(score / cap)
@@ -82,17 +102,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.model_type not in FAMILIES:
-            raise ValueError(f"model_type {self.model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"model_type {self.model_type!r} is not supported; known: {', '.join(FAMILIES)}"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.head not in HEADS:
             raise ValueError(f"head {self.head!r} must be {', '.join(HEADS[:-1])} or {HEADS[-1]}")
         if self.head_size % 2:
-            raise ValueError(f"head_size {self.head_size} must be even; rotary positions turn pairs")
+            raise ValueError(
+                f"head_size {self.head_size} must be even; rotary positions turn pairs"
+            )
         if self.local_layers and len(self.local_layers) != self.num_layers:
-            raise ValueError(f"local_layers names {len(self.local_layers)} layers, num_layers is {self.num_layers}")
+            raise ValueError(
+                f"local_layers names {len(self.local_layers)} layers, num_layers is"
+                f" {self.num_layers}"
+            )
         if bool(self.window) != any(self.local_layers) or self.window < 0:
-            raise ValueError(f"window {self.window} and local_layers {self.local_layers} must both be given, or neither")
+            raise ValueError(
+                f"window {self.window} and local_layers {self.local_layers} must both be given, or"
+                " neither"
+            )
         for key in ("attention_bias", "mlp_bias"):
             if getattr(self, key) and key not in self.family.biases:
                 raise ValueError(f"{key} is not part of {self.model_type}")
@@ -123,14 +155,18 @@ class ModelConfig:
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read: `rope_theta` and
-    `rope_scaling` at the top level (published checkpoints) and `rope_parameters` (transformers 5).
+    """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read:
+    `rope_theta` and `rope_scaling` at the top level (published checkpoints) and `rope_parameters`
+    (transformers 5).
 
     Raises FileNotFoundError without `config.json`, ValueError for what is not supported.
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{directory}: no config.json; a model directory holds config.json, *.safetensors and a tokenizer")
+        raise FileNotFoundError(
+            f"{directory}: no config.json; a model directory holds config.json, *.safetensors and a"
+            " tokenizer"
+        )
     raw = _read_json(path)
     try:
         config = config_from_json(raw)
@@ -142,27 +178,44 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def config_from_json(raw: dict[str, Any]) -> ModelConfig:
-    """ModelConfig of the contents of a `config.json`; absent keys have the defaults of transformers.
+    """ModelConfig of the contents of a `config.json`; absent keys have the defaults of
+    transformers.
 
     Raises ValueError naming the key that is missing or not supported.
     """
     model_type = raw.get("model_type")
     if model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[model_type]
-    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    needed = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    )
     for key in needed:
         if not isinstance(raw.get(key), int):
             raise ValueError(f"{key} is {raw.get(key)!r}, a whole number is needed")
     for key in ("quantization_config", "use_bidirectional_attention"):
         if raw.get(key):
-            raise ValueError(f"{key} is not supported; give weights in float32, bfloat16 or float16 of a causal decoder")
-    key, activation = ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
+            raise ValueError(
+                f"{key} is not supported; give weights in float32, bfloat16 or float16 of a causal"
+                " decoder"
+            )
+    key, activation = (
+        ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
+    )
     if raw.get(key, activation) != activation:
         raise ValueError(f"{key} {raw[key]!r} is not supported; {model_type} uses {activation}")
     architecture = (raw.get("architectures") or [f"{family.name}ForCausalLM"])[0]
     if architecture not in family.architectures:
-        raise ValueError(f"architecture {architecture!r} is not supported; known: {', '.join(family.architectures)}")
+        raise ValueError(
+            f"architecture {architecture!r} is not supported; known:"
+            f" {', '.join(family.architectures)}"
+        )
     heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
     max_positions = raw.get("max_position_embeddings", 32768)
     head_size = raw.get("head_dim") or family.head_size or raw["hidden_size"] // heads
@@ -243,20 +296,33 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
     if config.head == "prm":
         written["num_labels"] = 2
     again = config_from_json(written)
-    lost = [f.name for f in dataclasses.fields(config) if getattr(again, f.name) != getattr(config, f.name)]
+    lost = [
+        f.name
+        for f in dataclasses.fields(config)
+        if getattr(again, f.name) != getattr(config, f.name)
+    ]
     if lost:
-        raise ValueError(f"{lost[0]} = {getattr(config, lost[0])!r} cannot be written into a config.json of {config.model_type}")
+        raise ValueError(
+            f"{lost[0]} = {getattr(config, lost[0])!r} cannot be written into a config.json of"
+            f" {config.model_type}"
+        )
     return written
 
 
-def _read_windows(raw: dict[str, Any], model_type: str, layers: int) -> tuple[int, tuple[bool, ...]]:
+def _read_windows(
+    raw: dict[str, Any], model_type: str, layers: int
+) -> tuple[int, tuple[bool, ...]]:
     """(window, which layers are local), (0, ()) where none is."""
     window = raw.get("sliding_window", None if model_type == "llama" else 4096)
     if model_type.startswith("qwen"):
         window = window if raw.get("use_sliding_window") else None
         local = [number >= raw.get("max_window_layers", 28) for number in range(layers)]
     elif model_type.startswith("gemma"):
-        period = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6 if model_type == "gemma3_text" else 2
+        period = (
+            raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
+            if model_type == "gemma3_text"
+            else 2
+        )
         local = [bool((number + 1) % period) for number in range(layers)]
     else:
         window = None if model_type == "llama" else window
@@ -265,10 +331,16 @@ def _read_windows(raw: dict[str, Any], model_type: str, layers: int) -> tuple[in
     if types is None:
         return (int(window), tuple(local)) if window and any(local) else (0, ())
     if len(types) != layers or set(types) - set(LAYER_TYPES):
-        raise ValueError(f"layer_types must name {LAYER_TYPES[0]} or {LAYER_TYPES[1]} for each of {layers} layers")
+        raise ValueError(
+            f"layer_types must name {LAYER_TYPES[0]} or {LAYER_TYPES[1]} for each of {layers}"
+            " layers"
+        )
     listed = [kind == LAYER_TYPES[1] for kind in types]
     if model_type == "mistral" and listed != [bool(window)] * layers:
-        raise ValueError("layer_types that differ from sliding_window are not supported for mistral; all its layers are alike")
+        raise ValueError(
+            "layer_types that differ from sliding_window are not supported for mistral; all its"
+            " layers are alike"
+        )
     if any(listed) and not window:
         raise ValueError("layer_types has sliding_attention, but no sliding_window is in force")
     return (int(window or 0), tuple(listed)) if any(listed) else (0, ())
@@ -282,16 +354,30 @@ def _write_windows(config: ModelConfig) -> dict[str, Any]:
     if model_type.startswith("qwen"):
         if not config.window:
             return {"use_sliding_window": False}
-        return {"use_sliding_window": True, "sliding_window": config.window, "max_window_layers": local.index(True)} | types
+        return {
+            "use_sliding_window": True,
+            "sliding_window": config.window,
+            "max_window_layers": local.index(True),
+        } | types
     if model_type.startswith("gemma"):
         # transformers makes the mask of a window for every gemma, so it needs a number.
         window = {"sliding_window": config.window or config.max_positions} | types
-        periods = [p for p in range(1, config.num_layers + 2) if local == tuple(bool((n + 1) % p) for n in range(len(local)))]
-        return window | ({"sliding_window_pattern": periods[0]} if periods and model_type == "gemma3_text" else {})
+        periods = [
+            p
+            for p in range(1, config.num_layers + 2)
+            if local == tuple(bool((n + 1) % p) for n in range(len(local)))
+        ]
+        return window | (
+            {"sliding_window_pattern": periods[0]}
+            if periods and model_type == "gemma3_text"
+            else {}
+        )
     return {}
 
 
-def _read_ropes(raw: dict[str, Any], model_type: str, max_positions: int, window: int) -> dict[str, Any]:
+def _read_ropes(
+    raw: dict[str, Any], model_type: str, max_positions: int, window: int
+) -> dict[str, Any]:
     """The fields of ModelConfig about rotary positions."""
     scaling, parameters = raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}
     outside = raw.get("original_max_position_embeddings")
@@ -303,7 +389,9 @@ def _read_ropes(raw: dict[str, Any], model_type: str, max_positions: int, window
         theta = float(given.get("rope_theta") or raw.get("rope_theta") or 10000.0)
         return {"rope_theta": theta, "rope_scaling": read_rope(given, max_positions, outside)}
     if parameters and not nested:
-        raise ValueError(f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}")
+        raise ValueError(
+            f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}"
+        )
     everywhere, local = (parameters.get(kind) or {} for kind in LAYER_TYPES)
     everywhere = everywhere | scaling
     theta = float(everywhere.get("rope_theta") or raw.get("rope_theta") or 1e6)
@@ -321,7 +409,11 @@ def _read_gemma(raw: dict[str, Any], model_type: str, head_size: int) -> dict[st
     logit_cap = raw.get("final_logit_softcapping", caps[0])
     attention_cap = raw.get("attn_logit_softcapping", caps[1])
     if attention_cap and model_type == "gemma3_text":
-        warnings.warn("attn_logit_softcapping is not applied: gemma3 has none, neither published nor in transformers", stacklevel=4)
+        warnings.warn(
+            "attn_logit_softcapping is not applied: gemma3 has none, neither published nor in"
+            " transformers",
+            stacklevel=4,
+        )
         attention_cap = None
     return {
         "query_pre_attn_scalar": 0.0 if scalar == head_size else scalar,
@@ -342,4 +434,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _end_ids(raw: dict[str, Any]) -> tuple[int, ...]:
     ids = raw.get("eos_token_id")
-    return tuple(dict.fromkeys(int(x) for x in (ids if isinstance(ids, list) else [] if ids is None else [ids])))
+    return tuple(
+        dict.fromkeys(
+            int(x) for x in (ids if isinstance(ids, list) else [] if ids is None else [ids])
+        )
+    )

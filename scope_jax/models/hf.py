@@ -1,4 +1,5 @@
-"""Hugging Face directories in and out: config.json, safetensors (one file or sharded), tokenizer files."""
+"""Hugging Face directories in and out: config.json, safetensors (one file or sharded), tokenizer
+files."""
 
 import functools
 import json
@@ -15,55 +16,71 @@ from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from scope_jax.hosts import is_main, wait_for_all
-from scope_jax.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
+from scope_jax.devices.hosts import is_main, wait_for_all
+from scope_jax.devices.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
 from scope_jax.models.config import ModelConfig, config_to_json, read_config
 from scope_jax.models.weights import Params, Weight, flatten, nest, shardings, weight_table
 
 # Tensors that published checkpoints carry and this model does not use.
 HARMLESS = ("rotary_emb.inv_freq",)
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-# So much of a file is read and laid out at once: what a load needs on the host beside the parameters.
+# So much of a file is read and laid out at once: what a load needs on the host beside the
+# parameters.
 BLOCK_BYTES = 2 << 20
 
 Bounds = list[tuple[int, int]]  # begin and end on each axis
 
 
-def load(directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None) -> tuple[ModelConfig, Params]:
-    """(config, params) of a Hugging Face directory, laid out on `mesh` (default: the mesh that is set, else one device).
+def load(
+    directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[ModelConfig, Params]:
+    """(config, params) of a Hugging Face directory, laid out on `mesh` (default: the mesh that is
+    set, else one device).
 
-    Every tensor of the files must be expected and every expected tensor present with its shape, in float32, bfloat16 or
-    float16; an unused head and rotary tables are skipped with a warning that names them. Each process reads only the
-    slices that its devices hold, a block at a time. Raises FileNotFoundError for a missing directory or file, ValueError
-    naming the tensor.
+    Every tensor of the files must be expected and every expected tensor present with its shape, in
+    float32, bfloat16 or float16; an unused head and rotary tables are skipped with a warning that
+    names them. Each process reads only the slices that its devices hold, a block at a time. Raises
+    FileNotFoundError for a missing directory or file, ValueError naming the tensor.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such model directory; give a Hugging Face directory (config.json, *.safetensors)")
+        raise FileNotFoundError(
+            f"{directory}: no such model directory; give a Hugging Face directory (config.json,"
+            " *.safetensors)"
+        )
     config = read_config(directory)
     mesh = mesh or current_mesh()
     files = _tensor_files(directory, config)
     table = weight_table(config)
     skipped = _check_tensors(directory, config, table, files)
     if skipped:
-        warnings.warn(f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}", stacklevel=2)
-    handles = {path: safe_open(path, framework="numpy") for path in sorted({path for path, _ in files.values()})}
+        warnings.warn(
+            f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}",
+            stacklevel=2,
+        )
+    handles = {
+        path: safe_open(path, framework="numpy")
+        for path in sorted({path for path, _ in files.values()})
+    }
 
     def read(name: str) -> Any:
         path, stored = files[name]
         return handles[path].get_slice(stored)
 
-    params = nest({path: _load_weight(weight, read, jnp.dtype(dtype), mesh) for path, weight in table.items()})
+    params = nest(
+        {path: _load_weight(weight, read, jnp.dtype(dtype), mesh) for path, weight in table.items()}
+    )
     if mesh is not None:
         assert_sharded(params, shardings(config, mesh))
     return config, params
 
 
 def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: Any = None) -> None:
-    """Write config.json, generation_config.json, model.safetensors and, if given, the tokenizer. All processes call it, one
-    writes; all return when the files are there.
+    """Write config.json, generation_config.json, model.safetensors and, if given, the tokenizer.
+    All processes call it, one writes; all return when the files are there.
 
-    Raises ValueError where the family's config.json cannot say what `config` says; nothing is written then.
+    Raises ValueError where the family's config.json cannot say what `config` says; nothing is
+    written then.
     """
     directory = Path(directory)
     flat = flatten(params)
@@ -74,13 +91,19 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
         if not is_main():
             continue
         for number, layer in enumerate(value) if weight.stacked else [(0, value)]:
-            tensors[weight.hf.format(number)] = np.ascontiguousarray(layer.T if weight.transpose else layer)
+            tensors[weight.hf.format(number)] = np.ascontiguousarray(
+                layer.T if weight.transpose else layer
+            )
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         if config.head == "lm":
-            special = {"eos_token_id": list(config.end_ids), "bos_token_id": config.bos_id, "pad_token_id": config.pad_id}
+            special = {
+                "eos_token_id": list(config.end_ids),
+                "bos_token_id": config.bos_id,
+                "pad_token_id": config.pad_id,
+            }
             special = {key: value for key, value in special.items() if value is not None}
             (directory / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
         if tokenizer is not None:
@@ -89,7 +112,8 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
 
 
 def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path, str]]:
-    """Tensor name -> (file, its name there). As in transformers, model.safetensors goes before an index."""
+    """Tensor name -> (file, its name there). As in transformers, model.safetensors goes before an
+    index."""
     index = directory / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file() and not (directory / names[0]).is_file():
@@ -98,19 +122,24 @@ def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path,
     for file in names:
         path = directory / file
         if path.parent != directory or not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; weights must be safetensors (pickled *.bin files are never read)")
+            raise FileNotFoundError(
+                f"{path}: missing; weights must be safetensors (pickled *.bin files are never read)"
+            )
         with safe_open(path, framework="numpy") as handle:
             for stored in handle.keys():  # noqa: SIM118
                 name = _name(stored, config)
                 if name in found:
-                    raise ValueError(f"{path}: tensor {stored!r} is also in {found[name][0].name}; each tensor may stand once")
+                    raise ValueError(
+                        f"{path}: tensor {stored!r} is also in {found[name][0].name}; each tensor"
+                        " may stand once"
+                    )
                 found[name] = path, stored
     return found
 
 
 def _name(stored: str, config: ModelConfig) -> str:
-    """The name of a tensor in a causal LM. A bare trunk is saved without "model.", a value head may be saved with TRL's
-    wrapper around the model."""
+    """The name of a tensor in a causal LM. A bare trunk is saved without "model.", a value head
+    may be saved with TRL's wrapper around the model."""
     if config.head == "value":
         return stored.removeprefix("pretrained_model.")
     if config.head == "none" and not stored.startswith(("model.", "lm_head.")):
@@ -118,15 +147,25 @@ def _name(stored: str, config: ModelConfig) -> str:
     return stored
 
 
-def _check_tensors(directory: Path, config: ModelConfig, table: dict[str, Weight], files: dict[str, tuple[Path, str]]) -> list[str]:
+def _check_tensors(
+    directory: Path,
+    config: ModelConfig,
+    table: dict[str, Weight],
+    files: dict[str, tuple[Path, str]],
+) -> list[str]:
     """Names of the tensors that will be skipped, "*" for a layer's number."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight in table.values():
         shape = weight.shape[1:] if weight.stacked else weight.shape
         for number in range(weight.shape[0] if weight.stacked else 1):
-            expected[weight.hf.format(number)] = tuple(reversed(shape)) if weight.transpose else shape
+            expected[weight.hf.format(number)] = (
+                tuple(reversed(shape)) if weight.transpose else shape
+            )
     unused_head = {"lm_head.weight"} if "head" not in table else set()
-    hints = {"score.": "; a PRM needs its head score.0, score.2", "v_head.": "; a PRM of this architecture needs v_head.summary"}
+    hints = {
+        "score.": "; a PRM needs its head score.0, score.2",
+        "v_head.": "; a PRM of this architecture needs v_head.summary",
+    }
     for name, shape in expected.items():
         if name not in files:
             hint = next((text for start, text in hints.items() if name.startswith(start)), "")
@@ -136,28 +175,42 @@ def _check_tensors(directory: Path, config: ModelConfig, table: dict[str, Weight
         if name in unused_head or name.endswith(HARMLESS):
             skipped.append(re.sub(r"\.\d+\.", ".*.", name))
         elif name not in expected:
-            raise ValueError(f"{directory}: weight {name} is not part of this {config.model_type} model (head {config.head!r})")
+            raise ValueError(
+                f"{directory}: weight {name} is not part of this {config.model_type} model (head"
+                f" {config.head!r})"
+            )
     for path in sorted({path for path, _ in files.values()}):
         with safe_open(path, framework="numpy") as handle:
             for stored in handle.keys():  # noqa: SIM118
                 name, tensor = _name(stored, config), handle.get_slice(stored)
                 found = tuple(tensor.get_shape())
                 if name in expected and found != expected[name]:
-                    raise ValueError(f"{path}: weight {name} has shape {list(found)}, config.json asks for {list(expected[name])}")
+                    raise ValueError(
+                        f"{path}: weight {name} has shape {list(found)}, config.json asks for"
+                        f" {list(expected[name])}"
+                    )
                 if name in expected and tensor.get_dtype() not in ITEM_BYTES:
-                    raise ValueError(f"{path}: weight {name} is {tensor.get_dtype()}, known are {', '.join(ITEM_BYTES)}")
+                    raise ValueError(
+                        f"{path}: weight {name} is {tensor.get_dtype()}, known are"
+                        f" {', '.join(ITEM_BYTES)}"
+                    )
     return sorted(set(skipped))
 
 
-def _load_weight(weight: Weight, read: Callable[[str], Any], dtype: Any, mesh: Mesh | None) -> jax.Array:
+def _load_weight(
+    weight: Weight, read: Callable[[str], Any], dtype: Any, mesh: Mesh | None
+) -> jax.Array:
     if mesh is None:
         return _load_part(weight, read, [(0, size) for size in weight.shape], dtype, None)
     layout = sharding(mesh, weight.axes, weight.shape)
     parts: dict[tuple[tuple[int, int], ...], jax.Array] = {}
     held = []
     for device, index in layout.addressable_devices_indices_map(weight.shape).items():
-        bounds = [axis.indices(size)[:2] for axis, size in zip(index or (), weight.shape, strict=True)]
-        # A part that several devices hold is read once. Only its own device takes part in filling it, whatever mesh is set.
+        bounds = [
+            axis.indices(size)[:2] for axis, size in zip(index or (), weight.shape, strict=True)
+        ]
+        # A part that several devices hold is read once. Only its own device takes part in filling
+        # it, whatever mesh is set.
         if tuple(bounds) not in parts:
             with jax.set_mesh(make_mesh(devices=[device])):
                 parts[tuple(bounds)] = _load_part(weight, read, bounds, dtype, device)
@@ -165,9 +218,11 @@ def _load_weight(weight: Weight, read: Callable[[str], Any], dtype: Any, mesh: M
     return jax.make_array_from_single_device_arrays(weight.shape, layout, held)
 
 
-def _load_part(weight: Weight, read: Callable[[str], Any], bounds: Bounds, dtype: Any, device: Any) -> jax.Array:
-    """The part of our (stacked, transposed) array within `bounds`, filled on its device block by block: the host never
-    holds more than a block of it."""
+def _load_part(
+    weight: Weight, read: Callable[[str], Any], bounds: Bounds, dtype: Any, device: Any
+) -> jax.Array:
+    """The part of our (stacked, transposed) array within `bounds`, filled on its device block by
+    block: the host never holds more than a block of it."""
     part = jnp.zeros([end - begin for begin, end in bounds], dtype, device=device)
     for layer in range(*bounds[0]) if weight.stacked else (0,):
         tensor = read(weight.hf.format(layer))
@@ -182,11 +237,17 @@ def _load_part(weight: Weight, read: Callable[[str], Any], bounds: Bounds, dtype
             start[-1 if weight.transpose else 0] = first - begin
             start = [layer - bounds[0][0], *start] if weight.stacked else start
             # Waited for, because blocks that wait to be written would pile up on the host.
-            part = jax.block_until_ready(_write(part, block, tuple(map(np.int32, start)), transpose=weight.transpose))
+            part = jax.block_until_ready(
+                _write(part, block, tuple(map(np.int32, start)), transpose=weight.transpose)
+            )
     return part
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="transpose")
-def _write(part: jax.Array, block: jax.Array, start: tuple[jax.Array, ...], *, transpose: bool) -> jax.Array:
+def _write(
+    part: jax.Array, block: jax.Array, start: tuple[jax.Array, ...], *, transpose: bool
+) -> jax.Array:
     block = (block.T if transpose else block).astype(part.dtype)
-    return jax.lax.dynamic_update_slice(part, block.reshape((1,) * (part.ndim - block.ndim) + block.shape), start)
+    return jax.lax.dynamic_update_slice(
+        part, block.reshape((1,) * (part.ndim - block.ndim) + block.shape), start
+    )

@@ -1,7 +1,9 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha/rank A B for the projections of every layer.
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): W + alpha/rank A B for the projections of
+every layer.
 
-Adapters are a small tree beside the parameters, {"layers": {"query_a": [L, in, r], "query_b": [L, r, out], ...}}. Training
-runs on `attach`ed parameters, in which the weights themselves get no gradient; rollouts and export on `merge`d ones.
+Adapters are a small tree beside the parameters, {"layers": {"query_a": [L, in, r], "query_b": [L,
+r, out], ...}}. Training runs on `attach`ed parameters, in which the weights themselves get no
+gradient; rollouts and export on `merge`d ones.
 """
 
 import dataclasses
@@ -17,10 +19,18 @@ from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from scope_jax.hosts import is_main
-from scope_jax.mesh import constrain, to_host
+from scope_jax.devices.hosts import is_main
+from scope_jax.devices.mesh import constrain, to_host
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.weights import Params, Weight, flatten, init_table, nest, table_shardings, weight_table
+from scope_jax.models.weights import (
+    Params,
+    Weight,
+    flatten,
+    init_table,
+    nest,
+    table_shardings,
+    weight_table,
+)
 
 TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -35,10 +45,14 @@ class LoraSpec:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
-            raise ValueError(f"lora: rank {self.rank} must be at least 1 and alpha {self.alpha} above 0")
+            raise ValueError(
+                f"lora: rank {self.rank} must be at least 1 and alpha {self.alpha} above 0"
+            )
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"lora.targets {list(self.targets)}: some of {', '.join(TARGETS)}, each once")
+            raise ValueError(
+                f"lora.targets {list(self.targets)}: some of {', '.join(TARGETS)}, each once"
+            )
 
     @property
     def scale(self) -> float:
@@ -46,27 +60,39 @@ class LoraSpec:
 
 
 def lora_table(config: ModelConfig, spec: LoraSpec) -> dict[str, Weight]:
-    """The table of weights of the adapters; their names are those of PEFT. B starts at 0, so that nothing changes at first."""
+    """The table of weights of the adapters; their names are those of PEFT. B starts at 0, so that
+    nothing changes at first."""
     weights, table = weight_table(config), {}
     for name in spec.targets:
         weight = weights[f"layers/{name}"]
         (layers, rows, columns), (_, row_axis, column_axis) = weight.shape, weight.axes
         hf = "base_model.model." + weight.hf.removesuffix(".weight")
         a, b = (layers, rows, spec.rank), (layers, spec.rank, columns)
-        table[f"layers/{name}_a"] = Weight(a, (None, row_axis, None), f"{hf}.lora_A.weight", transpose=True)
-        table[f"layers/{name}_b"] = Weight(b, (None, None, column_axis), f"{hf}.lora_B.weight", "zeros", transpose=True)
+        table[f"layers/{name}_a"] = Weight(
+            a, (None, row_axis, None), f"{hf}.lora_A.weight", transpose=True
+        )
+        table[f"layers/{name}_b"] = Weight(
+            b, (None, None, column_axis), f"{hf}.lora_B.weight", "zeros", transpose=True
+        )
     return table
 
 
-def init_lora(config: ModelConfig, spec: LoraSpec, key: jax.Array, mesh: Mesh | None = None) -> Params:
-    """Fresh float32 adapters: A normal with std 1/sqrt(fan-in), B zero. Laid out on `mesh` if one is given."""
+def init_lora(
+    config: ModelConfig, spec: LoraSpec, key: jax.Array, mesh: Mesh | None = None
+) -> Params:
+    """Fresh float32 adapters: A normal with std 1/sqrt(fan-in), B zero. Laid out on `mesh` if one
+    is given."""
     return init_table(lora_table(config, spec), key, jnp.float32, mesh)
 
 
 def attach(params: Params, lora: Params, spec: LoraSpec) -> Params:
-    """Parameters for the decoder that add the adapters' products to those of the weights, in the weights' dtype."""
+    """Parameters for the decoder that add the adapters' products to those of the weights, in the
+    weights' dtype."""
     dtype = params["embed"].dtype
-    factors = {name: (x * spec.scale if name.endswith("_b") else x).astype(dtype) for name, x in lora["layers"].items()}
+    factors = {
+        name: (x * spec.scale if name.endswith("_b") else x).astype(dtype)
+        for name, x in lora["layers"].items()
+    }
     return {**params, "layers": {**params["layers"], **factors}}
 
 
@@ -81,9 +107,11 @@ def merge(config: ModelConfig, params: Params, lora: Params, spec: LoraSpec) -> 
     return {**params, "layers": layers}
 
 
-def save_lora(directory: str | Path, config: ModelConfig, lora: Params, spec: LoraSpec, base: str = "") -> None:
-    """Write adapter_config.json and adapter_model.safetensors as PEFT does; `base` is the directory of the weights that the
-    adapters belong to."""
+def save_lora(
+    directory: str | Path, config: ModelConfig, lora: Params, spec: LoraSpec, base: str = ""
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors as PEFT does; `base` is the
+    directory of the weights that the adapters belong to."""
     directory = Path(directory)
     tensors: dict[str, np.ndarray] = {}
     flat, table = flatten(lora), lora_table(config, spec)
@@ -109,25 +137,42 @@ def save_lora(directory: str | Path, config: ModelConfig, lora: Params, spec: Lo
     (directory / "adapter_config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
-def load_lora(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> tuple[LoraSpec, Params]:
-    """(spec, float32 adapters) of a directory that PEFT or `save_lora` wrote for a model like `config`.
+def load_lora(
+    directory: str | Path, config: ModelConfig, mesh: Mesh | None = None
+) -> tuple[LoraSpec, Params]:
+    """(spec, float32 adapters) of a directory that PEFT or `save_lora` wrote for a model like
+    `config`.
 
-    Raises FileNotFoundError without the two files, ValueError for adapters of another kind and for a tensor that is missing,
-    unknown or of another shape.
+    Raises FileNotFoundError without the two files, ValueError for adapters of another kind and for
+    a tensor that is missing, unknown or of another shape.
     """
     directory = Path(directory)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory}: no {name}; adapters are adapter_config.json and adapter_model.safetensors")
+            raise FileNotFoundError(
+                f"{directory}: no {name}; adapters are adapter_config.json and"
+                " adapter_model.safetensors"
+            )
     raw = json.loads((directory / "adapter_config.json").read_text())
-    for key, wanted in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False)):
+    for key, wanted in (
+        ("peft_type", "LORA"),
+        ("bias", "none"),
+        ("use_dora", False),
+        ("use_rslora", False),
+    ):
         if raw.get(key, wanted) != wanted:
-            raise ValueError(f"{directory}: adapter_config.json: {key} {raw[key]!r} is not supported; only {wanted!r} is")
+            raise ValueError(
+                f"{directory}: adapter_config.json: {key} {raw[key]!r} is not supported; only"
+                f" {wanted!r} is"
+            )
     known = {_module(config, name): name for name in TARGETS}
     modules = raw.get("target_modules") or []
     unknown = [module for module in modules if module not in known]
     if unknown:
-        raise ValueError(f"{directory}: adapter_config.json: target_modules {unknown[0]!r} is not one of {', '.join(known)}")
+        raise ValueError(
+            f"{directory}: adapter_config.json: target_modules {unknown[0]!r} is not one of"
+            f" {', '.join(known)}"
+        )
     targets = tuple(name for module, name in known.items() if module in modules)
     spec = LoraSpec(raw["r"], float(raw["lora_alpha"]), targets)
     table, flat = lora_table(config, spec), {}
@@ -138,10 +183,15 @@ def load_lora(directory: str | Path, config: ModelConfig, mesh: Mesh | None = No
             for number in range(weight.shape[0]):
                 name, shape = weight.hf.format(number), weight.shape[:0:-1]
                 if name not in found:
-                    raise ValueError(f"{directory}: weight {name} of shape {list(shape)} is missing")
+                    raise ValueError(
+                        f"{directory}: weight {name} of shape {list(shape)} is missing"
+                    )
                 tensor = handle.get_tensor(name)
                 if tensor.shape != shape:
-                    raise ValueError(f"{directory}: weight {name} has shape {list(tensor.shape)}, should be {list(shape)}")
+                    raise ValueError(
+                        f"{directory}: weight {name} has shape {list(tensor.shape)}, should be"
+                        f" {list(shape)}"
+                    )
                 layers.append(tensor.T.astype(np.float32))
                 found.discard(name)
             flat[path] = jnp.asarray(np.stack(layers))

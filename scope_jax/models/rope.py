@@ -1,6 +1,8 @@
-"""Rotary positions: the scalings that `config.json` may name, and the frequencies that follow from them.
+"""Rotary positions: the scalings that `config.json` may name, and the frequencies that follow from
+them.
 
-Linear: Chen et al., arXiv 2306.15595. YaRN: Peng et al., arXiv 2309.00071. `llama3`: the piecewise rule of Llama 3.1.
+Linear: Chen et al., arXiv 2306.15595. YaRN: Peng et al., arXiv 2309.00071. `llama3`: the piecewise
+rule of Llama 3.1.
 """
 
 import dataclasses
@@ -14,26 +16,31 @@ _COMMON = {"factor": "factor"}
 _KEYS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": _COMMON,
-    "llama3": _COMMON
-    | {
-        "original_max_position_embeddings": "original_positions",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-    },
-    "yarn": _COMMON
-    | {
-        "original_max_position_embeddings": "original_positions",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "attention_factor": "attention_factor",
-        "truncate": "truncate",
-    },
+    "llama3": (
+        _COMMON
+        | {
+            "original_max_position_embeddings": "original_positions",
+            "low_freq_factor": "low_freq_factor",
+            "high_freq_factor": "high_freq_factor",
+        }
+    ),
+    "yarn": (
+        _COMMON
+        | {
+            "original_max_position_embeddings": "original_positions",
+            "beta_fast": "beta_fast",
+            "beta_slow": "beta_slow",
+            "attention_factor": "attention_factor",
+            "truncate": "truncate",
+        }
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How the frequencies of a longer context follow from the plain ones. Only the fields of its `kind` matter."""
+    """How the frequencies of a longer context follow from the plain ones. Only the fields of its
+    `kind` matter."""
 
     kind: str = "default"  # default | linear | llama3 | yarn
     factor: float = 1.0
@@ -47,20 +54,30 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if self.kind not in _KEYS:
-            raise ValueError(f"rotary scaling {self.kind!r} is not supported; known: {', '.join(_KEYS)}")
+            raise ValueError(
+                f"rotary scaling {self.kind!r} is not supported; known: {', '.join(_KEYS)}"
+            )
         if self.factor < 1:
-            raise ValueError(f"rotary scaling {self.kind!r}: factor {self.factor} must be at least 1")
+            raise ValueError(
+                f"rotary scaling {self.kind!r}: factor {self.factor} must be at least 1"
+            )
         if self.kind in ("llama3", "yarn") and self.original_positions < 1:
             raise ValueError(f"rotary scaling {self.kind!r} needs original_max_position_embeddings")
         if self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(f"rotary scaling: low_freq_factor {self.low_freq_factor} must be below high_freq_factor")
+            raise ValueError(
+                f"rotary scaling: low_freq_factor {self.low_freq_factor} must be below"
+                " high_freq_factor"
+            )
 
 
 PLAIN = RopeScaling()
 
 
-def read_rope(raw: dict[str, Any], max_positions: int, original_positions: int | None = None) -> RopeScaling:
-    """RopeScaling of one `rope_scaling` or `rope_parameters` dict. `original_positions`: what stands outside it.
+def read_rope(
+    raw: dict[str, Any], max_positions: int, original_positions: int | None = None
+) -> RopeScaling:
+    """RopeScaling of one `rope_scaling` or `rope_parameters` dict. `original_positions`: what
+    stands outside it.
 
     Raises ValueError for a kind or a key that is not known.
     """
@@ -68,30 +85,51 @@ def read_rope(raw: dict[str, Any], max_positions: int, original_positions: int |
     if kind not in _KEYS:
         raise ValueError(f"rotary scaling {kind!r} is not supported; known: {', '.join(_KEYS)}")
     keys = _KEYS[kind]
-    given = {key: value for key, value in raw.items() if key not in ("rope_type", "type", "rope_theta") and value is not None}
+    given = {
+        key: value
+        for key, value in raw.items()
+        if key not in ("rope_type", "type", "rope_theta") and value is not None
+    }
     if float(given.pop("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("rotary scaling: partial_rotary_factor is not supported; whole heads are rotated")
-    magnitudes = [float(given.pop(key, 0.0)) for key in ("mscale", "mscale_all_dim")] if kind == "yarn" else []
+        raise ValueError(
+            "rotary scaling: partial_rotary_factor is not supported; whole heads are rotated"
+        )
+    magnitudes = (
+        [float(given.pop(key, 0.0)) for key in ("mscale", "mscale_all_dim")]
+        if kind == "yarn"
+        else []
+    )
     unknown = sorted(given.keys() - keys.keys())
     if unknown:
-        raise ValueError(f"rotary scaling {kind!r}: {unknown[0]} is not supported; known: {', '.join(keys) or 'rope_theta alone'}")
+        raise ValueError(
+            f"rotary scaling {kind!r}: {unknown[0]} is not supported; known:"
+            f" {', '.join(keys) or 'rope_theta alone'}"
+        )
     if "original_max_position_embeddings" in keys:
-        outside = original_positions or given.get("original_max_position_embeddings") or max_positions
+        outside = (
+            original_positions or given.get("original_max_position_embeddings") or max_positions
+        )
         given["original_max_position_embeddings"] = int(outside)
     if kind == "yarn":
         given.setdefault("factor", max_positions / given["original_max_position_embeddings"])
-        given.setdefault("attention_factor", _yarn_attention_factor(float(given["factor"]), *magnitudes))
+        given.setdefault(
+            "attention_factor", _yarn_attention_factor(float(given["factor"]), *magnitudes)
+        )
     elif "factor" in keys and "factor" not in given:
         raise ValueError(f"rotary scaling {kind!r} needs a factor")
     default = dataclasses.asdict(PLAIN)
-    return RopeScaling(kind=kind, **{keys[key]: type(default[keys[key]])(value) for key, value in given.items()})
+    return RopeScaling(
+        kind=kind, **{keys[key]: type(default[keys[key]])(value) for key, value in given.items()}
+    )
 
 
 def write_rope(scaling: RopeScaling) -> dict[str, Any] | None:
     """The `rope_scaling` dict that `read_rope` reads back; None for plain rotary positions."""
     if scaling.kind == "default":
         return None
-    return {"rope_type": scaling.kind} | {key: getattr(scaling, field) for key, field in _KEYS[scaling.kind].items()}
+    return {"rope_type": scaling.kind} | {
+        key: getattr(scaling, field) for key, field in _KEYS[scaling.kind].items()
+    }
 
 
 def frequencies(theta: float, head_size: int, scaling: RopeScaling = PLAIN) -> np.ndarray:
@@ -108,11 +146,17 @@ def _scaled(plain: np.ndarray, theta: float, head_size: int, scaling: RopeScalin
         return slow
     keep: np.ndarray
     if scaling.kind == "llama3":
-        # Turns within the original context: few of them are slowed down, many are kept, a ramp in between.
+        # Turns within the original context: few of them are slowed down, many are kept, a ramp in
+        # between.
         turns = scaling.original_positions * plain / (2 * math.pi)
-        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        keep = (turns - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
     else:
-        low, high = (_yarn_dimension(beta, theta, head_size, scaling) for beta in (scaling.beta_fast, scaling.beta_slow))
+        low, high = (
+            _yarn_dimension(beta, theta, head_size, scaling)
+            for beta in (scaling.beta_fast, scaling.beta_slow)
+        )
         if scaling.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_size - 1)
@@ -123,7 +167,11 @@ def _scaled(plain: np.ndarray, theta: float, head_size: int, scaling: RopeScalin
 
 def _yarn_dimension(turns: float, theta: float, head_size: int, scaling: RopeScaling) -> float:
     """The (fractional) frequency index that makes so many turns within the original context."""
-    return head_size * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    return (
+        head_size
+        * math.log(scaling.original_positions / (turns * 2 * math.pi))
+        / (2 * math.log(theta))
+    )
 
 
 def _yarn_attention_factor(factor: float, magnitude: float, magnitude_all: float) -> float:

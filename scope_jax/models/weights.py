@@ -1,7 +1,9 @@
-"""The one table of weights: name, shape, logical axes, initialiser and Hugging Face name of every parameter.
+"""The one table of weights: name, shape, logical axes, initialiser and Hugging Face name of every
+parameter.
 
-Initialisation, sharding, loading, export and the gather before use are all read off this table. Projections are stored
-[in, out] (Hugging Face stores [out, in]); the weights of all layers are stacked on a leading L axis and scanned.
+Initialisation, sharding, loading, export and the gather before use are all read off this table.
+Projections are stored [in, out] (Hugging Face stores [out, in]); the weights of all layers are
+stacked on a leading L axis and scanned.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from scope_jax.mesh import constrain, sharding
+from scope_jax.devices.mesh import constrain, sharding
 from scope_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -20,8 +22,8 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked; `transpose` says that the
-    Hugging Face tensor is the transpose of (each layer of) ours."""
+    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked; `transpose`
+    says that the Hugging Face tensor is the transpose of (each layer of) ours."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -40,7 +42,9 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
     Q, K = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
 
     def projection(hf: str, rows: int, columns: int, axes: tuple[str, str]) -> Weight:
-        return Weight((L, rows, columns), (None, *axes), f"model.layers.{{}}.{hf}.weight", transpose=True)
+        return Weight(
+            (L, rows, columns), (None, *axes), f"model.layers.{{}}.{hf}.weight", transpose=True
+        )
 
     def vector(hf: str, size: int, axis: str | None, init: str) -> Weight:
         return Weight((L, size), (None, axis), f"model.layers.{{}}.{hf}", init)
@@ -55,24 +59,45 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         "embed": Weight((V, D), ("vocab", None), "model.embed_tokens.weight"),
         "layers/attention_norm": norm("input_layernorm"),
         "layers/query": projection("self_attn.q_proj", D, Q, ("embed", "heads")),
-        "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros") if projection_bias else None,
-        "layers/query_norm": norm("self_attn.q_norm", config.head_size) if config.family.qk_norm else None,
+        "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros")
+        if projection_bias
+        else None,
+        "layers/query_norm": norm("self_attn.q_norm", config.head_size)
+        if config.family.qk_norm
+        else None,
         "layers/key": projection("self_attn.k_proj", D, K, ("embed", "kv_heads")),
-        "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros") if projection_bias else None,
-        "layers/key_norm": norm("self_attn.k_norm", config.head_size) if config.family.qk_norm else None,
+        "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros")
+        if projection_bias
+        else None,
+        "layers/key_norm": norm("self_attn.k_norm", config.head_size)
+        if config.family.qk_norm
+        else None,
         "layers/value": projection("self_attn.v_proj", D, K, ("embed", "kv_heads")),
-        "layers/value_bias": vector("self_attn.v_proj.bias", K, "kv_heads", "zeros") if projection_bias else None,
+        "layers/value_bias": vector("self_attn.v_proj.bias", K, "kv_heads", "zeros")
+        if projection_bias
+        else None,
         "layers/output": projection("self_attn.o_proj", Q, D, ("heads", "embed")),
-        "layers/output_bias": vector("self_attn.o_proj.bias", D, None, "zeros") if config.attention_bias else None,
-        # Gemma has a norm behind each block too, and Hugging Face's post_attention_layernorm is that one there.
+        "layers/output_bias": vector("self_attn.o_proj.bias", D, None, "zeros")
+        if config.attention_bias
+        else None,
+        # Gemma has a norm behind each block too, and Hugging Face's post_attention_layernorm is
+        # that one there.
         "layers/attended_norm": norm("post_attention_layernorm") if gemma else None,
-        "layers/ffn_norm": norm("pre_feedforward_layernorm" if gemma else "post_attention_layernorm"),
+        "layers/ffn_norm": norm(
+            "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+        ),
         "layers/gate": projection("mlp.gate_proj", D, F, ("embed", "mlp")),
-        "layers/gate_bias": vector("mlp.gate_proj.bias", F, "mlp", "zeros") if config.mlp_bias else None,
+        "layers/gate_bias": vector("mlp.gate_proj.bias", F, "mlp", "zeros")
+        if config.mlp_bias
+        else None,
         "layers/up": projection("mlp.up_proj", D, F, ("embed", "mlp")),
-        "layers/up_bias": vector("mlp.up_proj.bias", F, "mlp", "zeros") if config.mlp_bias else None,
+        "layers/up_bias": vector("mlp.up_proj.bias", F, "mlp", "zeros")
+        if config.mlp_bias
+        else None,
         "layers/down": projection("mlp.down_proj", F, D, ("mlp", "embed")),
-        "layers/down_bias": vector("mlp.down_proj.bias", D, None, "zeros") if config.mlp_bias else None,
+        "layers/down_bias": vector("mlp.down_proj.bias", D, None, "zeros")
+        if config.mlp_bias
+        else None,
         "layers/fed_norm": norm("post_feedforward_layernorm") if gemma else None,
         "final_norm": Weight((D,), (None,), "model.norm.weight", "zeros" if gemma else "ones"),
     }
@@ -104,13 +129,17 @@ def flatten(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, sep="/")
 
 
-def init(config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Params:
-    """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding; biases 0, norms
-    that scale by 1. Laid out on `mesh` if one is given."""
+def init(
+    config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None
+) -> Params:
+    """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding;
+    biases 0, norms that scale by 1. Laid out on `mesh` if one is given."""
     return init_table(weight_table(config), key, dtype, mesh)
 
 
-def init_table(table: dict[str, Weight], key: jax.Array, dtype: Any, mesh: Mesh | None = None) -> Params:
+def init_table(
+    table: dict[str, Weight], key: jax.Array, dtype: Any, mesh: Mesh | None = None
+) -> Params:
     """Random parameters of any table of weights; see `init`."""
 
     def draw(number: int, path: str, weight: Weight) -> jax.Array:
@@ -119,7 +148,9 @@ def init_table(table: dict[str, Weight], key: jax.Array, dtype: Any, mesh: Mesh 
         if weight.init == "ones":
             return jnp.ones(weight.shape, dtype)
         std = 0.02 if path == "embed" else weight.shape[-2] ** -0.5
-        return (std * jax.random.normal(jax.random.fold_in(key, number), weight.shape)).astype(dtype)
+        return (std * jax.random.normal(jax.random.fold_in(key, number), weight.shape)).astype(
+            dtype
+        )
 
     def build() -> Params:
         return nest({path: draw(n, path, weight) for n, (path, weight) in enumerate(table.items())})
@@ -141,29 +172,39 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = 
     """ShapeDtypeStruct of every parameter, for compiling without weights."""
     return nest(
         {
-            path: jax.ShapeDtypeStruct(w.shape, dtype, sharding=None if mesh is None else sharding(mesh, w.axes, w.shape))
+            path: jax.ShapeDtypeStruct(
+                w.shape, dtype, sharding=None if mesh is None else sharding(mesh, w.axes, w.shape)
+            )
             for path, w in weight_table(config).items()
         }
     )
 
 
 def in_dtype(params: Any, dtype: Any) -> Any:
-    """The weights in `dtype`, laid out as they are; those that have it already are the same arrays."""
+    """The weights in `dtype`, laid out as they are; those that have it already are the same
+    arrays."""
     return jax.tree.map(lambda w: w if w.dtype == dtype else w.astype(dtype), params)
 
 
-def relay(config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)) -> Params:
-    """Parameters laid out again once per phase: decoding with fsdp-split weights would gather every weight for every
-    token. Without a mesh, or with nothing to drop, the same arrays come back."""
+def relay(
+    config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)
+) -> Params:
+    """Parameters laid out again once per phase: decoding with fsdp-split weights would gather
+    every weight for every token. Without a mesh, or with nothing to drop, the same arrays come
+    back."""
     if mesh is None or all(mesh.shape[axis] == 1 for axis in drop):
         return params
     return jax.device_put(params, shardings(config, mesh, drop))
 
 
 def gather_layer(config: ModelConfig, layer: Params) -> Params:
-    """Inside the scan over layers: constrain each weight of one layer to its layout *without* fsdp, so that the
-    partitioner makes one plain all-gather per weight instead of a ring of permutes around every product. Adapters, which
-    the table does not have, are small and left to it."""
+    """Inside the scan over layers: constrain each weight of one layer to its layout *without*
+    fsdp, so that the partitioner makes one plain all-gather per weight instead of a ring of
+    permutes around every product. Adapters, which the table does not have, are small and left to
+    it."""
     table = weight_table(config)
     axes = {name: table[f"layers/{name}"].axes[1:] for name in layer if f"layers/{name}" in table}
-    return {name: constrain(w, *axes[name], drop=("fsdp",)) if name in axes else w for name, w in layer.items()}
+    return {
+        name: constrain(w, *axes[name], drop=("fsdp",)) if name in axes else w
+        for name, w in layer.items()
+    }

@@ -1,8 +1,26 @@
-"""Rollouts: the policy (or a teacher) continues rows."""
+"""Rollouts: a model continues rows of tokens.
+
+In: rows with their prompts (`Rollout`), a key, a `SampleSpec`. Out: the same rows with more
+tokens, who wrote each of them, and its log-prob at the time of sampling.
+"""
 
 from scope_jax.rollout.generate import check_heads, from_prompts, generate
+from scope_jax.rollout.generator import Writer
+from scope_jax.rollout.rows import cut, place_rows, splice, take_rows
 from scope_jax.rollout.sampling import SampleSpec
 from scope_jax.rollout.text import completion_ids, completion_texts, texts
-from scope_jax.rollout.writer import Writer
 
-__all__ = ["SampleSpec", "Writer", "check_heads", "completion_ids", "completion_texts", "from_prompts", "generate", "texts"]
+__all__ = [
+    "SampleSpec",
+    "Writer",
+    "check_heads",
+    "completion_ids",
+    "completion_texts",
+    "cut",
+    "from_prompts",
+    "generate",
+    "place_rows",
+    "splice",
+    "take_rows",
+    "texts",
+]

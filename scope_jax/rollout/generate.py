@@ -1,8 +1,10 @@
-"""Rollouts: prefill once per shared prefix, then one jitted loop that continues every row from where it stands.
+"""Rollouts: prefill once per shared prefix, then one jitted loop that continues every row from
+where it stands.
 
-Each slot of the decode batch holds one row and has a cursor of its own. With as many slots as rows nothing else happens;
-with fewer, a finished slot is given the next waiting row (its prefix's keys and values are copied in), inside the same
-jitted program. A row's tokens depend on its own tokens, its row id, the key and the stream only.
+Each slot of the decode batch holds one row and has a cursor of its own. With as many slots as rows
+nothing else happens; with fewer, a finished slot is given the next waiting row (its prefix's keys
+and values are copied in), inside the same jitted program. A row's tokens depend on its own tokens,
+its row id, the key and the stream only.
 """
 
 import functools
@@ -15,8 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scope_jax.mesh import constrain, current_mesh, put_rows, row_parts
-from scope_jax.models.cache import Cache, decode_cache, empty_cache, lay, map_arrays, stored, unstack_cache
+from scope_jax.devices.mesh import constrain, current_mesh, put_rows, row_parts
+from scope_jax.models.cache import (
+    Cache,
+    decode_cache,
+    empty_cache,
+    lay,
+    map_arrays,
+    stored,
+    unstack_cache,
+)
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_layers, decode_step, prefill, unroll_layers
 from scope_jax.models.weights import Params, relay
@@ -27,16 +37,19 @@ from scope_jax.types import Owner, Rollout
 SMALLEST_BATCH = 4
 
 
-def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, first_row: int = 0) -> Rollout:
-    """Rows of PROMPT tokens, each prompt `group` times in a row, in buffers of `max_length` slots. Row ids count up from
-    `first_row`.
+def from_prompts(
+    prompts: Sequence[Sequence[int]], group: int, max_length: int, first_row: int = 0
+) -> Rollout:
+    """Rows of PROMPT tokens, each prompt `group` times in a row, in buffers of `max_length` slots.
+    Row ids count up from `first_row`.
 
     Raises ValueError for an empty prompt or one that does not leave a free slot.
     """
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < max_length:
             raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens; 1 to {max_length - 1} fit a buffer of {max_length}; drop it before"
+                f"prompt {number} has {len(prompt)} tokens; 1 to {max_length - 1} fit a buffer of"
+                f" {max_length}; drop it before"
             )
     length = np.repeat(np.array([len(p) for p in prompts], np.int32), group)
     tokens = np.zeros((len(length), max_length), np.int32)
@@ -56,12 +69,13 @@ def from_prompts(prompts: Sequence[Sequence[int]], group: int, max_length: int, 
 
 
 def check_heads(config: ModelConfig, mesh: Mesh | None) -> None:
-    """Raise ValueError where the tensor axis of a mesh does not divide the kv heads: every device would hold the whole cache, and
-    they would exchange it."""
+    """Raise ValueError where the tensor axis of a mesh does not divide the kv heads: every device
+    would hold the whole cache, and they would exchange it."""
     if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
         raise ValueError(
-            f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} kv heads of a model that writes; use "
-            f"a divisor of {config.num_kv_heads}, and split weights further with mesh.fsdp"
+            f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} kv"
+            f" heads of a model that writes; use a divisor of {config.num_kv_heads}, and split"
+            " weights further with mesh.fsdp"
         )
 
 
@@ -79,16 +93,21 @@ def generate(
     limit_B: jax.Array | None = None,
     unrolled: bool | None = None,
 ) -> Rollout:
-    """Continue every unfinished row until an end token, the stop table, `spec.max_new_tokens` or the buffer's end.
+    """Continue every unfinished row until an end token, the stop table, `spec.max_new_tokens` or
+    the buffer's end.
 
-    shared_prefix: so many consecutive rows hold the same tokens and are prefilled once. owner: who is said to have
-    written the new tokens. stream: separates the random numbers of several calls with one key. slots: rows decoded at
-    once (default all); finished slots are refilled with waiting rows. limit_B: int32[B], a row's length never passes it.
-    unrolled: form of the layer loop (default: unrolled on CPU, where reading a layer out of stacked arrays copies it;
-    scanned elsewhere). The result does not depend on the last three.
+    shared_prefix: so many consecutive rows hold the same tokens and are prefilled once. owner: who
+    is said to have written the new tokens. stream: separates the random numbers of several calls
+    with one key. slots: rows decoded at once (default all); finished slots are refilled with
+    waiting rows. limit_B: int32[B], a row's length never passes it. unrolled: form of the layer
+    loop (default: unrolled on CPU, where reading a layer out of stacked arrays copies it; scanned
+    elsewhere). The result does not depend on the last three.
     """
     if config.head != "lm":
-        raise ValueError(f"this checkpoint has head {config.head!r} and cannot write text; an 'lm' head is needed")
+        raise ValueError(
+            f"this checkpoint has head {config.head!r} and cannot write text; an 'lm' head is"
+            " needed"
+        )
     check_heads(config, current_mesh())
     B, T = rollout.tokens_BT.shape
     if B % shared_prefix:
@@ -98,7 +117,11 @@ def generate(
     if unrolled is None:
         unrolled = unroll_layers()
     stop = None if spec.stop is None else jnp.asarray(spec.stop)
-    limit = jnp.full((B,), T, jnp.int32) if limit_B is None else jnp.minimum(limit_B, T).astype(jnp.int32)
+    limit = (
+        jnp.full((B,), T, jnp.int32)
+        if limit_B is None
+        else jnp.minimum(limit_B, T).astype(jnp.int32)
+    )
     ends = tuple(sorted({int(e) for e in spec.end_ids}))
     static = (
         spec.temperature,
@@ -113,7 +136,9 @@ def generate(
         spec.cache,
     )
     params = relay(config, params, current_mesh())
-    return _generate(params, rollout, key, jnp.int32(stream), jnp.int8(owner), limit, stop, config, static)
+    return _generate(
+        params, rollout, key, jnp.int32(stream), jnp.int8(owner), limit, stop, config, static
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "static"), donate_argnames=())
@@ -138,12 +163,19 @@ def _generate(
     prefix_PW = constrain(rollout.tokens_BT[::shared, :width], "batch", None)
     first_PV, prefix = prefill(params, config, prefix_PW, start_B[::shared], unrolled=unrolled)
     prefix = stored(prefix.k, prefix.v, kind == "int8")
-    token_B, logp_B = draw(jnp.repeat(first_PV, shared, axis=0) if shared > 1 else first_PV, key_B, start_B)
+    token_B, logp_B = draw(
+        jnp.repeat(first_PV, shared, axis=0) if shared > 1 else first_PV, key_B, start_B
+    )
     open_B = ~rollout.finished_B & (start_B < limit_B)
 
-    def after(token: jax.Array, state: jax.Array, length: jax.Array, limit: jax.Array) -> tuple[jax.Array, ...]:
-        """(ended, stop state, goes on) once `token` has been written and the row holds `length` tokens."""
-        ended = functools.reduce(jnp.logical_or, [token == e for e in ends], jnp.zeros(token.shape, bool))
+    def after(
+        token: jax.Array, state: jax.Array, length: jax.Array, limit: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """(ended, stop state, goes on) once `token` has been written and the row holds `length`
+        tokens."""
+        ended = functools.reduce(
+            jnp.logical_or, [token == e for e in ends], jnp.zeros(token.shape, bool)
+        )
         if stop is None:
             return ended, state, ~ended & (length < limit)
         state = stop[state, token]
@@ -168,7 +200,9 @@ def _generate(
         seat = {"token": token_B, "state": state_B, "on": waiting_B}
         written, *_ = jax.lax.while_loop(
             lambda c: jnp.any(c[1]["on"]),
-            lambda c: _advance(c[0], c[1], c[2], None, key_B, limit_B, params, layers, config, draw, after),
+            lambda c: _advance(
+                c[0], c[1], c[2], None, key_B, limit_B, params, layers, config, draw, after
+            ),
             (written, seat, cache),
         )
     else:
@@ -176,7 +210,9 @@ def _generate(
             written, token_B, state_B, waiting_B, prefix, shared, cache_slots, slots, unrolled,
             key_B, limit_B, params, layers, config, draw, after,
         )  # fmt: skip
-    new = (jnp.arange(T)[None] >= start_B[:, None]) & (jnp.arange(T)[None] < written["length"][:, None])
+    new = (jnp.arange(T)[None] >= start_B[:, None]) & (
+        jnp.arange(T)[None] < written["length"][:, None]
+    )
     return rollout.replace(
         tokens_BT=written["tokens"],
         logp_BT=written["logp"],
@@ -186,7 +222,9 @@ def _generate(
     )
 
 
-def _advance(written, seat, cache: Cache, row_S, key_B, limit_B, params, layers, config, draw, after):  # type: ignore[no-untyped-def]
+def _advance(
+    written, seat, cache: Cache, row_S, key_B, limit_B, params, layers, config, draw, after
+):  # type: ignore[no-untyped-def]
     """One token for every seat that is on. `row_S` says which row sits where (None: row = seat)."""
     pick = (lambda x: x) if row_S is None else (lambda x: x[row_S])
     length = pick(written["length"])
@@ -211,7 +249,9 @@ def _advance(written, seat, cache: Cache, row_S, key_B, limit_B, params, layers,
             "tokens": written["tokens"].at[row, length].set(token, mode="drop"),
             "logp": written["logp"].at[row, length].set(logp, mode="drop"),
             "length": written["length"].at[row].add(1, mode="drop"),
-            "finished": written["finished"].at[jnp.where(ended & on, row_S, B)].set(True, mode="drop"),
+            "finished": (
+                written["finished"].at[jnp.where(ended & on, row_S, B)].set(True, mode="drop")
+            ),
         }
     seat = {
         "token": jnp.where(on, token, seat["token"]),
@@ -225,12 +265,17 @@ def _decode_with_refill(
     written, token_B, state_B, waiting_B, prefix: Cache, shared, cache_slots, slots, unrolled,
     key_B, limit_B, params, layers, config, draw, after,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Decode B rows on `slots` seats. Seats are refilled once an eighth of them is free, so that the copy of prefix keys
-    and values is paid once for several rows. When no row waits any more and half of the seats are empty, the batch is
-    halved, twice at the most: each size is one more copy of the loop to compile."""
+    """Decode B rows on `slots` seats. Seats are refilled once an eighth of them is free, so that
+    the copy of prefix keys and values is paid once for several rows. When no row waits any more
+    and half of the seats are empty, the batch is halved, twice at the most: each size is one more
+    copy of the loop to compile."""
     B = token_B.shape[0]
     parts = row_parts(slots)
-    sizes = [slots // n for n in (1, 2, 4) if slots % (n * parts) == 0 and (n == 1 or slots // (n * parts) >= SMALLEST_BATCH)]
+    sizes = [
+        slots // n
+        for n in (1, 2, 4)
+        if slots % (n * parts) == 0 and (n == 1 or slots // (n * parts) >= SMALLEST_BATCH)
+    ]
     batch = max(slots // 8, 1)
     # Rows in the order they will sit down: those with work to do first.
     order = jnp.argsort(~waiting_B, stable=True)
@@ -251,11 +296,14 @@ def _decode_with_refill(
         }
 
         def seated(c: jax.Array, p: jax.Array, *, rows: int, slots: int) -> jax.Array:
-            """`c` with the prefix of its row in every seat that was taken; its axes `rows` and `slots`."""
+            """`c` with the prefix of its row in every seat that was taken; its axes `rows` and
+            `slots`."""
             fresh = jnp.take(p, row_S // shared, axis=rows)
             mask = jnp.expand_dims(sits, tuple(a for a in range(c.ndim) if a != rows))
             begin = jax.lax.slice_in_dim(c, 0, width, axis=slots)
-            return jax.lax.dynamic_update_slice_in_dim(c, jnp.where(mask, fresh, begin), 0, axis=slots)
+            return jax.lax.dynamic_update_slice_in_dim(
+                c, jnp.where(mask, fresh, begin), 0, axis=slots
+            )
 
         cache = map_arrays(seated, cache, prefixes)
         return row_S, seat, cache, jnp.minimum(taken + jnp.sum(free), total)
@@ -265,13 +313,19 @@ def _decode_with_refill(
         return jnp.max(jnp.sum(on_S.reshape(parts, -1), axis=1)) > seats // parts
 
     def decode(written, row_S, seat, cache, goes_on):  # type: ignore[no-untyped-def]
-        step = lambda c: _advance(c[0], c[1], c[2], row_S, key_B, limit_B, params, layers, config, draw, after)
-        return jax.lax.while_loop(lambda c: jnp.any(c[1]["on"]) & goes_on(c[1]["on"]), step, (written, seat, cache))
+        step = lambda c: _advance(
+            c[0], c[1], c[2], row_S, key_B, limit_B, params, layers, config, draw, after
+        )
+        return jax.lax.while_loop(
+            lambda c: jnp.any(c[1]["on"]) & goes_on(c[1]["on"]), step, (written, seat, cache)
+        )
 
     def turn_on(carry):  # type: ignore[no-untyped-def]
         written, (row_S, seat, cache, taken) = carry
         row_S, seat, cache, taken = refill((row_S, seat, cache, taken))
-        full_enough = lambda on: jnp.where(taken < total, jnp.sum(~on) < batch, crowded(on, drained))
+        full_enough = lambda on: jnp.where(
+            taken < total, jnp.sum(~on) < batch, crowded(on, drained)
+        )
         written, seat, cache = decode(written, row_S, seat, cache, full_enough)
         return written, (row_S, seat, cache, taken)
 
@@ -289,15 +343,20 @@ def _decode_with_refill(
         order = jnp.argsort(~seat["on"].reshape(parts, -1), axis=1, stable=True)[:, : size // parts]
         row_S, seat = jax.tree.map(lambda x, order=order: _keep_seats(x, order, 0), (row_S, seat))
         cache = map_arrays(lambda c, rows, slots, order=order: _keep_seats(c, order, rows), cache)
-        written, seat, cache = decode(written, row_S, seat, cache, lambda on, smaller=smaller: crowded(on, smaller))
+        written, seat, cache = decode(
+            written, row_S, seat, cache, lambda on, smaller=smaller: crowded(on, smaller)
+        )
     return written
 
 
 def _keep_seats(x: jax.Array, order_PS: jax.Array, axis: int) -> jax.Array:
-    """The seats of `x` (its dimension `axis`) named by `order_PS`: row p numbers seats within the p-th of P equal parts."""
+    """The seats of `x` (its dimension `axis`) named by `order_PS`: row p numbers seats within the
+    p-th of P equal parts."""
     parts = order_PS.shape[0]
     split = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
-    taken = jax.vmap(lambda part, order: jnp.take(part, order, axis=axis), in_axes=(axis, 0), out_axes=axis)(split, order_PS)
+    taken = jax.vmap(
+        lambda part, order: jnp.take(part, order, axis=axis), in_axes=(axis, 0), out_axes=axis
+    )(split, order_PS)
     taken = taken.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
     return lay(taken, axis) if x.ndim - axis > 1 else constrain(taken, "batch")
 

@@ -16,11 +16,11 @@ BLOCK = 128
 class SampleSpec:
     """How to continue a row.
 
-    temperature: 0 is greedy. top_p in (0, 1], top_k >= 0 (0: off) truncate the draw, not the recorded log-probs.
-    max_new_tokens: tokens written by one call at the most. end_ids: tokens that finish a row.
-    stop: int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) when the last state is reached.
-    cache: how keys and values are kept meanwhile, `auto` (in the parameters' dtype) or `int8`; recorded log-probs are those of
-    the model that reads them.
+    temperature: 0 is greedy. top_p in (0, 1], top_k >= 0 (0: off) truncate the draw, not the
+    recorded log-probs. max_new_tokens: tokens written by one call at the most. end_ids: tokens
+    that finish a row. stop: int32[states, V] from `tasks.stop_table`; a row pauses (unfinished)
+    when the last state is reached. cache: how keys and values are kept meanwhile, `auto` (in the
+    parameters' dtype) or `int8`; recorded log-probs are those of the model that reads them.
     """
 
     temperature: float = 1.0
@@ -33,13 +33,20 @@ class SampleSpec:
 
     def __post_init__(self) -> None:
         if self.cache not in KINDS:
-            raise ValueError(f"SampleSpec.cache {self.cache!r} is unknown; one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"SampleSpec.cache {self.cache!r} is unknown; one of {', '.join(KINDS)}"
+            )
         if self.temperature < 0:
-            raise ValueError(f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)")
+            raise ValueError(
+                f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"SampleSpec.top_p {self.top_p} must be in (0, 1]")
         if self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError(f"SampleSpec: top_k {self.top_k} must be >= 0 and max_new_tokens {self.max_new_tokens} >= 1")
+            raise ValueError(
+                f"SampleSpec: top_k {self.top_k} must be >= 0 and max_new_tokens"
+                f" {self.max_new_tokens} >= 1"
+            )
 
 
 def row_keys(key: jax.Array, stream: jax.Array | int, row_B: jax.Array) -> jax.Array:
@@ -48,13 +55,18 @@ def row_keys(key: jax.Array, stream: jax.Array | int, row_B: jax.Array) -> jax.A
 
 
 def sample(
-    logits_BV: jax.Array, key_B: jax.Array, slot_B: jax.Array, temperature: float, top_p: float, top_k: int
+    logits_BV: jax.Array,
+    key_B: jax.Array,
+    slot_B: jax.Array,
+    temperature: float,
+    top_p: float,
+    top_k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """(token int32[B], logp float32[B]): logp under the temperature-scaled, untruncated distribution (temperature 0:
-    under the distribution at temperature 1).
+    """(token int32[B], logp float32[B]): logp under the temperature-scaled, untruncated
+    distribution (temperature 0: under the distribution at temperature 1).
 
-    One uniform number per row is turned into a token by inverse CDF in two steps, over blocks and then inside one block:
-    exact, and V random numbers per row cheaper than Gumbel noise.
+    One uniform number per row is turned into a token by inverse CDF in two steps, over blocks and
+    then inside one block: exact, and V random numbers per row cheaper than Gumbel noise.
     """
     scaled = logits_BV if temperature in (0, 1) else logits_BV / temperature
     normaliser = jax.nn.logsumexp(scaled, axis=-1)
@@ -76,9 +88,12 @@ def _inverse_cdf(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     target = uniform_B * total[:, -1]
     block = jnp.minimum(jnp.sum(total <= target[:, None], axis=-1), blocks - 1)
     inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]
-    before = jnp.where(block > 0, jnp.take_along_axis(total, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    before = jnp.where(
+        block > 0, jnp.take_along_axis(total, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0
+    )
     running = before[:, None] + jnp.cumsum(inside, axis=-1)
-    # Rounding can carry the target past the last sum, or onto a token of probability 0: take the nearest likely one.
+    # Rounding can carry the target past the last sum, or onto a token of probability 0: take the
+    # nearest likely one.
     place = jnp.sum(running <= target[:, None], axis=-1)
     likely = inside > 0
     last = BLOCK - 1 - jnp.argmax(likely[:, ::-1], axis=-1)
@@ -88,7 +103,8 @@ def _inverse_cdf(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def _truncate(scaled_BV: jax.Array, top_p: float, top_k: int) -> jax.Array:
-    """-inf outside the `top_k` likeliest tokens and outside the smallest set with mass `top_p` (its last token kept)."""
+    """-inf outside the `top_k` likeliest tokens and outside the smallest set with mass `top_p`
+    (its last token kept)."""
     V = scaled_BV.shape[-1]
     if top_p == 1 and (top_k == 0 or top_k >= V):
         return scaled_BV

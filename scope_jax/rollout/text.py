@@ -5,22 +5,26 @@ from typing import Any
 
 import numpy as np
 
-from scope_jax.hosts import by_share
-from scope_jax.mesh import to_host
+from scope_jax.devices.hosts import by_share
+from scope_jax.devices.mesh import to_host
 from scope_jax.types import Rollout
 
 
 def completion_ids(rollout: Rollout) -> list[list[int]]:
     """Per row, the ids written after the prompt, the end token of a finished row left out."""
-    tokens, length, prompt, finished = to_host((rollout.tokens_BT, rollout.length_B, rollout.prompt_length_B, rollout.finished_B))
+    tokens, length, prompt, finished = to_host(
+        (rollout.tokens_BT, rollout.length_B, rollout.prompt_length_B, rollout.finished_B)
+    )
     stop = length - finished.astype(np.int32)
     return [tokens[b, prompt[b] : stop[b]].tolist() for b in range(len(length))]
 
 
 def texts(ids: Sequence[Sequence[int]], tokenizer: Any) -> list[str]:
-    """The text of each list of ids, spaces as they are, special tokens left out. Each process decodes its share of them; all
-    call this with the same lists."""
-    decode = lambda own: tokenizer.batch_decode(list(own), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """The text of each list of ids, spaces as they are, special tokens left out. Each process
+    decodes its share of them; all call this with the same lists."""
+    decode = lambda own: tokenizer.batch_decode(
+        list(own), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     return by_share(decode, ids)
 
 

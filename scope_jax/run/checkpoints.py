@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scope_jax.hosts import exchange, settle
-from scope_jax.mesh import at_hand
+from scope_jax.devices.hosts import exchange, settle
+from scope_jax.devices.mesh import at_hand
 from scope_jax.run.workdir import NoRoom, is_full, say_a_full_disk_once
 
 PyTree = Any
 
-# Of the system, and of gRPC and TensorStore: what a storage or a network says that does not answer at the moment.
+# Of the system, and of gRPC and TensorStore: what a storage or a network says that does not answer
+# at the moment.
 _PASSING_NAMES = (
     "EIO",
     "EAGAIN",
@@ -34,20 +35,33 @@ _PASSING_NAMES = (
     "EHOSTUNREACH",
 )
 _PASSING = {getattr(errno, name) for name in _PASSING_NAMES if hasattr(errno, name)}
-# What speaks to buckets and to the metadata server of a machine; a file that is not there is a FileNotFoundError of theirs too.
-_PASSING_MODULES = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
-_PASSING_WORDS = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): ")
-# What a folder says in which something is missing; another error of the system is none of the checkpoint.
+# What speaks to buckets and to the metadata server of a machine; a file that is not there is a
+# FileNotFoundError of theirs too.
+_PASSING_MODULES = (
+    "aiohttp.",
+    "gcsfs.",
+    "google.api_core.",
+    "google.auth.",
+    "google.cloud.",
+    "requests.",
+    "urllib3.",
+)
+_PASSING_WORDS = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): "
+)
+# What a folder says in which something is missing; another error of the system is none of the
+# checkpoint.
 _MISSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 class StorageError(OSError):
-    """Where checkpoints lie does not let them be written or read at the moment. Nothing is said about the run: another attempt may
-    get past it."""
+    """Where checkpoints lie does not let them be written or read at the moment. Nothing is said
+    about the run: another attempt may get past it."""
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of a storage or a network that does not answer, and not of what was asked."""
+    """Whether an error, or one that led to it, is of a storage or a network that does not answer,
+    and not of what was asked."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -65,14 +79,15 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints under `directory` (a local folder, or a bucket address that Orbax can write).
+    """The newest `keep` checkpoints under `directory` (a local folder, or a bucket address that
+    Orbax can write).
 
-    Each checkpoint holds the state (a pytree of arrays) and `extra` (JSON: counters, data position), together with
-    one checksum per array. A checkpoint appears under its final name only when it is complete, so a process killed
-    while it saves leaves the checkpoints before it untouched; what it left half-written is removed in the background,
-    before the first save at the latest.
-    With several processes every one of them calls every method, in the same order. With `keep=1` there is nothing to
-    fall back on.
+    Each checkpoint holds the state (a pytree of arrays) and `extra` (JSON: counters, data
+    position), together with one checksum per array. A checkpoint appears under its final name only
+    when it is complete, so a process killed while it saves leaves the checkpoints before it
+    untouched; what it left half-written is removed in the background, before the first save at the
+    latest. With several processes every one of them calls every method, in the same order. With
+    `keep=1` there is nothing to fall back on.
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
@@ -99,7 +114,8 @@ class Checkpoints:
             if not is_passing(error) or _of_the_program(error):
                 raise
             raise StorageError(f"{self.directory}: {_in_short(error)}") from error
-        # Reads by itself: a process that cannot read its part must not leave the others waiting for it in the middle of Orbax.
+        # Reads by itself: a process that cannot read its part must not leave the others waiting
+        # for it in the middle of Orbax.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -119,38 +135,47 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> bool:
-        """Saves `state` and `extra` as `step`; False, and nothing done, where that step is saved already.
+        """Saves `state` and `extra` as `step`; False, and nothing done, where that step is saved
+        already.
 
-        Returns once the arrays are copied to the host (they may then be donated); the files are written in the
-        background. An error of that writing is raised by the next `save`, `wait` or `close`: NoRoom where the disk
-        is full, StorageError for what else went wrong, and the checkpoints before it are as they were (end the process with
-        `cli.leave` then). `state` has jax or numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not
+        Returns once the arrays are copied to the host (they may then be donated); the files are
+        written in the background. An error of that writing is raised by the next `save`, `wait` or
+        `close`: NoRoom where the disk is full, StorageError for what else went wrong, and the
+        checkpoints before it are as they were (end the process with `cli.leave` then). `state` has
+        jax or numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not
         JSON.
         """
         try:
-            # Through text and back, so that what is summed is what will be read (tuples are lists, keys are strings).
+            # Through text and back, so that what is summed is what will be read (tuples are lists,
+            # keys are strings).
             extra = json.loads(json.dumps(extra))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}") from None
+            raise ValueError(
+                f"checkpoint {step}: extra must be JSON (numbers, strings, lists, dicts): {error}"
+            ) from None
         self.wait()
         if step in self._manager.all_steps():
             return False
         state = at_hand(state)
         leaves = _describe(state)
         record = {"extra": extra, "leaves": leaves, "sum": _text_sum(extra, leaves)}
-        items = self._args.Composite(state=self._args.StandardSave(state), record=self._args.JsonSave(record))
+        items = self._args.Composite(
+            state=self._args.StandardSave(state), record=self._args.JsonSave(record)
+        )
         with self._one_line():
             return bool(self._manager.save(step, args=items, force=True))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """The newest readable checkpoint as (step, state, extra); None where there is no checkpoint at all.
+        """The newest readable checkpoint as (step, state, extra); None where there is no
+        checkpoint at all.
 
-        `like` is a pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays: the state has its structure, and its
-        arrays are placed by its shardings, which need not be those of the mesh that saved. The bits are those that
-        were saved. A damaged checkpoint (unreadable, or a checksum that differs) is left out with a warning, and
-        deleted as soon as an older one has been read. Raises ValueError where the checkpoint is sound but of another
-        state than `like` (names and shapes are given; nothing is deleted), and where every checkpoint is damaged; StorageError
-        where it is the storage that does not answer.
+        `like` is a pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays: the state has
+        its structure, and its arrays are placed by its shardings, which need not be those of the
+        mesh that saved. The bits are those that were saved. A damaged checkpoint (unreadable, or a
+        checksum that differs) is left out with a warning, and deleted as soon as an older one has
+        been read. Raises ValueError where the checkpoint is sound but of another state than `like`
+        (names and shapes are given; nothing is deleted), and where every checkpoint is damaged;
+        StorageError where it is the storage that does not answer.
         """
         self.wait()
         like = jax.tree.map(_abstract, like)
@@ -169,11 +194,17 @@ class Checkpoints:
                             self._manager.delete(bad)
                     return step, state, record["extra"]
             damaged[step] = reason
-            logging.warning("checkpoint %s/%d is damaged, trying the one before it: %s", self.directory, step, reason)
+            logging.warning(
+                "checkpoint %s/%d is damaged, trying the one before it: %s",
+                self.directory,
+                step,
+                reason,
+            )
         if damaged:
             raise ValueError(
-                f"{self.directory}: no checkpoint can be read ({'; '.join(f'{s}: {r}' for s, r in damaged.items())}); "
-                "bring the files back, or move the folder away to start afresh"
+                f"{self.directory}: no checkpoint can be read"
+                f" ({'; '.join(f'{s}: {r}' for s, r in damaged.items())}); bring the files back, or"
+                " move the folder away to start afresh"
             )
         return None
 
@@ -198,7 +229,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
-        """What went wrong while something was written as one clear error, whatever the layer below calls it."""
+        """What went wrong while something was written as one clear error, whatever the layer below
+        calls it."""
         try:
             yield
         except Exception as error:
@@ -206,11 +238,14 @@ class Checkpoints:
                 raise NoRoom(self.directory) from error
             if _of_the_program(error):
                 raise
-            raise StorageError(f"{self.directory}: a checkpoint could not be written: {_in_short(error)}") from error
+            raise StorageError(
+                f"{self.directory}: a checkpoint could not be written: {_in_short(error)}"
+            ) from error
 
     def _attempt(self, read, *args) -> tuple[Any, str]:
-        """(result, "") of `read(*args)`, in which no process waits for another, or (None, one line of reason); one verdict for all
-        processes. Raises StorageError where it is the storage of any of them that does not answer."""
+        """(result, "") of `read(*args)`, in which no process waits for another, or (None, one line
+        of reason); one verdict for all processes. Raises StorageError where it is the storage of
+        any of them that does not answer."""
         result, reason, passing = None, "", False
         try:
             result = read(*args)
@@ -219,7 +254,8 @@ class Checkpoints:
         except Exception as error:  # Every layer below (json, Orbax, TensorStore, the file system) has its own kinds.
             reason, passing = (
                 _in_short(error),
-                is_passing(error) or (isinstance(error, OSError) and not isinstance(error, _MISSING)),
+                is_passing(error)
+                or (isinstance(error, OSError) and not isinstance(error, _MISSING)),
             )
         for number, (why, may_pass) in enumerate(exchange([reason, passing])):
             if may_pass:
@@ -246,26 +282,34 @@ def _in_short(error: BaseException) -> str:
 
 
 def _of_the_program(error: BaseException | None) -> bool:
-    """Whether an error says that the devices failed, or another process of the run in a collective, or that there is a mistake in
-    the program: nothing of the storage."""
+    """Whether an error says that the devices failed, or another process of the run in a
+    collective, or that there is a mistake in the program: nothing of the storage."""
     ours = (jax.errors.JaxRuntimeError, TypeError, AttributeError, AssertionError)
     return isinstance(error, ours) or "Gloo" in str(error)
 
 
 def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
-    """Which array does not have the bits that were saved; empty where all have. All processes call it."""
-    differing = [name for name, found in _describe(state).items() if found["sum"] != leaves[name]["sum"]]
+    """Which array does not have the bits that were saved; empty where all have. All processes call
+    it."""
+    differing = [
+        name for name, found in _describe(state).items() if found["sum"] != leaves[name]["sum"]
+    ]
     return f"ValueError: the checksum of {differing[0]} differs" if differing else ""
 
 
 def _worth_saying(record: Any) -> bool:
-    """Whether a log record is to be printed. Of a storage that fails, every thread of Orbax logs a traceback of its own, before we
-    hear of it and say the same in one line; those that are still waiting when the program ends log another."""
-    return not (record.exc_info and "orbax" in record.pathname) or _of_the_program(record.exc_info[1])
+    """Whether a log record is to be printed. Of a storage that fails, every thread of Orbax logs a
+    traceback of its own, before we hear of it and say the same in one line; those that are still
+    waiting when the program ends log another."""
+    return not (record.exc_info and "orbax" in record.pathname) or _of_the_program(
+        record.exc_info[1]
+    )
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -274,7 +318,11 @@ def _describe(state: PyTree) -> dict[str, dict]:
     named = jax.tree_util.tree_leaves_with_path(state)
     sums = jax.device_get([settle(_array_sum(leaf)) for _, leaf in named])
     return {
-        jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": int(total)}
+        jax.tree_util.keystr(path): {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "sum": int(total),
+        }
         for (path, leaf), total in zip(named, sums, strict=True)
     }
 
@@ -283,8 +331,9 @@ def _describe(state: PyTree) -> dict[str, dict]:
 def _array_sum(array: jax.Array) -> jax.Array:
     """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32.
 
-    Integer addition commutes, so the sum is the same on every mesh, and it is one read of the array where it lies.
-    The odd weights see any one changed element, and zero-filled and swapped chunks.
+    Integer addition commutes, so the sum is the same on every mesh, and it is one read of the
+    array where it lies. The odd weights see any one changed element, and zero-filled and swapped
+    chunks.
     """
     if array.dtype == jnp.bool_:
         bits = array.astype(jnp.uint32)
@@ -293,7 +342,9 @@ def _array_sum(array: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
     position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):
-        position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride % 2**32)
+        position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(
+            stride % 2**32
+        )
         stride *= bits.shape[axis]
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
@@ -305,7 +356,8 @@ def _text_sum(extra: dict[str, Any], leaves: dict[str, dict]) -> int:
 def _check_layout(leaves: dict[str, dict], like: PyTree, where: str) -> None:
     """Raises ValueError where the saved arrays are not those of `like`, naming up to five of them."""
     wanted = {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     saved = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in leaves.items()}
     differing = [
@@ -316,6 +368,6 @@ def _check_layout(leaves: dict[str, dict], like: PyTree, where: str) -> None:
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise ValueError(
-            f"{where}: saved by a run with another model or optimiser ({'; '.join(differing[:5])}{more}); "
-            "use the config that wrote it, or another workdir"
+            f"{where}: saved by a run with another model or optimiser"
+            f" ({'; '.join(differing[:5])}{more}); use the config that wrote it, or another workdir"
         )

@@ -1,4 +1,5 @@
-"""Metrics of a run: one JSON line and one TensorBoard event per step; wall seconds per phase; a progress bar."""
+"""Metrics of a run: one JSON line and one TensorBoard event per step; wall seconds per phase; a
+progress bar."""
 
 import contextlib
 import json
@@ -10,16 +11,17 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scope_jax.hosts import is_main
+from scope_jax.devices.hosts import is_main
 from scope_jax.run.workdir import say_a_full_disk_once, write_atomically
 
 
 class MetricsWriter:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir/tb/`.
 
-    `resume_step` is the first step that will be written (0 for a new run): lines at or past it, and a last line that
-    a kill left torn, are dropped from `metrics.jsonl` at once, atomically; TensorBoard is told to drop its own points
-    from there on. Of several processes the first one writes, the writers of the others do nothing. No TensorFlow is needed.
+    `resume_step` is the first step that will be written (0 for a new run): lines at or past it,
+    and a last line that a kill left torn, are dropped from `metrics.jsonl` at once, atomically;
+    TensorBoard is told to drop its own points from there on. Of several processes the first one
+    writes, the writers of the others do nothing. No TensorFlow is needed.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
@@ -35,19 +37,24 @@ class MetricsWriter:
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if line["step"] < resume_step]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        # Without a buffer: what a full disk did not take is not tried again at the end of the process.
+        # Without a buffer: what a full disk did not take is not tried again at the end of the
+        # process.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  Closed by close().
         say_a_full_disk_once()
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
-        # A START record makes readers drop what an earlier, killed process wrote at or past this step.
+        # A START record makes readers drop what an earlier, killed process wrote at or past this
+        # step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step, session_log=start))
+        self._events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=resume_step, session_log=start)
+        )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes {flat name: number} as the line {"step": step, name: value, ...} and flushes it.
 
-        Values are Python (True is 1), numpy or jax scalars. NaN and infinities are `null` in the JSON line (JSON has
-        no such numbers) and go to TensorBoard as they are. Raises ValueError for a metric that is not a number.
+        Values are Python (True is 1), numpy or jax scalars. NaN and infinities are `null` in the
+        JSON line (JSON has no such numbers) and go to TensorBoard as they are. Raises ValueError
+        for a metric that is not a number.
         """
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
@@ -58,18 +65,28 @@ class MetricsWriter:
             try:
                 numbers[name] = int(value) if isinstance(value, int) else float(value)
             except (TypeError, ValueError):
-                raise ValueError(f"step {step}: metric {name} must be one number, not {type(value).__name__}") from None
-        line = {"step": int(step)} | {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+                raise ValueError(
+                    f"step {step}: metric {name} must be one number, not {type(value).__name__}"
+                ) from None
+        line = {"step": int(step)} | {
+            k: v if math.isfinite(v) else None for k, v in numbers.items()
+        }
         rest = memoryview(f"{json.dumps(line)}\n".encode())
         while rest:
             rest = rest[self._file.write(rest) :]
         summary = summary_pb2.Summary(
-            value=[summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+            value=[
+                summary_pb2.Summary.Value(tag=name, simple_value=value)
+                for name, value in numbers.items()
+            ]
         )
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary))
+        self._events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary)
+        )
 
     def close(self) -> None:
-        """Flushes and closes both files. Raises what was kept from them: a full disk, for one. A second call does nothing."""
+        """Flushes and closes both files. Raises what was kept from them: a full disk, for one. A
+        second call does nothing."""
         if self._writes and not self._file.closed:
             self._file.close()
             # Raises what happened to its thread; `close` alone would not.
@@ -86,8 +103,8 @@ class MetricsWriter:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` in file order; a torn last line is left out.
 
-    Raises FileNotFoundError, and ValueError with file and line number for any other line that is not an object with
-    an integer "step".
+    Raises FileNotFoundError, and ValueError with file and line number for any other line that is
+    not an object with an integer "step".
     """
     rows: list[dict[str, Any]] = []
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
@@ -99,7 +116,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         except ValueError:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise ValueError(f'{path}:{number}: not a metrics line; an object with an integer "step" is expected')
+            raise ValueError(
+                f'{path}:{number}: not a metrics line; an object with an integer "step" is expected'
+            )
         rows.append(row)
     return rows
 
@@ -107,7 +126,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class PhaseTimer:
     """Wall seconds by phase, accumulated: `with timer("rollout"): ...`, then `timer.pop()`.
 
-    JAX returns before the device is done: a phase that ends on a device must block on its result inside the `with`.
+    JAX returns before the device is done: a phase that ends on a device must block on its result
+    inside the `with`.
     """
 
     def __init__(self):
@@ -129,7 +149,8 @@ class PhaseTimer:
 
 
 def progress(total: int, initial: int = 0, desc: str = ""):
-    """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per 10 s at most."""
+    """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per
+    10 s at most."""
     from tqdm import tqdm
 
     if not is_main():
@@ -137,11 +158,21 @@ def progress(total: int, initial: int = 0, desc: str = ""):
 
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
         return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)
-    return tqdm(total=total, initial=initial, desc=desc, ncols=100, ascii=True, mininterval=10, maxinterval=10, file=_Lines())
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=desc,
+        ncols=100,
+        ascii=True,
+        mininterval=10,
+        maxinterval=10,
+        file=_Lines(),
+    )
 
 
 class _Lines:
-    """The file a bar draws on where a carriage return does not move back (a log): each drawing becomes a line."""
+    """The file a bar draws on where a carriage return does not move back (a log): each drawing
+    becomes a line."""
 
     def write(self, text: str) -> None:
         text = text.replace("\r", "").strip()

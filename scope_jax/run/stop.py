@@ -1,4 +1,5 @@
-"""A run that is asked to stop: SIGTERM (what a pre-emption notice becomes) or Ctrl-C let it end where nothing is lost."""
+"""A run that is asked to stop: SIGTERM (what a pre-emption notice becomes) or Ctrl-C let it end
+where nothing is lost."""
 
 import os
 import signal
@@ -7,23 +8,26 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-# Exit code of a program that stopped because it was asked to: the same command goes on (sysexits.h: a failure that passes).
+# Exit code of a program that stopped because it was asked to: the same command goes on
+# (sysexits.h: a failure that passes).
 STOPPED = 75
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has stopped; its one line says where it goes on. No error of the run."""
+    """The run was asked to stop and has stopped; its one line says where it goes on. No error of
+    the run."""
 
 
 class StopSignal:
     """Whether this process was told to stop, while the `with` block lasts.
 
-    SIGTERM and SIGINT only leave a note, which the run looks at where it can stop. A second Ctrl-C ends the process at once
-    (in a notebook: interrupts the cell). A signal that was ignored before stays ignored. Outside of the main thread, where
-    Python lets nobody set handlers, nothing is noticed.
+    SIGTERM and SIGINT only leave a note, which the run looks at where it can stop. A second Ctrl-C
+    ends the process at once (in a notebook: interrupts the cell). A signal that was ignored before
+    stays ignored. Outside of the main thread, where Python lets nobody set handlers, nothing is
+    noticed.
 
-    agree: with several processes, whether any of them was told: all have to stop at the same place. All processes then call
-    `requested` equally often.
+    agree: with several processes, whether any of them was told: all have to stop at the same
+    place. All processes then call `requested` equally often.
     """
 
     def __init__(self, agree: Callable[[bool], bool] | None = None):
@@ -55,7 +59,11 @@ class StopSignal:
             self.name = signal.Signals(number).name
             again = "; again to stop at once" if number == signal.SIGINT else ""
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"{self.name}: the run stops as soon as it can be gone on with{again}\n".encode())
+            os.write(
+                2, f"{self.name}: the run stops as soon as it can be gone on with{again}\n".encode()
+            )
         if number == signal.SIGINT:
             # The system's own handler also ends a process that is inside a long computation.
-            signal.signal(number, self._before[number] if "ipykernel" in sys.modules else signal.SIG_DFL)
+            signal.signal(
+                number, self._before[number] if "ipykernel" in sys.modules else signal.SIG_DFL
+            )

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scope_jax.hosts import is_main
+from scope_jax.devices.hosts import is_main
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -24,29 +24,43 @@ def prepare_workdir(
     defaults: Mapping[str, Any] | None = None,
     name: str = "config.json",
 ) -> pathlib.Path:
-    """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file `name`, keys sorted.
+    """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file
+    `name`, keys sorted.
 
-    Where that file is there already, it must hold the same values, keys in `may_differ` aside (dotted names;
-    "eval" covers "eval.every") and keys that it lacks and that stand at their `defaults` here (it was written by an
-    earlier version); it is then written anew. Keys in `allow` ("all": every key) may differ as well, but then the file is
-    left for `record_config`, once the run is known to go on. None: the command has no flag to allow anything.
+    Where that file is there already, it must hold the same values, keys in `may_differ` aside
+    (dotted names; "eval" covers "eval.every") and keys that it lacks and that stand at their
+    `defaults` here (it was written by an earlier version); it is then written anew. Keys in
+    `allow` ("all": every key) may differ as well, but then the file is left for `record_config`,
+    once the run is known to go on. None: the command has no flag to allow anything.
 
-    Raises ValueError that names up to five differing keys with both values, and changes nothing, where it is the config of
-    another run; and where `config` holds something that is not JSON.
+    Raises ValueError that names up to five differing keys with both values, and changes nothing,
+    where it is the config of another run; and where `config` holds something that is not JSON.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / name
     text = _as_text(config, path)
     changed = config_changes(workdir, config, may_differ=may_differ, defaults=defaults, name=name)
     allowed = tuple(allow or ())
-    refused = {key: both for key, both in changed.items() if "all" not in allowed and not _covered(key, allowed)}
+    refused = {
+        key: both
+        for key, both in changed.items()
+        if "all" not in allowed and not _covered(key, allowed)
+    }
     if refused:
-        shown = [f"{key}: there {_short(there)}, here {_short(here)}" for key, (there, here) in list(refused.items())[:5]]
+        shown = [
+            f"{key}: there {_short(there)}, here {_short(here)}"
+            for key, (there, here) in list(refused.items())[:5]
+        ]
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         ways = "use another workdir, or the values that are there"
         if allow is not None:
-            ways += f", or go on with the new ones: --allow_changed_config={','.join([*allowed, *refused])}"
-        raise ValueError(f"{path}: the workdir of a run with another config ({'; '.join(shown)}{more}); {ways}")
+            ways += (
+                ", or go on with the new ones:"
+                f" --allow_changed_config={','.join([*allowed, *refused])}"
+            )
+        raise ValueError(
+            f"{path}: the workdir of a run with another config ({'; '.join(shown)}{more}); {ways}"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     if not changed:
         write_atomically(path, text + "\n")
@@ -61,8 +75,9 @@ def config_changes(
     defaults: Mapping[str, Any] | None = None,
     name: str = "config.json",
 ) -> dict[str, tuple[str, str]]:
-    """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what `prepare_workdir` would not let pass, as
-    JSON texts ("absent" where there is none); empty where there is no such file."""
+    """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what
+    `prepare_workdir` would not let pass, as JSON texts ("absent" where there is none); empty where
+    there is no such file."""
     path = pathlib.Path(workdir) / name
     if not path.exists():
         return {}
@@ -75,27 +90,34 @@ def config_changes(
     return {
         key: (_show(before, key), _show(now, key))
         for key in sorted(before.keys() | now.keys())
-        if not same(before, now, key) and not _covered(key, may_differ) and not (key not in before and same(now, usual, key))
+        if not same(before, now, key)
+        and not _covered(key, may_differ)
+        and not (key not in before and same(now, usual, key))
     }
 
 
-def record_config(workdir: str | os.PathLike, config: Mapping[str, Any], step: int, **free: Any) -> None:
-    """Where `config_changes(workdir, config, **free)` finds any, writes down that the run goes on at `step` with them: a line
-    {"step", "time", "changes": {key: [before, after]}} of `config_changes.jsonl`, and `config.json` anew."""
+def record_config(
+    workdir: str | os.PathLike, config: Mapping[str, Any], step: int, **free: Any
+) -> None:
+    """Where `config_changes(workdir, config, **free)` finds any, writes down that the run goes on
+    at `step` with them: a line {"step", "time", "changes": {key: [before, after]}} of
+    `config_changes.jsonl`, and `config.json` anew."""
     changes = config_changes(workdir, config, **free) if is_main() else {}
     if not changes:
         return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     history = pathlib.Path(workdir) / "config_changes.jsonl"
     before = history.read_text() if history.is_file() else ""
-    line = json.dumps({"step": step, "time": now, "changes": {key: list(both) for key, both in changes.items()}})
+    line = json.dumps(
+        {"step": step, "time": now, "changes": {key: list(both) for key, both in changes.items()}}
+    )
     write_atomically(history, f"{before}{line}\n")
     write_atomically(pathlib.Path(workdir) / "config.json", _as_text(config, history) + "\n")
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` by way of a file beside it: a reader, or a kill, sees the old content or the new. Of several
-    processes the first one writes."""
+    """Writes `text` to `path` by way of a file beside it: a reader, or a kill, sees the old
+    content or the new. Of several processes the first one writes."""
     if not is_main():
         return
     path = pathlib.Path(path)
@@ -116,14 +138,15 @@ class NoRoom(OSError):
 
     def __init__(self, place: str | os.PathLike):
         super().__init__(
-            f"{os.fspath(place)}: no room to write (disk or quota is full); earlier checkpoints are intact: make room and start "
-            "the same command again"
+            f"{os.fspath(place)}: no room to write (disk or quota is full); earlier checkpoints are"
+            " intact: make room and start the same command again"
         )
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there was no room to write: a full disk, a quota, a file's limit. Orbax
-    and TensorStore have kinds of their own, which only keep the system's words."""
+    """Whether an error, or one that led to it, says that there was no room to write: a full disk,
+    a quota, a file's limit. Orbax and TensorStore have kinds of their own, which only keep the
+    system's words."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -136,19 +159,25 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def say_a_full_disk_once() -> None:
-    """Leave the tracebacks of threads to which a full disk happened unprinted, where the same is raised again to whoever waits for
-    them: TensorBoard's writer keeps its error for the next call, Orbax for the next save. And TensorStore's: the file system
-    still answers writes of a save that failed, and each answer finds the event loop of that save closed."""
+    """Leave the tracebacks of threads to which a full disk happened unprinted, where the same is
+    raised again to whoever waits for them: TensorBoard's writer keeps its error for the next call,
+    Orbax for the next save. And TensorStore's: the file system still answers writes of a save that
+    failed, and each answer finds the event loop of that save closed."""
     in_thread, anywhere = threading.excepthook, sys.unraisablehook
     if getattr(in_thread, "says_a_full_disk_once", False):
         return
 
     def of_thread(args: Any) -> None:
-        if not (type(args.thread).__module__.startswith("tensorboard.") and is_full(args.exc_value)):
+        if not (
+            type(args.thread).__module__.startswith("tensorboard.") and is_full(args.exc_value)
+        ):
             in_thread(args)
 
     def unraisable(args: Any) -> None:
-        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+        if not (
+            isinstance(args.exc_value, RuntimeError)
+            and str(args.exc_value) == "Event loop is closed"
+        ):
             anywhere(args)
 
     of_thread.says_a_full_disk_once = True  # type: ignore[attr-defined]
@@ -160,7 +189,9 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {
-        name: value for key, sub in tree.items() for name, value in _flat(sub, f"{prefix}.{key}" if prefix else str(key)).items()
+        name: value
+        for key, sub in tree.items()
+        for name, value in _flat(sub, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 
@@ -172,7 +203,9 @@ def _as_text(config: Mapping[str, Any], path: pathlib.Path) -> str:
     try:
         return json.dumps(config, indent=2, sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"config: only numbers, strings, lists and dicts can be kept in {path}: {error}") from None
+        raise ValueError(
+            f"config: only numbers, strings, lists and dicts can be kept in {path}: {error}"
+        ) from None
 
 
 def _show(values: dict[str, Any], key: str) -> str:

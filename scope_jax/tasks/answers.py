@@ -1,7 +1,9 @@
-r"""Answers and equations in texts: the last \boxed{} of a solution, the number after "####", and one spelling for both.
+r"""Answers and equations in texts: the last \boxed{} of a solution, the number after "####", and
+one spelling for both.
 
-Verdicts are not made here (`verify_math` does that): these functions read the reference answer of a data set that has
-only solutions, and give answers a common spelling so that equal ones can be counted.
+Verdicts are not made here (`verify_math` does that): these functions read the reference answer of
+a data set that has only solutions, and give answers a common spelling so that equal ones can be
+counted.
 """
 
 import re
@@ -13,19 +15,22 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 def equations_in(text: str) -> list[str]:
-    """The equations of a text: its lines with something on both sides of an "=", white space, `$` and `\\(` removed."""
+    """The equations of a text: its lines with something on both sides of an "=", white space, `$`
+    and `\\(` removed."""
     lines = (re.sub(r"\s+|\$|\\[()\[\]]", "", line).rstrip(".,;") for line in text.splitlines())
     return [line for line in lines if re.search(r"[^=]=[^=]", line)]
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} (or \fbox) whose braces close, the outermost of nested ones; None where there is
-    none or nothing is in it.
+    r"""The content of the last \boxed{...} (or \fbox) whose braces close, the outermost of nested
+    ones; None where there is none or nothing is in it.
 
-    Escaped braces (\{ \}) do not count. "\boxed 5" is read too (MATH has it), where no box with braces comes after it. One
-    pass over the text, however many boxes are opened in it.
+    Escaped braces (\{ \}) do not count. "\boxed 5" is read too (MATH has it), where no box with
+    braces comes after it. One pass over the text, however many boxes are opened in it.
     """
-    opened: list[tuple[int, int] | None] = []  # (start of the box, of its content) of each open brace; None: of another kind
+    opened: list[
+        tuple[int, int] | None
+    ] = []  # (start of the box, of its content) of each open brace; None: of another kind
     start, box = -1, ""
     for match in _BRACES.finditer(text):
         token = match.group()
@@ -44,14 +49,16 @@ def last_boxed(text: str) -> str | None:
 
 
 def hash_answer(text: str) -> str | None:
-    """What GSM8K writes after "####" on its own line (the last such line), thousands commas removed; None without it."""
+    """What GSM8K writes after "####" on its own line (the last such line), thousands commas
+    removed; None without it."""
     found = _HASH.findall(text)
     return _THOUSANDS.sub("", found[-1]) if found else None
 
 
 def boxed_solution(solution: str, answer: str) -> str:
-    r"""A reference solution that ends in \boxed{answer}: as it is where it has a box, else GSM8K's calculator notes
-    (<<48/2=24>>) and "####" line are taken out and a last step with the box is added."""
+    r"""A reference solution that ends in \boxed{answer}: as it is where it has a box, else GSM8K's
+    calculator notes (<<48/2=24>>) and "####" line are taken out and a last step with the box is
+    added."""
     if last_boxed(solution) is not None:
         return solution
     body = _HASH.sub("", _CALCULATOR.sub("", solution)).rstrip()
@@ -59,9 +66,9 @@ def boxed_solution(solution: str, answer: str) -> str:
 
 
 def normal_answer(answer: str) -> str:
-    r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac, \text{}, degree and
-    percent signs, thousands commas, a trailing full stop, the braces of \frac12. Values are not computed: 1/2 and 0.5
-    stay different."""
+    r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac,
+    \text{}, degree and percent signs, thousands commas, a trailing full stop, the braces of
+    \frac12. Values are not computed: 1/2 and 0.5 stay different."""
     text = answer.strip().strip("$").strip()
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)

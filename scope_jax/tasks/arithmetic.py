@@ -1,15 +1,16 @@
-"""The embedded domain "signed terms": small enough for a CPU, with many valid paths and a program for every role.
+"""The embedded domain "signed terms": small enough for a CPU, with many valid paths and a program
+for every role.
 
 A problem is a start state and k distinct signed terms, and every character is one token:
 
     prompt      47:+7-3+9-1=        totals 4 modulo 10 and 7 modulo 9, then the terms
     completion  -314\\n +9 03\\n ...  (without the blanks) one line for each term, in any order
 
-A line is the term's sign and digit and the new running totals modulo 10 and modulo 9. The last line ends the solution
-and has no newline. All k! orders are valid paths. The outcome verifier reads the last line's two totals only, so a
-random well-formed guess passes once in 90. A term takes one of 18 values (sign, digit 1-9), so there are
-90 x C(18, k) problems (k = 4: 275,400; k = 6: 1.7 million), each with k! orders of its prompt; without a start state,
-1/90 of that.
+A line is the term's sign and digit and the new running totals modulo 10 and modulo 9. The last
+line ends the solution and has no newline. All k! orders are valid paths. The outcome verifier
+reads the last line's two totals only, so a random well-formed guess passes once in 90. A term
+takes one of 18 values (sign, digit 1-9), so there are 90 x C(18, k) problems (k = 4: 275,400; k =
+6: 1.7 million), each with k! orders of its prompt; without a start state, 1/90 of that.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scope_jax.tasks.domain import GeneratedDomain, Problem, split_steps
+from scope_jax.tasks.domain import GeneratedDomain, Problem
+from scope_jax.text.steps import split_steps
 
 CHARACTERS = "0123456789+-:=\n"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")
@@ -32,10 +34,12 @@ Totals = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic(GeneratedDomain):
-    """Signed terms with running totals modulo `moduli`; `start` is "random" (written in the prompt) or "zero".
+    """Signed terms with running totals modulo `moduli`; `start` is "random" (written in the
+    prompt) or "zero".
 
-    `misconception` is the probability that `demonstration` writes a line of the kind `misconception_kind` wrong, which
-    is how a base policy gets a weakness that is structured and can be repaired. Teachers leave it at 0.
+    `misconception` is the probability that `demonstration` writes a line of the kind
+    `misconception_kind` wrong, which is how a base policy gets a weakness that is structured and
+    can be repaired. Teachers leave it at 0.
     """
 
     moduli: tuple[int, int] = (10, 9)
@@ -50,39 +54,59 @@ class Arithmetic(GeneratedDomain):
 
     def __post_init__(self):
         if len(self.moduli) != 2 or not all(2 <= m <= 10 for m in self.moduli):
-            raise ValueError(f"arithmetic: moduli {self.moduli}: expected two numbers from 2 to 10 (a total is one digit)")
+            raise ValueError(
+                f"arithmetic: moduli {self.moduli}: expected two numbers from 2 to 10 (a total is"
+                " one digit)"
+            )
         if self.start not in ("random", "zero"):
             raise ValueError(f"arithmetic: start {self.start!r}: expected 'random' or 'zero'")
         if self.misconception_kind not in MISCONCEPTIONS:
-            raise ValueError(f"arithmetic: misconception_kind {self.misconception_kind!r}: one of {MISCONCEPTIONS}")
+            raise ValueError(
+                f"arithmetic: misconception_kind {self.misconception_kind!r}: one of"
+                f" {MISCONCEPTIONS}"
+            )
         if not 0.0 <= self.misconception <= 1.0:
-            raise ValueError(f"arithmetic: misconception {self.misconception}: expected a probability")
+            raise ValueError(
+                f"arithmetic: misconception {self.misconception}: expected a probability"
+            )
 
     # ---- problems
 
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:
-        """Problem number `index` of a split: a pure function of the arguments, so fresh problems never run out.
+        """Problem number `index` of a split: a pure function of the arguments, so fresh problems
+        never run out.
 
-        `k` is the number of terms, or several numbers, one of which is drawn. Validation, test and train are disjoint:
-        a hash of the start state and the *set* of terms decides which of them a problem belongs to (5 %, 5 %, 90 %),
-        and drawing is repeated until it fits. `test_ood` draws from the test share (it differs in k only).
+        `k` is the number of terms, or several numbers, one of which is drawn. Validation, test and
+        train are disjoint: a hash of the start state and the *set* of terms decides which of them
+        a problem belongs to (5 %, 5 %, 90 %), and drawing is repeated until it fits. `test_ood`
+        draws from the test share (it differs in k only).
         """
         if split not in SPLITS:
             raise ValueError(f"arithmetic: split {split!r}: expected one of {SPLITS}")
         lengths = (k,) if isinstance(k, int) else tuple(k)
         if not lengths or not all(1 <= length <= len(TERMS) for length in lengths):
             raise ValueError(f"arithmetic: k {k}: expected 1 to {len(TERMS)} terms")
-        # Raw bits only: numpy guarantees their stream for ever, but not that of Generator's methods.
-        bits = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), index, *lengths]))
+        # Raw bits only: numpy guarantees their stream for ever, but not that of Generator's
+        # methods.
+        bits = np.random.Philox(
+            np.random.SeedSequence([seed, SPLITS.index(split), index, *lengths])
+        )
         share = "test" if split == "test_ood" else split
         for _ in range(20_000):
             raw = bits.random_raw(3 + len(TERMS))
             count = lengths[int(raw[0]) % len(lengths)]
-            totals = (int(raw[1]) % self.moduli[0], int(raw[2]) % self.moduli[1]) if self.start == "random" else (0, 0)
+            totals = (
+                (int(raw[1]) % self.moduli[0], int(raw[2]) % self.moduli[1])
+                if self.start == "random"
+                else (0, 0)
+            )
             terms = [TERMS[i] for i in np.argsort(raw[3:])[:count]]
             if split_of(totals, terms) == share:
                 return self.make_problem(terms, totals, id=f"{split}-{seed}-{index}")
-        raise ValueError(f"arithmetic: no problem with k={k} and start={self.start!r} belongs to {split!r}: use a larger k")
+        raise ValueError(
+            f"arithmetic: no problem with k={k} and start={self.start!r} belongs to {split!r}: use"
+            " a larger k"
+        )
 
     def make_problem(self, terms: Sequence[str], totals: Totals = (0, 0), id: str = "") -> Problem:
         """The problem with these terms (such as "+7") and this start state."""
@@ -107,11 +131,16 @@ class Arithmetic(GeneratedDomain):
         return [line for line in completion.split("\n") if self._parse(line)]
 
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
-        """True where the last line is well-formed and shows the true totals. Earlier lines are not looked at."""
-        return [self.answer_of(text) == problem.answer for problem, text in zip(problems, completions, strict=True)]
+        """True where the last line is well-formed and shows the true totals. Earlier lines are not
+        looked at."""
+        return [
+            self.answer_of(text) == problem.answer
+            for problem, text in zip(problems, completions, strict=True)
+        ]
 
     def answer_of(self, completion: str) -> str | None:
-        """The two digits of the last line, or None where it is not well-formed (a newline at the very end included)."""
+        """The two digits of the last line, or None where it is not well-formed (a newline at the
+        very end included)."""
         line = completion.rsplit("\n", 1)[-1]
         return line[2:] if self._parse(line) else None
 
@@ -119,12 +148,16 @@ class Arithmetic(GeneratedDomain):
         """Only the final line has no newline."""
         return self._parse(step) is not None
 
-    def check_steps(self, problem: Problem, steps: Sequence[str], *, complete: bool = True) -> list[bool]:
-        """One label per line: its term is unused, its totals follow from the totals *written* before, and it ends the
-        solution exactly when no term is left; after the first error everything is False.
+    def check_steps(
+        self, problem: Problem, steps: Sequence[str], *, complete: bool = True
+    ) -> list[bool]:
+        """One label per line: its term is unused, its totals follow from the totals *written*
+        before, and it ends the solution exactly when no term is left; after the first error
+        everything is False.
 
-        Steps may come with or without their newline (all but the last must then be lines that had one). A last step
-        that ends in a newline although no term is left is wrong; with `complete` a last step that leaves terms is too.
+        Steps may come with or without their newline (all but the last must then be lines that had
+        one). A last step that ends in a newline although no term is left is wrong; with `complete`
+        a last step that leaves terms is too.
         """
         unused, totals = self._parse_prompt(problem)
         good, labels = True, []
@@ -132,7 +165,12 @@ class Arithmetic(GeneratedDomain):
             last = number == len(steps) - 1
             line = step.removesuffix("\n")
             parsed = self._parse(line)
-            good = good and parsed is not None and parsed[0] in unused and parsed[1] == self.add(totals, parsed[0])
+            good = (
+                good
+                and parsed is not None
+                and parsed[0] in unused
+                and parsed[1] == self.add(totals, parsed[0])
+            )
             if good and parsed is not None:
                 unused.remove(parsed[0])
                 totals = parsed[1]
@@ -149,9 +187,12 @@ class Arithmetic(GeneratedDomain):
 
     # ---- programs that write solutions
 
-    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "mixed") -> str:
-        """A whole solution. Styles: "mixed" random order; "prompt_order" (and "same_term"); "sorted"; "terse" prompt
-        order with each line but the last left out with probability 1/2 (right at the end, not line by line)."""
+    def demonstration(
+        self, problem: Problem, rng: np.random.Generator, style: str = "mixed"
+    ) -> str:
+        """A whole solution. Styles: "mixed" random order; "prompt_order" (and "same_term");
+        "sorted"; "terse" prompt order with each line but the last left out with probability 1/2
+        (right at the end, not line by line)."""
         terms, totals = self._parse_prompt(problem)
         lines = []
         for term in _order(terms, style, rng):
@@ -169,11 +210,12 @@ class Arithmetic(GeneratedDomain):
         style: str = "prompt_order",
         wrong_step: str | None = None,
     ) -> str | None:
-        """The line after `steps`, going on from the totals written last. None where they use a term that is not there,
-        are not well-formed, or leave nothing to do.
+        """The line after `steps`, going on from the totals written last. None where they use a
+        term that is not there, are not well-formed, or leave nothing to do.
 
-        "same_term" keeps the term of `wrong_step` where it is free (the smallest change), else takes the first left;
-        "terse" takes two terms at once, writing the second only, with probability 1/2.
+        "same_term" keeps the term of `wrong_step` where it is free (the smallest change), else
+        takes the first left; "terse" takes two terms at once, writing the second only, with
+        probability 1/2.
         """
         unused, totals = self._parse_prompt(problem)
         for step in steps:
@@ -202,7 +244,8 @@ class Arithmetic(GeneratedDomain):
         return (totals[0] + value) % self.moduli[0], (totals[1] + value) % self.moduli[1]
 
     def _write(self, totals: Totals, term: str, rng: np.random.Generator) -> Totals:
-        """The totals as they get written: one too high in the first track where the misconception strikes."""
+        """The totals as they get written: one too high in the first track where the misconception
+        strikes."""
         first, second = self.add(totals, term)
         if self.misconception and applies(self.misconception_kind, totals[0], term, self.moduli[0]):
             first = (first + int(rng.random() < self.misconception)) % self.moduli[0]
@@ -210,31 +253,51 @@ class Arithmetic(GeneratedDomain):
 
     def _parse(self, line: str) -> tuple[str, Totals] | None:
         """(term, totals) of a line without newline; None where it is not well-formed."""
-        if len(line) != 4 or line[:2] not in TERMS or line[2] not in "0123456789" or line[3] not in "0123456789":
+        if (
+            len(line) != 4
+            or line[:2] not in TERMS
+            or line[2] not in "0123456789"
+            or line[3] not in "0123456789"
+        ):
             return None
         totals = int(line[2]), int(line[3])
-        return (line[:2], totals) if totals[0] < self.moduli[0] and totals[1] < self.moduli[1] else None
+        return (
+            (line[:2], totals)
+            if totals[0] < self.moduli[0] and totals[1] < self.moduli[1]
+            else None
+        )
 
     def _parse_prompt(self, problem: Problem) -> tuple[list[str], Totals]:
         head, colon, body = problem.prompt.rpartition(":")
         terms = [body[i : i + 2] for i in range(0, len(body) - 1, 2)]
         written = len(head) == 2 and head.isdecimal() and head.isascii()
-        if bool(colon) != written or not body.endswith("=") or not set(terms) <= set(TERMS) or not terms:
-            raise ValueError(f"arithmetic: problem {problem.id!r}: prompt {problem.prompt!r}: expected like '47:+7-3='")
+        if (
+            bool(colon) != written
+            or not body.endswith("=")
+            or not set(terms) <= set(TERMS)
+            or not terms
+        ):
+            raise ValueError(
+                f"arithmetic: problem {problem.id!r}: prompt {problem.prompt!r}: expected like"
+                " '47:+7-3='"
+            )
         return terms, (int(head[0]), int(head[1])) if written else (0, 0)
 
 
 def applies(kind: str, total: int, term: str, modulus: int) -> bool:
-    """Whether a misconception of this kind can strike when `term` is added to `total` (both before the modulus).
+    """Whether a misconception of this kind can strike when `term` is added to `total` (both before
+    the modulus).
 
-    "borrow": a subtraction goes below zero; "carry": an addition reaches the modulus; "wrap": either.
+    "borrow": a subtraction goes below zero; "carry": an addition reaches the modulus; "wrap":
+    either.
     """
     value = total + int(term)
     return (kind != "carry" and value < 0) or (kind != "borrow" and value >= modulus)
 
 
 def split_of(totals: Totals, terms: Sequence[str]) -> str:
-    """The split that a start state and a set of terms belong to, whatever the seed and the order of the terms."""
+    """The split that a start state and a set of terms belong to, whatever the seed and the order
+    of the terms."""
     canonical = f"{totals[0]}{totals[1]}:{''.join(sorted(terms))}"
     digest = hashlib.blake2b(canonical.encode(), digest_size=8).digest()
     return {0: "validation", 1: "test"}.get(int.from_bytes(digest, "little") % 20, "train")

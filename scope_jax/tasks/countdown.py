@@ -1,14 +1,16 @@
-"""The embedded domain "Countdown": reach a target from a few numbers, where a line can be true and yet lose the game.
+"""The embedded domain "Countdown": reach a target from a few numbers, where a line can be true and
+yet lose the game.
 
     prompt      8 5 3 2>4:        the numbers from the largest down, and the target
     completion  5-3=2 8 2\\n       one operation, its result, then the numbers that are left beside it
                 2+2=4 8\\n
                 8-4=4             one number is left, the target: the solution ends, without a newline
 
-Every character is one token. A line takes two of the numbers, writes their sum or difference (or product), and lists what
-is left, so that each line says where the solution stands. All numbers must be used. Results are whole numbers from 1 to
-`largest`. A line is right if it is true *and* the target can still be reached from what is left, which a solver decides;
-so unlike in the signed terms, being careful is not enough.
+Every character is one token. A line takes two of the numbers, writes their sum or difference (or
+product), and lists what is left, so that each line says where the solution stands. All numbers
+must be used. Results are whole numbers from 1 to `largest`. A line is right if it is true *and*
+the target can still be reached from what is left, which a solver decides; so unlike in the signed
+terms, being careful is not enough.
 
 The outcome verifier checks the whole solution, because the target stands in the prompt.
 """
@@ -55,11 +57,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Countdown(GeneratedDomain):
-    """Countdown with numbers from 1 to `largest_number`, targets from `smallest_target` and results up to `largest`.
+    """Countdown with numbers from 1 to `largest_number`, targets from `smallest_target` and
+    results up to `largest`.
 
-    `misconception` is the probability that `demonstration` gives way to the weakness `misconception_kind`, which is how a
-    base policy gets a weakness that is structured and can be repaired. Teachers leave it at 0.
-    "slip": the result of a subtraction comes out one too high.
+    `misconception` is the probability that `demonstration` gives way to the weakness
+    `misconception_kind`, which is how a base policy gets a weakness that is structured and can be
+    repaired. Teachers leave it at 0. "slip": the result of a subtraction comes out one too high.
     "haste": a line that leaves more than one number is any true line, without looking ahead.
     """
 
@@ -79,42 +82,61 @@ class Countdown(GeneratedDomain):
         if not self.operators or not set(self.operators) <= set("+-*"):
             raise ValueError(f"countdown: operators {self.operators!r}: expected some of '+-*'")
         bounds = (self.largest_number, self.smallest_target, self.largest)
-        if not (1 <= self.largest_number <= self.largest <= 99 and 1 <= self.smallest_target <= self.largest):
-            raise ValueError(f"countdown: largest_number, smallest_target, largest = {bounds}: expected 1 to `largest` <= 99")
+        if not (
+            1 <= self.largest_number <= self.largest <= 99
+            and 1 <= self.smallest_target <= self.largest
+        ):
+            raise ValueError(
+                f"countdown: largest_number, smallest_target, largest = {bounds}: expected 1 to"
+                " `largest` <= 99"
+            )
         if self.misconception_kind not in MISCONCEPTIONS:
-            raise ValueError(f"countdown: misconception_kind {self.misconception_kind!r}: one of {MISCONCEPTIONS}")
+            raise ValueError(
+                f"countdown: misconception_kind {self.misconception_kind!r}: one of"
+                f" {MISCONCEPTIONS}"
+            )
         if not 0.0 <= self.misconception <= 1.0:
-            raise ValueError(f"countdown: misconception {self.misconception}: expected a probability")
+            raise ValueError(
+                f"countdown: misconception {self.misconception}: expected a probability"
+            )
 
     # ---- problems
 
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:
-        """Problem number `index` of a split: a pure function of the arguments, so fresh problems never run out.
+        """Problem number `index` of a split: a pure function of the arguments, so fresh problems
+        never run out.
 
-        `k` is how many numbers there are, or several such, one of which is drawn; the target is drawn from those that can
-        be reached. Validation, test and train are disjoint: a hash of the target and the *multiset* of numbers decides
-        which of them a problem belongs to (5 %, 5 %, 90 %), and drawing is repeated until it fits. `test_ood` draws from
-        the test share (it differs in k only).
+        `k` is how many numbers there are, or several such, one of which is drawn; the target is
+        drawn from those that can be reached. Validation, test and train are disjoint: a hash of
+        the target and the *multiset* of numbers decides which of them a problem belongs to (5 %, 5
+        %, 90 %), and drawing is repeated until it fits. `test_ood` draws from the test share (it
+        differs in k only).
         """
         if split not in SPLITS:
             raise ValueError(f"countdown: split {split!r}: expected one of {SPLITS}")
         sizes = (k,) if isinstance(k, int) else tuple(k)
         if not sizes or not all(2 <= size <= 6 for size in sizes):
             raise ValueError(f"countdown: k {k}: expected 2 to 6 numbers")
-        # Raw bits only: numpy guarantees their stream for ever, but not that of Generator's methods.
+        # Raw bits only: numpy guarantees their stream for ever, but not that of Generator's
+        # methods.
         bits = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), index, *sizes]))
         share = "test" if split == "test_ood" else split
         for _ in range(20_000):
             raw = bits.random_raw(2 + max(sizes))
             count = sizes[int(raw[0]) % len(sizes)]
-            numbers = sorted((1 + int(bit) % self.largest_number for bit in raw[2 : 2 + count]), reverse=True)
+            numbers = sorted(
+                (1 + int(bit) % self.largest_number for bit in raw[2 : 2 + count]), reverse=True
+            )
             targets = self.targets(numbers)
             if not targets:
                 continue
             target = targets[int(raw[1]) % len(targets)]
             if split_of(numbers, target) == share:
                 return self.make_problem(numbers, target, id=f"{split}-{seed}-{index}")
-        raise ValueError(f"countdown: no problem with k={k} belongs to {split!r}: use a larger k or a larger range of numbers")
+        raise ValueError(
+            f"countdown: no problem with k={k} belongs to {split!r}: use a larger k or a larger"
+            " range of numbers"
+        )
 
     def make_problem(self, numbers: Sequence[int], target: int, id: str = "") -> Problem:
         """The problem with these numbers and this target."""
@@ -123,7 +145,9 @@ class Countdown(GeneratedDomain):
     def targets(self, numbers: Sequence[int]) -> list[int]:
         """The targets that these numbers reach."""
         reached = _reached(tuple(sorted(numbers)), self.operators, self.largest)
-        return [value for value in range(self.smallest_target, self.largest + 1) if reached >> value & 1]
+        return [
+            value for value in range(self.smallest_target, self.largest + 1) if reached >> value & 1
+        ]
 
     def prompt_length(self, k: int) -> int:
         """The most characters (= tokens) that a prompt with k numbers has."""
@@ -137,52 +161,74 @@ class Countdown(GeneratedDomain):
         for left in range(k, 1, -1):
             results = min(k - left, left)
             taken = sorted([result] * results + [number] * (left - results))
-            length += sum(taken) + 3 + result + (left - 2)  # all numbers once, operator, "=", newline, result, blanks
+            length += (
+                sum(taken) + 3 + result + (left - 2)
+            )  # all numbers once, operator, "=", newline, result, blanks
         return length
 
     # ---- verdicts
 
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
-        """True where every line is true and uses the numbers that are there, and the last one leaves the target alone."""
-        return [self.solution_path(problem, text) is not None for problem, text in zip(problems, completions, strict=True)]
+        """True where every line is true and uses the numbers that are there, and the last one
+        leaves the target alone."""
+        return [
+            self.solution_path(problem, text) is not None
+            for problem, text in zip(problems, completions, strict=True)
+        ]
 
     def answer_of(self, completion: str) -> str | None:
-        """The number that the last line leaves alone; None where it leaves more, or is not well-formed."""
+        """The number that the last line leaves alone; None where it leaves more, or is not
+        well-formed."""
         line = parse_line(completion.rsplit("\n", 1)[-1])
         return str(line.result) if line is not None and not line.left else None
 
     def equations(self, completion: str) -> list[str]:
-        """The operations of the well-formed lines with their results, without the numbers left beside."""
-        return [line.text.split(" ")[0] for part in completion.split("\n") if (line := parse_line(part)) is not None]
+        """The operations of the well-formed lines with their results, without the numbers left
+        beside."""
+        return [
+            line.text.split(" ")[0]
+            for part in completion.split("\n")
+            if (line := parse_line(part)) is not None
+        ]
 
     def answer_marker(self, step: str) -> bool:
         """A line that leaves one number ends the solution."""
         line = parse_line(step.removesuffix("\n"))
         return line is not None and not line.left
 
-    def check_steps(self, problem: Problem, steps: Sequence[str], *, complete: bool = True) -> list[bool]:
-        """One label per line: its numbers are there, its result is true, it lists what is left (in any order), the target
-        can still be reached, and it ends the solution exactly when one number is left; after the first error everything
-        is False.
+    def check_steps(
+        self, problem: Problem, steps: Sequence[str], *, complete: bool = True
+    ) -> list[bool]:
+        """One label per line: its numbers are there, its result is true, it lists what is left (in
+        any order), the target can still be reached, and it ends the solution exactly when one
+        number is left; after the first error everything is False.
 
-        Steps may come with or without their newline (all but the last must then be lines that had one). A last step that
-        ends in a newline although one number is left is wrong; with `complete` a last step that leaves more is too.
+        Steps may come with or without their newline (all but the last must then be lines that had
+        one). A last step that ends in a newline although one number is left is wrong; with
+        `complete` a last step that leaves more is too.
         """
         state, target = self._parse_prompt(problem)
         good, labels = True, []
         for number, step in enumerate(steps):
             last = number == len(steps) - 1
             line = parse_line(step.removesuffix("\n"))
-            good = good and line is not None and self._follows(state, line) and self._reaches(line.state, target)
+            good = (
+                good
+                and line is not None
+                and self._follows(state, line)
+                and self._reaches(line.state, target)
+            )
             if good and line is not None:
                 state = line.state
-                good = not (last and complete) if len(state) > 1 else last and not step.endswith("\n")
+                good = (
+                    not (last and complete) if len(state) > 1 else last and not step.endswith("\n")
+                )
             labels.append(good)
         return labels
 
     def solution_path(self, problem: Problem, completion: str) -> tuple[Operation, ...] | None:
-        """The operations of a wholly right solution, in a fixed order: 3+5 and 5+3 count once, and so do the two orders of
-        operations that do not need each other."""
+        """The operations of a wholly right solution, in a fixed order: 3+5 and 5+3 count once, and
+        so do the two orders of operations that do not need each other."""
         state, target = self._parse_prompt(problem)
         path = []
         for step in completion.split("\n"):
@@ -196,7 +242,9 @@ class Countdown(GeneratedDomain):
 
     # ---- programs that write solutions
 
-    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "mixed") -> str:
+    def demonstration(
+        self, problem: Problem, rng: np.random.Generator, style: str = "mixed"
+    ) -> str:
         """A whole solution, right where there is no misconception; see `next_step` for the styles."""
         state, target = self._parse_prompt(problem)
         text = ""
@@ -213,12 +261,13 @@ class Countdown(GeneratedDomain):
         style: str = "mixed",
         wrong_step: str | None = None,
     ) -> str | None:
-        """A right line after `steps`, going on from the numbers written last. None where those are not well-formed, not one
-        fewer on each line, one number alone, or do not reach the target.
+        """A right line after `steps`, going on from the numbers written last. None where those are
+        not well-formed, not one fewer on each line, one number alone, or do not reach the target.
 
-        Styles: "mixed" any right line; "sorted" the first one in the order of the operators, large numbers first;
-        "same_numbers" one with both numbers of `wrong_step`, else with one of them (the smallest change), else the first;
-        "backwards" the last one, small numbers written first, the numbers left in reverse order.
+        Styles: "mixed" any right line; "sorted" the first one in the order of the operators, large
+        numbers first; "same_numbers" one with both numbers of `wrong_step`, else with one of them
+        (the smallest change), else the first; "backwards" the last one, small numbers written
+        first, the numbers left in reverse order.
         """
         state, target = self._parse_prompt(problem)
         for step in steps:
@@ -233,9 +282,15 @@ class Countdown(GeneratedDomain):
         return None if line is None else line.text + ("\n" if line.left else "")
 
     def _line(
-        self, state: tuple[int, ...], target: int, rng: np.random.Generator, style: str, wrong_step: str | None = None
+        self,
+        state: tuple[int, ...],
+        target: int,
+        rng: np.random.Generator,
+        style: str,
+        wrong_step: str | None = None,
     ) -> Line | None:
-        """A right line from this state; any true line where there is none or a hasty misconception strikes."""
+        """A right line from this state; any true line where there is none or a hasty misconception
+        strikes."""
         if style not in STYLES:
             raise ValueError(f"countdown: style {style!r}: expected one of {STYLES}")
         moves = _moves(tuple(sorted(state)), self.operators, self.largest)
@@ -244,13 +299,24 @@ class Countdown(GeneratedDomain):
         hasty = strikes and self.misconception_kind == "haste" and len(state) > 2
         if hasty or not right:
             # Not a dead end: somewhere the solution must come to an end, right or wrong.
-            right, style = [operation for operation, reached in moves if reached or len(state) == 2], "mixed"
+            right, style = (
+                [operation for operation, reached in moves if reached or len(state) == 2],
+                "mixed",
+            )
         if not right:
             return None
         if style == "mixed":
             operation = right[int(rng.integers(len(right)))]
-        elif style == "same_numbers" and (wrong := parse_line((wrong_step or "").removesuffix("\n"))) is not None:
-            operation = max(right, key=lambda other: len({other[0], other[2]} & {wrong.operation[0], wrong.operation[2]}))
+        elif (
+            style == "same_numbers"
+            and (wrong := parse_line((wrong_step or "").removesuffix("\n"))) is not None
+        ):
+            operation = max(
+                right,
+                key=lambda other: len(
+                    {other[0], other[2]} & {wrong.operation[0], wrong.operation[2]}
+                ),
+            )
         else:
             operation = right[-1 if style == "backwards" else 0]
         a, operator, b = operation
@@ -270,7 +336,11 @@ class Countdown(GeneratedDomain):
         """Whether a line is true and takes two numbers of the state and lists the others."""
         a, operator, b = line.operation
         before = sorted((a, b, *line.left))
-        return operator in self.operators and before == sorted(state) and line.result == calculate(line.operation) <= self.largest
+        return (
+            operator in self.operators
+            and before == sorted(state)
+            and line.result == calculate(line.operation) <= self.largest
+        )
 
     def _reaches(self, state: Sequence[int], target: int) -> bool:
         return bool(_reached(tuple(sorted(state)), self.operators, self.largest) >> target & 1)
@@ -278,7 +348,10 @@ class Countdown(GeneratedDomain):
     def _parse_prompt(self, problem: Problem) -> tuple[tuple[int, ...], int]:
         match = _PROMPT.fullmatch(problem.prompt)
         if match is None:
-            raise ValueError(f"countdown: problem {problem.id!r}: prompt {problem.prompt!r}: expected like '8 5 3 2>4:'")
+            raise ValueError(
+                f"countdown: problem {problem.id!r}: prompt {problem.prompt!r}: expected like '8 5"
+                " 3 2>4:'"
+            )
         return tuple(map(int, match[1].split())), int(match[2])
 
 
@@ -287,7 +360,9 @@ def parse_line(text: str) -> Line | None:
     match = _LINE.fullmatch(text)
     if match is None:
         return None
-    return Line((int(match[1]), match[2], int(match[3])), int(match[4]), tuple(map(int, match[5].split())))
+    return Line(
+        (int(match[1]), match[2], int(match[3])), int(match[4]), tuple(map(int, match[5].split()))
+    )
 
 
 def calculate(operation: Operation) -> int:
@@ -297,16 +372,19 @@ def calculate(operation: Operation) -> int:
 
 
 def split_of(numbers: Sequence[int], target: int) -> str:
-    """The split that a multiset of numbers and a target belong to, whatever the seed and the order of the numbers."""
+    """The split that a multiset of numbers and a target belong to, whatever the seed and the order
+    of the numbers."""
     canonical = f"{' '.join(map(str, sorted(numbers)))}>{target}"
     digest = hashlib.blake2b(canonical.encode(), digest_size=8).digest()
     return {0: "validation", 1: "test"}.get(int.from_bytes(digest, "little") % 20, "train")
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _moves(state: tuple[int, ...], operators: str, largest: int) -> tuple[tuple[Operation, int], ...]:
-    """From a sorted state: each true operation, and the bits of the targets that can be reached after it. Ordered by
-    operator, then large numbers first."""
+def _moves(
+    state: tuple[int, ...], operators: str, largest: int
+) -> tuple[tuple[Operation, int], ...]:
+    """From a sorted state: each true operation, and the bits of the targets that can be reached
+    after it. Ordered by operator, then large numbers first."""
     moves: dict[Operation, int] = {}
     for operator in operators:
         for i in range(len(state) - 1, 0, -1):

@@ -1,9 +1,10 @@
 """What a task is: problems with checkable answers, solved in steps.
 
-A task is one file with a subclass of `Domain`. Three members must be given (`name`, `separator`, `verify`) and one more
-where answers can be compared as strings (`answer_of`). The rest are capabilities: what a domain cannot do returns None,
-and callers treat None as "not available here", so mathematics (no program teacher, no step oracle) and the embedded
-arithmetic (both) run through the same loop.
+A task is one file with a subclass of `Domain`. Three members must be given (`name`, `separator`,
+`verify`) and one more where answers can be compared as strings (`answer_of`). The rest are
+capabilities: what a domain cannot do returns None, and callers treat None as "not available here",
+so mathematics (no program teacher, no step oracle) and the embedded arithmetic (both) run through
+the same loop.
 """
 
 import abc
@@ -18,8 +19,8 @@ from scope_jax.tasks.answers import equations_in
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the domain's own notation;
-    `solution` a whole reference solution where the data set has one."""
+    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the
+    domain's own notation; `solution` a whole reference solution where the data set has one."""
 
     id: str
     prompt: str
@@ -28,11 +29,13 @@ class Problem:
 
 
 class Domain(abc.ABC):
-    """A kind of problem. Implementations hold configuration only: every method is a pure function of its arguments.
+    """A kind of problem. Implementations hold configuration only: every method is a pure function
+    of its arguments.
 
-    Completions and steps are texts without end-of-text tokens. A step is a piece of a completion that ends with
-    `separator`, which belongs to it; the last step of a finished solution has none. Where steps end in more than one way,
-    `boundary`, a pattern of `re`, says where a text is divided; `separator` then only closes a step that lacks an end.
+    Completions and steps are texts without end-of-text tokens. A step is a piece of a completion
+    that ends with `separator`, which belongs to it; the last step of a finished solution has none.
+    Where steps end in more than one way, `boundary`, a pattern of `re`, says where a text is
+    divided; `separator` then only closes a step that lacks an end.
     """
 
     name: str
@@ -46,42 +49,54 @@ class Domain(abc.ABC):
         return re.compile(self.boundary) if self.boundary else self.separator
 
     def policy_prompt(self, problem: Problem) -> str:
-        """What the policy is shown of a problem: the user's turn, or all of the prompt without a chat template."""
+        """What the policy is shown of a problem: the user's turn, or all of the prompt without a
+        chat template."""
         return problem.prompt
 
     @abc.abstractmethod
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
-        """Whether each completion reaches its problem's answer (outcome only); None where it could not be judged."""
+        """Whether each completion reaches its problem's answer (outcome only); None where it could
+        not be judged."""
 
     def answer_of(self, completion: str) -> str | None:
-        """The final answer as a normalised string (for the entropy of answers); None where there is none."""
+        """The final answer as a normalised string (for the entropy of answers); None where there
+        is none."""
         return None
 
     def answer_marker(self, step: str) -> bool:
-        """Whether this step carries the mark of a final answer. Used to refuse a teacher's step that gives it away."""
+        """Whether this step carries the mark of a final answer. Used to refuse a teacher's step
+        that gives it away."""
         return False
 
-    def check_steps(self, problem: Problem, steps: Sequence[str], *, complete: bool = True) -> list[bool] | None:
-        """Oracle labels, one per step: True up to the first error, False from there on. None: no oracle.
+    def check_steps(
+        self, problem: Problem, steps: Sequence[str], *, complete: bool = True
+    ) -> list[bool] | None:
+        """Oracle labels, one per step: True up to the first error, False from there on. None: no
+        oracle.
 
-        `complete` says that the last step is the end of the solution; with False the steps are a prefix of one.
+        `complete` says that the last step is the end of the solution; with False the steps are a
+        prefix of one.
         """
         return None
 
     def solution_path(self, problem: Problem, completion: str) -> Hashable | None:
-        """What identifies the way a right solution went (to count distinct solutions); None where not wholly right."""
+        """What identifies the way a right solution went (to count distinct solutions); None where
+        not wholly right."""
         return None
 
     def equations(self, completion: str) -> list[str]:
-        """The equations of a completion as normalised strings, to count distinct ones; by default its lines with an "="."""
+        """The equations of a completion as normalised strings, to count distinct ones; by default
+        its lines with an "="."""
         return equations_in(completion)
 
     def reference_solution(self, problem: Problem) -> str | None:
-        """The data set's own solution as a completion that `verify` accepts; None where there is none."""
+        """The data set's own solution as a completion that `verify` accepts; None where there is
+        none."""
         return problem.solution
 
     def demonstration(self, problem: Problem, rng: np.random.Generator, style: str) -> str | None:
-        """A whole solution written by a program, in one of the domain's styles; None: no such program."""
+        """A whole solution written by a program, in one of the domain's styles; None: no such
+        program."""
         return None
 
     def next_step(
@@ -92,17 +107,21 @@ class Domain(abc.ABC):
         style: str,
         wrong_step: str | None = None,
     ) -> str | None:
-        """The step a program teacher writes after `steps` (separator included unless it ends the solution).
+        """The step a program teacher writes after `steps` (separator included unless it ends the
+        solution).
 
-        `wrong_step` is what the policy wrote there. None: no such program, or it cannot go on from these steps.
+        `wrong_step` is what the policy wrote there. None: no such program, or it cannot go on from
+        these steps.
         """
         return None
 
 
 class GeneratedDomain(Domain):
-    """A domain whose problems come from a program: what supervised training and data sets need beyond `Domain`.
+    """A domain whose problems come from a program: what supervised training and data sets need
+    beyond `Domain`.
 
-    Prompts and completions consist of `characters`, each a token of its own. `k` is the size of a problem (terms, numbers).
+    Prompts and completions consist of `characters`, each a token of its own. `k` is the size of a
+    problem (terms, numbers).
     """
 
     characters: str
@@ -110,7 +129,8 @@ class GeneratedDomain(Domain):
 
     @abc.abstractmethod
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:
-        """Problem number `index` of a split, of size `k` or one of several sizes: a pure function of its arguments.
+        """Problem number `index` of a split, of size `k` or one of several sizes: a pure function
+        of its arguments.
 
         Splits are train, validation, test (no problem shared, whatever the seed) and test_ood.
         """
@@ -121,12 +141,15 @@ class GeneratedDomain(Domain):
 
     @abc.abstractmethod
     def completion_length(self, k: int) -> int:
-        """The most tokens that a right solution of a problem of size k has, the end token included."""
+        """The most tokens that a right solution of a problem of size k has, the end token
+        included."""
 
 
-def verdicts(domain: Domain, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+def verdicts(
+    domain: Domain, problems: Sequence[Problem], completions: Sequence[str]
+) -> list[bool | None]:
     """`domain.verify`; each process judges its share of the rows."""
-    from scope_jax.hosts import by_share
+    from scope_jax.devices.hosts import by_share
 
     return by_share(domain.verify, problems, completions)
 
@@ -134,24 +157,21 @@ def verdicts(domain: Domain, problems: Sequence[Problem], completions: Sequence[
 def answers_and_paths(
     domain: Domain, problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]
 ) -> tuple[list[str | None], list[str | None]]:
-    """(final answers, ways of the right solutions as texts): what is compared to say how diverse some rows are. Each process
-    reads its share of them."""
-    from scope_jax.hosts import by_share
+    """(final answers, ways of the right solutions as texts): what is compared to say how diverse
+    some rows are. Each process reads its share of them."""
+    from scope_jax.devices.hosts import by_share
 
-    def read(problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]) -> list[tuple[str | None, str | None]]:
-        paths = [domain.solution_path(p, text) if ok else None for p, text, ok in zip(problems, completions, right, strict=True)]
-        return [(domain.answer_of(text), None if path is None else repr(path)) for text, path in zip(completions, paths)]
+    def read(
+        problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]
+    ) -> list[tuple[str | None, str | None]]:
+        paths = [
+            domain.solution_path(p, text) if ok else None
+            for p, text, ok in zip(problems, completions, right, strict=True)
+        ]
+        return [
+            (domain.answer_of(text), None if path is None else repr(path))
+            for text, path in zip(completions, paths)
+        ]
 
     rows = by_share(read, problems, completions, right)
     return [answer for answer, _ in rows], [path for _, path in rows]
-
-
-def split_steps(text: str, divider: str | re.Pattern[str]) -> list[str]:
-    """The steps of a text, each with its separator; the pieces join to the text. An empty tail is no step. A match of width
-    0 (a look-ahead) divides without belonging to either side."""
-    steps, start = [], 0
-    for match in re.finditer(re.escape(divider) if isinstance(divider, str) else divider, text):
-        if match.end() > start:
-            steps.append(text[start : match.end()])
-            start = match.end()
-    return [*steps, text[start:]] if text[start:] else steps

@@ -1,12 +1,13 @@
-"""Graders: from the text of a completion to a score in [0, 1], or None where it could not be judged.
+"""Graders: from the text of a completion to a score in [0, 1], or None where it could not be
+judged.
 
     math             math_verify in worker processes, reference first (tasks.verify_math)
     choice           the letter in the last box, else the one after "answer is"
     exact            the last box, else the last line, letter by letter (case and white space aside)
     module:function  a function of the user, called in worker processes as function(fields of the problem, completion)
 
-No text is ever evaluated as code, every pattern takes time linear in the text, and what may hang runs in a process that
-may be killed.
+No text is ever evaluated as code, every pattern takes time linear in the text, and what may hang
+runs in a process that may be killed.
 """
 
 import collections
@@ -26,11 +27,13 @@ LONGEST_ANSWER = 1000
 
 
 class Grader:
-    """One way to judge, with the processes that it needs. A context manager; `close` ends the processes.
+    """One way to judge, with the processes that it needs. A context manager; `close` ends the
+    processes.
 
-    name: see above. seconds: the most that one item may take in a worker process. workers: processes at the most.
-    `counts` sums up why items were not judged: timeout, crash, "ValueError in module:function", ...
-    Raises ValueError for an unknown name; RuntimeError (by `start`, else at the first use) where a function cannot be imported.
+    name: see above. seconds: the most that one item may take in a worker process. workers:
+    processes at the most. `counts` sums up why items were not judged: timeout, crash, "ValueError
+    in module:function", ... Raises ValueError for an unknown name; RuntimeError (by `start`, else
+    at the first use) where a function cannot be imported.
     """
 
     def __init__(self, name: str, *, seconds: float = 5.0, workers: int | None = None):
@@ -55,7 +58,8 @@ class Grader:
             self._pool.close()
 
     def start(self) -> None:
-        """Start what can fail at the start: RuntimeError with the reason where a user's function cannot be imported."""
+        """Start what can fail at the start: RuntimeError with the reason where a user's function
+        cannot be imported."""
         if self._pool is not None:
             self._pool.start()
 
@@ -64,12 +68,18 @@ class Grader:
         return self._pool.counts if self._pool is not None else collections.Counter()
 
     def scores(
-        self, problems: Sequence[Problem], completions: Sequence[str], rows: Sequence[Mapping[str, Any]] | None = None
+        self,
+        problems: Sequence[Problem],
+        completions: Sequence[str],
+        rows: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[float | None]:
-        """One score per completion. `rows`: more fields for a user's function, such as the columns of a data set's row; those
-        of the problem (id, prompt, answer) win."""
+        """One score per completion. `rows`: more fields for a user's function, such as the columns
+        of a data set's row; those of the problem (id, prompt, answer) win."""
         if len(problems) != len(completions):
-            raise ValueError(f"Grader: {len(problems)} problems and {len(completions)} completions: expected one each")
+            raise ValueError(
+                f"Grader: {len(problems)} problems and {len(completions)} completions: expected one"
+                " each"
+            )
         verdicts: Sequence[bool | float | None]
         if isinstance(self._pool, MathVerifier):
             verdicts = self._pool.verify(completions, [problem.answer for problem in problems])
@@ -80,9 +90,15 @@ class Grader:
             ]
             verdicts = self._pool.verify(completions, fields)
         elif self.name == "choice":
-            verdicts = [choice_letter(text) == problem.answer for problem, text in zip(problems, completions)]
+            verdicts = [
+                choice_letter(text) == problem.answer
+                for problem, text in zip(problems, completions)
+            ]
         else:
-            verdicts = [exact_answer(text) == _plain(problem.answer) for problem, text in zip(problems, completions)]
+            verdicts = [
+                exact_answer(text) == _plain(problem.answer)
+                for problem, text in zip(problems, completions)
+            ]
         return [None if verdict is None else float(verdict) for verdict in verdicts]
 
     def answer(self, completion: str) -> str | None:
@@ -97,9 +113,15 @@ class Grader:
         """What made the verdicts, for the record of an evaluation."""
         if self.name == "math":
             version = importlib.metadata.version("math-verify")
-            how = "gold first; last \\boxed{}, else what math_verify finds; float_rounding 6, strict"
+            how = (
+                "gold first; last \\boxed{}, else what math_verify finds; float_rounding 6, strict"
+            )
             return {"name": "math", "math_verify": version, "seconds": self.seconds, "how": how}
-        return {"name": self.name, "seconds": self.seconds} if self._pool is not None else {"name": self.name}
+        return (
+            {"name": self.name, "seconds": self.seconds}
+            if self._pool is not None
+            else {"name": self.name}
+        )
 
 
 def check_grader(name: str) -> None:
@@ -107,11 +129,15 @@ def check_grader(name: str) -> None:
     module, colon, function = name.partition(":")
     parts = [*module.split("."), *function.split(".")]
     if name not in NAMES and not (colon and all(part.isidentifier() for part in parts)):
-        raise ValueError(f"grader {name!r} is unknown; one of {', '.join(NAMES)}, or a function of yours as module:function")
+        raise ValueError(
+            f"grader {name!r} is unknown; one of {', '.join(NAMES)}, or a function of yours as"
+            " module:function"
+        )
 
 
 def choice_letter(completion: str) -> str | None:
-    r"""The letter chosen: in the last box (\boxed{C}, \boxed{\text{(C) 12 cm}}), else after the last "answer is" or "Answer:"."""
+    r"""The letter chosen: in the last box (\boxed{C}, \boxed{\text{(C) 12 cm}}), else after the
+    last "answer is" or "Answer:"."""
     box = last_boxed(completion)
     if box is not None:
         content = _WRAPPING.sub("", box[:200]).strip()
@@ -133,7 +159,8 @@ def exact_answer(completion: str) -> str | None:
 
 
 def boxed_form(completion: str) -> str | None:
-    """The last box in a spelling in which equal answers are mostly equal strings. For votes only: verdicts do not use it."""
+    """The last box in a spelling in which equal answers are mostly equal strings. For votes only:
+    verdicts do not use it."""
     box = last_boxed(completion)
     return None if box is None or len(box) > LONGEST_ANSWER else normal_answer(box) or None
 
@@ -144,4 +171,6 @@ def _plain(text: str) -> str:
 
 _WRAPPING = re.compile(r"\\(?:textbf|text|mathrm|mathbf|rm|bf)(?![a-z])|[${}*\\]")
 _FIRST_LETTER = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
-_ANSWER_IS = re.compile(r"[Aa]nswer(?:\s{1,3}is)?\s{0,3}:?\s{0,3}(?:option\s|choice\s)?[*$({\[]{0,4}([A-Z])(?![A-Za-z'’])")
+_ANSWER_IS = re.compile(
+    r"[Aa]nswer(?:\s{1,3}is)?\s{0,3}:?\s{0,3}(?:option\s|choice\s)?[*$({\[]{0,4}([A-Z])(?![A-Za-z'’])"
+)

@@ -1,15 +1,16 @@
 """A process that judges answers; started by `verify_math` as a script, never imported by it.
 
-It imports math_verify and the standard library only: a child that touched JAX would wait for the accelerator that
-its parent holds. Requests come on stdin and verdicts leave on stdout, each a 4-byte big-endian length and that many
-bytes of JSON:
+It imports math_verify and the standard library only: a child that touched JAX would wait for the
+accelerator that its parent holds. Requests come on stdin and verdicts leave on stdout, each a
+4-byte big-endian length and that many bytes of JSON:
 
     child:  {"ready": true}
     parent: {"prediction": str, "gold": str, "seconds": float}
     child:  {"verdict": true | false | null, "reason": str, "retire": bool}
 
-With a function's name ("module:function") and the folders to import from as further arguments, a request has "problem"
-(an object) instead of "gold", and the verdict is what that function says, which may be a number in [0, 1] too.
+With a function's name ("module:function") and the folders to import from as further arguments, a
+request has "problem" (an object) instead of "gold", and the verdict is what that function says,
+which may be a number in [0, 1] too.
 
 It ends when stdin does.
 """
@@ -41,8 +42,8 @@ class OutOfTime(BaseException):
 def judge(prediction: str, gold: str) -> tuple[bool | None, str]:
     """(verdict, reason where it is None): does the answer in `prediction` equal `gold`?
 
-    The last boxed answer counts; without one, what math_verify finds in the text. An answer that cannot be read is
-    wrong; a gold that cannot be read leaves the verdict open.
+    The last boxed answer counts; without one, what math_verify finds in the text. An answer that
+    cannot be read is wrong; a gold that cannot be read leaves the verdict open.
     """
     prediction, reference = _JUNK.sub("", prediction), _JUNK.sub("", gold).strip()
     if not reference:
@@ -60,7 +61,9 @@ def judge(prediction: str, gold: str) -> tuple[bool | None, str]:
         return None, "out of memory"
     except Exception:
         return False, ""
-    open_question = "gold can only be compared as text" if all(isinstance(g, str) for g in golds) else ""
+    open_question = (
+        "gold can only be compared as text" if all(isinstance(g, str) for g in golds) else ""
+    )
     for reading, target in itertools.product(golds, targets):
         try:
             if verify(reading, target, timeout_seconds=None, raise_on_error=True):
@@ -73,8 +76,11 @@ def judge(prediction: str, gold: str) -> tuple[bool | None, str]:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""The last \boxed{...} (or \fbox) whose braces close, with those joined to it by a comma, "and" or "or"."""
-    opened: list[int | None] = []  # where the box of each open brace starts; None for a brace of another kind
+    r"""The last \boxed{...} (or \fbox) whose braces close, with those joined to it by a comma,
+    "and" or "or"."""
+    opened: list[
+        int | None
+    ] = []  # where the box of each open brace starts; None for a brace of another kind
     boxes: list[tuple[int, int, str]] = []
     inside: list[int] = []  # starts of contents
     for match in _BRACES.finditer(text):
@@ -127,12 +133,18 @@ def _read(boxed: str | None, text: str) -> list[Any]:
     """Expressions, then the matched text itself. Timeouts are the caller's: see `_answer`."""
     if boxed is None:
         return parse(text, _TEXT, parsing_timeout=None, raise_on_error=True)
-    # What is in a box is the answer as a whole: no number is picked out of a box that cannot be read.
-    return parse(boxed, (_LATEX,), extraction_mode="first_match", parsing_timeout=None, raise_on_error=True)
+    # What is in a box is the answer as a whole: no number is picked out of a box that cannot be
+    # read.
+    return parse(
+        boxed, (_LATEX,), extraction_mode="first_match", parsing_timeout=None, raise_on_error=True
+    )
 
 
-def ask(function: Callable[..., Any], name: str, problem: dict[str, Any], completion: str) -> tuple[bool | float | None, str]:
-    """(verdict of a user's function, reason where it is None). Nothing that it raises or returns is an error here."""
+def ask(
+    function: Callable[..., Any], name: str, problem: dict[str, Any], completion: str
+) -> tuple[bool | float | None, str]:
+    """(verdict of a user's function, reason where it is None). Nothing that it raises or returns
+    is an error here."""
     try:
         value = function(problem, completion)
         if hasattr(value, "item"):
@@ -162,7 +174,9 @@ def load_function(name: str, search: list[str]) -> Callable[..., Any]:
     return found
 
 
-def _answer(request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[bool | float | None, str]]) -> dict[str, Any]:
+def _answer(
+    request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[bool | float | None, str]]
+) -> dict[str, Any]:
     seconds = float(request["seconds"])
     armed = True
 
@@ -171,12 +185,12 @@ def _answer(request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[bo
             raise OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
-    # Should the alarm find the interpreter inside C code and the parent be gone, this ends the process without
-    # needing the interpreter.
+    # Should the alarm find the interpreter inside C code and the parent be gone, this ends the
+    # process without needing the interpreter.
     faulthandler.dump_traceback_later(seconds + 5, exit=True, file=sys.stderr)
     try:
-        # math_verify's own time limits share this timer and take whole seconds per call: one limit per item instead.
-        # It repeats, in case some handler in between swallows the first.
+        # math_verify's own time limits share this timer and take whole seconds per call: one limit
+        # per item instead. It repeats, in case some handler in between swallows the first.
         signal.setitimer(signal.ITIMER_REAL, 0.9 * seconds, 0.1)
         verdict, reason = decide(request)
         armed = False
@@ -217,7 +231,9 @@ def _limit(memory_bytes: int) -> None:
         (resource.RLIMIT_FSIZE, 0),  # no answer has a reason to write a file
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # a system without this limit; the deadline still holds
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # a system without this limit; the deadline still holds
             resource.setrlimit(what, (most, most))
 
 
@@ -237,7 +253,9 @@ def main() -> None:
         decide = lambda request: ask(function, name, request["problem"], request["prediction"])
     else:
         decide = lambda request: judge(request["prediction"], request["gold"])
-        judge("\\boxed{\\frac{1}{2}}", "0.5")  # first-use costs are not counted against the first item
+        judge(
+            "\\boxed{\\frac{1}{2}}", "0.5"
+        )  # first-use costs are not counted against the first item
         _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})

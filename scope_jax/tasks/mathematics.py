@@ -1,7 +1,8 @@
-"""Mathematics as a domain: texts judged by math_verify, steps divided by blank lines or as the options say.
+"""Mathematics as a domain: texts judged by math_verify, steps divided by blank lines or as the
+options say.
 
-No step oracle and no program that writes solutions: the first error is for a process reward model to find, and the only
-demonstration is the reference solution that came with the problem.
+No step oracle and no program that writes solutions: the first error is for a process reward model
+to find, and the only demonstration is the reference solution that came with the problem.
 """
 
 import dataclasses
@@ -22,11 +23,10 @@ SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}
 class Mathematics(Domain):
     r"""Problems whose final answer stands in \boxed{}.
 
-    system: the system turn of the chat template (`rollout.chat`); "" leaves it out.
-    template: what the policy is shown of a problem; `{problem}` stands for its text.
-    seconds: the most that one verdict may take.
-    separator: what closes a step ("\n": steps are lines).
-    boundary: a pattern of `re` that divides solutions into steps in place of `separator`, such as `(?<=[.!?])\s+` for
+    system: the system turn of the chat template (`rollout.chat`); "" leaves it out. template: what
+    the policy is shown of a problem; `{problem}` stands for its text. seconds: the most that one
+    verdict may take. separator: what closes a step ("\n": steps are lines). boundary: a pattern of
+    `re` that divides solutions into steps in place of `separator`, such as `(?<=[.!?])\s+` for
         sentences; "" is none.
     """
 
@@ -40,15 +40,24 @@ class Mathematics(Domain):
 
     def __post_init__(self):
         if not self.separator or "\0" in self.separator:
-            raise ValueError(f"math: separator {self.separator!r}: expected a non-empty text without NUL")
+            raise ValueError(
+                f"math: separator {self.separator!r}: expected a non-empty text without NUL"
+            )
         try:
             pattern = re.compile(self.boundary)
         except re.error as error:
-            raise ValueError(f"math: boundary {self.boundary!r}: not a pattern of re ({error})") from None
+            raise ValueError(
+                f"math: boundary {self.boundary!r}: not a pattern of re ({error})"
+            ) from None
         if self.boundary and pattern.fullmatch(""):
-            raise ValueError(f"math: boundary {self.boundary!r} matches everywhere; expected a pattern that stands between steps")
+            raise ValueError(
+                f"math: boundary {self.boundary!r} matches everywhere; expected a pattern that"
+                " stands between steps"
+            )
         if "{problem}" not in self.template:
-            raise ValueError(f"math: template {self.template!r}: expected a text that holds {{problem}}")
+            raise ValueError(
+                f"math: template {self.template!r}: expected a text that holds {{problem}}"
+            )
         if not self.seconds > 0:
             raise ValueError(f"math: seconds {self.seconds}: expected a positive number")
 
@@ -57,7 +66,8 @@ class Mathematics(Domain):
         return self.template.replace("{problem}", problem.prompt)
 
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
-        r"""Whether the last \boxed{} (else what math_verify finds) equals the reference; None: could not be judged."""
+        r"""Whether the last \boxed{} (else what math_verify finds) equals the reference; None:
+        could not be judged."""
         golds = [problem.answer for problem in problems]
         return verify_math(completions, golds, seconds=self.seconds) if golds else []
 
@@ -72,8 +82,12 @@ class Mathematics(Domain):
 
     def reference_solution(self, problem: Problem) -> str | None:
         r"""The data set's solution, ending in \boxed{}; None where there is none."""
-        return None if problem.solution is None else boxed_solution(problem.solution, problem.answer)
+        return (
+            None if problem.solution is None else boxed_solution(problem.solution, problem.answer)
+        )
 
-    def demonstration(self, problem: Problem, rng: np.random.Generator, style: str = "") -> str | None:
+    def demonstration(
+        self, problem: Problem, rng: np.random.Generator, style: str = ""
+    ) -> str | None:
         """The reference solution. `rng`, `style`: not used."""
         return self.reference_solution(problem)

@@ -1,9 +1,11 @@
-"""Does the answer of a completion equal the reference? Judged by math_verify, in processes that may be killed.
+"""Does the answer of a completion equal the reference? Judged by math_verify, in processes that
+may be killed.
 
-math_verify and sympy can spin for ever, inside C code too, and take any amount of memory. So each item is judged in
-a worker process (`math_worker.py`) under three limits: an alarm within the worker, a deadline kept here (terminate,
-then kill; the worker is replaced and the other items go on), and a memory limit. What cannot be judged is None, not
-False. A user's own function is called in the same way (`FunctionVerifier`).
+math_verify and sympy can spin for ever, inside C code too, and take any amount of memory. So each
+item is judged in a worker process (`math_worker.py`) under three limits: an alarm within the
+worker, a deadline kept here (terminate, then kill; the worker is replaced and the other items go
+on), and a memory limit. What cannot be judged is None, not False. A user's own function is called
+in the same way (`FunctionVerifier`).
 """
 
 import atexit
@@ -36,27 +38,45 @@ _HIDE_ACCELERATORS = {
 }
 
 
-def verify_math(predictions: Sequence[str], golds: Sequence[str], *, seconds: float = 5.0) -> list[Verdict]:
-    r"""One verdict per pair: True, False, or None where it could not be judged (time, memory, crash, unreadable gold).
+def verify_math(
+    predictions: Sequence[str], golds: Sequence[str], *, seconds: float = 5.0
+) -> list[Verdict]:
+    r"""One verdict per pair: True, False, or None where it could not be judged (time, memory,
+    crash, unreadable gold).
 
-    predictions: completions; the last \boxed{} counts, else what math_verify finds in the text. golds: reference
-    answers, bare LaTeX ("\frac{1}{2}") or text that holds a box or a delimited formula. seconds: the most that one item
-    may take. Uses one pool per process, made on first use and closed at exit; `MathVerifier` gives control over it.
-    Raises ValueError for bad arguments and RuntimeError where workers cannot be started.
+    predictions: completions; the last \boxed{} counts, else what math_verify finds in the text.
+    golds: reference answers, bare LaTeX ("\frac{1}{2}") or text that holds a box or a delimited
+    formula. seconds: the most that one item may take. Uses one pool per process, made on first use
+    and closed at exit; `MathVerifier` gives control over it. Raises ValueError for bad arguments
+    and RuntimeError where workers cannot be started.
     """
     return _shared_verifier().verify(predictions, golds, seconds=seconds)
 
 
 class _Pool:
-    """Worker processes and the items handed to them. A context manager; `close` ends the processes. Safe to share by threads.
+    """Worker processes and the items handed to them. A context manager; `close` ends the
+    processes. Safe to share by threads.
 
     arguments: of the worker program.
     """
 
-    def __init__(self, arguments: Sequence[str], workers: int, seconds: float, items_per_worker: int, start_seconds: float):
-        for name, value in (("workers", workers), ("items_per_worker", items_per_worker), ("seconds", seconds)):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        workers: int,
+        seconds: float,
+        items_per_worker: int,
+        start_seconds: float,
+    ):
+        for name, value in (
+            ("workers", workers),
+            ("items_per_worker", items_per_worker),
+            ("seconds", seconds),
+        ):
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{type(self).__name__}: {name} is {value}; a positive number is needed")
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is {value}; a positive number is needed"
+                )
         self._arguments, self._most, self._seconds = tuple(arguments), workers, seconds
         self._items_per_worker, self._start_seconds = items_per_worker, start_seconds
         self._pool: list[_Worker] = []
@@ -77,7 +97,8 @@ class _Pool:
             self._end(self._pool)
 
     def start(self) -> None:
-        """Start a process now, so that what keeps it from starting is known before there is anything to judge: RuntimeError."""
+        """Start a process now, so that what keeps it from starting is known before there is
+        anything to judge: RuntimeError."""
         with self._lock:
             if not self._pool:
                 self._pool.append(_Worker(self._arguments, self._start_seconds))
@@ -90,10 +111,13 @@ class _Pool:
                 raise
 
     def _judge(self, requests: Sequence[dict[str, Any] | str], seconds: float | None) -> list[Any]:
-        """The verdict on each request; a text instead of a request is the reason why it is not judged at all."""
+        """The verdict on each request; a text instead of a request is the reason why it is not
+        judged at all."""
         limit = self._seconds if seconds is None else seconds
         if not (math.isfinite(limit) and limit > 0):
-            raise ValueError(f"{type(self).__name__}: seconds is {limit}; a positive number is needed")
+            raise ValueError(
+                f"{type(self).__name__}: seconds is {limit}; a positive number is needed"
+            )
         with self._lock:
             if self._closed:
                 raise ValueError(f"{type(self).__name__}: verify after close")
@@ -129,7 +153,9 @@ class _Pool:
         """Take in what one worker said; None: it went away, or its time is over."""
         if not worker.ready:
             if reply is None:
-                raise RuntimeError(f"{type(self).__name__}: a worker did not start: {worker.last_words()}")
+                raise RuntimeError(
+                    f"{type(self).__name__}: a worker did not start: {worker.last_words()}"
+                )
             worker.ready, worker.deadline = True, math.inf
             return
         item, worker.item, worker.deadline = worker.item, None, math.inf
@@ -151,14 +177,14 @@ class _Pool:
 
 
 class MathVerifier(_Pool):
-    """A pool of processes that judge answers. A context manager; `close` ends the processes. Safe to share by threads.
+    """A pool of processes that judge answers. A context manager; `close` ends the processes. Safe
+    to share by threads.
 
-    workers: processes at most, started as they are needed (about a second each).
-    seconds: the default limit of one item, in seconds of wall time.
-    max_characters: of a longer prediction only the end is judged; a longer gold is not judged at all.
-    items_per_worker: a worker is replaced after so many, since sympy's caches grow.
-    memory_bytes: address space of a worker.
-    `counts` sums up what happened: judged, timeout, crash, gold is empty, ... by reason.
+    workers: processes at most, started as they are needed (about a second each). seconds: the
+    default limit of one item, in seconds of wall time. max_characters: of a longer prediction only
+    the end is judged; a longer gold is not judged at all. items_per_worker: a worker is replaced
+    after so many, since sympy's caches grow. memory_bytes: address space of a worker. `counts`
+    sums up what happened: judged, timeout, crash, gold is empty, ... by reason.
     """
 
     def __init__(
@@ -173,16 +199,22 @@ class MathVerifier(_Pool):
     ):
         super().__init__([str(memory_bytes)], workers, seconds, items_per_worker, start_seconds)
         if importlib.util.find_spec("math_verify") is None:
-            raise RuntimeError("MathVerifier: math_verify is not installed; pip install 'math-verify[antlr4_13_2]'")
+            raise RuntimeError(
+                "MathVerifier: math_verify is not installed; pip install 'math-verify[antlr4_13_2]'"
+            )
         self._max_characters = max_characters
 
-    def verify(self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None) -> list[Verdict]:
+    def verify(
+        self, predictions: Sequence[str], golds: Sequence[str], *, seconds: float | None = None
+    ) -> list[Verdict]:
         """Verdicts in the order of the pairs; see `verify_math`."""
         _check(predictions, golds)
         most = self._max_characters
         return self._judge(
             [
-                {"prediction": prediction[-most:], "gold": gold} if len(gold) <= most else "gold is too long"
+                {"prediction": prediction[-most:], "gold": gold}
+                if len(gold) <= most
+                else "gold is too long"
                 for prediction, gold in zip(predictions, golds)
             ],
             seconds,
@@ -190,12 +222,14 @@ class MathVerifier(_Pool):
 
 
 class FunctionVerifier(_Pool):
-    """Judges by a user's function, named as "module:function", which worker processes import by that name.
+    """Judges by a user's function, named as "module:function", which worker processes import by
+    that name.
 
-    It is called as `function(fields, completion)` with a dict of the problem's fields, and returns True, False, a number in
-    [0, 1], or None where it cannot judge. Whatever else it does (raises, returns something else, never ends, ends its
-    process) costs that item only: its verdict is None and `counts` has the reason. Imports are found as in this process;
-    accelerators are hidden from it.
+    It is called as `function(fields, completion)` with a dict of the problem's fields, and returns
+    True, False, a number in [0, 1], or None where it cannot judge. Whatever else it does (raises,
+    returns something else, never ends, ends its process) costs that item only: its verdict is None
+    and `counts` has the reason. Imports are found as in this process; accelerators are hidden from
+    it.
     """
 
     def __init__(
@@ -208,23 +242,37 @@ class FunctionVerifier(_Pool):
         start_seconds: float = 120.0,
     ):
         search = [os.path.abspath(place) for place in sys.path]
-        super().__init__(["0", function, *search], workers, seconds, items_per_worker, start_seconds)
+        super().__init__(
+            ["0", function, *search], workers, seconds, items_per_worker, start_seconds
+        )
 
     def verify(
-        self, predictions: Sequence[str], problems: Sequence[Mapping[str, Any]], *, seconds: float | None = None
+        self,
+        predictions: Sequence[str],
+        problems: Sequence[Mapping[str, Any]],
+        *,
+        seconds: float | None = None,
     ) -> list[bool | float | None]:
-        """One verdict per pair of a completion and the fields of its problem (what is not JSON in them goes as text)."""
+        """One verdict per pair of a completion and the fields of its problem (what is not JSON in
+        them goes as text)."""
         if isinstance(predictions, str) or len(predictions) != len(problems):
-            raise ValueError("FunctionVerifier: predictions and problems are two sequences of one length")
-        requests = [{"prediction": text, "problem": dict(fields)} for text, fields in zip(predictions, problems)]
+            raise ValueError(
+                "FunctionVerifier: predictions and problems are two sequences of one length"
+            )
+        requests = [
+            {"prediction": text, "problem": dict(fields)}
+            for text, fields in zip(predictions, problems)
+        ]
         return self._judge(requests, seconds)
 
 
 class _Worker:
-    """One process and what is on its way to and from it. `deadline` is infinite while nothing is expected."""
+    """One process and what is on its way to and from it. `deadline` is infinite while nothing is
+    expected."""
 
     def __init__(self, arguments: Sequence[str], start_seconds: float):
-        # By path, with -P: the package is not imported in the child, nor can its files shadow other modules there.
+        # By path, with -P: the package is not imported in the child, nor can its files shadow
+        # other modules there.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), *arguments],
             stdin=subprocess.PIPE,
@@ -232,7 +280,8 @@ class _Worker:
             stderr=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
-            # A fixed hash seed: sympy's choices, and so verdicts at the edge of the time limit, repeat.
+            # A fixed hash seed: sympy's choices, and so verdicts at the edge of the time limit,
+            # repeat.
             env={**os.environ, **_HIDE_ACCELERATORS, "PYTHONHASHSEED": "0"},
         )
         assert self.process.stdin and self.process.stdout
@@ -301,7 +350,8 @@ class _Worker:
 
 
 def _wait(workers: Sequence[_Worker]) -> list[tuple[_Worker, dict[str, Any] | None]]:
-    """Wait until a worker says something, goes away, or runs out of time; (worker, message or None) of each such."""
+    """Wait until a worker says something, goes away, or runs out of time; (worker, message or
+    None) of each such."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -320,19 +370,27 @@ def _wait(workers: Sequence[_Worker]) -> list[tuple[_Worker, dict[str, Any] | No
                 said.append((worker, reply))
     now = time.monotonic()
     heard = [worker for worker, _ in said]
-    return said + [(worker, None) for worker in workers if worker.deadline <= now and worker not in heard]
+    return said + [
+        (worker, None) for worker in workers if worker.deadline <= now and worker not in heard
+    ]
 
 
 def _check(predictions: Sequence[str], golds: Sequence[str]) -> None:
     if isinstance(predictions, str) or isinstance(golds, str) or len(predictions) != len(golds):
-        raise ValueError("verify_math: predictions and golds are two sequences of strings of one length")
+        raise ValueError(
+            "verify_math: predictions and golds are two sequences of strings of one length"
+        )
     for name, texts in (("predictions", predictions), ("golds", golds)):
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise ValueError(f"verify_math: {name}[{i}] is a {type(text).__name__}; a string is needed")
+                raise ValueError(
+                    f"verify_math: {name}[{i}] is a {type(text).__name__}; a string is needed"
+                )
 
 
-_SHARED: dict[int, MathVerifier] = {}  # by process id: a forked child must not write into its parent's pipes
+_SHARED: dict[
+    int, MathVerifier
+] = {}  # by process id: a forked child must not write into its parent's pipes
 _SHARED_LOCK = threading.Lock()
 
 

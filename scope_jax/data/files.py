@@ -1,0 +1,377 @@
+"""Files of problems: which files make up a split of a data set directory, and the rows in each of
+them.
+
+Directories are read in the layout of data set repositories: `configs` in the header of README.md,
+else splits told by the names of files and folders (`data/train-00000-of-00002.parquet`,
+`test.jsonl`, `train/algebra/1.json`). Paths that hold "://" (gs://bucket/...) go through etils'
+epath.
+"""
+
+import contextlib
+import fnmatch
+import gzip
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# pathlib.Path, or an epath.Path with the same methods.
+AnyPath = Any
+SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SAME_SPLIT = {alias: name for name, aliases in _SPLIT_NAMES.items() for alias in aliases}
+_SHARD = re.compile(r"([^/]+?)-\d{5}-of-\d{5}.*")
+
+
+def any_path(path: str | pathlib.Path) -> AnyPath:
+    """A local path, or an epath.Path where `path` names a scheme such as gs://. ValueError for a
+    scheme it does not know."""
+    if "://" in str(path):
+        from etils import epath
+
+        try:
+            return epath.Path(str(path))
+        except KeyError as error:
+            raise ValueError(
+                f"{path}: unknown kind of address: expected a local path or gs://bucket/..."
+            ) from error
+    return pathlib.Path(path)
+
+
+def split_files(root: AnyPath, split: str = "train", config: str = "") -> list[AnyPath]:
+    """The files of one split of a data set directory, in a fixed order.
+
+    config: one of the README's configs ("*" for all of them together), or, without them, a folder.
+    Empty: the one
+        marked `default: true`, the one called "default", or the only one.
+    Raises FileNotFoundError where no file of problems is there, ValueError for an unknown split or
+    config (with those that are there) and for a README that names no file.
+    """
+    configs = _card(root)
+    if configs:
+        return _files_of_card(root, configs, split, config)
+    folder = root / config if config not in ("", "*") else root
+    if not folder.is_dir():
+        raise ValueError(
+            f"{root}: no config {config!r}: README.md has no `configs`, and there is no such folder"
+        )
+    groups = _by_names(folder)
+    if not groups:
+        raise FileNotFoundError(
+            f"{folder}: no file of problems in it: expected {', '.join(SUFFIXES)}, or a TFDS"
+            " directory"
+        )
+    return _pick(groups, split, str(folder))
+
+
+def rows(path: AnyPath, kind: str = "auto") -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) of a file, where a row that cannot be read is a ValueError that says
+    why.
+
+    .jsonl: one object a line; .json: a list of objects, one object, or lines; .parquet; the first
+    two also with .gz. `kind` ("jsonl", "json", "parquet") overrides the suffix. Raises ValueError
+    where the file as a whole cannot be read.
+    """
+    name = path.name.lower()
+    kind = (
+        kind
+        if kind != "auto"
+        else next((s.split(".")[1] for s in SUFFIXES if name.endswith(s)), "")
+    )
+    if kind == "parquet":
+        yield from _parquet_rows(path)
+    elif kind in ("jsonl", "json"):
+        try:
+            yield from _jsonl_rows(path) if kind == "jsonl" else _json_rows(path)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(f"{path}: damaged gzip file: {error}") from error
+    else:
+        raise ValueError(f"{path}: unknown kind of file: expected {', '.join(SUFFIXES)}")
+
+
+def columns(path: AnyPath) -> list[str] | None:
+    """The columns of a parquet file; None for other kinds, whose rows may differ."""
+    if not path.name.lower().endswith(".parquet"):
+        return None
+    import pyarrow.parquet
+
+    with path.open("rb") as file, _parquet_errors(path):
+        return list(pyarrow.parquet.ParquetFile(file).schema_arrow.names)
+
+
+# ---- which files
+
+
+class _Config(NamedTuple):
+    """A config of README.md: patterns by split, or None where the names of files below `folder`
+    decide."""
+
+    name: str
+    table: dict[str, list[str]] | None
+    folder: str
+    default: bool
+
+
+def _card(root: AnyPath) -> list[_Config]:
+    """The configs of README.md; none where it has no header that names them."""
+    path = root / "README.md"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in (line.strip() for line in lines[1:]):
+        return []
+    end = next(n for n, line in enumerate(lines[1:], start=1) if line.strip() == "---")
+    import yaml
+
+    try:
+        header = yaml.safe_load("\n".join(lines[1:end]))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: header is not YAML: {str(error).splitlines()[0]}") from error
+    entries = header.get("configs") if isinstance(header, dict) else None
+    if not isinstance(entries, list):
+        return []
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise ValueError(
+                f"{path}: configs: expected objects with config_name and data_files, found"
+                f" {entry!r}"
+            )
+        table, folder = (
+            _patterns(entry.get("data_files"), path),
+            str(entry.get("data_dir") or "").removeprefix("./").strip("/"),
+        )
+        if ".." in folder.split("/"):
+            raise ValueError(
+                f"{path}: configs: data_dir {folder!r} is outside of the directory; expected a path"
+                " within it"
+            )
+        if table is not None and folder:
+            table = {
+                split: [f"{folder}/{pattern}" for pattern in patterns]
+                for split, patterns in table.items()
+            }
+        found.append(
+            _Config(
+                str(entry.get("config_name", "default")), table, folder, bool(entry.get("default"))
+            )
+        )
+    return found
+
+
+def _patterns(data_files: Any, path: AnyPath) -> dict[str, list[str]] | None:
+    """`data_files` in any of its forms: a pattern, several, a table, or a list of {split, path}."""
+    listed = lambda value: [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    if data_files is None:
+        return None
+    if isinstance(data_files, dict):
+        return {str(split): listed(value) for split, value in data_files.items()}
+    if isinstance(data_files, list) and all(
+        isinstance(item, dict) and "path" in item for item in data_files
+    ):
+        table: dict[str, list[str]] = {}
+        for item in data_files:
+            table.setdefault(str(item.get("split", "train")), []).extend(listed(item["path"]))
+        return table
+    if isinstance(data_files, str) or (
+        isinstance(data_files, list) and all(isinstance(i, str) for i in data_files)
+    ):
+        return {"train": listed(data_files)}
+    raise ValueError(
+        f"{path}: configs: data_files {data_files!r}: expected patterns or objects with split and"
+        " path"
+    )
+
+
+def _files_of_card(
+    root: AnyPath, configs: Sequence[_Config], split: str, config: str
+) -> list[AnyPath]:
+    names = [entry.name for entry in configs]
+    default = next(
+        (entry.name for entry in configs if entry.default), "default" if "default" in names else ""
+    )
+    if config == "*":
+        chosen = list(names)
+    elif config or default or len(names) == 1:
+        chosen = [config or default or names[0]]
+    else:
+        raise ValueError(
+            f"{root}: several configs and none is the default; set config to one of"
+            f" {', '.join(names)}, or '*'"
+        )
+    if not set(chosen) <= set(names):
+        raise ValueError(f"{root}: no config {config!r}: README.md has {', '.join(names)}")
+    files: list[AnyPath] = []
+    for entry in configs:
+        if entry.name not in chosen:
+            continue
+        where = f"{root}: config {entry.name!r}"
+        if entry.table is None:
+            folder = root / entry.folder if entry.folder else root
+            files += _pick(_by_names(folder) if folder.is_dir() else {}, split, where)
+            continue
+        for pattern in _pick(entry.table, split, where):
+            files += _matching(root, pattern)
+    return list(dict.fromkeys(files))
+
+
+def _matching(root: AnyPath, pattern: str) -> list[AnyPath]:
+    clean = pattern.removeprefix("./")
+    if clean.startswith("/") or "://" in clean or ".." in clean.split("/"):
+        raise ValueError(
+            f"{root}: README.md: data file {pattern!r} is outside of the directory; expected a path"
+            " within it"
+        )
+    wanted = clean.split("/")
+    if not any(sign in clean for sign in "*?["):
+        wanted.append("**")  # the name of a file, or of a folder
+    found = [path for path, inside in _walk(root) if _fits(inside, wanted) and _readable(path)]
+    if not found:
+        raise ValueError(
+            f"{root}: README.md: no file of problems matches {pattern!r}: expected"
+            f" {', '.join(SUFFIXES)}"
+        )
+    return found
+
+
+def _by_names(folder: AnyPath) -> dict[str, list[AnyPath]]:
+    """Split -> files: shards named `split-00000-of-00002`, else a split's name in a folder's or
+    the file's name (as a word of its own), else everything is "train"."""
+    names = {}
+    for path, inside in _walk(folder):
+        if _readable(path):
+            names[path] = inside
+    shards: dict[str, list[AnyPath]] = {}
+    worded: dict[str, list[AnyPath]] = {}
+    for path, inside in names.items():
+        if match := _SHARD.fullmatch(inside[-1]):
+            shards.setdefault(match.group(1), []).append(path)
+        words = [
+            word for part in inside for word in re.split(r"[^a-z]+", part.lower().split(".")[0])
+        ]
+        if split := next((_SAME_SPLIT[word] for word in words if word in _SAME_SPLIT), None):
+            worded.setdefault(split, []).append(path)
+    return shards or worded or ({"train": list(names)} if names else {})
+
+
+def _walk(
+    folder: AnyPath, inside: tuple[str, ...] = ()
+) -> Iterator[tuple[AnyPath, tuple[str, ...]]]:
+    """(file, its parts below the folder that the walk began in), sorted; hidden ones are left out.
+    (Paths of epath have no recursive glob.)"""
+    for path in sorted(folder.iterdir(), key=lambda child: child.name):
+        parts = (*inside, path.name)
+        if path.name.startswith(".") or len(parts) > 10:
+            continue
+        if path.is_dir():
+            yield from _walk(path, parts)
+        else:
+            yield path, parts
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path's parts match a glob pattern's, "**" for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
+    return (
+        bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+    )
+
+
+def _pick(groups: Mapping[str, list], split: str, where: str) -> list:
+    """The entry of a split, under its own name or another one that means the same (dev, val,
+    validation)."""
+    if split in groups:
+        return groups[split]
+    for name, entry in groups.items():
+        if _SAME_SPLIT.get(name, name) == _SAME_SPLIT.get(split, split):
+            return entry
+    raise ValueError(
+        f"{where}: no split {split!r}: it has {', '.join(sorted(groups)) or 'no file of problems'}"
+    )
+
+
+def _readable(path: AnyPath) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+# ---- the rows of a file
+
+
+@contextlib.contextmanager
+def _open(path: AnyPath) -> Iterator[Any]:
+    with path.open("rb") as file:
+        yield gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
+
+
+def _jsonl_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
+    with _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, json.loads(text)
+            except json.JSONDecodeError as error:
+                yield number, ValueError(f"not JSON: {error.msg} at column {error.colno}")
+            except UnicodeDecodeError as error:
+                yield number, ValueError(f"not UTF-8 at byte {error.start}")
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # a number of thousands of digits, a very deep list
+                yield number, ValueError(f"not JSON: {error}")
+
+
+def _json_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
+    with _open(path) as file:
+        raw = file.read()
+    try:
+        whole = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        yield from _jsonl_rows(
+            path
+        )  # lines of JSON under the other suffix, or a damaged file: its lines say where
+        return
+    yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
+
+
+def _parquet_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet
+
+    number = 0
+    with path.open("rb") as file:
+        with _parquet_errors(path):
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=4096)
+        while True:
+            with _parquet_errors(path):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+class _parquet_errors:
+    """Turns pyarrow's errors about the file into one line that names it."""
+
+    def __init__(self, path: AnyPath):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        import pyarrow
+
+        if isinstance(error, (pyarrow.ArrowInvalid, OSError)):
+            raise ValueError(
+                f"{self.path}: not a parquet file: {str(error).splitlines()[0]}"
+            ) from error

@@ -1,0 +1,180 @@
+"""From the `task` section of a config to a domain and its problems."""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+from scope_jax.data.decontaminate import MODES, decontaminated
+from scope_jax.data.mixture import mix
+from scope_jax.data.problems import Problems
+from scope_jax.data.sources import read_source, source_of
+from scope_jax.tasks.arithmetic import Arithmetic
+from scope_jax.tasks.countdown import Countdown
+from scope_jax.tasks.domain import Domain, GeneratedDomain
+from scope_jax.tasks.mathematics import Mathematics
+
+# A domain whose problems come from a program: its class, and the module of its data set (`CONFIG`
+# and `prepare`), which is imported when data is read. A further one is a line here.
+GENERATED: dict[str, tuple[type[GeneratedDomain], str]] = {
+    "arithmetic": (Arithmetic, "scope_jax.data.arithmetic_tfds"),
+    "countdown": (Countdown, "scope_jax.data.countdown_tfds"),
+}
+NAMES = (*GENERATED, "math")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A domain with problems to train on and named sets to evaluate on ("test": in distribution,
+    "test_ood": out of it).
+
+    contamination: one record for each training source (`decontaminated`); None where it was not
+    looked for.
+    """
+
+    domain: Domain
+    train: Problems
+    evaluation: dict[str, Problems]
+    contamination: list[dict[str, Any]] | None = None
+
+
+def load_task(
+    name: str,
+    data: str | pathlib.Path = "",
+    *,
+    train_split: str = "train",
+    options: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    decontaminate: str = "off",
+    decontaminate_words: int = 13,
+    tokenizer: Any = None,
+) -> Task:
+    """The task called `name`; the arguments are the keys of a config's `task` section.
+
+    arithmetic, countdown: the data set is under the directory `data` (made there first); `options`
+    are fields of its
+        `SignedTermsConfig` or `CountdownConfig` (sizes, lengths, seed, ...).
+    math: `train` and `evaluation` are sources by name (`tasks.Source`), relative paths start at
+    `data`; `options` are
+        fields of `Mathematics`. `tokenizer` counts tokens where a source limits them.
+    Raises ValueError for an unknown task, option or key of a source, and what `read_source`
+    raises.
+    """
+    check_task(name, str(data), options, train, evaluation, decontaminate)
+    domain: Domain
+    if name in GENERATED:
+        domain, parts, sets = _generated(name, data, train_split, options or {})
+        weights = {"train": 1.0}
+    else:
+        domain = Mathematics(**(options or {}))
+        sources = {
+            key: source_of(value, f"config.task.train.{key}", str(data))
+            for key, value in (train or {}).items()
+        }
+        parts = {
+            key: _named(read_source(source, tokenizer), key) for key, source in sources.items()
+        }
+        weights = {key: source.weight for key, source in sources.items()}
+        sets = {
+            key: read_source(
+                source_of(value, f"config.task.evaluation.{key}", str(data)), tokenizer
+            )
+            for key, value in sorted((evaluation or {}).items())
+        }
+    records = None
+    if decontaminate != "off":
+        records = []
+        for key in sorted(parts):
+            parts[key], record = decontaminated(
+                parts[key], sets, decontaminate_words, remove=decontaminate == "remove"
+            )
+            records.append(record)
+    return Task(domain, mix(parts, weights), sets, records)
+
+
+def check_task(
+    name: str,
+    data: str,
+    options: Mapping[str, Any] | None,
+    train: Mapping[str, Any] | None,
+    evaluation: Mapping[str, Any] | None,
+    decontaminate: str,
+) -> None:
+    """Raise ValueError for what is wrong with a `task` section; reads no data."""
+    if name not in NAMES:
+        raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(NAMES)}")
+    if decontaminate not in MODES:
+        raise ValueError(
+            f"config.task.decontaminate = {decontaminate!r} is unknown; one of {', '.join(MODES)}"
+        )
+    if name in GENERATED:
+        if train or evaluation:
+            raise ValueError(
+                f"config.task.train and .evaluation name files; the task {name!r} has none: set"
+                " task.name = 'math'"
+            )
+        return
+    known = [field.name for field in dataclasses.fields(Mathematics)]
+    _check_options(options or {}, known)
+    Mathematics(**(options or {}))
+    if not train:
+        raise ValueError(
+            "config.task.train is empty; give at least one source, such as {'math': {'path': ...}}"
+        )
+    if decontaminate != "off" and not evaluation:
+        raise ValueError(
+            f"config.task.decontaminate = {decontaminate!r} needs evaluation sets;"
+            " config.task.evaluation is empty"
+        )
+    for section, sources in (("train", train), ("evaluation", evaluation or {})):
+        for key, settings in sources.items():
+            where = f"config.task.{section}.{key}"
+            if not isinstance(settings, Mapping):
+                raise ValueError(
+                    f"{where} = {settings!r}: expected the settings of a source, such as {{'path':"
+                    " ...}"
+                )
+            source_of(settings, where, data)
+
+
+def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:
+    """The generated domain called `name`; `options` are the fields of its class. Raises ValueError
+    for an unknown name or option and for values that make no sense."""
+    if name not in GENERATED:
+        raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(GENERATED)}")
+    kind, _ = GENERATED[name]
+    _check_options(options or {}, [field.name for field in dataclasses.fields(cast(Any, kind))])
+    return kind(**_tuples(options or {}))
+
+
+def _generated(
+    name: str, data: str | pathlib.Path, train_split: str, options: Mapping[str, Any]
+) -> tuple[GeneratedDomain, dict[str, Problems], dict[str, Problems]]:
+    module = importlib.import_module(GENERATED[name][1])
+    _check_options(options, module.CONFIG.options())
+    config = module.CONFIG(**_tuples(options))
+    domain = config.domain()  # refuses bad options before anything is written
+    directory = module.prepare(data or "cache/tfds", config)
+    sets = {split: Problems.from_tfds(directory, split) for split in ("test", "test_ood")}
+    return domain, {"train": Problems.from_tfds(directory, train_split)}, sets
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list | tuple) else value
+        for key, value in options.items()
+    }
+
+
+def _check_options(options: Mapping[str, Any], known: Any) -> None:
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"config.task.options.{key}: unknown; known: {', '.join(sorted(known))}"
+            )
+
+
+def _named(problems: Problems, name: str) -> Problems:
+    return dataclasses.replace(problems, name=name)

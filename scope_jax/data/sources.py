@@ -1,0 +1,395 @@
+"""Sources of problems by config: what a `Source` says, and how its rows become problems.
+
+A source is a TFDS directory (array_record, read without TensorFlow), a data set repository, or a
+single file; see `scope_jax.data.files` for the layouts. Fields are named by dotted paths, rows may
+be filtered, and an answer that a data set has only inside of its solution is taken out of it.
+docs/data.md has the settings of published data sets.
+"""
+
+import collections
+import dataclasses
+import difflib
+import pathlib
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from scope_jax.data import files
+from scope_jax.data.problems import Problems
+from scope_jax.tasks.answers import hash_answer, last_boxed
+from scope_jax.tasks.domain import Problem
+
+FIELDS = ("id", "prompt", "answer", "solution")
+KINDS = ("auto", "tfds", "repository", "jsonl", "json", "parquet")
+# Where the answer is: in a field of its own, in the solution's last \boxed{}, after the solution's
+# "####".
+ANSWERS = {"field": None, "boxed": last_boxed, "hash": hash_answer}
+_NOWHERE = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One source of problems, checked when it is made; every field can be set in a config.
+
+    path: a file or a directory, local or gs://. kind: "auto" tells by what is there. split,
+    config: of a data set directory; config "*" takes all of a repository's. fields: the data set's
+    names for id, prompt, answer and solution (dotted paths; a list of chat messages stands for the
+    text of its last user turn, in a solution of its last assistant turn). where: rows are kept
+    whose field has one of the values. answer_from: field | boxed | hash. weight: of this source in
+    a mixture. limit: only the first so many problems; 0: all. prompt_characters, prompt_tokens,
+    solution_characters, solution_tokens: longer ones are filtered out; 0: no limit. max_malformed:
+    more rows than this without the fields or the answer are an error.
+    """
+
+    path: str
+    kind: str = "auto"
+    split: str = "train"
+    config: str = ""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    answer_from: str = "field"
+    weight: float = 1.0
+    limit: int = 0
+    prompt_characters: int = 0
+    prompt_tokens: int = 0
+    solution_characters: int = 0
+    solution_tokens: int = 0
+    max_malformed: int = 100
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path is empty; give a file or directory of problems")
+        for name, value, known in (
+            ("kind", self.kind, KINDS),
+            ("answer_from", self.answer_from, tuple(ANSWERS)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} = {value!r} is unknown; one of {', '.join(known)}")
+        for name in self.fields:
+            if name not in FIELDS:
+                raise ValueError(f"fields names {name!r}: expected only {', '.join(FIELDS)}")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight = {self.weight}; expected a positive number")
+        counts = (
+            "limit",
+            "prompt_characters",
+            "prompt_tokens",
+            "solution_characters",
+            "solution_tokens",
+            "max_malformed",
+        )
+        for name in counts:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}; expected a whole number from 0 up"
+                )
+
+
+def source_of(settings: Mapping[str, Any], where: str, data: str = "") -> Source:
+    """The Source that a config's settings describe; `where` (such as "config.task.train.math")
+    goes before the message of an error. A relative path is one below `data`, where that is not
+    empty."""
+    known = [field.name for field in dataclasses.fields(Source)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{where}.{key}: unknown key; the nearest known one is {where}.{near[0]}"
+            )
+    values = {"path": "", **settings}
+    path = str(values["path"])
+    if data and path and "://" not in path and not pathlib.PurePath(path).is_absolute():
+        path = f"{data.rstrip('/')}/{path}"
+    try:
+        # Pairs stand for a mapping too: a key of a config cannot hold the dots of a path.
+        tables = {name: dict(values.get(name, {})) for name in ("fields", "where")}
+        return Source(**{**values, **tables, "path": path})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def read_source(source: Source, tokenizer: Any = None) -> Problems:
+    """The problems of a source, in the order of its files, in memory.
+
+    tokenizer: needed for limits in tokens. A malformed row (not JSON, a field missing or empty, no
+    answer to be found) is skipped with a warning that names file and line, and counted in
+    `skipped`. Raises FileNotFoundError where nothing is at the path, ValueError for an unknown
+    split, a column that is not there, past `max_malformed`, and where no problem is left.
+    """
+    names = {field: source.fields.get(field, field) for field in FIELDS}
+    fits = _limits(source, tokenizer)
+    problems: list[Problem] = []
+    counts: collections.Counter[str] = collections.Counter()
+    place = source.path
+    for place, default_id, row in _rows(source, names):
+        counts["rows"] += 1
+        try:
+            if isinstance(row, Exception):
+                raise row
+            if not all(
+                _is_among(_find(row, field), allowed) for field, allowed in source.where.items()
+            ):
+                counts["filtered"] += 1
+                continue
+            problem = problem_of(row, names, default_id, source.answer_from, required=source.fields)
+        except ValueError as error:
+            counts["malformed"] += 1
+            if counts["malformed"] > source.max_malformed:
+                raise ValueError(
+                    f"{place}: {error}; more than {source.max_malformed} malformed lines: are"
+                    " `fields` and `answer_from` right?"
+                ) from error
+            warnings.warn(f"{place}: {error}; skipped", stacklevel=2)
+            continue
+        if not fits(problem):
+            counts["filtered"] += 1
+            continue
+        problems.append(problem)
+        if len(problems) == source.limit:
+            break
+    if not problems:
+        raise ValueError(
+            f"{source.path}: no problem in it: of {counts['rows']} rows {counts['malformed']} were"
+            f" malformed, {counts['filtered']} left out by `where` and limits of length"
+        )
+    identity, times = collections.Counter(problem.id for problem in problems).most_common(1)[0]
+    if times > 1:  # results are kept by id: two problems with one id would be taken for the same
+        raise ValueError(
+            f"{source.path}: id {identity!r} occurs {times} times: expected one problem per id"
+        )
+    return Problems.from_list(problems, source.path, counts["malformed"])
+
+
+def tfds_problems(
+    directory: Any, split: str = "train", fields: Mapping[str, str] | None = None
+) -> Problems:
+    """A split of a prepared TFDS data set, read by index when asked for; see `Problems.from_tfds`."""
+    source = Source(path=str(directory), split=split, fields=dict(fields or {}))
+    names = {field: source.fields.get(field, field) for field in FIELDS}
+    data, features = _tfds(files.any_path(directory), split)
+    _check_columns(str(directory), "feature", features, source, names)
+    get = lambda i: problem_of(
+        _plain(data[i]), names, f"{split}-{i}", "field", required=source.fields
+    )
+    return Problems(f"{directory}:{split}", len(data), get)
+
+
+def problem_of(
+    row: Any,
+    names: Mapping[str, str],
+    default_id: str,
+    answer_from: str = "field",
+    required: Collection[str] = (),
+) -> Problem:
+    """The problem that a row holds. `names`: the row's field for each of FIELDS. A solution must
+    be there if it is among `required` or holds the answer; otherwise it is taken where there is a
+    text of that name. Raises ValueError that says what the row lacks."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected an object, found {type(row).__name__}")
+    prompt = _text(row, names["prompt"], role="user")
+    solution = None
+    if "solution" in required or answer_from != "field":
+        solution = _text(row, names["solution"], role="assistant")
+    elif (
+        names["answer"] != "solution"
+        and isinstance(found := _find(row, "solution"), str)
+        and found.strip()
+    ):
+        solution = found
+    extract = ANSWERS[answer_from]
+    if extract is None:
+        answer = _text(row, names["answer"])
+    else:
+        extracted = extract(solution or "")
+        if extracted is None:
+            mark = {"boxed": "\\boxed{...}", "hash": "line that starts with '####'"}[answer_from]
+            raise ValueError(f"field {names['solution']!r} has no {mark}: no answer in it")
+        answer = extracted
+    identity = _find(row, names["id"])
+    return Problem(
+        default_id if identity in (_NOWHERE, None) else str(identity), prompt, answer, solution
+    )
+
+
+# ---- rows
+
+
+def _rows(source: Source, names: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    """(place for messages, default id, row) of a source."""
+    path = files.any_path(source.path)
+    try:
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except ImportError as error:
+        raise ValueError(
+            f"{source.path}: cannot be reached: {error}; gs:// paths need gcsfs"
+        ) from error
+    if is_file:
+        found, root = [path], None
+    elif is_directory:
+        directory = _tfds_directory(path) if source.kind in ("auto", "tfds") else None
+        if directory is not None:
+            data, features = _tfds(directory, source.split)
+            _check_columns(str(directory), "feature", features, source, names)
+            for i in range(len(data)):
+                yield (
+                    f"{directory}: {source.split} record {i}",
+                    f"{source.split}-{i}",
+                    _plain(data[i]),
+                )
+            return
+        if source.kind == "tfds":
+            raise FileNotFoundError(
+                f"{path}: no TFDS data set: expected the directory that holds dataset_info.json"
+            )
+        found, root = files.split_files(path, source.split, source.config), path
+    else:
+        raise FileNotFoundError(
+            f"{source.path}: no such file or directory: expected a file or directory of problems"
+        )
+    kind = source.kind if source.kind in ("jsonl", "json", "parquet") else "auto"
+    for file in found:
+        _check_columns(str(file), "column", files.columns(file), source, names)
+        stem = file.name.split(".")[0]
+        if root is not None:  # shards of several configs have the same names
+            stem = "/".join((*file.relative_to(root).parts[:-1], stem))
+        for number, row in files.rows(file, kind):
+            yield f"{file}: line {number}", f"{stem}-{number}", row
+
+
+def _tfds_directory(path: Any) -> Any | None:
+    """The directory of a TFDS data set's files, where `path` is it or one above (the newest
+    version, the only config)."""
+    for _ in range(3):
+        if (path / "dataset_info.json").is_file() and (path / "features.json").is_file():
+            return path
+        below = [
+            child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
+        ]
+        versions = [child for child in below if re.fullmatch(r"\d+\.\d+\.\d+", child.name)]
+        if versions:
+            path = max(versions, key=lambda child: tuple(map(int, child.name.split("."))))
+        elif len(below) == 1:
+            path = below[0]
+        else:
+            return None
+    return None
+
+
+def _tfds(path: Any, split: str) -> tuple[Any, list[str]]:
+    """(records by index, names of features) of a split."""
+    if not (path / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"{path}: no TFDS data set: expected the directory that holds dataset_info.json"
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(path))
+    if split not in builder.info.splits:
+        raise ValueError(f"{path}: no split {split!r}: it has {', '.join(builder.info.splits)}")
+    found = builder.info.file_format.value
+    if found != "array_record":
+        raise ValueError(
+            f"{path}: files in the format {found}: expected array_record, which is read without"
+            " TensorFlow"
+        )
+    return builder.as_data_source(split=split), list(builder.info.features)
+
+
+def _check_columns(
+    where: str, what: str, there: Sequence[str] | None, source: Source, names: Mapping[str, str]
+) -> None:
+    """Raise ValueError for a field that a file with fixed columns does not have."""
+    if there is None:
+        return
+    needed = ["prompt"] + (["answer"] if source.answer_from == "field" else ["solution"])
+    wanted = [names[field] for field in dict.fromkeys([*needed, *source.fields])]
+    for field in [*wanted, *source.where]:
+        if field not in there and field.split(".")[0] not in there:
+            raise ValueError(f"{where}: no {what} {field!r}: it has {', '.join(there)}; set fields")
+
+
+def _plain(value: Any) -> Any:
+    """A TFDS record as plain Python: text instead of bytes, lists instead of arrays."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+        return _plain(value) if isinstance(value, (list, bytes)) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---- fields
+
+
+def _find(row: Any, path: str) -> Any:
+    """What is at a dotted path ("extra.answer", "target.0.content"), or `_NOWHERE`. A name with
+    dots in it wins."""
+    if isinstance(row, Mapping) and path in row:
+        return row[path]
+    head, _, rest = path.partition(".")
+    if isinstance(row, Mapping) and head in row:
+        inner = row[head]
+    elif isinstance(row, list) and head.isdecimal() and int(head) < len(row):
+        inner = row[int(head)]
+    else:
+        return _NOWHERE
+    return _find(inner, rest) if rest else inner
+
+
+def _text(row: Mapping[str, Any], path: str, role: str | None = None) -> str:
+    value = _find(row, path)
+    if value is _NOWHERE or value is None:
+        raise ValueError(
+            f"no field {path!r}"
+            + (f" (it has {', '.join(map(str, row))})" if value is _NOWHERE else "")
+        )
+    if (
+        isinstance(value, list)
+        and role
+        and value
+        and all(isinstance(m, Mapping) and "content" in m for m in value)
+    ):
+        turns = [message["content"] for message in value if message.get("role") == role]
+        if not turns:
+            raise ValueError(f"field {path!r}: no message of the role {role!r}")
+        value = turns[-1]
+    elif isinstance(value, list) and len(value) == 1:
+        value = value[0]  # some data sets list the answers that are right
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"field {path!r}: expected text, found {type(value).__name__}")
+    if not str(value).strip():
+        raise ValueError(f"field {path!r} is empty")
+    return str(value)
+
+
+def _is_among(value: Any, allowed: Any) -> bool:
+    if value is _NOWHERE:
+        return False
+    return (
+        value in allowed if isinstance(allowed, (list, tuple, set, frozenset)) else value == allowed
+    )
+
+
+def _limits(source: Source, tokenizer: Any) -> Any:
+    """A function that says whether a problem is within the source's limits of length."""
+    if (source.prompt_tokens or source.solution_tokens) and tokenizer is None:
+        raise ValueError(
+            f"{source.path}: a limit in tokens needs a tokenizer; use a limit in characters"
+        )
+    tokens = lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    checks = [
+        (limit, measure, field)
+        for limit, measure, field in (
+            (source.prompt_characters, len, "prompt"),
+            (source.solution_characters, len, "solution"),
+            (source.prompt_tokens, tokens, "prompt"),
+            (source.solution_tokens, tokens, "solution"),
+        )
+        if limit
+    ]
+    return lambda problem: all(
+        measure(getattr(problem, field) or "") <= limit for limit, measure, field in checks
+    )

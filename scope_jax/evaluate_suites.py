@@ -1,0 +1,507 @@
+"""Evaluate a checkpoint on published benchmarks; the command line form of `scope_jax.evaluate`
+with `--benchmarks`.
+
+    python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=OUT
+
+Settings are the field's (temperature 0.6, top_p 0.95, 8,192 new tokens, 32 samples on AIME and
+AMC, one elsewhere) unless given: `--samples=4` for all benchmarks, `--override=aime24.samples=64`
+for one. The same command goes on with an evaluation that was stopped. In the workdir:
+`benchmarks.json` (figures and what made them), `benchmarks.md` (the table), `samples/` (every
+completion with its score).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from scope_jax import models, rollout
+from scope_jax.data.suites import BENCHMARKS, BenchmarkData, read_benchmark
+from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.evaluate_prm import checkpoint_hash
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.report.samples import Result, ResultsFile, markdown_table, summarise
+from scope_jax.report.voting import AGGREGATES, aggregate
+from scope_jax.run import progress, write_atomically
+from scope_jax.tasks.graders import Grader, check_grader
+from scope_jax.text import encode_prompts, end_ids, load_tokenizer
+
+# Row ids are problem x STRIDE + sample: a sample's tokens depend neither on the number of samples
+# nor on other problems.
+STRIDE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What one benchmark is evaluated with. `template` and `grader`: empty for those of the
+    benchmark. `limit`: only so many problems, 0 for all."""
+
+    samples: int = 1
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 0
+    new_tokens: int = 8192
+    prompt_tokens: int = 2048
+    seed: int = 0
+    grader: str = ""
+    template: str = ""
+    system: str = ""
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        rollout.SampleSpec(
+            self.temperature, self.top_p, self.top_k, self.new_tokens
+        )  # it checks its numbers
+        if not 1 <= self.samples <= STRIDE:
+            raise ValueError(f"samples {self.samples}: expected 1 to {STRIDE}")
+        if self.prompt_tokens < 1 or self.limit < 0:
+            raise ValueError(
+                f"prompt_tokens {self.prompt_tokens} must be at least 1 and limit {self.limit} at"
+                " least 0"
+            )
+        if self.grader:
+            check_grader(self.grader)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """The model that is evaluated. `digest` identifies its weights. `chat`: prompts go through the
+    chat template."""
+
+    params: models.Params
+    config: models.ModelConfig
+    tokenizer: Any
+    digest: str
+    chat: bool
+
+
+def settings_for(
+    name: str,
+    given: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    benchmarks: Sequence[str] | None = None,
+) -> Settings:
+    """The settings of benchmark `name`: the field's, then `given` (for all benchmarks), then
+    `overrides` ("name.key=value"). Raises ValueError for an override of a benchmark that is not
+    evaluated, of an unknown key, and for a value of the wrong type."""
+    types = _types()
+    values: dict[str, Any] = {
+        "samples": BENCHMARKS[name].samples if name in BENCHMARKS else 1,
+        **given,
+    }
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        target, _, key = path.rpartition(".")
+        if not equals or not target:
+            raise ValueError(
+                f"--override={override}: expected benchmark.key=value, such as aime24.samples=8"
+            )
+        if target not in (benchmarks or (name,)):
+            raise ValueError(
+                f"--override={override}: {target!r} is not among"
+                f" --benchmarks={','.join(benchmarks or (name,))}"
+            )
+        if key not in types:
+            near = difflib.get_close_matches(key, list(types), n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"--override={override}: unknown key {key!r}; the nearest known one is {near}"
+            )
+        if target == name:
+            try:
+                values[key] = types[key](text)
+            except ValueError:
+                raise ValueError(
+                    f"--override={override}: {text!r} is not of type {types[key].__name__}"
+                ) from None
+    return Settings(**values)
+
+
+def _types() -> dict[str, type]:
+    return {
+        field.name: type(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)
+    }
+
+
+def evaluate_benchmark(
+    policy: Policy,
+    data: BenchmarkData,
+    settings: Settings,
+    workdir: str | Path,
+    *,
+    rows: int = 256,
+    slots: int = 64,
+    prm: ProcessRewardModel | None = None,
+    prm_digest: str = "",
+    prm_aggregate: str = "product",
+) -> dict[str, Any]:
+    """Decode, judge and sum up one benchmark: its record, with the figures of
+    `run.results.summarise` under "result".
+
+    Chunks of about `rows` rows are decoded together on `slots` seats (0: one for each row); each
+    chunk's results are kept in `workdir/samples/` before the next begins, and are not made again.
+    `rows`, `slots`, the mesh and `settings.limit` do not change a sample's tokens. `prm` gives
+    every sample a weight (aggregated step scores) for bon@n and vote@n.
+    """
+    if settings.temperature == 0 and settings.samples > 1:
+        raise ValueError(
+            f"{data.name}: {settings.samples} samples at temperature 0 are all alike; use samples=1"
+        )
+    limit = len(data.problems) if settings.limit == 0 else min(settings.limit, len(data.problems))
+    ids, dropped = encode_prompts(
+        policy.tokenizer,
+        [problem.prompt for problem in data.problems],
+        max_length=settings.prompt_tokens,
+        chat=policy.chat,
+        system=settings.system or None,
+    )
+    places = [n for n in range(len(data.problems)) if n not in set(dropped)]
+    prompt_of = dict(zip(places, ids, strict=True))
+    chosen = [n for n in places if n < limit]
+    if not chosen:
+        raise ValueError(
+            f"{data.name}: all {limit} prompts are longer than prompt_tokens ="
+            f" {settings.prompt_tokens}"
+        )
+    new_tokens = _fitting(
+        data.name, settings.new_tokens, max(map(len, ids)), policy.config.max_positions
+    )
+    with Grader(settings.grader or data.benchmark.grader) as grader:
+        end_ids = _end_ids(policy.config, policy.tokenizer)
+        made_by = _made_by(policy, data, settings, new_tokens, grader) | {"end_ids": list(end_ids)}
+        if prm is not None:
+            made_by["prm"] = {
+                "sha256": prm_digest,
+                "format": prm.format,
+                "aggregate": prm_aggregate,
+            }
+        key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+        kept = ResultsFile(Path(workdir) / "samples" / f"{data.name}-{key}.jsonl", key)
+        todo = [n for n in chosen if n not in kept.done]
+        size = _chunk(rows, settings.samples, len(chosen))
+        spec = rollout.SampleSpec(
+            settings.temperature, settings.top_p, settings.top_k, new_tokens, end_ids
+        )
+        root = jax.random.fold_in(
+            jax.random.key(settings.seed), zlib.crc32(data.name.encode()) & 0x7FFFFFFF
+        )
+        buffer = max(map(len, ids)) + new_tokens
+        bar = progress(len(chosen), initial=len(chosen) - len(todo), desc=data.name)
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
+            prompts = [prompt_of[n] for n in part]
+            written, finished = _decode(
+                policy, prompts, part, size, settings.samples, buffer, root, spec, slots
+            )
+            texts = rollout.texts(written, policy.tokenizer)
+            owners = [n for n in part for _ in range(settings.samples)]
+            weights: list[float | None] | None = None
+            if prm is not None:
+                weights = step_weights(
+                    prm,
+                    [data.questions[n] for n in owners],
+                    texts,
+                    prm_aggregate,
+                    size * settings.samples,
+                )
+            scores = grader.scores(
+                [data.problems[n] for n in owners], texts, [data.rows[n] for n in owners]
+            )
+            columns = {
+                "scores": scores,
+                "answers": [grader.answer(text) for text in texts],
+                "finished": finished,
+                "tokens": [len(row) for row in written],
+                "weights": weights,
+                "texts": texts,
+            }
+            kept.add(_by_problem(data, part, settings.samples, columns))
+            bar.update(len(part))
+        bar.close()
+        counts = dict(grader.counts)
+    result = summarise([kept.done[n] for n in chosen])
+    return {
+        "benchmark": data.name,
+        "title": data.benchmark.title,
+        "problems": len(chosen),
+        "published_problems": data.benchmark.size,
+        "dropped": sum(n < limit for n in dropped),
+        "skipped": data.skipped,
+        "temperature": settings.temperature,
+        "samples": settings.samples,
+        "limit": settings.limit,
+        "made_by": made_by,
+        "key": key,
+        "verdicts": counts,
+        "result": result,
+    }
+
+
+def _made_by(
+    policy: Policy, data: BenchmarkData, settings: Settings, new_tokens: int, grader: Grader
+) -> dict[str, Any]:
+    """Everything that the figures depend on."""
+    chat_template = policy.tokenizer.chat_template if policy.chat else None
+    return {
+        "model_sha256": policy.digest,
+        "dtype": str(jax.tree.leaves(policy.params)[0].dtype),
+        "data_sha256": data.digest,
+        "data_files": list(data.files),
+        "template": settings.template or data.benchmark.template,
+        "system": settings.system,
+        "chat_template_sha256": (
+            hashlib.sha256(str(chat_template).encode()).hexdigest() if chat_template else None
+        ),
+        "samples": settings.samples,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "new_tokens": new_tokens,
+        "prompt_tokens": settings.prompt_tokens,
+        "seed": settings.seed,
+        "grader": grader.record(),
+    }
+
+
+def _decode(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[int],
+    size: int,
+    samples: int,
+    buffer: int,
+    key: jax.Array,
+    spec: rollout.SampleSpec,
+    slots: int,
+) -> tuple[list[list[int]], list[bool]]:
+    """(ids written, whether the row ended by itself) of `samples` rows for each prompt. Problems
+    are filled up to `size`, so that every chunk runs the same program; the rows that fill it up
+    count as finished and are not decoded."""
+    real = len(prompts) * samples
+    batch = rollout.from_prompts([*prompts, *[prompts[0]] * (size - len(prompts))], samples, buffer)
+    row_B = np.zeros(size * samples, np.int32)
+    row_B[:real] = (np.asarray(places)[:, None] * STRIDE + np.arange(samples)[None]).reshape(-1)
+    row_B, finished_B = put_rows((row_B, np.arange(size * samples) >= real))
+    batch = batch.replace(row_B=row_B, finished_B=finished_B)
+    batch = rollout.generate(
+        policy.params, policy.config, batch, key, spec, shared_prefix=samples, slots=slots or None
+    )
+    return (
+        rollout.completion_ids(batch)[:real],
+        np.asarray(jax.device_get(batch.finished_B))[:real].tolist(),
+    )
+
+
+def _by_problem(
+    data: BenchmarkData, places: Sequence[int], samples: int, columns: Mapping[str, Any]
+) -> list[Result]:
+    """One result for each problem, from columns with an entry for each sample (or None)."""
+    results = []
+    for number, n in enumerate(places):
+        part = slice(number * samples, (number + 1) * samples)
+        cut = {name: None if column is None else column[part] for name, column in columns.items()}
+        results.append({"problem": n, "id": data.problems[n].id, **cut})
+    return results
+
+
+def step_weights(
+    prm: ProcessRewardModel,
+    questions: Sequence[str],
+    texts: Sequence[str],
+    how: str,
+    rows: int | None = None,
+) -> list[float | None]:
+    """The aggregated step scores of each text, whose steps stand between blank lines; None where
+    the PRM could not score it. `rows` as in `ProcessRewardModel.score`."""
+    steps = [[step for step in text.split("\n\n") if step.strip()] for text in texts]
+    score_BJ, valid_BJ, _ = prm.score(questions, steps, rows)
+    return [
+        aggregate(score[valid].tolist(), how) if valid.any() else None
+        for score, valid in zip(score_BJ, valid_BJ)
+    ]
+
+
+def _chunk(rows: int, samples: int, problems: int) -> int:
+    """Problems decoded together, such that the rows divide evenly over the devices of the mesh."""
+    mesh = jax.sharding.get_mesh()
+    split = 1 if mesh.empty else int(mesh.shape["data"] * mesh.shape["fsdp"])
+    step = split // int(np.gcd(split, samples))
+    return -(-min(max(rows // samples, 1), problems) // step) * step
+
+
+def _fitting(name: str, new_tokens: int, prompt: int, positions: int) -> int:
+    """`new_tokens`, or as many as the model has positions for, with a note."""
+    if prompt + new_tokens <= positions:
+        return new_tokens
+    if prompt >= positions:
+        raise ValueError(
+            f"{name}: a prompt of {prompt} tokens and the model has {positions} positions; lower"
+            " prompt_tokens"
+        )
+    print(
+        f"{name}: {positions - prompt} new tokens at most: the model has {positions} positions",
+        file=sys.stderr,
+    )
+    return positions - prompt
+
+
+def _end_ids(config: models.ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Ends of a turn: those of the model's files and those that the tokenizer knows."""
+    return tuple(sorted({*config.end_ids, *end_ids(tokenizer)}))
+
+
+# ---- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m scope_jax.evaluate",
+        description=(__doc__ or "").split("\n")[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--benchmarks",
+        required=True,
+        help=f"comma-separated: {', '.join(BENCHMARKS)}, or folders of your own",
+    )
+    parser.add_argument("--model", required=True, help="Hugging Face directory of the policy")
+    parser.add_argument("--data", required=True, help="directory with one folder per benchmark")
+    parser.add_argument("--workdir", required=True, help="directory to write")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        help="benchmark.key=value, for one benchmark; repeatable",
+    )
+    for field in dataclasses.fields(Settings):
+        flag = "--" + field.name.replace("_", "-")
+        text = f"for all benchmarks (default: {field.default!r})"
+        parser.add_argument(flag, type=_types()[field.name], default=argparse.SUPPRESS, help=text)
+    parser.add_argument(
+        "--chat",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="use the tokenizer's chat template",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=256, help="rows of a chunk: how often results are kept"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=64, help="rows decoded at once; 0: all of a chunk"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the parameters"
+    )
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="devices over which the parameters are split"
+    )
+    parser.add_argument(
+        "--tensor", type=int, default=1, help="devices over which heads and feed-forward are split"
+    )
+    parser.add_argument(
+        "--prm", default="", help="directory of a process reward model: adds bon@n and vote@n"
+    )
+    parser.add_argument("--prm-format", default="auto", help="auto, qwen, math_shepherd or skywork")
+    parser.add_argument(
+        "--prm-aggregate",
+        choices=AGGREGATES,
+        default="product",
+        help="of the step scores of a sample",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> str:
+    """Run the command line; returns the table. Raises ValueError, FileNotFoundError and
+    RuntimeError for bad input."""
+    given = _parser().parse_args(argv)
+    names = list(
+        dict.fromkeys(name.strip() for name in given.benchmarks.split(",") if name.strip())
+    )
+    if not names:
+        raise ValueError(f"--benchmarks names no benchmark; known: {', '.join(BENCHMARKS)}")
+    common = {
+        field.name: getattr(given, field.name)
+        for field in dataclasses.fields(Settings)
+        if hasattr(given, field.name)
+    }
+    settings = {name: settings_for(name, common, given.override, names) for name in names}
+    # Before the model is read: a wrong path or name shows at once.
+    read = {
+        name: read_benchmark(name, given.data, template=settings[name].template or None)
+        for name in names
+    }
+    for grader_name in sorted({settings[name].grader for name in names} - {""}):
+        with Grader(grader_name) as grader:
+            grader.start()
+    workdir = Path(given.workdir)
+    mesh = make_mesh(-1, given.fsdp, given.tensor)
+    records = _records(workdir / "benchmarks.json")
+    with jax.set_mesh(mesh):
+        config, params = models.load(given.model, dtype=given.dtype, mesh=mesh)
+        tokenizer = load_tokenizer(given.model)
+        chat = bool(tokenizer.chat_template) if given.chat == "auto" else given.chat == "on"
+        policy = Policy(
+            models.relay(config, params, mesh),
+            config,
+            tokenizer,
+            checkpoint_hash(given.model),
+            chat,
+        )
+        prm = (
+            ProcessRewardModel.load(
+                given.prm, dtype=given.dtype, mesh=mesh, format=given.prm_format
+            )
+            if given.prm
+            else None
+        )
+        prm_digest = checkpoint_hash(given.prm) if given.prm else ""
+        for name in names:
+            record = evaluate_benchmark(
+                policy,
+                read[name],
+                settings[name],
+                workdir,
+                rows=given.rows,
+                slots=given.slots,
+                prm=prm,
+                prm_digest=prm_digest,
+                prm_aggregate=given.prm_aggregate,
+            )
+            # After each benchmark: what is done stands there even if the next one is stopped.
+            records = _with_record(records, {"model": given.model, "data": given.data, **record})
+            write_atomically(workdir / "benchmarks.json", json.dumps(records, indent=2) + "\n")
+            write_atomically(workdir / "benchmarks.md", markdown_table(records))
+    return markdown_table(records)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The records that an earlier command left in this workdir."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [dict(record) for record in found if record["benchmark"] and record["key"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no records of benchmarks ({type(error).__name__}); mend it, or use another"
+            " workdir"
+        ) from None
+
+
+def _with_record(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """`records` with `record` in the place of the one of the same settings, else at the end."""
+    name = lambda r: (r["benchmark"], r["key"])
+    kept = [record if name(r) == name(record) else r for r in records]
+    return kept if record in kept else [*kept, record]

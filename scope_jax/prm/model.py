@@ -1,0 +1,189 @@
+"""Scoring the steps of solutions with a process reward model, which may have a tokenizer of its
+own."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from scope_jax import models
+from scope_jax.devices.hosts import by_share, settle
+from scope_jax.devices.mesh import RULES, at_hand, constrain, current_mesh, put_rows, to_host
+from scope_jax.prm.formats import FORMATS, Row, recognise, shepherd_ids
+from scope_jax.text import load_tokenizer
+
+# Batches that the rows of a call are divided into, so that short rows are not padded to the
+# longest.
+BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProcessRewardModel:
+    """A PRM: weights, tokenizer, and the published format that says how a solution is written down
+    for it and where its scores stand. `format`: "auto" (recognised from head and tokenizer),
+    "qwen" (Qwen2.5-Math-PRM), "math_shepherd" (math-shepherd-mistral-7b-prm) or "skywork"
+    (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go through the model
+    together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh
+    that is set). Parked weights (`mesh.park`) are brought to the devices for each call of `score`.
+
+    Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of
+    the one that is named.
+    """
+
+    params: models.Params
+    config: models.ModelConfig
+    tokenizer: Any
+    format: str = "auto"
+    tokens_at_once: int = 1 << 16
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        name = self.format
+        if name == "auto":
+            name = recognise(self.config.head, self.config.model_type, self.tokenizer)
+        if name not in FORMATS:
+            raise ValueError(
+                f"models.prm_format {name!r} is unknown; one of auto, {', '.join(FORMATS)}"
+            )
+        if self.config.head != FORMATS[name].head:
+            raise ValueError(
+                f"this checkpoint has head {self.config.head!r}; a PRM of format {name!r} has"
+                f" {FORMATS[name].head!r}"
+            )
+        FORMATS[name].check(self.tokenizer)
+        object.__setattr__(self, "format", name)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        format: str = "auto",
+    ) -> "ProcessRewardModel":
+        """The PRM of a Hugging Face directory, laid out on `mesh`. Raises as `models.load` and
+        `load_tokenizer` do, and ValueError naming the directory where it is none of the formats;
+        before any weight is read."""
+        config, tokenizer = models.read_config(directory), load_tokenizer(directory)
+        try:
+            prm = cls({}, config, tokenizer, format)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+        config, params = models.load(directory, dtype=dtype, mesh=mesh)
+        return dataclasses.replace(prm, params=params, config=config, mesh=mesh)
+
+    def encode(self, prompt: str, steps: Sequence[str]) -> Row:
+        """(ids, positions of the step marks). Steps are stripped of the separators around them. An
+        empty list of ids comes back where the marks could not be matched to the steps (a step's
+        own text holds a mark)."""
+        return self.encode_rows([prompt], [steps])[0]
+
+    def encode_rows(self, prompts: Sequence[str], steps: Sequence[Sequence[str]]) -> list[Row]:
+        """`encode` of many rows at once, which the tokenizer does several times faster."""
+        return FORMATS[self.format].encode(self.tokenizer, prompts, steps)
+
+    def score(
+        self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the
+        PRM's position limit, or with a mark in their text). Forward passes, split over the mesh,
+        over batches of rows of about equal length: a quarter of `rows` (default: as many as
+        given), or what fits into `tokens_at_once`. Calls with other numbers of rows and the same
+        `rows` share their programs."""
+        encoded = by_share(self.encode_rows, prompts, steps)
+        limit = self.config.max_positions
+        usable = [
+            n
+            for n, (ids, marks) in enumerate(encoded)
+            if 0 < len(ids) <= limit and len(marks) == len(steps[n])
+        ]
+        J = max([len(row) for row in steps], default=0)
+        score = np.zeros((len(encoded), J), np.float32)
+        valid = np.zeros((len(encoded), J), bool)
+        longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
+        chunks = self._chunks(
+            [len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded))
+        )
+        params, mesh = at_hand(self.params), self.mesh or current_mesh()
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            # All are on their way before the first is waited for.
+            batches = [
+                (
+                    longest_first[c],
+                    settle(
+                        self._probability(params, [encoded[n][0] for n in longest_first[c]], shape)
+                    ),
+                )
+                for c, shape in chunks
+            ]
+            for numbers, out in batches:
+                probability = to_host(out)
+                for place, number in enumerate(numbers):
+                    marks = encoded[number][1]
+                    score[number, : len(marks)] = probability[place, marks]
+                    valid[number, : len(marks)] = True
+        return score, valid, len(encoded) - len(usable)
+
+    def _chunks(self, lengths: Sequence[int], rows: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+        """(part of the rows, padded shape of its batch), lengths descending. The number of rows of
+        a batch depends on its width and `rows` alone, and widths come in few sizes: few programs.
+        """
+        shards = _row_shards()
+        start = 0
+        while start < len(lengths):
+            width = length_bucket(lengths[start])
+            most = max(self.tokens_at_once // (width * shards), 1)
+            count = min(-(-rows // (BATCHES * shards)), most) * shards
+            yield slice(start, start + count), (count, width)
+            start += count
+
+    def _probability(
+        self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]
+    ) -> jax.Array:
+        """float32[shape]: what the head says at every token of the rows."""
+        tokens, length = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
+        for place, row in enumerate(ids):
+            tokens[place, : len(row)] = row
+            length[place] = len(row)
+        choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
+        return _probabilities(params, self.config, *put_rows((tokens, length)), choice=choice)
+
+
+def length_bucket(length: int) -> int:
+    """`length` rounded up to a multiple of 8, or of an eighth of the power of two above it where
+    that is more: at most four sizes for each doubling, at most a quarter of padding."""
+    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
+@functools.partial(jax.jit, static_argnames=("config", "choice"))
+def _probabilities(
+    params: models.Params,
+    config: models.ModelConfig,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    *,
+    choice: tuple[int, int] | None,
+) -> jax.Array:
+    """float32[B, T], on every device, so that each host can read all of it. `choice`: the good and
+    the bad token of a causal LM. The layers are scanned on CPU too: without a backward pass that
+    is the faster form there (10 % on 32 rows of 48 tokens of the embedded task's PRM)."""
+    if choice is None:
+        out = models.good_step_probability(params, config, tokens_BT, length_B)
+    else:
+        out = models.token_choice_probability(params, config, tokens_BT, length_B, *choice)
+    return constrain(out, None, None)
+
+
+def _row_shards() -> int:
+    """How many devices the rows of a batch are split over."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])

@@ -1,0 +1,205 @@
+"""pass@k, and how different the samples of one problem are from each other."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased pass@k of one problem: 1 - C(n-c, k) / C(n, k), from `n` samples of which `c` are
+    correct.
+
+    Chen et al. 2021 (arXiv 2107.03374), as a product of factors in [0, 1], which does not
+    overflow. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(
+            f"pass@{k} of {c} correct in {n} samples: 0 <= c <= n and 1 <= k <= n are needed"
+        )
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
+def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and sample standard deviation (n - 1) over sqrt(n); the error of one value is NaN,
+    both are of none."""
+    values_N = np.asarray(values, np.float64)
+    if values_N.size == 0:
+        return math.nan, math.nan
+    error = values_N.std(ddof=1) / math.sqrt(values_N.size) if values_N.size > 1 else math.nan
+    return float(values_N.mean()), float(error)
+
+
+def distinct_n(sequences: Sequence[Sequence[Hashable]], n: int = 4) -> float:
+    """Distinct n-grams over all n-grams of `sequences` taken together, in (0, 1]; NaN where there
+    is no n-gram."""
+    grams = [gram for sequence in sequences for gram in _ngrams(sequence, n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
+    """Mean BLEU of each sequence against all the others, in [0, 1]; 1 = all alike. NaN for fewer
+    than 2 sequences.
+
+    Zhu et al. 2018 (arXiv 1802.01886). BLEU here: geometric mean of the clipped n-gram precisions,
+    n = 1..max_n, times the brevity penalty against the reference nearest in length (the shorter of
+    two). Precisions of n >= 2 are smoothed by adding one to both counts (Lin and Och 2004), that
+    of n = 1 is not. Orders longer than the sequence are left out; an empty sequence has BLEU 1 if
+    another is empty too, else 0.
+    """
+    if len(sequences) < 2:
+        return math.nan
+    lengths = [len(sequence) for sequence in sequences]
+    log_precision = np.zeros(len(sequences))
+    orders = np.zeros(len(sequences))
+    for n in range(1, max_n + 1):
+        counts = [Counter(_ngrams(sequence, n)) for sequence in sequences]
+        first, second = _two_largest(counts)
+        for i, own in enumerate(counts):
+            total = lengths[i] - n + 1
+            if total < 1:
+                continue
+            # The most often that any *other* sequence has the gram.
+            matched = 0
+            for gram, count in own.items():
+                elsewhere = second.get(gram, 0) if first[gram][1] == i else first[gram][0]
+                matched += count if count < elsewhere else elsewhere
+            smooth = 1 if n > 1 else 0
+            log_precision[i] += (
+                math.log((matched + smooth) / (total + smooth)) if matched + smooth else -math.inf
+            )
+            orders[i] += 1
+    scores = []
+    for i, length in enumerate(lengths):
+        others = lengths[:i] + lengths[i + 1 :]
+        if length == 0:
+            scores.append(float(0 in others))
+            continue
+        nearest = min(others, key=lambda other: (abs(other - length), other))
+        brevity = 1.0 if length >= nearest else math.exp(1.0 - nearest / length)
+        scores.append(brevity * math.exp(log_precision[i] / orders[i]))
+    return float(np.mean(scores))
+
+
+def equation_diversity(texts: Sequence[str], extract: Callable[[str], list[str]]) -> float:
+    """Div-Equ: distinct equations over equations of `texts` taken together; NaN where there is
+    none.
+
+    `extract(text)` gives the equations of one text as normalised strings (`Domain.equations`).
+    """
+    found = [equation for text in texts for equation in extract(text)]
+    return len(set(found)) / len(found) if found else math.nan
+
+
+def answer_entropy(answers: Sequence[Hashable | None]) -> float:
+    """Entropy, in nats, of the final answers' frequencies; None (no answer) does not count; NaN if
+    all are None."""
+    counts = np.array(
+        list(Counter(answer for answer in answers if answer is not None).values()), np.float64
+    )
+    if counts.size == 0:
+        return math.nan
+    share = counts / counts.sum()
+    return float(-np.sum(share * np.log(share))) + 0.0  # + 0.0: one answer gives 0, not -0.
+
+
+def distinct_paths(paths: Sequence[Hashable | None]) -> int:
+    """Number of different solution paths among those of the correct samples of one problem; None
+    does not count."""
+    return len({path for path in paths if path is not None})
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleGroup:
+    """The policy's own samples of one problem, index i the same sample in every list."""
+
+    tokens: Sequence[Sequence[int]]  # Ids that the policy wrote, no prompt.
+    answers: Sequence[str | None]  # None where no final answer was found.
+    correct: Sequence[bool]
+    paths: Sequence[Hashable | None] | None = (
+        None  # None as a whole where the task defines no paths.
+    )
+    texts: Sequence[str] | None = None  # Decoded; needed for equations only.
+
+
+def group_metrics(
+    groups: Sequence[SampleGroup],
+    *,
+    extract: Callable[[str], list[str]],
+    bleu_groups: int = 256,
+) -> dict[str, float]:
+    """The flat `diversity/*` metrics: each is the mean over problems where it is defined, NaN
+    where it is nowhere.
+
+    `distinct_4` and `one_minus_self_bleu` over token ids; `answer_entropy` in nats; `div_equ`
+    where texts are given, of the equations that `extract` finds in them; `distinct_paths`, the
+    mean number of different correct solutions of a problem (0 where none is correct), where the
+    task defines paths. Self-BLEU, the costly one, takes at most `bleu_groups` problems, spread
+    evenly over the list (the same ones each time). Raises ValueError for lists of different
+    lengths within a group.
+    """
+    for number, group in enumerate(groups):
+        sizes = {
+            name: len(values)
+            for name in ("tokens", "answers", "correct", "paths", "texts")
+            if (values := getattr(group, name)) is not None
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"group {number}: one entry per sample is needed in each list, found {sizes}"
+            )
+    count = min(bleu_groups, len(groups))
+    chosen = [groups[i * len(groups) // count] for i in range(count)]
+    metrics = {
+        "diversity/distinct_4": _defined_mean([distinct_n(group.tokens, 4) for group in groups]),
+        "diversity/one_minus_self_bleu": 1.0
+        - _defined_mean([self_bleu(group.tokens) for group in chosen]),
+        "diversity/answer_entropy": _defined_mean(
+            [answer_entropy(group.answers) for group in groups]
+        ),
+    }
+    with_texts = [group.texts for group in groups if group.texts is not None]
+    if with_texts:
+        metrics["diversity/div_equ"] = _defined_mean(
+            [equation_diversity(texts, extract) for texts in with_texts]
+        )
+    with_paths = [group for group in groups if group.paths is not None]
+    if with_paths:
+        metrics["diversity/distinct_paths"] = _defined_mean(
+            [
+                distinct_paths(
+                    [path for path, right in zip(group.paths or (), group.correct) if right]
+                )
+                for group in with_paths
+            ]
+        )
+    return metrics
+
+
+def _ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple]:
+    return list(zip(*(sequence[i:] for i in range(n))))
+
+
+def _two_largest(counts: list[Counter]) -> tuple[dict, dict]:
+    """Per gram, ({gram: (largest count, whose)}, {gram: largest count of anyone else})."""
+    first: dict[tuple, tuple[int, int]] = {}
+    second: dict[tuple, int] = {}
+    for i, own in enumerate(counts):
+        for gram, count in own.items():
+            top = first.get(gram)
+            if top is None:
+                first[gram] = (count, i)
+            elif count > top[0]:
+                first[gram], second[gram] = (count, i), top[0]
+            elif count > second.get(gram, 0):
+                second[gram] = count
+    return first, second
+
+
+def _defined_mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan

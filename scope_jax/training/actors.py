@@ -1,0 +1,145 @@
+"""Who takes part in a training run: policy, teacher, process reward model, task, loaded as a
+config says."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from scope_jax import models, rollout, tasks, teachers
+from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
+from scope_jax.data.load import Task, load_task
+from scope_jax.devices.mesh import other_shape, park
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.text import end_ids, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cast:
+    """Who takes part in a run: the policy (before training), teacher and PRM where there is a
+    correction, the task."""
+
+    config: models.ModelConfig
+    params: models.Params
+    tokenizer: Any
+    task: Task
+    teacher: teachers.Teacher | None
+    prm: ProcessRewardModel | None
+
+
+def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Cast:
+    """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
+    answers are kept in `workdir` where the config names no other place."""
+    if not config.models.policy:
+        raise ValueError(
+            "config.models.policy is empty; give the Hugging Face directory of the policy to train"
+        )
+    model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
+    rollout.check_heads(model_config, mesh)
+    if model_config.head != "lm":
+        raise ValueError(
+            f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head"
+            " ('lm')"
+        )
+    tokenizer = load_tokenizer(config.models.policy)
+    # A base model's files often name one end token only; in a chat its turns end with another.
+    model_config = dataclasses.replace(
+        model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
+    )
+    task = load_task(**config.task.to_dict(), tokenizer=tokenizer)
+    teacher = prm = None
+    if needs_teacher(config):
+        teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
+    if needs_prm(config):
+        if not config.models.prm:
+            raise ValueError(
+                "config.models.prm is empty; this config scores steps with a process reward model"
+            )
+        own = _own_mesh(config, "prm", mesh)
+        prm = ProcessRewardModel.load(
+            config.models.prm, dtype=config.dtype, mesh=own, format=config.models.prm_format
+        )
+        if config.placement.prm == "host":
+            prm = dataclasses.replace(prm, params=park(prm.params))
+    return Cast(model_config, params, tokenizer, task, teacher, prm)
+
+
+def load_teacher(
+    config: ConfigDict,
+    policy: models.ModelConfig,
+    tokenizer: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    workdir: Path | None = None,
+) -> teachers.Teacher:
+    """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
+    spec, endpoint = teacher_spec(config), endpoint_spec(config)
+    if spec.kind == "endpoint":
+        if not endpoint.cache and workdir is not None:
+            endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
+        return teachers.EndpointTeacher(teachers.Endpoint(endpoint), spec)
+    if spec.kind == "self":
+        return teachers.ModelTeacher(None, spec)
+    if spec.kind == "program":
+        if type(task.domain).next_step is tasks.Domain.next_step:
+            raise ValueError(
+                f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes"
+                " steps; use 'model'"
+            )
+        styles = getattr(task.domain, "styles", ())
+        if spec.style not in styles:
+            raise ValueError(
+                f"config.teacher.style = {spec.style!r} is no style of {task.domain.name!r}; one of"
+                f" {', '.join(styles)}"
+            )
+        return teachers.ProgramTeacher(spec.style)
+    if spec.kind == "reference":
+        if not any(problem.solution for problem in task.train[:16]):
+            raise ValueError(
+                f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a"
+                " solution"
+            )
+        return teachers.ReferenceTeacher()
+    directory = config.models.teacher
+    if not directory:
+        raise ValueError(
+            "config.models.teacher is empty; the correction needs a teacher (a Hugging Face"
+            " directory)"
+        )
+    own_mesh = _own_mesh(config, "teacher", mesh)
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=own_mesh)
+    rollout.check_heads(teacher_config, own_mesh)
+    if teacher_config.head != "lm":
+        raise ValueError(
+            f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')"
+        )
+    try:
+        own = load_tokenizer(directory)
+        same = own.get_vocab() == tokenizer.get_vocab()
+    except FileNotFoundError:
+        own, same = None, teacher_config.vocab_size == policy.vocab_size
+    if not same and (own is None or not spec.prompted or config.correction.tail == "teacher"):
+        raise ValueError(
+            f"{directory}: another tokenizer than the policy's (vocabulary of"
+            f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
+            " continues rows must share it: set teacher.template to 'wrong_step'"
+        )
+    params = models.relay(teacher_config, params, own_mesh)
+    if config.placement.teacher == "host":
+        params = park(params)
+    writer = rollout.Writer(params, teacher_config, own_mesh)
+    return teachers.ModelTeacher(writer, spec, None if same else own)
+
+
+def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's
+    devices."""
+    shape = config.meshes[name].to_dict()
+    if not any(shape.values()):
+        return mesh
+    try:
+        return other_shape(mesh, **shape)
+    except ValueError as error:
+        raise ValueError(f"config.meshes.{name}: {error}") from None

@@ -1,0 +1,360 @@
+"""Layout: which device holds what, and the same update on every mesh and with every split into
+micro-batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
+
+from scope_jax import learning, models
+from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec, put_rows
+from scope_jax.types import Owner, Rollout
+
+SPEC = learning.LossSpec(
+    max_new_tokens=16, teacher_term="shaped", teacher_weight=0.5, entropy_bonus=0.01, kl_weight=0.05
+)
+# A large eps keeps Adam's step smooth where a gradient is nearly 0, so that rounding is not blown
+# up to a whole step.
+ADAMW = learning.OptimizerSpec(
+    learning_rate=0.01, b1=0.9, b2=0.99, eps=1e-3, weight_decay=0.1, clip_norm=0.05
+)
+ROWS, SLOTS, GROUP = 8, 32, 2
+PROMPT_LENGTH = np.repeat([4, 7, 5, 6], GROUP).astype(np.int32)
+LENGTH = np.array([32, 20, 9, 31, 6, 17, 28, 12], np.int32)
+
+
+def batch() -> tuple[Rollout, dict[str, np.ndarray]]:
+    """Ragged rows, each two with the same prompt, tokens of both owners, advantages of both signs,
+    and NaN where nothing is known; and what an update needs beside them."""
+    stream = np.random.RandomState(11)
+    tokens = stream.randint(0, TINY.vocab_size, (ROWS, SLOTS)).astype(np.int32)
+    slots = np.arange(SLOTS)[None]
+    prompt = slots < PROMPT_LENGTH[:, None]
+    tokens = np.where(prompt, np.repeat(tokens[::GROUP], GROUP, axis=0), tokens)
+    written = ~prompt & (slots < LENGTH[:, None])
+    teacher = written & (stream.rand(ROWS, SLOTS) < 0.3)
+    policy = written & ~teacher
+    logp = (-4 + stream.standard_normal((ROWS, SLOTS))).astype(np.float32)
+    owner = np.select(
+        [prompt, teacher, policy], [Owner.PROMPT, Owner.TEACHER, Owner.POLICY], Owner.PAD
+    ).astype(np.int8)
+    rollout = Rollout(
+        tokens,
+        owner,
+        logp,
+        LENGTH,
+        PROMPT_LENGTH,
+        np.ones(ROWS, bool),
+        np.arange(ROWS, dtype=np.int32),
+    )
+    return rollout, {
+        "advantage": stream.standard_normal(ROWS).astype(np.float32),
+        "on": np.where(policy, 1 / 64, 0).astype(np.float32),
+        "off": np.where(teacher, 1 / 64, 0).astype(np.float32),
+        "old_logp": np.where(policy, logp, np.nan).astype(np.float32),
+        "reference_logp": np.where(policy, logp + 0.1, np.nan).astype(np.float32),
+    }
+
+
+def objective() -> learning.update.Loss:
+    return learning.policy_objective(TINY, SPEC, temperature=0.9, entropy=True, remat="layer")
+
+
+def numbers(tree) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree.leaves_with_path(jax.device_get(tree))
+    }
+
+
+def adam_state(opt_state) -> optax.ScaleByAdamState:
+    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+    (found,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
+    return found
+
+
+@functools.cache
+def one_update(name: str, micro_batches: int):
+    """(numbers of the parameters, of the first moments, statistics) after one update; layouts are
+    asserted on the way."""
+    optimizer = learning.make_optimizer(ADAMW)
+    update = learning.make_update(objective(), optimizer, TINY, micro_batches)
+    with on_mesh(name) as params:
+        wanted = models.shardings(TINY, mesh_of(name))
+        state = learning.init_state(params, optimizer)
+        for number in range(2):
+            adam = adam_state(state.opt_state)
+            for tree in (state.params, adam.mu, adam.nu):
+                assert_sharded(tree, wanted)
+            if number == 0:
+                before = numbers(state.params)
+                packed = learning.pack(*put_rows(batch()), GROUP, micro_batches)
+                state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.5)})
+        # What the caller passed is not donated, and the state was a copy.
+        assert np.isfinite(np.asarray(params["embed"])).all()
+    assert [int(x) for x in (state.updates, state.skipped, state.skipped_in_row)] == [1, 0, 0]
+    after = numbers(state.params)
+    assert all((after[k] != before[k]).any() for k in after)
+    return after, numbers(adam.mu), numbers(stats)
+
+
+@functools.cache
+def direct_gradient() -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(loss, gradient, statistics) by jax.grad on one device, without make_update and without
+    `pack`: every row whole, its prompt included."""
+    rollout, arrays = batch()
+
+    def loss(params):
+        logp, entropy = models.token_logprobs(
+            params, TINY, rollout.tokens_BT, temperature=0.9, entropy=True
+        )
+        return learning.policy_loss(
+            logp,
+            arrays["old_logp"],
+            arrays["advantage"][:, None],
+            arrays["on"],
+            arrays["off"],
+            SPEC,
+            teacher_weight=0.5,
+            reference_logp_BT=arrays["reference_logp"],
+            entropy_BT=entropy,
+        )
+
+    (total, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny_params())
+    return float(total), numbers(grads), numbers(stats)
+
+
+def test_one_update_against_adamw_by_hand():
+    loss, grads, stats = direct_gradient()
+    after, mu, found = one_update("1", 1)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+    assert norm > 2 * ADAMW.clip_norm  # clipping takes part
+    assert found["['loss']"] == pytest.approx(loss, abs=1e-5) and found[
+        "['grad_norm']"
+    ] == pytest.approx(norm, rel=1e-5)
+    before = numbers(tiny_params())
+    for name, g in grads.items():
+        clipped = g * (ADAMW.clip_norm / norm)
+        np.testing.assert_allclose(mu[name], 0.1 * clipped, atol=1e-6, err_msg=name)
+        # First step: both moments, freed of their bias, are the gradient and its square.
+        decay = 0.0 if name.endswith(("norm']", "bias']")) else 0.1
+        step = clipped / (np.abs(clipped) + 1e-3) + decay * before[name]
+        np.testing.assert_allclose(after[name], before[name] - 0.01 * step, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "micro"),
+    [("1", 2), ("8x1x1", 1), ("8x1x1", 4), ("2x2x2", 1), ("2x2x2", 2), ("2x2x2", 4)],
+)
+def test_meshes_and_micro_batches_give_the_same_update(name, micro):
+    wanted_params, wanted_mu, wanted_stats = one_update("1", 1)
+    params, mu, stats = one_update(name, micro)
+    _, grads, _ = direct_gradient()
+    norm = wanted_stats["['grad_norm']"]
+    for key, value in wanted_params.items():
+        np.testing.assert_allclose(params[key], value, atol=1e-5, err_msg=key)
+        # The gradient: the first moment, its factors taken off.
+        np.testing.assert_allclose(
+            mu[key] / 0.1 * norm / ADAMW.clip_norm, grads[key], atol=1e-5, err_msg=key
+        )
+    assert stats.keys() == wanted_stats.keys()
+    for key, value in wanted_stats.items():
+        np.testing.assert_allclose(stats[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_a_bad_update_is_skipped_and_counted(where):
+    optimizer = learning.make_optimizer(ADAMW)
+
+    def loss(params, part, scalars):
+        # sqrt(0): a finite value whose gradient is NaN; or the other way round.
+        poison = (
+            jnp.sqrt(scalars["poison"] * jnp.sum(params["final_norm"] ** 2))
+            if where == "gradient"
+            else 0.0
+        )
+        flat = jnp.where(scalars["poison"] > 0, 0.0, jnp.nan) if where == "loss" else 0.0
+        return (
+            jnp.sum(part["weight"])
+            * jnp.sum(params["final_norm"] * params["layers"]["query"][0, 0, 0])
+            + poison
+            + flat,
+            {},
+        )
+
+    update = learning.make_update(loss, optimizer, TINY)
+    with on_mesh("2x2x2") as params:
+        state = learning.init_state(params, optimizer)
+        counters = []
+        for poison in (1.0, 0.0, 0.0, 1.0):
+            before = numbers((state.params, state.opt_state))
+            state, stats = update(
+                state, put_rows({"weight": np.ones(8, np.float32)}), {"poison": jnp.float32(poison)}
+            )
+            after = numbers((state.params, state.opt_state))
+            same = [np.array_equal(after[k], before[k]) for k in before]
+            assert all(same) if poison == 0 else not all(same)
+            assert all(np.isfinite(x).all() for x in after.values())
+            assert int(stats["skipped"]) == (poison == 0)
+            counters.append([int(x) for x in (state.updates, state.skipped, state.skipped_in_row)])
+        assert counters == [[1, 0, 0], [1, 1, 1], [1, 2, 2], [2, 2, 0]]
+        assert_sharded(state.params, models.shardings(TINY, mesh_of("2x2x2")))
+
+
+def test_rows_that_cannot_be_split_are_refused():
+    update = learning.make_update(objective(), optax.sgd(1.0), TINY, 3)
+    with pytest.raises(
+        ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"
+    ):
+        update(None, {"tokens": np.zeros((8, 4), np.int32)}, {})
+    with pytest.raises(
+        ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"
+    ):
+        learning.pack(*batch(), GROUP, 3)
+
+
+def test_packed_rows_by_hand():
+    """Two prompts of 2 and 3 tokens, two completions each; sizes are rounded up to 8; padding
+    holds zeros."""
+    tokens = np.array(
+        [[5, 6, 1, 2, 9], [5, 6, 3, 9, 9], [7, 8, 5, 4, 9], [7, 8, 5, 1, 2]], np.int32
+    )
+    length, prompt = np.array([4, 3, 4, 5], np.int32), np.array([2, 2, 3, 3], np.int32)
+    owner = np.full((4, 5), Owner.POLICY, np.int8)
+    rollout = Rollout(
+        tokens,
+        owner,
+        np.zeros((4, 5), np.float32),
+        length,
+        prompt,
+        np.ones(4, bool),
+        np.arange(4, dtype=np.int32),
+    )
+    arrays = {
+        "on": np.arange(20, dtype=np.float32).reshape(4, 5),
+        "advantage": np.arange(4, dtype=np.float32),
+    }
+    packed = jax.device_get(learning.pack(rollout, arrays, 2))
+    assert packed["prompt"][:, :3].tolist() == [[5, 6, 1], [7, 8, 5]] and packed[
+        "prompt"
+    ].shape == (2, 8)
+    assert packed["prompt_length"].tolist() == [2, 3]
+    assert packed["completion"].tolist() == [
+        [1, 2] + [0] * 6,
+        [3] + [0] * 7,
+        [4] + [0] * 7,
+        [1, 2] + [0] * 6,
+    ]
+    assert packed["on"].tolist() == [
+        [2, 3] + [0] * 6,
+        [7] + [0] * 7,
+        [13] + [0] * 7,
+        [18, 19] + [0] * 6,
+    ]
+    assert packed["advantage"].tolist() == [0, 1, 2, 3]
+    # Micro-batches of one row each: a group no longer stays together, so its prompt is there for
+    # each row.
+    assert jax.device_get(learning.pack(rollout, arrays, 2, 4)["prompt_length"]).tolist() == [
+        2,
+        2,
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "sizes", "drop", "wanted"),
+    [
+        (("batch", None), (8, 5), (2, 2, 2), (), P(("data", "fsdp"), None)),
+        (("batch",), (2,), (2, 2, 2), (), P("data")),  # 4 devices do not divide 2 rows, 2 do
+        (("batch",), (3,), (2, 2, 2), (), P(None)),
+        (("batch",), (6,), (4, 2, 1), (), P("fsdp")),  # data does not divide; fsdp still may
+        (("embed", "heads"), (32, 64), (2, 2, 2), (), P("fsdp", "tensor")),
+        (("embed", "heads"), (32, 64), (2, 2, 2), ("fsdp",), P(None, "tensor")),
+        (("embed", "kv_heads"), (32, 3), (2, 2, 2), (), P("fsdp", None)),
+        (("vocab", None), (48, 32), (2, 2, 2), (), P(("fsdp", "tensor"), None)),
+        (("vocab", None), (50, 32), (2, 2, 2), (), P("fsdp", None)),  # 4 does not divide 50
+        (
+            ("batch", None, "vocab"),
+            (8, 4, 48),
+            (2, 2, 2),
+            (),
+            P(("data", "fsdp"), None, "tensor"),
+        ),  # fsdp is taken
+        (
+            ("loss_batch", None, "vocab"),
+            (8, 4, 48),
+            (2, 2, 2),
+            (),
+            P("data", None, ("fsdp", "tensor")),
+        ),
+        ((None, "mlp", "embed"), (2, 64, 32), (1, 1, 8), (), P(None, "tensor", "fsdp")),
+    ],
+)
+def test_partition_specs_by_hand(axes, shape, sizes, drop, wanted):
+    assert (
+        partition_spec(axes, shape, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), drop)
+        == wanted
+    )
+
+
+def test_meshes():
+    assert dict(make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    with pytest.raises(
+        ValueError, match=r"mesh data x fsdp x tensor = \[2, 2, 1\] needs 4 devices, 8 are here"
+    ):
+        make_mesh(2, 2, 1)
+    with pytest.raises(
+        ValueError, match=r"mesh data x fsdp x tensor = \[2, 3, 1\] needs 6 devices, 8 are here"
+    ):
+        make_mesh(-1, 3, 1)
+    with pytest.raises(ValueError, match="at most one of data, fsdp, tensor may be -1"):
+        make_mesh(-1, -1, 1)
+
+
+def test_replicated_weights_are_noticed():
+    mesh = mesh_of("2x2x2")
+    wanted = models.shardings(TINY, mesh)
+    params = jax.device_put(tiny_params(), wanted)
+    assert_sharded(params, wanted)
+    params["layers"]["gate"] = jax.device_put(params["layers"]["gate"], NamedSharding(mesh, P()))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"\['layers'\]\['gate'\]: laid out as P\w*\(\), should be P\w*\(None, 'fsdp',"
+            r" 'tensor'\)"
+        ),
+    ):
+        assert_sharded(params, wanted)
+
+
+def test_each_device_holds_its_share_of_the_weights():
+    """8 devices hold 1/4 of a matrix each (fsdp x tensor), and decoding weights, without fsdp,
+    1/2."""
+    mesh = mesh_of("2x2x2")
+    params = jax.device_put(tiny_params(), models.shardings(TINY, mesh))
+    laid = models.relay(TINY, params, mesh)
+    for name in ("query", "key", "value", "output", "gate", "up", "down"):
+        whole = params["layers"][name].size
+        assert {s.data.size for s in params["layers"][name].addressable_shards} == {whole // 4}
+        assert {s.data.size for s in laid["layers"][name].addressable_shards} == {whole // 2}
+        np.testing.assert_array_equal(laid["layers"][name], tiny_params()["layers"][name])
+    assert models.relay(TINY, params, None) is params
+    assert models.relay(TINY, params, mesh_of("8x1x1")) is params
+
+
+def test_initial_weights_do_not_depend_on_the_mesh():
+    plain = numbers(models.init(TINY, jax.random.key(0)))
+    params = models.init(TINY, jax.random.key(0), mesh=mesh_of("2x2x2"))
+    assert_sharded(params, models.shardings(TINY, mesh_of("2x2x2")))
+    for key, value in numbers(params).items():
+        np.testing.assert_allclose(value, plain[key], atol=1e-6, err_msg=key)
+    assert np.std(plain["['layers']['down']"]) == pytest.approx(64**-0.5, rel=0.05)
+    assert (plain["['final_norm']"] == 1).all() and (plain["['layers']['key_bias']"] == 0).all()

@@ -1,0 +1,692 @@
+"""The supervised trainer: directories that load, summaries, labels, a run that was stopped, and a
+finished directory that is left as it is; for the embedded task and for mathematics from a file."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.fixtures import make_params
+from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokenizer
+from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
+
+from scope_jax import models, rollout, tasks
+from scope_jax.data import Problems, batch_indices
+from scope_jax.learning import step_label_objective
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.rollout import Writer
+from scope_jax.supervise import default_config, supervise
+from scope_jax.supervision import labels
+from scope_jax.supervision.batches import (
+    BatchSpec,
+    DemonstrationBatches,
+    LabelledSteps,
+    end_token,
+    with_step_mark,
+)
+from scope_jax.supervision.labels import LabelledRow, LabelSpec, RolloutSpec
+from scope_jax.text import load_tokenizer, save_tokenizer
+
+
+def test_both_directories_load(checkpoints: Tiny):
+    config, params = models.load(checkpoints.policy)
+    assert (config.head, config.hidden_size, config.num_layers, config.vocab_size) == (
+        "lm",
+        48,
+        2,
+        24,
+    )
+    assert config.end_ids == (0,)
+    tokenizer = load_tokenizer(checkpoints.policy)
+    ids = tokenizer.encode("+7-9=+777\n-987")
+    logits = models.logits(params, config, jnp.array([ids]), jnp.array([len(ids)]))
+    # Trained: after a prompt comes a sign, and after five lines' worth of characters nothing but a
+    # newline or the end.
+    assert tokenizer.decode([int(jnp.argmax(logits[0, 4]))]) in "+-"
+    assert (
+        tokenizer.decode([int(jnp.argmax(logits[0, 8]))], clean_up_tokenization_spaces=False)
+        == "\n"
+    )
+    assert int(jnp.argmax(logits[0, 13])) == tokenizer.eos_token_id
+
+    prm_config, prm_params = models.load(checkpoints.prm)
+    assert prm_config == config.with_head("prm")
+    assert prm_params["prm_output"].shape == (48, 2) and "head" not in prm_params
+    changed = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), params["layers"], prm_params["layers"]
+    )
+    assert changed["gate"] and changed["query"]  # the whole trunk is trained, not the head alone
+
+
+def test_summaries(checkpoints: Tiny):
+    policy, prm = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (checkpoints.policy, checkpoints.prm)
+    )
+    assert (
+        policy == checkpoints.summaries["policy"] and prm == checkpoints.summaries["prm"]
+    )  # what was printed
+    assert (policy["kind"], policy["steps"]) == ("policy", 300)
+    assert policy["loss"] < 0.8  # log 24 = 3.2 at the start
+    assert (prm["kind"], prm["train_rows"] <= 128, prm["train_rows"] > 100) == ("prm", True, True)
+    rates = {
+        name: prm[f"first_error/{name}"]
+        for name in ("exact", "not_later", "later", "none", "clean")
+    }
+    assert all(0 <= rate <= 1 for rate in rates.values())
+    assert rates["exact"] <= rates["not_later"]
+    assert rates["not_later"] + rates["later"] + rates["none"] == pytest.approx(1)
+    assert 0 < prm["first_error/wrong_rows"] <= 64 - prm["first_error/right_rows"]
+
+
+def test_a_finished_directory_is_left_alone(checkpoints: Tiny):
+    config = tiny_config("base", POLICY)
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in checkpoints.policy.iterdir()
+    }
+    assert supervise(config, checkpoints.policy) == checkpoints.summaries["policy"]
+    for path, (time, content) in before.items():
+        assert path.read_bytes() == content
+        assert path.name == "training.json" or path.stat().st_mtime_ns == time
+    config.steps += 1
+    with pytest.raises(ValueError, match="another config") as caught:
+        supervise(config, checkpoints.policy)
+    assert "steps: there 300, here 301" in str(caught.value)
+    assert (checkpoints.policy / "model.safetensors").read_bytes() == before[
+        checkpoints.policy / "model.safetensors"
+    ][1]
+
+
+def test_settings_that_make_no_sense_write_nothing(tmp_path):
+    for settings, message in (
+        ({"kind": "reward"}, "config.kind = 'reward' is unknown"),
+        ({"steps": 5}, "needs steps > warmup_steps"),
+        ({"demonstrations.misconception": 1.5}, "misconception 1.5"),
+        ({"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
+        ({"task.options": {"modul": (3, 4)}}, "config.task.options.modul: unknown"),
+        (
+            {"task.name": "math", "task.train": {"a": {"path": "x.jsonl"}}},
+            "config.start is empty; task 'math' needs",
+        ),
+        ({"kind": "prm"}, "config.rollouts.policy is empty"),
+        (
+            {"kind": "prm", "rollouts.policy": "x", "task.data": "y"},
+            "config.rollouts.prompt_tokens and .new_tokens must be set",
+        ),
+        (
+            {"kind": "prm", "rollouts.policy": "x", "labels.kind": "guess"},
+            "labels.kind = 'guess' is unknown",
+        ),
+        (
+            {"kind": "prm", "rollouts.policy": "x", "labels.continuations": 0},
+            "labels.continuations = 0 must be at least 1",
+        ),
+        ({"dtype": "float16"}, "config.dtype = 'float16' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            supervise(tiny_config("base", settings), tmp_path / "run")
+    config = tiny_config("base", {})
+    config.optimizer.learning_rat = 1.0
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"config.optimizer.learning_rat: unknown key; the nearest known one is"
+            r" config.optimizer.learning_rate"
+        ),
+    ):
+        supervise(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_an_earlier_version_is_still_known(checkpoints: Tiny, tmp_path):
+    # New settings that have their defaults make the same checkpoint; a changed one, or a new one
+    # that is set, does not.
+    settings = json.loads((checkpoints.policy / "training.json").read_text())
+    del settings["labels"], settings["task"]["data"]
+    (tmp_path / "training.json").write_text(json.dumps(settings))
+    (tmp_path / "summary.json").write_text('{"kind": "policy"}')
+    config = tiny_config("base", POLICY)
+    assert supervise(config, tmp_path) == {"kind": "policy"}
+    (tmp_path / "training.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"labels\.continuations: there absent, here 3"):
+        supervise(tiny_config("base", {**POLICY, "labels.continuations": 3}), tmp_path)
+
+
+# ---- figures
+
+
+def table(scores: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    score = np.zeros((len(scores), max(map(len, scores))), np.float32)
+    valid = np.zeros(score.shape, bool)
+    for row, values in enumerate(scores):
+        score[row, : len(values)], valid[row, : len(values)] = values, True
+    return score, valid
+
+
+TRUTH = [
+    [True, False, False],  # found at 1: exact
+    [True, False, False],  # found at 0: not later, not exact
+    [True, False, False],  # found at 2: later
+    [True, True, False],  # not found
+    [False],  # not found, in a row that is shorter than the table
+    [True, True, True],  # left clean
+    [True],  # a false alarm
+]
+SCORES = [
+    [0.9, 0.4, 0.9],
+    [0.4, 0.9, 0.9],
+    [0.9, 0.9, 0.4],
+    [0.9, 0.9, 0.95],
+    [0.9],
+    [0.9, 0.9, 0.9],
+    [0.2],
+]
+
+
+def test_first_error_rates_literal():
+    assert labels.first_error_rates(*table(SCORES), TRUTH, 0.5) == {
+        "first_error/exact": 0.2,
+        "first_error/not_later": 0.4,
+        "first_error/later": 0.2,
+        "first_error/none": 0.4,
+        "first_error/clean": 0.5,
+        "first_error/wrong_rows": 5,
+        "first_error/right_rows": 2,
+    }
+
+
+def test_threshold_table_literal():
+    rows, best = labels.threshold_table(
+        *table([[0.3, 0.1], [0.8, 0.7], [0.9, 0.9]]), [[True, False], [True, False], [True, True]]
+    )
+    assert [row["threshold"] for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    # Row 0 is found exactly up to 0.3 (a score at the threshold is not below it), too early then;
+    # row 1 from 0.8 on.
+    assert [row["exact"] for row in rows] == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0]
+    assert [row["not_later"] for row in rows] == [0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1]
+    assert [row["none"] for row in rows] == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0, 0]
+    assert [row["clean"] for row in rows] == [1] * 9
+    assert best == 0.2  # of equal ones the lowest
+
+
+def test_agreement_literal():
+    rows = [
+        LabelledRow("p", ["a", "b", "c"], [1.0, 0.25, 0.0], [True, True, False]),
+        LabelledRow("p", ["a", "b"], [0.0, 0.0], [True, False]),
+        LabelledRow("p", ["a"], [1.0], None),
+    ]
+    assert labels.agreement(rows) == {"labels/agreement": 0.8, "labels/first_error_agreement": 0.5}
+    assert labels.agreement(rows[2:]) == {}
+
+
+def test_soft_labels_mean_soft_cross_entropy():
+    config = dataclasses.replace(_config(272), head="prm", num_layers=1)
+    params = make_params(config, 5)
+    tokens = jnp.array([[5, 6, 7, 8]])
+    weight = jnp.array([[0.0, 0.5, 0.0, 0.25]])
+    good = np.asarray(
+        models.good_step_probability(params, config, tokens, jnp.array([4])), np.float64
+    )[0]
+    loss = step_label_objective(config)
+    soft, _ = loss(
+        params, {"tokens": tokens, "label": jnp.array([[0.0, 0.3, 0.0, 1.0]]), "weight": weight}, {}
+    )
+    by_hand = -0.5 * (0.3 * np.log(good[1]) + 0.7 * np.log(1 - good[1])) - 0.25 * np.log(good[3])
+    assert float(soft) == pytest.approx(by_hand, rel=1e-5)
+    whole = [
+        loss(
+            params,
+            {"tokens": tokens, "label": jnp.array([[0, 1, 0, 0]], kind), "weight": weight},
+            {},
+        )[0]
+        for kind in ("int32", "float32")
+    ]
+    assert float(whole[0]) == float(whole[1])
+
+
+# ---- labels
+
+
+@pytest.fixture(scope="module")
+def cast(checkpoints: Tiny):
+    """(policy, tokenizer, domain, problems) of the embedded task."""
+    config, params = models.load(checkpoints.policy)
+    domain = tasks.Arithmetic(start="zero")
+    problems = [domain.problem(9, "train", n, 2) for n in range(14)]
+    return Writer(params, config), load_tokenizer(checkpoints.policy), domain, problems
+
+
+def label(cast, path, problems=None, **labels):
+    """(rows, counters, how often the policy was asked for)."""
+    policy, tokenizer, domain, given = cast
+    asked = []
+    rollouts = RolloutSpec(
+        2, 4, 5, False, rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
+    )
+    rows, counts = labels.labelled_rows(
+        path,
+        "train",
+        given if problems is None else problems,
+        lambda: asked.append(1) or policy,
+        tokenizer,
+        domain,
+        rollouts=rollouts,
+        labels=LabelSpec(**labels),
+        key=jax.random.key(3),
+    )
+    return rows, counts, len(asked)
+
+
+MONTE_CARLO = {"kind": "monte_carlo", "continuations": 4}
+
+
+def test_monte_carlo_labels_against_the_step_check(cast, tmp_path):
+    domain, problems = cast[2:]
+    rows, counts, _ = label(cast, tmp_path / "hard.jsonl", **MONTE_CARLO)
+    checked, _, _ = label(cast, tmp_path / "oracle.jsonl")
+    assert [(row.prompt, row.steps, row.oracle) for row in rows] == [
+        (row.prompt, row.steps, row.oracle) for row in checked
+    ]
+    assert [row.labels for row in checked] == [
+        [float(good) for good in row.oracle] for row in checked
+    ]
+    by_prompt = {p.prompt: p for p in problems}
+    right = [bool(domain.verify([by_prompt[row.prompt]], ["".join(row.steps)])[0]) for row in rows]
+    assert [row.labels for row, good in zip(rows, right, strict=True) if good] == [
+        [1.0] * len(row.steps) for row, good in zip(rows, right, strict=True) if good
+    ]
+    assert 0 < sum(right) < len(rows) and any(
+        row.labels[0] > 0 for row, good in zip(rows, right, strict=True) if not good
+    )
+    # A label is 1 up to where no continuation succeeds; the last one is the row's verdict.
+    assert all(
+        set(row.labels) <= {0.0, 1.0} and sorted(row.labels, reverse=True) == row.labels
+        for row in rows
+    )
+    assert all(row.labels[-1] == 0 for row, good in zip(rows, right, strict=True) if not good)
+    assert counts["prefixes"] == sum(
+        min(row.labels.count(1.0) + 1, len(row.steps) - 1)
+        for row, good in zip(rows, right, strict=True)
+        if not good
+    )
+    assert counts["label_tokens"] > 0 and counts["rows"] == len(rows) <= 28
+
+    soft, more, _ = label(cast, tmp_path / "soft.jsonl", **MONTE_CARLO, estimate="soft")
+    assert more["prefixes"] > counts["prefixes"]  # right rows are continued too
+    assert {x for row in soft for x in row.labels} <= {0, 0.25, 0.5, 0.75, 1}
+    # The same continuations: a failed row's step has a share above 0 exactly where its hard label
+    # is 1.
+    for ours, hard, good in zip(soft, rows, right, strict=True):
+        assert good or [x > 0 for x in ours.labels] == [x > 0 for x in hard.labels]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneVerdict(tasks.Domain):
+    """Every answer gets the same verdict."""
+
+    verdict: bool | None
+
+    name = "one"
+    separator = "\n"
+
+    def verify(self, problems, completions):
+        return [self.verdict] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "estimate", "labels", "prefixes"),
+    [
+        (False, "hard", [[0.0] * 4, [0.0]], 1),  # nothing after the first lost step is continued
+        (False, "soft", [[0.0] * 4, [0.0]], 1),
+        (True, "hard", [[1.0] * 4, [1.0]], 0),
+        (True, "soft", [[1.0] * 4, [1.0]], 3),  # each step but the last
+        (None, "soft", [None, None], 0),
+    ],
+)
+def test_which_prefixes_are_continued(cast, verdict, estimate, labels, prefixes):
+    policy, tokenizer = cast[:2]
+    steps = [["+111\n", "+222\n", "+333\n", "+444"], ["+111"]]
+    prompt = tokenizer.encode("+1+2=")
+    ids = [prompt + tokenizer.encode("".join(row)) for row in steps]
+    batch = rollout.from_prompts(ids, 1, 40).replace(
+        prompt_length_B=jnp.full(2, len(prompt), jnp.int32)
+    )
+    found, counts = labels.monte_carlo_labels(
+        batch,
+        np.arange(2),
+        steps,
+        [[5, 10, 15, 19], [4]],
+        [tasks.Problem("a", "", "")] * 2,
+        policy,
+        # Continuations end at once or later: whatever token comes is an end.
+        rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24))),
+        tokenizer,
+        OneVerdict(verdict),
+        LabelSpec("monte_carlo", 2, estimate),
+        jax.random.key(0),
+    )
+    assert found == labels
+    assert counts == {"prefixes": prefixes, "label_tokens": 2 * prefixes}
+
+
+def test_labels_go_on_after_the_last_whole_chunk(cast, tmp_path):
+    path = tmp_path / "labels.jsonl"
+    rows, counts, asked = label(cast, path, **MONTE_CARLO)
+    whole = path.read_text()
+    assert asked == 1 and whole.count('"chunk"') == 4  # 14 problems, 4 at once
+    assert label(cast, path, **MONTE_CARLO) == (rows, counts, 0)  # nothing to do
+    lines = whole.splitlines(keepends=True)
+    ends = [n for n, line in enumerate(lines) if '"chunk"' in line]
+    # Killed within the third chunk: two of its lines are whole and one is torn; at the start;
+    # behind a chunk.
+    for kept, torn in (
+        (ends[1] + 3, 20),
+        (0, 7),
+        (ends[2] + 1, 0),
+        (ends[3], len(lines[ends[3]]) - 1),
+    ):
+        path.write_text("".join(lines[:kept]) + lines[min(kept, len(lines) - 1)][:torn])
+        assert label(cast, path, **MONTE_CARLO) == (rows, counts, 1)
+        assert path.read_text() == whole
+    path.write_text("{" + whole)
+    with pytest.raises(ValueError, match=r"labels.jsonl:1: not JSON"):
+        label(cast, path, **MONTE_CARLO)
+
+
+def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
+    settings = {
+        **PRM,
+        "steps": 12,
+        "labels.kind": "monte_carlo",
+        "labels.continuations": 2,
+        "labels.estimate": "soft",
+        "start": str(checkpoints.policy),
+        "rollouts.policy": str(checkpoints.policy),
+        "rollouts.problems": 16,
+        "rollouts.held_out": 16,
+    }
+    summary = supervise(tiny_config("prm", settings), tmp_path)
+    assert summary["measured_against"] == "oracle"
+    assert (
+        0.4 < summary["labels/agreement"] <= 1 and 0 <= summary["labels/first_error_agreement"] <= 1
+    )
+    assert len(summary["thresholds"]) == 9 and summary["threshold/best_exact"] in labels.THRESHOLDS
+    assert summary["labels/label_tokens"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train" and "chunk" not in line]
+    assert len(train) == summary["train_rows"]
+    equal = [
+        (x > 0) == good
+        for line in train
+        for x, good in zip(line["labels"], line["oracle"], strict=True)
+    ]
+    assert summary["labels/agreement"] == pytest.approx(np.mean(equal))
+    ProcessRewardModel.load(tmp_path)
+
+
+# ---- a run that was stopped
+
+
+class Killed(BaseException):
+    """What ends a run in the middle."""
+
+
+def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    settings = {
+        **POLICY,
+        "steps": 13,
+        "batch": 8,
+        "checkpoint.every": 4,
+        "demonstrations.anyones_prefix": True,
+    }
+    whole = supervise(tiny_config("base", {**settings, "checkpoint.every": 0}), tmp_path / "whole")
+    drawn, draw = [], DemonstrationBatches.__next__
+
+    def killed(self):
+        drawn.append(self.position)
+        if len(drawn) == 10:
+            raise Killed
+        return draw(self)
+
+    monkeypatch.setattr(DemonstrationBatches, "__next__", killed)
+    with pytest.raises(Killed):
+        supervise(tiny_config("base", settings), tmp_path / "killed")
+    assert (
+        not (tmp_path / "killed" / "model.safetensors").exists()
+        and (tmp_path / "killed" / "checkpoints").is_dir()
+    )
+    before = drawn[:]
+    again = supervise(tiny_config("base", settings), tmp_path / "killed")
+    assert drawn[len(before) :] == [
+        8 * n for n in range(8, 13)
+    ]  # from update 8 on, none of the problems twice
+    assert again == whole
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+def test_labelled_steps_go_on(checkpoints: Tiny):
+    config, tokenizer = models.read_config(checkpoints.prm), load_tokenizer(checkpoints.prm)
+    prm = ProcessRewardModel({}, config, tokenizer)
+    rows = [
+        LabelledRow("+7-9=", ["+777\n", "-987"], [1.0, 0.0], None),
+        LabelledRow("+1-2=", ["+100\n", "-200\n", "+3"], [0.0, 0.0, 0.0], None),
+        LabelledRow("+1<extra_0>", ["+100\n"], [1.0], None),  # cannot be told from a mark
+    ]
+    batches = LabelledSteps(prm, rows, batch=6, seed=4)
+    assert batches.unscorable == 1
+    first = next(batches)
+    assert first["label"].dtype == np.int32 and first["weight"].sum() == pytest.approx(1)
+    learned = sorted(
+        {
+            (tuple(line[w > 0]), tuple(t[w > 0]))
+            for line, t, w in zip(first["label"], first["tokens"], first["weight"], strict=True)
+        }
+    )
+    assert learned == [
+        ((0,), (1,)),
+        ((1, 0), (1, 1)),
+    ]  # nothing past the first 0; token 1 is the mark
+    state = json.loads(json.dumps(batches.state()))
+    after = [next(batches) for _ in range(3)]
+    other = LabelledSteps(prm, rows, batch=6, seed=99)
+    other.restore(state)
+    for expected, found in zip(after, [next(other) for _ in range(3)], strict=True):
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    with pytest.raises(
+        ValueError, match="no labelled rollout to train on: 1 rows, 1 of them cannot be scored"
+    ):
+        LabelledSteps(prm, rows[2:], batch=6, seed=4)
+
+
+# ---- mathematics, from a file
+
+SUMS = [
+    {
+        "problem": f"{a}+{b}",
+        "solution": f"Add {a} and {b}.\nIt is \\boxed{{{a + b}}}.",
+        "answer": str(a + b),
+    }
+    for a, b in ((1, 2), (2, 2), (3, 1), (1, 4), (2, 5), (4, 4))
+]
+LONG = {"problem": "9+9", "solution": "So " + "long. " * 60 + "\\boxed{18}", "answer": "18"}
+
+
+@pytest.fixture(scope="module")
+def math(tmp_path_factory):
+    """(folder with sums.jsonl and a tiny random model with a chat template, settings of a task
+    that reads it)."""
+    folder = tmp_path_factory.mktemp("math")
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*SUMS, LONG]))
+    tokenizer = byte_level_tokenizer()
+    config = dataclasses.replace(_config(280), end_ids=(0,))
+    models.save(folder / "start", config, make_params(config, 6))
+    save_tokenizer(tokenizer, folder / "start")
+    task = {"name": "math", "data": str(folder), "options": {"system": ""}}
+    task["train"] = {"sums": {"path": "sums.jsonl", "fields": {"prompt": "problem"}}}
+    return folder, {f"task.{key}": value for key, value in task.items()}
+
+
+def math_config(settings):
+    config = default_config()
+    for key, value in {"micro_batches": 1, "chat": True, **settings}.items():
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+def test_demonstrations_teach_the_solution_and_its_end_alone(math):
+    tokenizer = byte_level_tokenizer()
+    assert (end_token(tokenizer, False), end_token(tokenizer, True)) == (2, 2)
+    other = byte_level_tokenizer(begin=True)
+    other.eos_token = "<|endoftext|>"
+    assert (end_token(other, False), end_token(other, True)) == (
+        0,
+        2,
+    )  # a base model: its text ends otherwise than its turns
+    problems = Problems.from_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
+    spec = BatchSpec("", False, True, True, 128, 2)
+    batches = DemonstrationBatches(
+        tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1
+    )
+    batch = next(batches)
+    texts = {}
+    for tokens, weight in zip(batch["tokens"], batch["weight"], strict=True):
+        learned = np.flatnonzero(weight)
+        texts[tokenizer.decode(tokens[: learned[0]])] = tokenizer.decode(tokens[learned])
+        assert (
+            np.array_equal(learned, np.arange(learned[0], learned[-1] + 1))
+            and not tokens[learned[-1] + 1 :].any()
+        )
+    assert texts == {
+        f"<|im_start|>user\n{row['problem']}<|im_end|>\n": (
+            row["solution"].replace("\n", "\n\n") + "<|im_end|>"
+        )
+        for row in SUMS
+    }
+    assert (
+        batch["weight"].sum() == pytest.approx(1)
+        and len(set(batch["weight"][batch["weight"] > 0])) == 1
+    )
+    for _ in range(3):
+        next(batches)
+    drawn = batch_indices(1, 0, batches.position, 7)
+    assert batches.dropped == {
+        "too_long": int(np.sum(drawn == 6)),
+        "no_solution": 0,
+        "untokenisable": 0,
+    }
+    assert batches.position == 4 * 6 + batches.dropped["too_long"]
+    short = dataclasses.replace(spec, max_tokens=8)
+    with pytest.raises(ValueError, match=r"no demonstration can be used: \{'too_long': 8"):
+        next(
+            DemonstrationBatches(
+                tasks.Mathematics(system=""), problems, tokenizer, short, batch=6, seed=1
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def solver(math):
+    """A tiny model that has learned the six sums by heart: (directory, summary)."""
+    folder, task = math
+    settings = {
+        **task,
+        "steps": 150,
+        "batch": 8,
+        "start": str(folder / "start"),
+        "demonstrations.in_steps": True,
+        "demonstrations.max_tokens": 128,
+        "optimizer.learning_rate": 1e-2,
+        "optimizer.warmup_steps": 10,
+    }
+    return folder / "solver", supervise(math_config(settings), folder / "solver")
+
+
+def test_policy_from_a_file(solver):
+    directory, summary = solver
+    assert summary["kind"] == "policy" and summary["loss"] < 0.3  # log 280 = 5.6 at the start
+    assert 160 <= summary["data/too_long"] <= 240  # one of seven problems, 1200 used
+    config = models.read_config(directory)
+    assert config.end_ids == (0, 2)  # the turn's end beside the one that the model's files named
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+    assert load_tokenizer(directory).chat_template
+
+
+def test_prm_of_another_domain_by_monte_carlo(math, solver):
+    folder, task = math
+    settings = {
+        **task,
+        "kind": "prm",
+        "steps": 6,
+        "batch": 8,
+        "start": str(folder / "start"),
+        "rollouts.policy": str(solver[0]),
+        "rollouts.problems": 4,
+        "rollouts.held_out": 2,
+        "rollouts.group": 4,
+        "rollouts.problems_at_once": 2,
+        "rollouts.prompt_tokens": 32,
+        "rollouts.new_tokens": 48,
+        "labels.kind": "monte_carlo",
+        "labels.continuations": 2,
+        "optimizer.warmup_steps": 2,
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"7 problems; rollouts\.problems and \.held_out ask for 8, none of them twice",
+    ):
+        supervise(math_config({**settings, "rollouts.held_out": 4}), folder / "too_many")
+    with pytest.raises(
+        ValueError,
+        match=r"labels\.kind 'oracle': domain 'math' cannot check steps; use 'monte_carlo'",
+    ):
+        supervise(math_config({**settings, "labels.kind": "oracle"}), folder / "no_oracle")
+    summary = supervise(math_config(settings), folder / "prm")
+    lines = [
+        json.loads(line) for line in (folder / "prm" / "labels.jsonl").read_text().splitlines()
+    ]
+    rows = [line for line in lines if "chunk" not in line]
+    assert [(line["split"], line["chunk"]) for line in lines if "chunk" in line] == [
+        ("train", 0),
+        ("train", 1),
+        ("held_out", 0),
+    ]
+    assert summary["train_rows"] == sum(line["split"] == "train" for line in rows) > 8
+    assert summary["labels/rows"] + summary["labels/unfinished"] == 16 - summary["labels/unjudged"]
+    assert summary["measured_against"] == "monte_carlo" and "labels/agreement" not in summary
+    assert all(
+        line["oracle"] is None and len(line["labels"]) == len(line["steps"]) for line in rows
+    )
+    assert {line["prompt"] for line in rows if line["split"] == "train"}.isdisjoint(
+        line["prompt"] for line in rows if line["split"] == "held_out"
+    )
+    answers = {row["problem"]: row["answer"] for row in [*SUMS, LONG]}
+    for line in rows:
+        right = f"\\boxed{{{answers[line['prompt']]}}}" in line["steps"][-1]
+        assert line["labels"][-1] == float(right), line
+    assert any(len(line["steps"]) == 2 for line in rows) and {
+        line["labels"][-1] for line in rows
+    } == {0.0, 1.0}
+    prm = ProcessRewardModel.load(folder / "prm")
+    assert prm.format == "qwen" and prm.score(["1+2"], [["Add.", "3"]])[1].all()
+
+
+def test_a_trunk_without_the_step_mark():
+    tokenizer = metaspace_tokenizer()
+    size = len(tokenizer)
+    with pytest.raises(
+        ValueError,
+        match=f"some/dir: its tokenizer has no '<extra_0>' token and its embedding of {size} rows",
+    ):
+        with_step_mark(tokenizer, size, "some/dir")
+    assert len(with_step_mark(tokenizer, size + 8)) == size + 1
+    assert tokenizer.convert_tokens_to_ids("<extra_0>") == size and tokenizer.chat_template
+    prm = ProcessRewardModel({}, dataclasses.replace(_config(size + 8), head="prm"), tokenizer)
+    ids, marks = prm.encode("1+2", ["Add 1.\n\n", "It is 3."])
+    assert [ids[m] for m in marks] == [size, size] and ids.count(size) == 2
+    known = byte_level_tokenizer()
+    before = len(known)
+    assert len(with_step_mark(known, before)) == before  # it has one: nothing is added

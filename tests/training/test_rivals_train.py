@@ -1,0 +1,707 @@
+"""Every method of configs/arithmetic through the same loop, on the tiny checkpoints; what each
+does to a step."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.tiny_runs import Tiny
+
+from scope_jax import learning, rollout, teachers
+from scope_jax.config import check_config, sample_spec
+from scope_jax.devices.mesh import make_mesh
+from scope_jax.rollout import completion_texts, from_prompts
+from scope_jax.run import PhaseTimer, read_metrics
+from scope_jax.train import train
+from scope_jax.training import rollouts
+from scope_jax.training.actors import Cast, load_cast
+from scope_jax.training.learner import Learner
+from scope_jax.types import Owner
+
+QUICK = {
+    "evaluation.problems": 0,
+    "evaluation.ood_problems": 0,
+    "checkpoint.every": 1,
+    "training.mini_batches": 2,
+}
+# What a method's tiny run changes beside the common settings.
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {},
+    "dapo": {},
+    "gspo": {"training.mini_batches": 4},
+    "luffy": {},
+    "relift": {"demonstrations.buffer": 1},
+    "prm_reward": {},
+    "prm_min": {},
+    "vppo": {},
+    "sft": {"demonstrations.supervised_steps": 3, "demonstrations.rows": 4},
+    "sft_grpo": {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+    "self_correction": {},
+    "scope": {
+        "correction.localiser": "monte_carlo",
+        "correction.place": "append",
+        "correction.select.rule": "all",
+    },
+}
+
+
+def settings(checkpoints: Tiny, name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    place = {"models.teacher": str(checkpoints.policy), "models.prm": str(checkpoints.prm)}
+    return {**QUICK, **place, **METHODS[name], **(more or {})}
+
+
+@pytest.fixture(scope="module")
+def runs(checkpoints: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """The metrics of three steps of every method."""
+    folder = tmp_path_factory.mktemp("methods")
+    out = {}
+    for name in METHODS:
+        more = {"models.teacher": ""} if name == "self_correction" else {}
+        train(checkpoints.config(name, settings(checkpoints, name, more)), folder / name)
+        out[name] = read_metrics(folder / name / "metrics.jsonl")
+    return out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(runs: dict[str, list[dict]], name: str):
+    rows = runs[name]
+    assert len(rows) == 3 and all(row["grad/skipped"] == 0 for row in rows)
+    assert sum(row.get("grad/norm", 0) > 0 for row in rows) >= 1
+
+
+def test_dapo_resamples_until_every_group_tells(runs: dict[str, list[dict]]):
+    for row in runs["dapo"]:
+        # Only where the last batch was spent may a group stay that tells nothing.
+        assert row["rollout/batches"] == 3 or row["advantage/zero_group_share_after"] == 0
+        assert (
+            1 <= row["rollout/batches"] <= 3
+            and row["advantage/zero_group_share_after"] <= row["advantage/zero_group_share"]
+        )
+    consumed = np.diff([0, *(row["data/prompts"] for row in runs["dapo"])])
+    assert consumed.tolist() == [8 * row["rollout/batches"] for row in runs["dapo"]]
+    assert max(row["rollout/batches"] for row in runs["dapo"]) > 1  # else nothing was seen
+
+
+def test_gspo_updates_once_per_mini_batch(runs: dict[str, list[dict]]):
+    assert [row["update/count"] for row in runs["gspo"]] == [4, 4, 4]
+    assert all(row["update/count"] == 2 for name in ("grpo", "luffy") for row in runs[name])
+    # Half of four demonstrations may hold none that is right.
+    assert (
+        all(row["update/count"] <= 2 for row in runs["sft"])
+        and max(row["update/count"] for row in runs["sft"]) >= 1
+    )
+    # After the first mini-batch the policy is not the one that sampled.
+    assert max(row["policy/ratio_max"] for row in runs["gspo"]) > 1 + 1e-4
+    assert runs["gspo"][1]["optimizer/learning_rate"] > 0
+
+
+def test_supervised_steps_have_no_rollouts(runs: dict[str, list[dict]]):
+    assert all("reward/mean" not in row and row["demonstrations/asked"] == 4 for row in runs["sft"])
+    assert ["reward/mean" in row for row in runs["sft_grpo"]] == [False, False, True]
+    used = [row["demonstrations/used"] for row in runs["sft"]]
+    right = [
+        row["demonstrations/right_share"]
+        * (row["demonstrations/asked"] - row["demonstrations/failed"])
+        for row in runs["sft"]
+    ]
+    assert used == pytest.approx(right)  # verified only
+    # The loss is the mean of -log pi over the demonstrated tokens.
+    for row in runs["sft"]:
+        if row["demonstrations/used"]:
+            assert row["loss/total"] == pytest.approx(-row["policy/teacher_logp"], rel=1e-5)
+
+
+def test_process_rewards_reach_groups_without_an_outcome(runs: dict[str, list[dict]]):
+    # Rollouts are those of Dr.GRPO at the first step: the same key and the same policy.
+    for name in ("prm_reward", "prm_min", "vppo"):
+        assert runs[name][0]["reward/mean"] == runs["dr_grpo"][0]["reward/mean"]
+        assert (
+            runs[name][0]["cost/prm_tokens"] > 0
+            and runs[name][0]["grad/norm"] != runs["dr_grpo"][0]["grad/norm"]
+        )
+        # Groups of one outcome have token advantages all the same, and are counted so.
+        before, after = (
+            [row[f"advantage/zero_group_share{end}"] for row in runs[name]]
+            for end in ("", "_after")
+        )
+        assert sum(after) < sum(before)
+    for row in runs["dr_grpo"]:
+        assert row["advantage/zero_group_share_after"] == row["advantage/zero_group_share"]
+
+
+def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]]):
+    rows = runs["scope"]
+    assert sum(row["cost/localiser_tokens"] for row in rows) > 0 and all(
+        row["cost/prm_tokens"] == 0 for row in rows
+    )
+    assert sum(row["scope/selected"] for row in rows) > 0
+
+
+# ---- one step, looked at closely
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    config: Any
+    cast: Cast
+    sampling: Any
+    mesh: Any
+
+
+@pytest.fixture(scope="module")
+def scene(checkpoints: Tiny) -> Scene:
+    config = checkpoints.config(
+        "luffy", settings(checkpoints, "luffy", {"demonstrations.verified": False})
+    )
+    check_config(config)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        cast = load_cast(config, mesh)
+    return Scene(config, cast, sample_spec(config, cast.config.end_ids), mesh)
+
+
+def policy_of(scene: Scene) -> rollout.Writer:
+    return rollout.Writer(scene.cast.params, scene.cast.config)
+
+
+def groups_of(scene: Scene, config: Any) -> rollouts.Groups:
+    key = jax.random.key(5)
+    return rollouts.collect_rollouts(
+        scene.cast, policy_of(scene), config, scene.sampling, key, rollouts.Cursor(), PhaseTimer()
+    )
+
+
+def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, scene.config)
+        asked = own.problems[:: own.group]
+        shown = rollouts.collect_demonstrations(
+            scene.cast,
+            scene.config,
+            scene.sampling,
+            asked,
+            jax.random.key(5),
+            0,
+            PhaseTimer(),
+            first_row=len(own.reward_B),
+        )
+        both = rollouts.with_demonstrations(own, shown)
+    M = scene.config.rollout.group
+    assert own.group == M - 1 and both.group == M and len(both.reward_B) == 8 * M
+    owner, length, prompt = (
+        np.asarray(x)
+        for x in (both.rollout.owner_BT, both.rollout.length_B, both.rollout.prompt_length_B)
+    )
+    for b in range(8 * M):
+        wrote = {Owner(o) for o in owner[b, prompt[b] : length[b]]}
+        assert wrote == ({Owner.TEACHER} if b % M == M - 1 else {Owner.POLICY})
+        assert both.problems[b] == asked[b // M] and both.own_B[b] == (b % M < M - 1)
+        assert (
+            scene.cast.tokenizer.decode(np.asarray(both.rollout.tokens_BT)[b, : prompt[b]].tolist())
+            == both.problems[b].prompt
+        )
+    # The demonstration counts in the group's mean, with the reward that the verifier gave it.
+    reward = both.reward_B.reshape(8, M)
+    np.testing.assert_array_equal(reward[:, :-1], own.reward_B.reshape(8, M - 1))
+    np.testing.assert_array_equal(reward[:, -1], shown.reward_B)
+    advantage = np.asarray(
+        learning.group_advantages(both.reward_B, M, include_B=both.include_B)
+    ).reshape(8, M)
+    expected = np.where(
+        np.ptp(reward, axis=1, keepdims=True) > 0, reward - reward.mean(axis=1, keepdims=True), 0
+    )
+    np.testing.assert_allclose(advantage, expected, atol=1e-6)
+    # Whole solutions: the text after the prompt is judged as a rollout's would be.
+    tokens = np.asarray(both.rollout.tokens_BT)
+    texts = [
+        scene.cast.tokenizer.decode(tokens[b, prompt[b] : length[b] - 1].tolist())
+        for b in range(8 * M)
+    ]
+    verdict = scene.cast.task.domain.verify(both.problems, texts)
+    finished = np.asarray(both.rollout.finished_B)
+    assert [bool(v) and bool(f) for v, f in zip(verdict, finished)] == (both.reward_B == 1).tolist()
+
+
+def test_a_demonstration_that_is_refused_is_not_learned_from(scene: Scene):
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.verified = True
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, config)
+        asked = own.problems[:: own.group]
+        taken, strict = (
+            rollouts.collect_demonstrations(
+                scene.cast,
+                c,
+                scene.sampling,
+                asked,
+                jax.random.key(5),
+                0,
+                PhaseTimer(),
+                first_row=len(own.reward_B),
+            )
+            for c in (scene.config, config)
+        )
+        wrong = taken.reward_B != 1
+        assert wrong.any() and not wrong.all()  # the tiny teacher is right now and then
+        assert (
+            strict.include_B.tolist() == (~wrong).tolist()
+            and strict.metrics["demonstrations/used"] == (~wrong).sum()
+        )
+        weights = {}
+        for name, shown in (("taken", taken), ("strict", strict)):
+            both = rollouts.with_demonstrations(own, shown)
+            spec = learning.LossSpec(normaliser="token")
+            weights[name] = [
+                np.asarray(w)
+                for w in learning.token_weights(both.rollout, spec, include_B=both.include_B)
+            ]
+    M = scene.config.rollout.group
+    shown_rows = np.arange(M - 1, 8 * M, M)
+    assert (weights["taken"][1][shown_rows].sum(axis=1) > 0).all()
+    assert ((weights["strict"][1][shown_rows].sum(axis=1) > 0) == ~wrong).all()
+    # What is refused is not in N either: the weights of a batch sum to 1.
+    assert sum(w.sum() for w in weights["strict"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
+    short = dataclasses.replace(scene.sampling, max_new_tokens=3)
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, scene.config)
+        asked = own.problems[:: own.group]
+        shown = rollouts.collect_demonstrations(
+            scene.cast,
+            scene.config,
+            short,
+            asked,
+            jax.random.key(5),
+            0,
+            PhaseTimer(),
+            first_row=1000,
+        )
+        assert not shown.include_B.any() and np.isnan(shown.reward_B).all()
+        assert (
+            shown.metrics["demonstrations/failed_too_long"]
+            == 8
+            == shown.metrics["demonstrations/failed"]
+        )
+        both = rollouts.with_demonstrations(own, shown)
+        on, off = learning.token_weights(
+            both.rollout, learning.LossSpec(normaliser="token"), include_B=both.include_B
+        )
+        alone, _ = learning.token_weights(
+            own.rollout, learning.LossSpec(normaliser="token"), include_B=own.include_B
+        )
+    assert float(off.sum()) == 0 and float(on.sum()) == pytest.approx(float(alone.sum()))
+
+
+@pytest.mark.parametrize("kind", ["program", "reference"])
+def test_programs_and_references_demonstrate(scene: Scene, kind: str):
+    domain, tokenizer = scene.cast.task.domain, scene.cast.tokenizer
+    problems = [domain.problem(3, "train", n, 2) for n in range(3)]
+    teacher: Any = teachers.ProgramTeacher("prompt_order")
+    if kind == "reference":
+        teacher = teachers.ReferenceTeacher()
+        known = domain.demonstration(problems[0], np.random.default_rng(0), "sorted")
+        problems = [dataclasses.replace(problems[0], solution=known), *problems[1:]]
+    with jax.set_mesh(scene.mesh):
+        made = teachers.demonstrate(
+            teacher,
+            problems,
+            [tokenizer.encode(p.prompt) for p in problems],
+            max_length=20,
+            first_row=0,
+            sample_spec=scene.sampling,
+            temperature=1.0,
+            key=jax.random.key(0),
+            seed=0,
+            domain=domain,
+            tokenizer=tokenizer,
+        )
+    texts = [
+        tokenizer.decode(row, skip_special_tokens=True)
+        for row in np.asarray(made.rollout.tokens_BT)
+    ]
+    assert made.failed == (
+        [None] * 3 if kind == "program" else [None, "no_solution", "no_solution"]
+    )
+    for problem, text, reason in zip(problems, texts, made.failed):
+        if reason is None:
+            solution = problem.solution or domain.demonstration(
+                problem, np.random.default_rng(0), "prompt_order"
+            )
+            assert text.startswith(problem.prompt + solution) and domain.verify(
+                [problem], [solution]
+            ) == [True]
+    assert np.asarray(made.rollout.finished_B).all()
+
+
+@pytest.mark.parametrize("more", [1, 3])
+def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene, more: int):
+    """By hand: roll out the batches one by one, judge them and pick. Of two rows, half of the
+    groups tell nothing."""
+    M = 2
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.per_group, config.rollout.resample, config.rollout.group = 0, more, M
+    P, section, domain = config.rollout.prompts, config.rollout, scene.cast.task.domain
+    tokens, rewards, problems, position = [], [], [], 0
+    with jax.set_mesh(scene.mesh):
+        made = groups_of(scene, config)
+        for number in range(1 + more):
+            drawn, ids, position, _ = rollouts.next_problems(
+                scene.cast.task.train,
+                scene.cast.tokenizer,
+                seed=config.seed,
+                position=position,
+                count=P,
+                max_tokens=section.prompt_tokens,
+                chat=False,
+            )
+            batch = from_prompts(
+                ids, M, section.prompt_tokens + section.new_tokens, first_row=number * P * M
+            )
+            batch = policy_of(scene).write(
+                batch, jax.random.key(5), scene.sampling, shared_prefix=M
+            )
+            tokens.append(np.asarray(batch.tokens_BT))
+            rows = [p for p in drawn for _ in range(M)]
+            right = domain.verify(rows, completion_texts(batch, scene.cast.tokenizer))
+            rewards.append(np.asarray(right, float) * np.asarray(batch.finished_B))
+            problems += drawn
+    spread = np.ptp(np.concatenate(rewards).reshape(-1, M), axis=1) > 0
+    batches = next((n for n in range(1, 1 + more) if spread[: n * P].sum() >= P), 1 + more)
+    telling = np.flatnonzero(spread[: batches * P])[:P].tolist()
+    silent = [g for g in range(batches * P) if not spread[g]]
+    kept = (
+        sorted(telling + silent[len(silent) - (P - len(telling)) :])
+        if len(telling) < P
+        else telling
+    )
+    assert max(telling) >= P  # a later batch was needed, or nothing was seen
+    index = (np.array(kept)[:, None] * M + np.arange(M)).ravel()
+    np.testing.assert_array_equal(made.rollout.tokens_BT, np.concatenate(tokens)[index])
+    np.testing.assert_array_equal(made.reward_B, np.concatenate(rewards)[index])
+    assert [p.id for p in made.problems[::M]] == [problems[g].id for g in kept]
+    assert made.metrics["rollout/batches"] == batches
+    assert made.metrics["reward/mean"] == pytest.approx(
+        np.concatenate(rewards)[: batches * P * M].mean(), abs=1e-6
+    )
+
+
+def parameters(learner: Learner) -> dict[str, np.ndarray]:
+    return {str(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(learner.state.params)}
+
+
+def learner_of(scene: Scene, **changes: Any) -> Learner:
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.per_group = 0
+    config.loss.entropy_bonus = 0.0
+    config.loss.teacher_term, config.loss.normaliser = "nll", "token"
+    config.training.mini_batches = config.training.micro_batches = 1
+    for key, value in changes.items():
+        section, name = key.split("__")
+        config[section][name] = value
+    check_config(config)
+    return Learner(config, scene.cast, scene.mesh, jax.random.key(0))
+
+
+def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(scene: Scene):
+    """Two epochs of two mini-batches equal four updates by hand on the groups that the key's order
+    names."""
+    with jax.set_mesh(scene.mesh):
+        config = scene.config.copy_and_resolve_references()
+        config.demonstrations.per_group = 0
+        made = groups_of(scene, config)
+        M, key = made.group, jax.random.key(9)
+        advantage = np.asarray(learning.group_advantages(made.reward_B, M))
+        many = learner_of(scene, training__epochs=2, training__mini_batches=2)
+        stats = many.update(made.rollout, M, advantage, made.include_B, key, 0)
+        by_hand = learner_of(scene)
+        for epoch in range(2):
+            order = np.asarray(
+                jax.random.permutation(
+                    jax.random.fold_in(jax.random.fold_in(key, 1 << 21), epoch), 8
+                )
+            )
+            for part in order.reshape(2, 4):
+                index = (part[:, None] * M + np.arange(M)).reshape(-1)
+                rows = jax.tree.map(lambda x, index=index: x[index], made.rollout)
+                by_hand.update(rows, M, advantage[index], made.include_B[index], key, 0)
+    assert stats["update/count"] == 4 and int(many.state.updates) == 4 == int(by_hand.state.updates)
+    one, other = parameters(many), parameters(by_hand)
+    start = {str(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(scene.cast.params)}
+    assert max(np.abs(one[name] - start[name]).max() for name in one) > 1e-3
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=2e-6, err_msg=name)
+
+
+def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scene: Scene):
+    with jax.set_mesh(scene.mesh):
+        config = scene.config.copy_and_resolve_references()
+        config.demonstrations.per_group = 0
+        made = groups_of(scene, config)
+        run = learning.make_logprobs(scene.cast.config, temperature=1.0, micro_batches=4)
+        found = np.asarray(run(scene.cast.params, made.rollout, made.group))
+        recorded, owner = np.asarray(made.rollout.logp_BT), np.asarray(made.rollout.owner_BT)
+        written = (owner == Owner.POLICY) & (
+            np.arange(owner.shape[1]) < np.asarray(made.rollout.length_B)[:, None]
+        )
+        np.testing.assert_allclose(found[written], recorded[written], atol=1e-4)
+        assert (found[~written] == 0).all() and written.sum() > 100
+        # So both choices of old log-probs lead to the same parameters, up to that gap, when the
+        # sampler is the trainer.
+        advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
+        results = []
+        for old in ("sampler", "recompute"):
+            learner = learner_of(scene, training__mini_batches=2, loss__old_logp=old)
+            learner.update(
+                made.rollout, made.group, advantage, made.include_B, jax.random.key(1), 0
+            )
+            results.append(parameters(learner))
+    for name in results[0]:
+        np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-4, err_msg=name)
+
+
+def test_the_kl_term_holds_the_policy_to_where_it_started(scene: Scene):
+    with jax.set_mesh(scene.mesh):
+        config = scene.config.copy_and_resolve_references()
+        config.demonstrations.per_group = 0
+        made = groups_of(scene, config)
+        advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
+        found = {}
+        for weight in (0.0, 10.0):
+            learner = learner_of(
+                scene,
+                loss__kl_weight=weight,
+                training__epochs=6,
+                loss__clip_low=None,
+                loss__clip_high=None,
+            )
+            metrics = [
+                learner.update(
+                    made.rollout, made.group, advantage, made.include_B, jax.random.key(n), n
+                )
+                for n in range(3)
+            ]
+            found[weight] = metrics
+            run = learning.make_logprobs(scene.cast.config, temperature=1.0)
+            gap = run(learner.state.params, made.rollout, made.group) - run(
+                scene.cast.params, made.rollout, made.group
+            )
+            found[weight, "gap"] = float(np.abs(np.asarray(gap)).mean())
+    assert "policy/kl" not in found[0.0][0] and found[10.0][-1]["policy/kl"] > 0
+    assert found[10.0, "gap"] < 0.5 * found[0.0, "gap"]
+
+
+def grad_norm(
+    learner: Learner, made: rollouts.Groups, logp: Any, advantage: Any
+) -> dict[str, float]:
+    """Metrics of one update on rows whose recorded log-probs are `logp`."""
+    rows = made.rollout.replace(logp_BT=jnp.asarray(logp))
+    return learner.update(rows, made.group, advantage, made.include_B, jax.random.key(1), 0)
+
+
+def test_truncated_importance_weights_reach_the_update(scene: Scene):
+    """The sampler's log-probs are moved by a constant: every token has the same weight, and so has
+    the gradient."""
+    config = scene.config.copy_and_resolve_references()
+    config.demonstrations.per_group = 0
+    with jax.set_mesh(scene.mesh):
+        made = groups_of(scene, config)
+        advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
+        recorded = np.asarray(made.rollout.logp_BT)
+        plain = grad_norm(learner_of(scene, loss__old_logp="recompute"), made, recorded, advantage)
+        found = {}
+        for shift in (-0.5, 0.5):  # the sampler gave less, more
+            learner = learner_of(scene, loss__old_logp="recompute", loss__tis_cap=1.2)
+            found[shift] = grad_norm(learner, made, recorded + shift, advantage)
+    assert "policy/tis_mean" not in plain and plain["grad/norm"] > 1e-3
+    for shift, weight in ((-0.5, 1.2), (0.5, np.exp(-0.5))):  # e^0.5 = 1.65 is cut
+        assert found[shift]["policy/tis_mean"] == pytest.approx(weight, rel=1e-3)
+        assert found[shift]["grad/norm"] / plain["grad/norm"] == pytest.approx(weight, rel=1e-3)
+
+
+def test_the_teachers_probabilities_reach_the_update(scene: Scene):
+    """Demonstrations by the policy itself: pi / pi_teacher is 1, or e^-shift where the recorded
+    log-probs are moved."""
+    with jax.set_mesh(scene.mesh):
+        own = groups_of(scene, scene.config)
+        shown = rollouts.collect_demonstrations(
+            scene.cast,
+            scene.config,
+            scene.sampling,
+            own.problems[:: own.group],
+            jax.random.key(5),
+            0,
+            PhaseTimer(),
+            first_row=1000,
+        )
+        made = rollouts.with_demonstrations(own, shown)
+        owner = np.asarray(made.rollout.owner_BT)
+        recorded = np.asarray(made.rollout.logp_BT)
+        assert (
+            np.isfinite(recorded[owner == Owner.TEACHER]).all()
+            and (owner == Owner.TEACHER).sum() > 50
+        )
+        advantage = np.where(made.own_B, 0, 1).astype(
+            np.float32
+        )  # nothing to learn from the policy's own rows
+        norm = lambda shift, **changes: grad_norm(
+            learner_of(scene, **changes), made, recorded + shift, advantage
+        )["grad/norm"]
+        plain = norm(0.0, loss__teacher_term="reinforce")
+        found = {
+            shift: norm(shift, loss__teacher_term="importance", loss__importance_cap=0.5)
+            for shift in (-1.0, 0.0, 1.5)
+        }
+    assert plain > 1e-2
+    for shift, weight in ((-1.0, 0.5), (0.0, 0.5), (1.5, np.exp(-1.5))):
+        assert found[shift] / plain == pytest.approx(weight, rel=1e-3), shift
+
+
+# ---- what is kept over a stop
+
+
+@pytest.mark.parametrize("name", ["relift", "luffy", "dapo"])
+def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name: str):
+    """Stopped after step 3 of 5: the buffer of failed prompts and the place in the problems are
+    part of the checkpoint."""
+    more = settings(
+        checkpoints,
+        name,
+        {"steps": 5, "checkpoint.keep": 5, "demonstrations.buffer": 5 if name == "relift" else 0},
+    )
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train(checkpoints.config(name, more), whole)
+    shutil.copytree(whole, part)
+    for step in (4, 5):
+        shutil.rmtree(part / "checkpoints" / str(step), ignore_errors=True)
+    assert (
+        sorted(int(p.name) for p in (part / "checkpoints").iterdir() if p.name.isdigit())[-1] == 3
+    )
+    (part / "summary.json").unlink()
+    shutil.rmtree(part / "model")
+    train(checkpoints.config(name, more), part)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, part))
+    for tensor in one:
+        np.testing.assert_array_equal(one[tensor], other[tensor], err_msg=tensor)
+    drop = ("time/", "throughput/", "compile/")
+    rows = {folder: read_metrics(folder / "metrics.jsonl") for folder in (whole, part)}
+    plain = lambda folder: [
+        {k: v for k, v in row.items() if not k.startswith(drop)} for row in rows[folder]
+    ]
+    assert plain(whole) == plain(part)
+    if name == "relift":
+        assert any(row["demonstrations/waiting"] for row in rows[whole])
+        assert sum("clone/total" in row for row in rows[whole]) >= 1
+
+
+# ---- what cannot go together
+
+NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.accept": "unverified"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"correction.enabled": True, "demonstrations.per_group": 1},
+            "a failed demonstration would be corrected",
+        ),
+        (
+            {"correction.enabled": True, "advantage.process": "sum"},
+            "steps are scored before the repair",
+        ),
+        (
+            {"correction.enabled": True, "rollout.resample": 1},
+            "which correction.enabled is there to repair",
+        ),
+        (
+            {"demonstrations.per_group": 1, "rollout.resample": 1},
+            "before demonstrations.per_group gives them a second one",
+        ),
+        (
+            {"demonstrations.buffer": 4, "rollout.resample": 1},
+            "that demonstrations.buffer collects",
+        ),
+        ({"demonstrations.per_group": 8}, "leaves no rollout in a group of 8"),
+        ({"demonstrations.per_group": 1, "teacher.kind": "self"}, "teacher.kind 'self' gives none"),
+        (
+            {"advantage.process": "min", "correction.localiser": "monte_carlo"},
+            "needs scores of steps",
+        ),
+        (
+            {"advantage.process": "prefix", "loss.ratio": "sequence"},
+            "averages away the token advantages",
+        ),
+        ({"advantage.process": "prefix", "advantage.std": True}, "set advantage.std to False"),
+        ({"loss.tis_cap": 2.0}, "use 'recompute'"),
+        ({"training.mini_batches": 3}, "does not divide rollout.prompts = 16"),
+        (
+            {"training.mini_batches": 4, "training.micro_batches": 64},
+            "does not divide prompts x group = 32 of a mini-batch",
+        ),
+        ({"training.epochs": 0}, "training.epochs = 0 must be at least 1"),
+        (
+            {
+                "correction.enabled": True,
+                "correction.tail": "none",
+                "correction.accept": "unverified",
+                "loss.teacher_term": "shaped",
+            },
+            "unverified rows have none",
+        ),
+        ({"correction.noise": 2.0, "correction.enabled": True}, "must be a probability"),
+        ({"advantage.alpha": 2.0}, "must lie in [0, 1]"),
+        (
+            {"advantage.process": "prefix", "correction.localiser": "monte_carlo"},
+            "needs scores of steps",
+        ),
+        (
+            {"advantage.process": "prefix", "advantage.overlong_tokens": 4},
+            "takes no punished rewards",
+        ),
+        ({"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
+        (
+            {"demonstrations.per_group": 1, "demonstrations.buffer": 4},
+            "has not failed; use one of them",
+        ),
+        (
+            {"advantage.process": "prefix", "correction.threshold": 5.0},
+            "threshold must lie in (0, 1)",
+        ),
+        ({"advantage.process": "sum", "correction.noise": 7.0}, "must be a probability"),
+        (
+            {"advantage.process": "sum", "correction.localiser": "orcale"},
+            "correction.localiser = 'orcale' is unknown",
+        ),
+        ({**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
+        ({**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
+        ({**NO_TAIL, "correction.tails": 3}, "correction.tail 'none' writes none"),
+        ({"demonstrations.per_group": 1}, "would clone demonstrations that the verifier refuses"),
+        ({"rollout.group": 1}, "must be at least 2"),
+        ({"rollout.temperature": 0.0}, "makes the rows of a group alike"),
+        ({"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
+        ({"samples.every": 0}, "samples.every = 0 must be at least 1"),
+        ({"demonstrations.per_group": -1}, "must be 0 or more"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_with_a_reason(changes: dict[str, Any], reason: str):
+    from scope_jax.config import default_config
+
+    config = default_config()
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = value
+    with pytest.raises(ValueError) as error:
+        check_config(config)
+    assert reason in str(error.value) and "\n" not in str(error.value)
