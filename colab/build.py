@@ -34,10 +34,7 @@ def cells(source: str) -> list[tuple[str, str]]:
             lines = body.split("\n")
             wrong = [line for line in lines if line != "#" and not line.startswith("# ")]
             if wrong:
-                raise ValueError(
-                    f"text cell: {wrong[0]!r} is no comment; every line of a text cell starts with"
-                    " '# '"
-                )
+                raise ValueError(f"text cell: {wrong[0]!r} is no comment; every line of a text cell starts with '# '")
             found.append(("markdown", "\n".join(line[2:] for line in lines)))
         else:
             raise ValueError(f"cell {MARK}{title}: unknown kind; '{MARK}' or '{MARK} [markdown]'")
@@ -47,15 +44,9 @@ def cells(source: str) -> list[tuple[str, str]]:
 def notebook(source: str) -> str:
     """The notebook file made from a percent-format source."""
     made = nbformat.v4.new_notebook()
-    made.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
-    }
+    made.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for number, (kind, text) in enumerate(cells(source)):
-        cell = (
-            nbformat.v4.new_code_cell(text)
-            if kind == "code"
-            else nbformat.v4.new_markdown_cell(text)
-        )
+        cell = nbformat.v4.new_code_cell(text) if kind == "code" else nbformat.v4.new_markdown_cell(text)
         cell.id = f"cell-{number}"
         made.cells.append(cell)
     nbformat.validate(made)
@@ -71,9 +62,7 @@ def main(argv: list[str]) -> int:
             if "--check" not in argv:
                 target.write_text(made, encoding="utf-8")
     if stale:
-        print(
-            ("differs from its source: " if "--check" in argv else "written: ") + ", ".join(stale)
-        )
+        print(("differs from its source: " if "--check" in argv else "written: ") + ", ".join(stale))
     return int(bool(stale) and "--check" in argv)
 
 

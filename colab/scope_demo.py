@@ -17,9 +17,7 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = (
-    "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
-)
+SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
 if "google.colab" in sys.modules:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
 
@@ -30,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-
 from scope_jax import correction, models, rollout, run, supervise, tasks, train
 from scope_jax.config import default_config
 from scope_jax.prm import ProcessRewardModel
@@ -56,12 +53,7 @@ def checkpoint(name, **settings):
     config = supervise.default_config()
     config.update(settings)
     if SMOKE:
-        config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = (
-            2,
-            16,
-            1,
-            0,
-        )
+        config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 16, 1, 0
         config.model.update({"hidden_size": 32, "num_layers": 1, "ffn_size": 64})
         config.rollouts.update({"problems": 32, "held_out": 16})
     supervise.supervise(config, FOLDER / name)
@@ -71,17 +63,8 @@ def checkpoint(name, **settings):
 lengths = {"lengths": (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)}
 base = checkpoint("base", steps=600, task=lengths, demonstrations={"misconception": 0.95})
 style = {"style": "sorted", "anyones_prefix": True}
-able = checkpoint(
-    "teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style
-)
-judge = checkpoint(
-    "prm",
-    kind="prm",
-    steps=150,
-    start=able,
-    rollouts={"policy": base},
-    optimizer={"learning_rate": 1e-3},
-)
+able = checkpoint("teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style)
+judge = checkpoint("prm", kind="prm", steps=150, start=able, rollouts={"policy": base}, optimizer={"learning_rate": 1e-3})
 
 # %% [markdown]
 # ## 2. A group of rollouts
@@ -99,22 +82,13 @@ problems = [domain.problem(seed=3, split="test", index=n, k=5) for n in range(4)
 key = jax.random.key(0)
 prompts, _ = encode_prompts(tokenizer, [p.prompt for p in problems], max_length=16)
 spec = rollout.SampleSpec(max_new_tokens=30, end_ids=policy_config.end_ids)
-batch = rollout.generate(
-    policy, policy_config, rollout.from_prompts(prompts, 8, 48), key, spec, shared_prefix=8
-)
+batch = rollout.generate(policy, policy_config, rollout.from_prompts(prompts, 8, 48), key, spec, shared_prefix=8)
 
 owners = [p for p in problems for _ in range(8)]
 written = rollout.completion_ids(batch)
 right = domain.verify(owners, rollout.texts(written, tokenizer))
 for n, problem in enumerate(problems):
-    print(
-        problem.prompt,
-        "answer",
-        problem.answer,
-        "right",
-        sum(map(bool, right[8 * n : 8 * n + 8])),
-        "of 8",
-    )
+    print(problem.prompt, "answer", problem.answer, "right", sum(map(bool, right[8 * n : 8 * n + 8])), "of 8")
 
 # %% [markdown]
 # ## 3. The first wrong step
@@ -148,27 +122,16 @@ for number, step in enumerate(steps[n]):
 one = rollout.take_rows(batch, jnp.array([row]), jnp.array([True]))
 kept = rollout.cut(one, one.prompt_length_B + [0, *ends[n]][first])
 stop = stop_table(tokenizer, domain.separator, teacher_config.vocab_size)
-one_step = rollout.SampleSpec(
-    temperature=0.0, max_new_tokens=8, end_ids=teacher_config.end_ids, stop=stop
-)
-corrected = rollout.generate(
-    teacher, teacher_config, kept, key, one_step, owner=Owner.TEACHER, stream=1
-)
+one_step = rollout.SampleSpec(temperature=0.0, max_new_tokens=8, end_ids=teacher_config.end_ids, stop=stop)
+corrected = rollout.generate(teacher, teacher_config, kept, key, one_step, owner=Owner.TEACHER, stream=1)
 mixed = rollout.generate(policy, policy_config, corrected, key, spec, stream=2)
 
 ids = rollout.completion_ids(mixed)[0]
 start = int(mixed.prompt_length_B[0])
 stops = step_ends(ids, tokenizer, domain.separator)
 for i, j in zip([0, *stops], stops):
-    print(
-        f"  {Owner(int(mixed.owner_BT[0, start + i])).name.lower():8} {tokenizer.decode(ids[i:j]).strip()}"
-    )
-print(
-    "right now:",
-    domain.verify([owners[row]], rollout.texts([ids], tokenizer))[0],
-    " answer:",
-    owners[row].answer,
-)
+    print(f"  {Owner(int(mixed.owner_BT[0, start + i])).name.lower():8} {tokenizer.decode(ids[i:j]).strip()}")
+print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer))[0], " answer:", owners[row].answer)
 
 # %% [markdown]
 # ## 5. Training
@@ -179,9 +142,7 @@ print(
 # %%
 def arm(name, rescue):
     config = default_config()
-    config.update(
-        {"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}}
-    )
+    config.update({"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}})
     config.task.data = str(FOLDER / "tfds")
     config.task.options = {"train_size": 2048, "lengths": (4, 5), "start": "zero"}
     config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 11, "new_tokens": 29})
@@ -193,11 +154,7 @@ def arm(name, rescue):
     return run.read_metrics(FOLDER / name / "metrics.jsonl")
 
 
-arms = (
-    {"SCOPE": arm("scope", True)}
-    if SMOKE
-    else {"GRPO": arm("grpo", False), "SCOPE": arm("scope", True)}
-)
+arms = {"SCOPE": arm("scope", True)} if SMOKE else {"GRPO": arm("grpo", False), "SCOPE": arm("scope", True)}
 
 # %%
 for name, lines in arms.items():

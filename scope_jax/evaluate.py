@@ -165,7 +165,7 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
             model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
         )
         task = load_task(**{**config.task.to_dict(), "decontaminate": "off"}, tokenizer=tokenizer)
-        params = models.relay(model_config, params, mesh)
+        params = models.decode_layout(model_config, params, mesh)
         result = evaluate_splits(params, model_config, config, task, tokenizer)
     record = json.dumps(
         {"model": str(directory), "settings": config.evaluation.to_dict(), "result": result},

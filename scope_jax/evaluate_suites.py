@@ -287,10 +287,10 @@ def _decode(
     count as finished and are not decoded."""
     real = len(prompts) * samples
     batch = rollout.from_prompts([*prompts, *[prompts[0]] * (size - len(prompts))], samples, buffer)
-    row_B = np.zeros(size * samples, np.int32)
-    row_B[:real] = (np.asarray(places)[:, None] * STRIDE + np.arange(samples)[None]).reshape(-1)
-    row_B, finished_B = put_rows((row_B, np.arange(size * samples) >= real))
-    batch = batch.replace(row_B=row_B, finished_B=finished_B)
+    row_id_B = np.zeros(size * samples, np.int32)
+    row_id_B[:real] = (np.asarray(places)[:, None] * STRIDE + np.arange(samples)[None]).reshape(-1)
+    row_id_B, finished_B = put_rows((row_id_B, np.arange(size * samples) >= real))
+    batch = batch.replace(row_id_B=row_id_B, finished_B=finished_B)
     batch = rollout.generate(
         policy.params, policy.config, batch, key, spec, shared_prefix=samples, slots=slots or None
     )
@@ -455,7 +455,7 @@ def main(argv: Sequence[str]) -> str:
         tokenizer = load_tokenizer(given.model)
         chat = bool(tokenizer.chat_template) if given.chat == "auto" else given.chat == "on"
         policy = Policy(
-            models.relay(config, params, mesh),
+            models.decode_layout(config, params, mesh),
             config,
             tokenizer,
             checkpoint_hash(given.model),

@@ -479,13 +479,15 @@ def _labelled(
             ("train", problems.draw(config.seed, 0, settings.problems), 11),
             ("held_out", problems.draw(config.seed, settings.problems, settings.held_out), 12),
         ]
-    writer: list[rollout.Writer] = []
+    writer: list[rollout.Generator] = []
 
-    def policy() -> rollout.Writer:
+    def policy() -> rollout.Generator:
         if not writer:
             policy_config = _lm_config(settings.policy)
             params = models.load(settings.policy, dtype=config.dtype, mesh=mesh)[1]
-            writer.append(rollout.Writer(models.relay(policy_config, params, mesh), policy_config))
+            writer.append(
+                rollout.Generator(models.decode_layout(policy_config, params, mesh), policy_config)
+            )
         return writer[0]
 
     ends = tuple(dict.fromkeys((*models.read_config(settings.policy).end_ids, *end_ids(tokenizer))))

@@ -51,7 +51,7 @@ from scope_jax.run import (
 from scope_jax.run.compiles import count_compiles
 from scope_jax.text import save_tokenizer
 from scope_jax.training import rollouts
-from scope_jax.training.actors import Cast, load_cast
+from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.credit import advantages
 from scope_jax.training.learner import Learner
 
@@ -93,27 +93,27 @@ def train(
             if is_main() and not (Path(workdir) / "report.html").is_file():
                 write_run_report(Path(workdir))
             return found
-        cast = load_cast(config, mesh, Path(workdir))
+        actors = load_actors(config, mesh, Path(workdir))
         workdir = prepare_workdir(workdir, settings, allow=allow_changed, **FREE)
-        if cast.task.contamination is not None:
+        if actors.task.contamination is not None:
             write_atomically(
                 workdir / "decontamination.json",
-                json.dumps(cast.task.contamination, indent=2) + "\n",
+                json.dumps(actors.task.contamination, indent=2) + "\n",
             )
         root = jax.random.key(config.seed)
-        learner = Learner(config, cast, mesh, root)
-        cast = dataclasses.replace(
-            cast, params={}
+        learner = Learner(config, actors, mesh, root)
+        actors = dataclasses.replace(
+            actors, params={}
         )  # the learner has its copy: nothing else keeps the start weights alive
         with (
             contextlib.ExitStack() as opened
         ):  # also after an error, the last words are not a progress bar's
-            return _train(config, cast, learner, root, workdir, opened, stop)
+            return _train(config, actors, learner, root, workdir, opened, stop)
 
 
 def _train(
     config: ConfigDict,
-    cast: Cast,
+    actors: Actors,
     learner: Learner,
     root: jax.Array,
     workdir: Path,
@@ -125,7 +125,7 @@ def _train(
         demonstration_spec(config),
         advantage_spec(config),
     )
-    sampling = sample_spec(config, cast.config.end_ids)
+    sampling = sample_spec(config, actors.config.end_ids)
 
     checkpoints = opened.enter_context(
         Checkpoints(
@@ -162,7 +162,7 @@ def _train(
 
     def evaluation() -> dict[str, float]:
         return evaluate_splits(
-            learner.policy().params, cast.config, config, cast.task, cast.tokenizer
+            learner.policy().params, actors.config, config, actors.task, actors.tokenizer
         )
 
     def place() -> dict[str, Any]:
@@ -221,13 +221,19 @@ def _train(
         )  # of what draws on the host
         gallery: list[dict[str, Any]] = []
         demonstrate = functools.partial(
-            rollouts.collect_demonstrations, cast, config, sampling, key=key, seed=seed, timer=timer
+            rollouts.collect_demonstrations,
+            actors,
+            config,
+            sampling,
+            key=key,
+            seed=seed,
+            timer=timer,
         )
         with timer("total"):
             if step < shows.supervised_steps:
                 # ---- Supervised: demonstrations alone.
                 problems, _ = rollouts.draw(
-                    cast, config, cursor, shows.rows or config.rollout.prompts
+                    actors, config, cursor, shows.rows or config.rollout.prompts
                 )
                 shown = demonstrate(problems)
                 metrics, tokens = shown.metrics, 0.0
@@ -242,7 +248,7 @@ def _train(
                 with timer("rollout"):
                     policy = learner.policy()
                 groups = rollouts.collect_rollouts(
-                    cast, policy, config, sampling, key, cursor, timer
+                    actors, policy, config, sampling, key, cursor, timer
                 )
                 metrics = groups.metrics
                 tokens = metrics["cost/rollout_tokens"]
@@ -264,7 +270,7 @@ def _train(
                     groups.reward_B,
                     groups.include_B,
                 )
-                if spec is not None and cast.teacher is not None:
+                if spec is not None and actors.teacher is not None:
                     rescued = correction.rescue(
                         final,
                         reward,
@@ -273,11 +279,11 @@ def _train(
                         spec=spec,
                         sample_spec=sampling,
                         key=key,
-                        domain=cast.task.domain,
-                        tokenizer=cast.tokenizer,
+                        domain=actors.task.domain,
+                        tokenizer=actors.tokenizer,
                         policy=policy,
-                        teacher=cast.teacher,
-                        prm=cast.prm,
+                        teacher=actors.teacher,
+                        prm=actors.prm,
                         seed=seed,
                         timer=timer,
                         keep_gallery=step % config.samples.every == 0 or step + 1 == config.steps,
@@ -294,9 +300,9 @@ def _train(
                         problems=groups.problems,
                         localiser=config.correction.localiser,
                         threshold=config.correction.threshold,
-                        domain=cast.task.domain,
-                        tokenizer=cast.tokenizer,
-                        prm=cast.prm,
+                        domain=actors.task.domain,
+                        tokenizer=actors.tokenizer,
+                        prm=actors.prm,
                         noise=config.correction.noise,
                         seed=seed,
                     )
@@ -400,7 +406,7 @@ def _train(
         },  # as metrics.jsonl has it
     }
     if is_main():
-        save_tokenizer(cast.tokenizer, workdir / "model")
+        save_tokenizer(actors.tokenizer, workdir / "model")
     # Last but for the page about it: this file says that the run is finished.
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if is_main():

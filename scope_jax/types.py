@@ -8,6 +8,7 @@ Axis letters, used in comments, einsums and name suffixes throughout the project
 """
 
 import enum
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax
 import jax
@@ -39,12 +40,7 @@ class Rollout(flax.struct.PyTreeNode):
     length_B: jax.Array  # int32; tokens in the row, prompt included
     prompt_length_B: jax.Array  # int32
     finished_B: jax.Array  # bool; an end token was written
-    row_B: jax.Array  # int32; identity of the row, part of its random key
-
-
-def written_mask(rollout: Rollout) -> jax.Array:
-    """bool[B, T]: slots written by the policy or a teacher (end token included)."""
-    return rollout.owner_BT >= Owner.POLICY
+    row_id_B: jax.Array  # int32; identity of the row, part of its random key
 
 
 def owner_mask(rollout: Rollout, owner: Owner) -> jax.Array:
@@ -58,6 +54,11 @@ def masked_sum(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0), axis=axis)
 
 
-def masked_mean(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
-    """Mean of `values` where `mask`; 0 where nothing is."""
-    return masked_sum(values, mask, axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+def check_choices(spec: Any, section: str) -> None:
+    """Raise ValueError where a field of the dataclass `spec` that is annotated as `Literal[...]` holds
+    another value: "section.field = 'x' is unknown; one of a, b". For `__post_init__`."""
+    for name, kind in get_type_hints(type(spec)).items():
+        value = getattr(spec, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            words = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{section}.{name} = {value!r} is unknown; one of {words}")

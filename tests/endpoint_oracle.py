@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import models
-from scope_jax.rollout import SampleSpec, Writer, completion_ids, from_prompts, generate, texts
+from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, generate, texts
 from scope_jax.tasks import Arithmetic, Problem
 from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, ModelTeacher, TeacherSpec
 from scope_jax.teachers.kinds import Ask, Corrected, Job
@@ -72,7 +72,7 @@ def main() -> None:
         params["head"] = params["head"].at[:, jnp.array(tokenizer.all_special_ids)].set(0.0)
         models.save(directory, config, params)
         save_tokenizer(tokenizer, directory)
-        writer = Writer(params, config)
+        writer = Generator(params, config)
         with Serve(directory, folder / "serve.log") as server:
             print(f"server ready after {server.seconds:.1f} s")
             check_completions(server, writer, tokenizer)
@@ -81,7 +81,7 @@ def main() -> None:
     print("endpoint oracle: all as expected")
 
 
-def check_completions(server: "Serve", writer: Writer, tokenizer) -> None:
+def check_completions(server: "Serve", writer: Generator, tokenizer) -> None:
     separator = common_character(writer, tokenizer, PROMPTS)
     job = make_job(writer, tokenizer, PROMPTS, Split(separator=separator))
     ours = ModelTeacher(writer).correct(job)
@@ -89,7 +89,7 @@ def check_completions(server: "Serve", writer: Writer, tokenizer) -> None:
     compare("completions", ours, theirs, job)
 
 
-def check_chat(server: "Serve", writer: Writer, tokenizer) -> None:
+def check_chat(server: "Serve", writer: Generator, tokenizer) -> None:
     told = TeacherSpec(kind="endpoint", prompt="Problem: {prompt}\nNext step:")
     chat = lambda text: [{"role": "user", "content": text}]
     told_texts = [f"Problem: {p}\nNext step:" for p in PROMPTS]
@@ -109,7 +109,7 @@ def check_chat(server: "Serve", writer: Writer, tokenizer) -> None:
     compare("chat", ours, theirs, job)
 
 
-def check_death(server: "Serve", writer: Writer, tokenizer, cache: Path) -> None:
+def check_death(server: "Serve", writer: Generator, tokenizer, cache: Path) -> None:
     prompts = [f"{n} + {n} = " for n in range(24)]
     separator = common_character(writer, tokenizer, prompts)
     job = make_job(writer, tokenizer, prompts, Split(separator=separator))
@@ -142,7 +142,7 @@ def check_death(server: "Serve", writer: Writer, tokenizer, cache: Path) -> None
     )
 
 
-def common_character(writer: Writer, tokenizer, prompts: list[str]) -> str:
+def common_character(writer: Generator, tokenizer, prompts: list[str]) -> str:
     """A character that our decoder writes after each of the prompts, but not at once."""
     rows = from_prompts([tokenizer.encode(p) for p in prompts], 1, BUFFER)
     spec = SampleSpec(temperature=0.0, max_new_tokens=STEP, end_ids=(0,))
@@ -159,7 +159,7 @@ def common_character(writer: Writer, tokenizer, prompts: list[str]) -> str:
     return shared[0]
 
 
-def make_job(writer: Writer, tokenizer, prompts: list[str], domain: Split) -> Job:
+def make_job(writer: Generator, tokenizer, prompts: list[str], domain: Split) -> Job:
     ids = [tokenizer.encode(p) for p in prompts]
     rows = from_prompts(ids, 1, BUFFER)
     asks = [Ask(Problem(str(n), p, "0"), (), "", False, n) for n, p in enumerate(prompts)]

@@ -16,7 +16,7 @@ from scope_jax import models, rollout, tasks
 from scope_jax.data import Problems, batch_indices
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.rollout import Writer
+from scope_jax.rollout import Generator
 from scope_jax.supervise import default_config, supervise
 from scope_jax.supervision import labels
 from scope_jax.supervision.batches import (
@@ -255,7 +255,7 @@ def cast(checkpoints: Tiny):
     config, params = models.load(checkpoints.policy)
     domain = tasks.Arithmetic(start="zero")
     problems = [domain.problem(9, "train", n, 2) for n in range(14)]
-    return Writer(params, config), load_tokenizer(checkpoints.policy), domain, problems
+    return Generator(params, config), load_tokenizer(checkpoints.policy), domain, problems
 
 
 def label(cast, path, problems=None, **labels):

@@ -19,7 +19,7 @@ is as long as it may be; docs/scaling.md):
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4
 
     program  GiB of 15.75  seconds   x  bound
-    relay      10.6 (67%)     0.02   1  network
+    decode_layout      10.6 (67%)     0.02   1  network
     rollout    13.4 (85%)    34.61   1  HBM
     PRM         9.7 (62%)     0.58  32  compute
     teacher    13.0 (82%)     5.07   2  HBM
@@ -30,7 +30,7 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topol
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v6e:2x4
 
     program  GiB of 31.24  seconds   x  bound
-    relay      10.6 (34%)     0.01   1  network
+    decode_layout      10.6 (34%)     0.01   1  network
     rollout    13.4 (43%)    17.30   1  HBM
     PRM         9.7 (31%)     0.17  32  HBM
     teacher    14.0 (45%)     2.34   2  HBM

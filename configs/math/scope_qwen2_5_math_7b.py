@@ -12,7 +12,7 @@ On TPU slices (as in scope_qwen2_5_math_1_5b.py):
 python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topology=v5p:4x4x4
 
     program  GiB of 95.73  seconds   x  bound
-    relay      30.8 (32%)     0.01   1  network
+    decode_layout      30.8 (32%)     0.01   1  network
     rollout    29.9 (31%)     8.27   1  HBM
     PRM        26.9 (28%)     0.03  64  compute
     teacher    40.1 (42%)     8.94   1  compute
@@ -24,7 +24,7 @@ python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_7b.py --topolog
     --config.models.teacher=models/Qwen2.5-32B-Instruct
 
     program  GiB of 31.24  seconds   x  bound
-    relay      21.5 (69%)     0.03   1  network
+    decode_layout      21.5 (69%)     0.03   1  network
     rollout    20.6 (66%)    12.32   1  HBM
     PRM        17.6 (56%)     0.05  64  network
     teacher    24.6 (79%)     6.26   1  HBM

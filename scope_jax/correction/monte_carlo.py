@@ -16,7 +16,7 @@ import numpy as np
 
 from scope_jax.correction.locate import bucket
 from scope_jax.devices.mesh import to_host
-from scope_jax.rollout import SampleSpec, Writer, completion_texts
+from scope_jax.rollout import Generator, SampleSpec, completion_texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain, Problem, verdicts
 from scope_jax.types import Rollout
@@ -47,7 +47,7 @@ def successes(
     problems: Sequence[Problem],
     *,
     continuations: int,
-    policy: Writer,
+    policy: Generator,
     sample_spec: SampleSpec,
     key: jax.Array,
     domain: Domain,
@@ -77,7 +77,7 @@ def successes(
         length = np.pad(np.asarray(length_R[start : start + most], np.int32), pad)[:size]
         batch = _prefixes(rollout, index, length, np.arange(size) < len(rows), continuations)
         before = batch.length_B
-        batch = policy.write(
+        batch = policy.extend(
             batch,
             key,
             sample_spec,
@@ -107,7 +107,7 @@ def locate_first_error(
     problems: Sequence[Problem],
     *,
     continuations: int,
-    policy: Writer,
+    policy: Generator,
     sample_spec: SampleSpec,
     key: jax.Array,
     domain: Domain,
@@ -196,5 +196,5 @@ def _cut_copies(
     index, valid = jnp.repeat(index_R, K), jnp.repeat(valid_R, K)
     rows = jax.tree.map(lambda x: x[index], rollout)
     rows = cut(rows, jnp.maximum(jnp.repeat(length_R, K), rows.prompt_length_B))
-    ids = rows.row_B * K + jnp.tile(copy_K, index_R.shape[0])
-    return rows.replace(finished_B=rows.finished_B | ~valid, row_B=ids)
+    ids = rows.row_id_B * K + jnp.tile(copy_K, index_R.shape[0])
+    return rows.replace(finished_B=rows.finished_B | ~valid, row_id_B=ids)

@@ -22,7 +22,7 @@ from scope_jax.correction.monte_carlo import locate_first_error
 from scope_jax.correction.select import SelectSpec, select
 from scope_jax.devices.mesh import to_host
 from scope_jax.prm.model import ProcessRewardModel
-from scope_jax.rollout import SampleSpec, Writer, completion_ids, completion_texts, texts
+from scope_jax.rollout import Generator, SampleSpec, completion_ids, completion_texts, texts
 from scope_jax.rollout.rows import cut, place_rows, take_rows
 from scope_jax.tasks import Domain, Problem, verdicts
 from scope_jax.teachers.kinds import Ask, Corrected, Job, ModelTeacher, Teacher, failure_counts
@@ -116,8 +116,8 @@ def rescue(
     key: jax.Array,
     domain: Domain,
     tokenizer: Any,
-    policy: Writer,
-    teacher: Teacher | Writer,
+    policy: Generator,
+    teacher: Teacher | Generator,
     prm: ProcessRewardModel | None,
     seed: int = 0,
     timer: Callable[[str], Any] = lambda phase: contextlib.nullcontext(),
@@ -128,12 +128,12 @@ def rescue(
 
     `sample_spec` is the policy's; tails use it too and never grow a row past prompt +
     `max_new_tokens`. `key` is the step's key, the one the rollout was made with. `seed` drives
-    random selection, and teachers that do not draw by `key`. `teacher`: a `Writer` stands for a
+    random selection, and teachers that do not draw by `key`. `teacher`: a `Generator` stands for a
     `ModelTeacher` that continues the rows. `timer("prm")`, `timer("correct")` and
     `timer("verify")` are entered around those phases. Without `keep_gallery` the gallery comes
     back empty.
     """
-    if isinstance(teacher, Writer):
+    if isinstance(teacher, Generator):
         teacher = ModelTeacher(teacher)
     failed_B = reward_B == 0
     metrics: dict[str, float] = {"scope/failed_share": float(np.mean(failed_B))}
@@ -173,7 +173,7 @@ def rescue(
         size = bucket(len(attempted), reward_B.size // group * spec.select.most(group))
         index, valid = _pad(attempted, size)
         prompt_length, row_length, row_id = to_host(
-            (rollout.prompt_length_B, rollout.length_B, rollout.row_B)
+            (rollout.prompt_length_B, rollout.length_B, rollout.row_id_B)
         )
         kept = np.ones(size, np.int32)
         asks = []
@@ -220,15 +220,15 @@ def rescue(
             break
         tries += 1
         with timer("correct"):
-            writer = policy if spec.tail == "policy" else teacher.writer
-            if writer is None:
+            generator = policy if spec.tail == "policy" else teacher.generator
+            if generator is None:
                 raise ValueError(
                     "correction.tail 'teacher' needs a teacher that is a model on the mesh; use"
                     " tail 'policy'"
                 )
             owner = Owner.POLICY if spec.tail == "policy" else Owner.TEACHER
             waiting = corrected.replace(finished_B=corrected.finished_B | ~jnp.asarray(open_rows))
-            tail = writer.write(
+            tail = generator.extend(
                 waiting,
                 key,
                 sample_spec,
@@ -243,7 +243,7 @@ def rescue(
             judged_as = verdicts(domain, attempted_problems, completion_texts(tail, tokenizer))
             passed = np.array([v is True for v in judged_as]) & ended & open_rows
         # The last try stands in for rows that no try saved: the report shows what became of them.
-        mixed = _where_rows(jnp.asarray(open_rows), tail, mixed)
+        mixed = _select_rows(jnp.asarray(open_rows), tail, mixed)
         accepted |= passed
 
     final = _place_rows(final, jnp.asarray(_pad(targets, size)[0]), mixed, jnp.asarray(accepted))
@@ -291,7 +291,7 @@ def _continuation_search(
     key: jax.Array,
     domain: Domain,
     tokenizer: Any,
-    policy: Writer,
+    policy: Generator,
 ) -> Search:
     def search(rows_R: np.ndarray, ends: Sequence[Sequence[int]]) -> tuple[np.ndarray, int]:
         found = locate_first_error(
@@ -329,9 +329,11 @@ def _widen(rollout: Rollout, index: jax.Array, is_free: jax.Array) -> Rollout:
     rows = take_rows(rollout, index, ~is_free)
     rows = cut(rows, jnp.where(is_free, rows.prompt_length_B, rows.length_B))
     ids = jnp.where(
-        is_free, rollout.row_B.shape[0] + jnp.arange(index.shape[0], dtype=jnp.int32), rows.row_B
+        is_free,
+        rollout.row_id_B.shape[0] + jnp.arange(index.shape[0], dtype=jnp.int32),
+        rows.row_id_B,
     )
-    return rows.replace(finished_B=rows.finished_B | is_free, row_B=ids)
+    return rows.replace(finished_B=rows.finished_B | is_free, row_id_B=ids)
 
 
 def _choose(
@@ -514,7 +516,7 @@ def _finish(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
 
 
 @jax.jit
-def _where_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
+def _select_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
     return jax.tree.map(
         lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others

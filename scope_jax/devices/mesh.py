@@ -86,7 +86,7 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def other_shape(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
+def reshape_mesh(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh of the same devices in the same order; one size may be -1. Raises ValueError where
     the product is another."""
     shape = [data, fsdp, tensor]
@@ -189,7 +189,7 @@ def put_rows(tree: Any, mesh: Mesh | None = None) -> Any:
     return jax.tree.map(put, tree)
 
 
-def onto(tree: Any, mesh: Mesh) -> Any:
+def to_mesh(tree: Any, mesh: Mesh) -> Any:
     """Device arrays laid out on another mesh of the same devices: those whose first axis the batch
     axes can split by rows, keys and scalars on every device. Other leaves stay what they are. With
     several processes, an array that lies on the devices of one of them has the same values on
@@ -215,7 +215,7 @@ def onto(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(move, tree)
 
 
-def park(tree: Any) -> Any:
+def to_host_memory(tree: Any) -> Any:
     """Device arrays moved into the memory of the hosts that their devices belong to, laid out as
     they are."""
     return jax.tree.map(
@@ -223,7 +223,7 @@ def park(tree: Any) -> Any:
     )
 
 
-def at_hand(tree: Any) -> Any:
+def to_device_memory(tree: Any) -> Any:
     """Parked arrays brought back to their devices; the others are the same arrays."""
     parked = lambda x: isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host"
     return jax.tree.map(

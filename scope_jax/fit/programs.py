@@ -29,7 +29,7 @@ from scope_jax.config import (
     steps_spec,
 )
 from scope_jax.correction.locate import bucket
-from scope_jax.devices.mesh import RULES, make_mesh, other_shape
+from scope_jax.devices.mesh import RULES, make_mesh, reshape_mesh
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
@@ -99,7 +99,7 @@ def own_mesh(config: ConfigDict, who: str, mesh: Mesh) -> Mesh:
     """The mesh of teacher or PRM. Raises ValueError where it does not match the devices."""
     shape = config.meshes[who].to_dict()
     try:
-        return other_shape(mesh, **shape) if any(shape.values()) else mesh
+        return reshape_mesh(mesh, **shape) if any(shape.values()) else mesh
     except ValueError as error:
         raise ValueError(f"config.meshes.{who}: {error}") from None
 
@@ -190,7 +190,7 @@ class _Maker:
             {"policy for decoding"} if "policy for decoding" in self.held else {"weights"}
         )
         if "policy for decoding" in self.held:
-            yield self.relay()
+            yield self.decode_layout()
         yield self.generate(
             "rollout", found.policy, self.decoding, self.mesh, policy | {"rows"}, rows=rollout.prompts * group, shared=group,
             longest=rollout.prompt_tokens, slots=self.slots, new=rollout.new_tokens, seats=rollout.slots, runs=1 + rollout.resample,
@@ -240,7 +240,7 @@ class _Maker:
 
     # ---- programs
 
-    def relay(self) -> Program:
+    def decode_layout(self) -> Program:
         """The weights, as they are used, laid out for decoding. For a moment, merged or cast ones
         are there beside them."""
         move = jax.jit(
@@ -252,7 +252,12 @@ class _Maker:
         )
         lower = lambda: move.lower(self.weights)
         return Program(
-            "relay", self.mesh, lower, Work(0.0), frozenset(own), self.parked("weights") | {"rows"}
+            "decode_layout",
+            self.mesh,
+            lower,
+            Work(0.0),
+            frozenset(own),
+            self.parked("weights") | {"rows"},
         )
 
     def generate(

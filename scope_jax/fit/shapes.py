@@ -39,12 +39,12 @@ def row_structs(rows: int, slots: int, mesh: Mesh) -> Rollout:
         length_B=struct((rows,), jnp.int32),
         prompt_length_B=struct((rows,), jnp.int32),
         finished_B=struct((rows,), jnp.bool_),
-        row_B=struct((rows,), jnp.int32),
+        row_id_B=struct((rows,), jnp.int32),
     )
 
 
 def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh) -> models.Params:
-    """`weights` in the layout that `models.relay` gives them."""
+    """`weights` in the layout that `models.decode_layout` gives them."""
     place = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
     return jax.tree.map(place, weights, shardings(config, mesh, ("fsdp",)))
 

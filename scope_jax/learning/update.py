@@ -225,7 +225,7 @@ def policy_objective(
     unrolled = unroll_layers(remat) if unrolled is None else unrolled
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
-        logp, spread = completion_logprobs(
+        logp, entropy_BT = completion_logprobs(
             params if lora is None else attach(scalars["base"], params, lora),
             config,
             batch["prompt"],
@@ -248,7 +248,7 @@ def policy_objective(
             teacher_logp_BT=batch.get("teacher_logp"),
             reference_logp_BT=batch.get("reference_logp"),
             sampler_logp_BT=batch.get("sampler_logp"),
-            entropy_BT=spread,
+            entropy_BT=entropy_BT,
         )
 
     return loss

@@ -27,9 +27,9 @@ from scope_jax.models.rope import RopeScaling
 from scope_jax.models.weights import (
     Params,
     abstract,
+    decode_layout,
     in_dtype,
     init,
-    relay,
     shardings,
     weight_table,
 )
@@ -57,7 +57,7 @@ __all__ = [
     "merge",
     "prm_logits",
     "read_config",
-    "relay",
+    "decode_layout",
     "save",
     "save_lora",
     "shardings",

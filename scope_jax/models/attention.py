@@ -116,7 +116,7 @@ def cached(
     if k_scale is not None:
         scores = scores * k_scale[:, :, None]
     weights = jax.nn.softmax(
-        jnp.where(seen_BS[:, None, None], _bend(scores, cap), -jnp.inf), axis=-1
+        jnp.where(seen_BS[:, None, None], softcap(scores, cap), -jnp.inf), axis=-1
     )
     if v_scale is not None:
         weights = weights * v_scale[:, :, None]
@@ -125,7 +125,7 @@ def cached(
 
 def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, cap: float) -> Gathered:
     """q [B, K, T, G, H] (scaled), k, v [B, K, S, H], `seen` broadcast to [B, K, T, G, S]."""
-    scores = _bend(jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32), cap)
+    scores = softcap(jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32), cap)
     scores = jnp.where(seen, scores, UNSEEN)
     # The result does not depend on what is subtracted, and neither does its gradient.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
@@ -198,7 +198,7 @@ def _join(blocks: list[Gathered]) -> Gathered:
     return values, largest, weight
 
 
-def _bend(scores: jax.Array, cap: float) -> jax.Array:
+def softcap(scores: jax.Array, cap: float) -> jax.Array:
     return cap * jnp.tanh(scores / cap) if cap else scores
 
 

@@ -186,7 +186,7 @@ def in_dtype(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda w: w if w.dtype == dtype else w.astype(dtype), params)
 
 
-def relay(
+def decode_layout(
     config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)
 ) -> Params:
     """Parameters laid out again once per phase: decoding with fsdp-split weights would gather

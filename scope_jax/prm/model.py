@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 
 from scope_jax import models
 from scope_jax.devices.hosts import by_share, settle
-from scope_jax.devices.mesh import RULES, at_hand, constrain, current_mesh, put_rows, to_host
+from scope_jax.devices.mesh import (
+    RULES,
+    constrain,
+    current_mesh,
+    put_rows,
+    to_device_memory,
+    to_host,
+)
 from scope_jax.prm.formats import FORMATS, Row, recognise, shepherd_ids
 from scope_jax.text import load_tokenizer
 
@@ -31,7 +38,7 @@ class ProcessRewardModel:
     "qwen" (Qwen2.5-Math-PRM), "math_shepherd" (math-shepherd-mistral-7b-prm) or "skywork"
     (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go through the model
     together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh
-    that is set). Parked weights (`mesh.park`) are brought to the devices for each call of `score`.
+    that is set). Parked weights (`mesh.to_host_memory`) are brought to the devices for each call of `score`.
 
     Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of
     the one that is named.
@@ -112,7 +119,7 @@ class ProcessRewardModel:
         chunks = self._chunks(
             [len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded))
         )
-        params, mesh = at_hand(self.params), self.mesh or current_mesh()
+        params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             # All are on their way before the first is waited for.
             batches = [

@@ -5,14 +5,14 @@ tokens, who wrote each of them, and its log-prob at the time of sampling.
 """
 
 from scope_jax.rollout.generate import check_heads, from_prompts, generate
-from scope_jax.rollout.generator import Writer
+from scope_jax.rollout.generator import Generator
 from scope_jax.rollout.rows import cut, place_rows, splice, take_rows
 from scope_jax.rollout.sampling import SampleSpec
 from scope_jax.rollout.text import completion_ids, completion_texts, texts
 
 __all__ = [
     "SampleSpec",
-    "Writer",
+    "Generator",
     "check_heads",
     "completion_ids",
     "completion_texts",

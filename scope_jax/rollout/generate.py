@@ -29,7 +29,7 @@ from scope_jax.models.cache import (
 )
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_layers, decode_step, prefill, unroll_layers
-from scope_jax.models.weights import Params, relay
+from scope_jax.models.weights import Params, decode_layout
 from scope_jax.rollout.sampling import SampleSpec, row_keys, sample
 from scope_jax.types import Owner, Rollout
 
@@ -63,7 +63,7 @@ def from_prompts(
         length_B=length,
         prompt_length_B=length.copy(),
         finished_B=np.zeros(len(length), bool),
-        row_B=np.arange(first_row, first_row + len(length), dtype=np.int32),
+        row_id_B=np.arange(first_row, first_row + len(length), dtype=np.int32),
     )
     return Rollout(**put_rows(arrays))
 
@@ -135,7 +135,7 @@ def generate(
         unrolled,
         spec.cache,
     )
-    params = relay(config, params, current_mesh())
+    params = decode_layout(config, params, current_mesh())
     return _generate(
         params, rollout, key, jnp.int32(stream), jnp.int8(owner), limit, stop, config, static
     )
@@ -155,7 +155,7 @@ def _generate(
 ) -> Rollout:
     temperature, top_p, top_k, max_new, ends, width, shared, slots, unrolled, kind = static
     B, T = rollout.tokens_BT.shape
-    key_B = row_keys(key, stream, rollout.row_B)
+    key_B = row_keys(key, stream, rollout.row_id_B)
     draw = functools.partial(sample, temperature=temperature, top_p=top_p, top_k=top_k)
     start_B = rollout.length_B
     limit_B = jnp.minimum(limit_B, start_B + max_new)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from scope_jax.devices.hosts import settle
-from scope_jax.devices.mesh import at_hand, constrain, current_mesh, onto
+from scope_jax.devices.mesh import constrain, current_mesh, to_device_memory, to_mesh
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.weights import Params
 from scope_jax.rollout.generate import generate
@@ -19,28 +19,28 @@ from scope_jax.types import Rollout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Writer:
-    """The policy of the moment, or the teacher. `params`: laid out for decoding (`models.relay`);
-    parked ones (`mesh.park`) are brought to the devices for each call. `mesh`: of the same devices
+class Generator:
+    """The policy of the moment, or the teacher. `params`: laid out for decoding (`models.decode_layout`);
+    parked ones (`mesh.to_host_memory`) are brought to the devices for each call. `mesh`: of the same devices
     in another shape (None: the mesh that is set)."""
 
     params: Params
     config: ModelConfig
     mesh: Mesh | None = None
 
-    def write(
+    def extend(
         self, rows: Rollout, key: jax.Array, spec: SampleSpec, *, at_once: int = 0, **options: Any
     ) -> Rollout:
         """`rollout.generate` by this model; the rows come back on the mesh that is set. `at_once`:
         so many rows are prefilled and decoded at a time at the most, in parts of equal size (0:
         all); what is written does not depend on it."""
-        params, home = at_hand(self.params), current_mesh()
+        params, home = to_device_memory(self.params), current_mesh()
         if self.mesh is None or home is None or self.mesh == home:
             return self._write(params, rows, key, spec, at_once, **options)
         with jax.set_mesh(self.mesh):
-            rows, key, options = onto((rows, key, options), self.mesh)
+            rows, key, options = to_mesh((rows, key, options), self.mesh)
             out = self._write(params, rows, key, spec, at_once, **options)
-        return onto(out, home)
+        return to_mesh(out, home)
 
     def _write(
         self,

@@ -69,4 +69,4 @@ def place_rows(rollout: Rollout, index_R: jax.Array, rows: Rollout, use_R: jax.A
     placed = jax.tree.map(
         lambda all_rows, new: all_rows.at[target].set(new, mode="drop"), rollout, rows
     )
-    return placed.replace(row_B=rollout.row_B)
+    return placed.replace(row_id_B=rollout.row_id_B)

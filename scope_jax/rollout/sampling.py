@@ -49,9 +49,11 @@ class SampleSpec:
             )
 
 
-def row_keys(key: jax.Array, stream: jax.Array | int, row_B: jax.Array) -> jax.Array:
+def row_keys(key: jax.Array, stream: jax.Array | int, row_id_B: jax.Array) -> jax.Array:
     """One key per row: key -> stream -> row id. The slot is folded in when a token is drawn."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, stream), row_B)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+        jax.random.fold_in(key, stream), row_id_B
+    )
 
 
 def sample(

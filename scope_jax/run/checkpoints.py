@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from scope_jax.devices.hosts import exchange, settle
-from scope_jax.devices.mesh import at_hand
+from scope_jax.devices.mesh import to_device_memory
 from scope_jax.run.workdir import NoRoom, is_full, say_a_full_disk_once
 
 PyTree = Any
@@ -156,7 +156,7 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return False
-        state = at_hand(state)
+        state = to_device_memory(state)
         leaves = _describe(state)
         record = {"extra": extra, "leaves": leaves, "sum": _text_sum(extra, leaves)}
         items = self._args.Composite(

@@ -85,7 +85,7 @@ def labelled_rows(
     path: str | Path,
     split: str,
     problems: Sequence[tasks.Problem],
-    policy: Callable[[], rollout.Writer],
+    policy: Callable[[], rollout.Generator],
     tokenizer: Any,
     domain: tasks.Domain,
     *,
@@ -174,7 +174,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _label_chunk(
-    policy: rollout.Writer,
+    policy: rollout.Generator,
     tokenizer: Any,
     domain: tasks.Domain,
     problems: Sequence[tasks.Problem],
@@ -253,7 +253,7 @@ def monte_carlo_labels(
     steps: Sequence[Sequence[str]],
     ends: Sequence[Sequence[int]],
     problems: Sequence[tasks.Problem],
-    policy: rollout.Writer,
+    policy: rollout.Generator,
     sample: rollout.SampleSpec,
     tokenizer: Any,
     domain: tasks.Domain,

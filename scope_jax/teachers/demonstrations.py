@@ -62,7 +62,7 @@ def demonstrate(
     """
     rows = from_prompts(prompts, 1, max_length, first_row=first_row)
     if isinstance(teacher, ModelTeacher):
-        if teacher.writer is None:
+        if teacher.generator is None:
             raise ValueError(
                 "teacher.kind 'self' gives no demonstrations; use 'model', 'reference', 'program'"
                 " or 'endpoint'"
@@ -71,7 +71,7 @@ def demonstrate(
             spec = dataclasses.replace(
                 sample_spec, temperature=temperature, top_p=1.0, top_k=0, stop=None
             )
-            rows = teacher.writer.write(
+            rows = teacher.generator.extend(
                 rows,
                 key,
                 spec,
@@ -87,7 +87,7 @@ def demonstrate(
             sample_spec.max_new_tokens,
             temperature,
             key,
-            rows.row_B,
+            rows.row_id_B,
             domain,
         )
         metrics: dict[str, float] = {}
@@ -125,12 +125,12 @@ def _own_words(
     new_tokens: int,
     temperature: float,
     key: jax.Array,
-    row_B: jax.Array,
+    row_id_B: jax.Array,
     domain: Domain,
 ) -> list[str | tuple[str, str]]:
     """Solutions of a model with a tokenizer of its own, as texts."""
-    writer, tokenizer = teacher.writer, teacher.tokenizer
-    assert writer is not None
+    generator, tokenizer = teacher.generator, teacher.tokenizer
+    assert generator is not None
     shown = [domain.policy_prompt(problem) for problem in problems]
     chat = bool(tokenizer.chat_template)
     encoded, dropped = encode_prompts(
@@ -141,11 +141,11 @@ def _own_words(
     rows = from_prompts(
         [next(left) if opened else [0] for opened in open_B], 1, prompt_tokens + new_tokens
     )
-    rows = rows.replace(row_B=row_B, finished_B=jnp.asarray(~open_B))
+    rows = rows.replace(row_id_B=row_id_B, finished_B=jnp.asarray(~open_B))
     spec = SampleSpec(
-        temperature=temperature, max_new_tokens=new_tokens, end_ids=writer.config.end_ids
+        temperature=temperature, max_new_tokens=new_tokens, end_ids=generator.config.end_ids
     )
-    rows = writer.write(rows, key, spec, owner=Owner.TEACHER, stream=DEMONSTRATION_STREAM)
+    rows = generator.extend(rows, key, spec, owner=Owner.TEACHER, stream=DEMONSTRATION_STREAM)
     finished = to_host(rows.finished_B)
     replies = texts(completion_ids(rows), tokenizer)
     return [

@@ -31,8 +31,8 @@ from scope_jax.teachers.kinds import (
     Corrected,
     Job,
     TeacherSpec,
+    encode_reply,
     prompt_text,
-    spell,
     write_steps,
 )
 from scope_jax.teachers.replies import read_reply
@@ -317,7 +317,7 @@ class EndpointTeacher:
 
     endpoint: Endpoint
     spec: TeacherSpec = dataclasses.field(default_factory=lambda: TeacherSpec(kind="endpoint"))
-    writer: None = None
+    generator: None = None
 
     def __post_init__(self) -> None:
         if self.endpoint.spec.api == "completions" and self.spec.prompted:
@@ -332,7 +332,7 @@ class EndpointTeacher:
             (
                 reply
                 if isinstance(reply, str)
-                else spell(read_reply(reply.text, reply.complete, ask.last, job.domain), job)
+                else encode_reply(read_reply(reply.text, reply.complete, ask.last, job.domain), job)
             )
             for ask, reply in zip(job.asks, replies, strict=True)
         ]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax.devices.mesh import to_host
-from scope_jax.rollout import SampleSpec, Writer, completion_ids, from_prompts, texts
+from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, texts
 from scope_jax.rollout.rows import cut, splice
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.replies import encode_step, read_reply, reference_steps, special_texts
@@ -110,7 +110,7 @@ class Job:
     seed: int
     domain: Domain
     tokenizer: Any  # the policy's
-    policy: Writer
+    policy: Generator
     at_once: int = 0
 
     @property
@@ -133,10 +133,10 @@ class Corrected:
 
 
 class Teacher(Protocol):
-    """`writer`: a model on the mesh that can write a tail too, None where there is none."""
+    """`generator`: a model on the mesh that can write a tail too, None where there is none."""
 
     @property
-    def writer(self) -> Writer | None: ...
+    def generator(self) -> Generator | None: ...
 
     def correct(self, job: Job) -> Corrected:
         """The job's rows, each with one step written by the TEACHER, or with a reason why not."""
@@ -158,11 +158,11 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelTeacher:
-    """A model on the mesh; `writer` None is the policy of the moment. `tokenizer`: the model's own
+    """A model on the mesh; `generator` None is the policy of the moment. `tokenizer`: the model's own
     where it is another one than the policy's (None: the same), which only a prompted teacher may
     have."""
 
-    writer: Writer | None
+    generator: Generator | None
     spec: TeacherSpec = dataclasses.field(default_factory=TeacherSpec)
     tokenizer: Any = None
 
@@ -174,16 +174,16 @@ class ModelTeacher:
             )
 
     def correct(self, job: Job) -> Corrected:
-        writer = self.writer or job.policy
+        generator = self.generator or job.policy
         if self.spec.prompted:
-            return self._prompted(job, writer)
+            return self._prompted(job, generator)
         spec = SampleSpec(
             temperature=job.temperature,
             max_new_tokens=job.step_tokens,
             end_ids=job.end_ids,
-            stop=_stop_table(job.tokenizer, job.domain, writer.config.vocab_size),
+            stop=_stop_table(job.tokenizer, job.domain, generator.config.vocab_size),
         )
-        rollout = writer.write(
+        rollout = generator.extend(
             job.rows,
             job.key,
             spec,
@@ -193,19 +193,21 @@ class ModelTeacher:
             at_once=job.at_once,
         )
         if not job.domain.boundary:
-            return Corrected(rollout, self._past_the_vocabulary(rollout, writer, job))
+            return Corrected(rollout, self._past_the_vocabulary(rollout, generator, job))
         rollout, endless = _first_step_only(rollout, job)
-        past = self._past_the_vocabulary(rollout, writer, job)
+        past = self._past_the_vocabulary(rollout, generator, job)
         return Corrected(
             rollout,
             [reason or ("incomplete" if n in endless else None) for n, reason in enumerate(past)],
         )
 
-    def _past_the_vocabulary(self, rollout: Rollout, writer: Writer, job: Job) -> list[str | None]:
+    def _past_the_vocabulary(
+        self, rollout: Rollout, generator: Generator, job: Job
+    ) -> list[str | None]:
         """Padded vocabularies of one tokenizer may differ in size: an id that the policy has no
         row for is no step."""
         failed: list[str | None] = [None] * len(job.asks)
-        if writer.config.vocab_size > job.policy.config.vocab_size:
+        if generator.config.vocab_size > job.policy.config.vocab_size:
             highest = to_host(jnp.max(rollout.tokens_BT, axis=1))
             failed = [
                 "untokenisable" if high >= job.policy.config.vocab_size else None
@@ -213,7 +215,7 @@ class ModelTeacher:
             ]
         return failed
 
-    def _prompted(self, job: Job, writer: Writer) -> Corrected:
+    def _prompted(self, job: Job, generator: Generator) -> Corrected:
         tokenizer = self.tokenizer or job.tokenizer
         prompts = [prompt_text(ask, self.spec) for ask in job.asks]
         chat = bool(tokenizer.chat_template)
@@ -227,14 +229,14 @@ class ModelTeacher:
             1,
             self.spec.prompt_tokens + job.step_tokens,
         )
-        rows = rows.replace(row_B=job.rows.row_B, finished_B=jnp.asarray(~open_B))
+        rows = rows.replace(row_id_B=job.rows.row_id_B, finished_B=jnp.asarray(~open_B))
         spec = SampleSpec(
             temperature=job.temperature,
             max_new_tokens=job.step_tokens,
-            end_ids=writer.config.end_ids or job.end_ids,
-            stop=_stop_table(tokenizer, job.domain, writer.config.vocab_size),
+            end_ids=generator.config.end_ids or job.end_ids,
+            stop=_stop_table(tokenizer, job.domain, generator.config.vocab_size),
         )
-        rows = writer.write(
+        rows = generator.extend(
             rows, job.key, spec, owner=Owner.TEACHER, stream=TEACHER_STREAM, at_once=job.at_once
         )
         ids = completion_ids(rows)
@@ -252,7 +254,7 @@ class ModelTeacher:
                     ids[number],
                     logp[number, start[number] : start[number] + len(ids[number])].tolist(),
                 )
-            steps.append(spell(found, job, own))
+            steps.append(encode_reply(found, job, own))
         return write_steps(job, steps, shows_answer=self.spec.shows_answer)
 
 
@@ -262,7 +264,7 @@ class ReferenceTeacher:
     solution's last; steps that the policy already wrote, blanks aside, are passed over. The step
     that ends the solution corrects a last step only."""
 
-    writer: None = None
+    generator: None = None
 
     def correct(self, job: Job) -> Corrected:
         return write_steps(job, [self._step(ask, job) for ask in job.asks], shows_answer=True)
@@ -285,7 +287,7 @@ class ProgramTeacher:
     """The domain's own program (`Domain.next_step`) in one of its styles."""
 
     style: str = "same_term"
-    writer: None = None
+    generator: None = None
 
     def correct(self, job: Job) -> Corrected:
         return write_steps(job, [self._step(ask, job) for ask in job.asks])
@@ -305,7 +307,7 @@ def _final_or_not(step: str, final: bool, ask: Ask, job: Job) -> Step | str:
         return "leak"
     if not step.strip():
         return "empty"
-    return spell((step.removesuffix(job.domain.separator) if final else step, final), job)
+    return encode_reply((step.removesuffix(job.domain.separator) if final else step, final), job)
 
 
 # ---- prompts
@@ -350,7 +352,7 @@ def prompt_text(ask: Ask, spec: TeacherSpec) -> str:
 # ---- from a reply to a row
 
 
-def spell(
+def encode_reply(
     found: tuple[str, bool] | str, job: Job, sampled: tuple[list[int], list[float]] | None = None
 ) -> Step | str:
     """The step that `read_reply` found, in the policy's ids; a reason stays what it is.

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from scope_jax import models, rollout, tasks, teachers
 from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
 from scope_jax.data.load import Task, load_task
-from scope_jax.devices.mesh import other_shape, park
+from scope_jax.devices.mesh import reshape_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cast:
+class Actors:
     """Who takes part in a run: the policy (before training), teacher and PRM where there is a
     correction, the task."""
 
@@ -29,7 +29,7 @@ class Cast:
     prm: ProcessRewardModel | None
 
 
-def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Cast:
+def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
     answers are kept in `workdir` where the config names no other place."""
     if not config.models.policy:
@@ -62,8 +62,8 @@ def load_cast(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None 
             config.models.prm, dtype=config.dtype, mesh=own, format=config.models.prm_format
         )
         if config.placement.prm == "host":
-            prm = dataclasses.replace(prm, params=park(prm.params))
-    return Cast(model_config, params, tokenizer, task, teacher, prm)
+            prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
+    return Actors(model_config, params, tokenizer, task, teacher, prm)
 
 
 def load_teacher(
@@ -126,10 +126,10 @@ def load_teacher(
             f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
             " continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    params = models.relay(teacher_config, params, own_mesh)
+    params = models.decode_layout(teacher_config, params, own_mesh)
     if config.placement.teacher == "host":
-        params = park(params)
-    writer = rollout.Writer(params, teacher_config, own_mesh)
+        params = to_host_memory(params)
+    writer = rollout.Generator(params, teacher_config, own_mesh)
     return teachers.ModelTeacher(writer, spec, None if same else own)
 
 
@@ -140,6 +140,6 @@ def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sha
     if not any(shape.values()):
         return mesh
     try:
-        return other_shape(mesh, **shape)
+        return reshape_mesh(mesh, **shape)
     except ValueError as error:
         raise ValueError(f"config.meshes.{name}: {error}") from None

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from scope_jax import learning, models, rollout
 from scope_jax.config import lora_spec, loss_spec, optimizer_spec
 from scope_jax.devices.hosts import settle
-from scope_jax.devices.mesh import at_hand, park
-from scope_jax.training.actors import Cast
+from scope_jax.devices.mesh import to_device_memory, to_host_memory
+from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
 # Keys of steps count up from 0: this one is none of theirs.
@@ -36,21 +36,21 @@ class Learner:
     those of models.policy.
     """
 
-    def __init__(self, config: ConfigDict, cast: Cast, mesh: Mesh, root: jax.Array):
-        self.config, self.model, self.mesh = config, cast.config, mesh
+    def __init__(self, config: ConfigDict, actors: Actors, mesh: Mesh, root: jax.Array):
+        self.config, self.model, self.mesh = config, actors.config, mesh
         self.losses, self.lora = loss_spec(config), lora_spec(config)
         self.optimizer = optimizer_spec(config)
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
         self.start: models.Params = (
-            cast.params if self.lora is not None or self.losses.kl_weight > 0 else {}
+            actors.params if self.lora is not None or self.losses.kl_weight > 0 else {}
         )
         if config.placement.reference == "host":
-            self.start = park(self.start)
-        trained = cast.params
+            self.start = to_host_memory(self.start)
+        trained = actors.params
         if self.lora is not None:
             trained = models.init_lora(
-                cast.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh
+                actors.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh
             )
         # What weights are used in; what they are kept in may be wider.
         self.dtype = jnp.dtype(config.dtype)
@@ -59,16 +59,20 @@ class Learner:
 
     # ---- moves
 
-    def policy(self) -> rollout.Writer:
+    def policy(self) -> rollout.Generator:
         """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments,
         and weights that are kept in another dtype than they are used in, wait in host memory from
         now on, until the next update."""
         parks = self.config.placement.optimizer == "host"
         if parks:
-            self.state = dataclasses.replace(self.state, opt_state=park(self.state.opt_state))
-        writer = rollout.Writer(models.relay(self.model, self._params(), self.mesh), self.model)
+            self.state = dataclasses.replace(
+                self.state, opt_state=to_host_memory(self.state.opt_state)
+            )
+        writer = rollout.Generator(
+            models.decode_layout(self.model, self._params(), self.mesh), self.model
+        )
         if parks and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
-            self.state = dataclasses.replace(self.state, params=park(self.state.params))
+            self.state = dataclasses.replace(self.state, params=to_host_memory(self.state.params))
         return writer
 
     def update(
@@ -97,7 +101,7 @@ class Learner:
         elif several:
             arrays["old_logp"] = self._logprobs(self._params(), rows, group)
         if losses.kl_weight > 0:
-            arrays["reference_logp"] = self._logprobs(at_hand(self.start), rows, group)
+            arrays["reference_logp"] = self._logprobs(to_device_memory(self.start), rows, group)
         if losses.tis_cap is not None:
             arrays["sampler_logp"] = rows.logp_BT
         if losses.teacher_term == "importance":
@@ -164,7 +168,7 @@ class Learner:
 
     def _params(self) -> models.Params:
         """The weights of the moment, as they are used."""
-        trained = at_hand(self.state.params)
+        trained = to_device_memory(self.state.params)
         if self.lora is None:
             return models.in_dtype(trained, self.dtype)
         return models.merge(self.model, self.start, trained, self.lora)
@@ -224,7 +228,7 @@ class Learner:
         fixed = {"teacher_weight": jnp.float32(weight)} | (
             {} if self.lora is None else {"base": self.start}
         )
-        self.state, stats = update(at_hand(self.state), packed, fixed)
+        self.state, stats = update(to_device_memory(self.state), packed, fixed)
         return stats
 
     def _metrics(self, seen: list[dict[str, Any]]) -> dict[str, float]:
@@ -297,7 +301,7 @@ def _update_program(
         unrolled=unrolled,
     )
     table = None if lora is None else models.lora_table(config, lora)
-    # Adapters are cast where they are attached.
+    # Adapters are actors where they are attached.
     used = dtype if lora is None else None
     return learning.make_update(
         objective,

@@ -17,7 +17,7 @@ from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.report import SampleGroup, group_metrics
 from scope_jax.text import encode_prompts
-from scope_jax.training.actors import Cast
+from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
 _take_rows = jax.jit(rollout.take_rows)
@@ -93,26 +93,26 @@ def next_problems(
 
 
 def draw(
-    cast: Cast, config: ConfigDict, cursor: Cursor, count: int
+    actors: Actors, config: ConfigDict, cursor: Cursor, count: int
 ) -> tuple[list[tasks.Problem], list[list[int]]]:
     """`next_problems` of the run; moves the cursor."""
     problems, ids, cursor.position, gone = next_problems(
-        cast.task.train,
-        cast.tokenizer,
+        actors.task.train,
+        actors.tokenizer,
         seed=config.seed,
         position=cursor.position,
         count=count,
         max_tokens=config.rollout.prompt_tokens,
         chat=config.rollout.chat,
-        domain=cast.task.domain,
+        domain=actors.task.domain,
     )
     cursor.dropped += gone
     return problems, ids
 
 
 def collect_rollouts(
-    cast: Cast,
-    policy: rollout.Writer,
+    actors: Actors,
+    policy: rollout.Generator,
     config: ConfigDict,
     sampling: rollout.SampleSpec,
     key: jax.Array,
@@ -135,7 +135,7 @@ def collect_rollouts(
     rewards: list[np.ndarray] = []
     finished: list[np.ndarray] = []
     for attempt in range(1 + config.rollout.resample):
-        drawn, ids = draw(cast, config, cursor, P)
+        drawn, ids = draw(actors, config, cursor, P)
         with timer("rollout"):
             batch = rollout.from_prompts(
                 ids,
@@ -143,7 +143,7 @@ def collect_rollouts(
                 config.rollout.prompt_tokens + config.rollout.new_tokens,
                 first_row=attempt * P * M,
             )
-            batch = policy.write(
+            batch = policy.extend(
                 batch,
                 key,
                 sampling,
@@ -152,10 +152,10 @@ def collect_rollouts(
             )
             own = rollout.completion_ids(batch)
         with timer("verify"):
-            words = rollout.texts(own, cast.tokenizer)
+            words = rollout.texts(own, actors.tokenizer)
             rows = [p for p in drawn for _ in range(M)]
             ended = to_host(batch.finished_B)
-            rewards.append(judge(cast.task.domain, rows, words, ended))
+            rewards.append(judge(actors.task.domain, rows, words, ended))
             finished.append(ended)
         parts.append(batch)
         problems += rows
@@ -166,7 +166,7 @@ def collect_rollouts(
         if len(telling) >= P:
             break
     metrics = rollout_metrics(
-        np.concatenate(finished), reward, written, text, problems, M, cast.task.domain
+        np.concatenate(finished), reward, written, text, problems, M, actors.task.domain
     )
     metrics |= {
         "rollout/batches": float(len(parts)),
@@ -189,7 +189,7 @@ def collect_rollouts(
 
 
 def collect_demonstrations(
-    cast: Cast,
+    actors: Actors,
     config: ConfigDict,
     sampling: rollout.SampleSpec,
     problems: Sequence[tasks.Problem],
@@ -202,19 +202,19 @@ def collect_demonstrations(
     demonstration, and with `demonstrations.verified` those that the verifier does not accept, are
     not included and hold the prompt alone."""
     spec = demonstration_spec(config)
-    assert cast.teacher is not None
+    assert actors.teacher is not None
     with timer("demonstrate"):
-        shown = [cast.task.domain.policy_prompt(problem) for problem in problems]
+        shown = [actors.task.domain.policy_prompt(problem) for problem in problems]
         ids, dropped = encode_prompts(
-            cast.tokenizer,
+            actors.tokenizer,
             shown,
             max_length=config.rollout.prompt_tokens,
             chat=config.rollout.chat,
-            system=cast.task.domain.system,
+            system=actors.task.domain.system,
         )
         assert not dropped  # the same prompts were rolled out
         found = teachers.demonstrate(
-            cast.teacher,
+            actors.teacher,
             problems,
             ids,
             max_length=config.rollout.prompt_tokens + config.rollout.new_tokens,
@@ -223,16 +223,16 @@ def collect_demonstrations(
             temperature=spec.temperature,
             key=key,
             seed=seed,
-            domain=cast.task.domain,
-            tokenizer=cast.tokenizer,
+            domain=actors.task.domain,
+            tokenizer=actors.tokenizer,
             prompt_tokens=config.teacher.prompt_tokens,
         )
     with timer("verify"):
         there = np.array([reason is None for reason in found.failed])
         reward = judge(
-            cast.task.domain,
+            actors.task.domain,
             problems,
-            rollout.completion_texts(found.rollout, cast.tokenizer),
+            rollout.completion_texts(found.rollout, actors.tokenizer),
             there,
         )
     reward[~there] = np.nan

@@ -32,7 +32,15 @@ from scope_jax.learning import (
     zero_group_share,
 )
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.rollout import SampleSpec, Writer, cut, from_prompts, place_rows, splice, take_rows
+from scope_jax.rollout import (
+    Generator,
+    SampleSpec,
+    cut,
+    from_prompts,
+    place_rows,
+    splice,
+    take_rows,
+)
 from scope_jax.tasks import Arithmetic, Problem
 from scope_jax.text import character_tokenizer
 from scope_jax.types import Owner, Rollout
@@ -93,7 +101,7 @@ def small_rollout() -> Rollout:
         length_B=jnp.array([5, 2], jnp.int32),
         prompt_length_B=jnp.array([2, 1], jnp.int32),
         finished_B=jnp.array([True, False]),
-        row_B=jnp.array([10, 11], jnp.int32),
+        row_id_B=jnp.array([10, 11], jnp.int32),
     )
 
 
@@ -104,7 +112,7 @@ def test_cut_literal():
     assert short.logp_BT.tolist() == [[0, 0, -1, 0, 0, 0], [0, -4, 0, 0, 0, 0]]
     assert short.length_B.tolist() == [3, 2]  # a length past the row's own leaves it as it is
     assert short.finished_B.tolist() == [False, False]
-    assert short.prompt_length_B.tolist() == [2, 1] and short.row_B.tolist() == [10, 11]
+    assert short.prompt_length_B.tolist() == [2, 1] and short.row_id_B.tolist() == [10, 11]
     assert cut(small_rollout(), jnp.array([5, 2])).finished_B.tolist() == [
         True,
         False,
@@ -164,7 +172,7 @@ def test_splice_leaves_off_what_does_not_fit():
 def test_take_and_place_rows_literal():
     rows = take_rows(small_rollout(), jnp.array([1, 0, 0]), jnp.array([True, True, False]))
     assert rows.tokens_BT[:, :2].tolist() == [[3, 4], [5, 6], [5, 6]]
-    assert rows.row_B.tolist() == [11, 10, 10]
+    assert rows.row_id_B.tolist() == [11, 10, 10]
     assert rows.finished_B.tolist() == [
         False,
         True,
@@ -180,7 +188,10 @@ def test_take_and_place_rows_literal():
     assert placed.tokens_BT[:, :2].tolist() == [[103, 104], [3, 4]]
     assert placed.length_B.tolist() == [4, 2]
     assert placed.prompt_length_B.tolist() == [1, 1]
-    assert placed.row_B.tolist() == [10, 11]  # the identity of the place, not of the row that came
+    assert placed.row_id_B.tolist() == [
+        10,
+        11,
+    ]  # the identity of the place, not of the row that came
 
 
 # ---- selection
@@ -387,14 +398,14 @@ def blank(config: models.ModelConfig) -> dict:
     return params | {"embed": jnp.eye(V), "final_norm": jnp.ones(V)}
 
 
-def bigram(chain: str) -> Writer:
+def bigram(chain: str) -> Generator:
     """A writer that follows each character of `chain` by the next one; `#` is the end token."""
     ids = [
         0 if c == "#" else TOKENIZER.convert_tokens_to_ids("Ċ" if c == "\n" else c) for c in chain
     ]
     head = np.zeros((V, V), np.float32)
     head[ids[:-1], ids[1:]] = 20.0  # x sqrt(V) after the norm: no other token has a chance
-    return Writer(blank(PLAIN) | {"head": jnp.asarray(head)}, PLAIN)
+    return Generator(blank(PLAIN) | {"head": jnp.asarray(head)}, PLAIN)
 
 
 def fours_are_wrong(good: float = 3.0) -> ProcessRewardModel:
@@ -619,7 +630,7 @@ def test_a_failure_is_rescued_token_by_token():
         final.logp_BT[1, kept : kept + 10], 0.0, atol=1e-6
     )  # these writers are certain
     assert same(final, batch, [0, 2, 3])
-    assert final.row_B.tolist() == [0, 1, 2, 3]
+    assert final.row_id_B.tolist() == [0, 1, 2, 3]
     assert result.reward_B.tolist() == [1, 1, 0, 1] and result.include_B.all()
     figures = {k.removeprefix("scope/"): v for k, v in result.metrics.items()}
     expected = {
@@ -845,7 +856,7 @@ def test_place_parent_or_a_random_failure():
         result = run(batch, [1, 0, 0, 0], spec, seed=seed)
         (place,) = np.flatnonzero(result.reward_B - [1, 0, 0, 0])
         places.add(int(place))
-        assert text(result.rollout, place) == RIGHT + "#" and result.rollout.row_B.tolist() == [
+        assert text(result.rollout, place) == RIGHT + "#" and result.rollout.row_id_B.tolist() == [
             0,
             1,
             2,
@@ -1093,7 +1104,7 @@ def test_zero_variance_groups_before_and_after():
 
 def two_groups(first: Rollout, second: Rollout) -> Rollout:
     rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-    return rows.replace(row_B=jnp.arange(2 * GROUP, dtype=jnp.int32))
+    return rows.replace(row_id_B=jnp.arange(2 * GROUP, dtype=jnp.int32))
 
 
 APPEND = dataclasses.replace(SPEC, place="append")
@@ -1117,7 +1128,7 @@ def test_appended_repairs_token_by_token():
         "length_B",
         "prompt_length_B",
         "finished_B",
-        "row_B",
+        "row_id_B",
     ):
         np.testing.assert_array_equal(
             np.asarray(getattr(final, name))[here], getattr(batch, name), err_msg=name
@@ -1136,7 +1147,7 @@ def test_appended_repairs_token_by_token():
     assert (final.logp_BT[5] == 0).all()
     np.testing.assert_array_equal(result.reward_B, [1, 0, 0, 1, 1, NAN, 0, 0, 1, 0, 1, 1])
     assert result.include_B.tolist() == [True] * 5 + [False] + [True] * 6
-    assert len(set(final.row_B.tolist())) == 12  # an id of its own for every row
+    assert len(set(final.row_id_B.tolist())) == 12  # an id of its own for every row
     assert result.metrics["scope/selected"] == 3 and result.metrics["scope/accepted"] == 3
     # The mean is over real rows: 3 of 5 and 3 of 6.
     advantage = np.asarray(group_advantages(result.reward_B, 6, include_B=result.include_B))

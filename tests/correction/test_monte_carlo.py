@@ -20,7 +20,7 @@ from scope_jax.correction.monte_carlo import (
     search_first_error,
     successes,
 )
-from scope_jax.rollout import Writer
+from scope_jax.rollout import Generator
 from scope_jax.text import character_tokenizer, encode_prompts, load_tokenizer
 from scope_jax.types import Owner
 
@@ -107,7 +107,7 @@ PROBLEMS = [tasks.Problem(str(n), "", "") for n in range(6)]
 def made():
     """(tokenizer, policy, key, six finished and unfinished rows)."""
     tokenizer = character_tokenizer(CHARACTERS)
-    policy, key = Writer(tiny_params(), TINY), jax.random.key(4)
+    policy, key = Generator(tiny_params(), TINY), jax.random.key(4)
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [5], [6, 5], [9, 9, 9]]
     batch = rollout.generate(
         policy.params, policy.config, rollout.from_prompts(prompts, 1, 32, first_row=70), key, SPEC
@@ -136,7 +136,7 @@ def one_by_one(made, row: int, length: int, stream: int) -> tuple[int, int]:
     prompt = int(batch.prompt_length_B[row])
     alone = rollout.from_prompts([ids], K, 32)
     own = (70 + row) * K + np.arange(K, dtype=np.int32)
-    alone = alone.replace(row_B=jnp.asarray(own), prompt_length_B=jnp.full(K, prompt, jnp.int32))
+    alone = alone.replace(row_id_B=jnp.asarray(own), prompt_length_B=jnp.full(K, prompt, jnp.int32))
     limit = jnp.full(K, prompt + SPEC.max_new_tokens, jnp.int32)
     done = rollout.generate(
         policy.params, policy.config, alone, key, SPEC, stream=stream, limit_B=limit
@@ -198,7 +198,11 @@ def test_unfinished_continuations_are_no_success(made):
 def test_first_errors_of_a_trained_policy_against_the_step_check(checkpoints: Tiny):
     config, params = models.load(checkpoints.policy)
     tokenizer = load_tokenizer(checkpoints.policy)
-    domain, policy, key = tasks.Arithmetic(start="zero"), Writer(params, config), jax.random.key(0)
+    domain, policy, key = (
+        tasks.Arithmetic(start="zero"),
+        Generator(params, config),
+        jax.random.key(0),
+    )
     problems = [domain.problem(3, "test", n, 2) for n in range(32) for _ in range(2)]
     ids, _ = encode_prompts(tokenizer, [p.prompt for p in problems[::2]], max_length=5)
     spec = rollout.SampleSpec(max_new_tokens=12, end_ids=config.end_ids)

@@ -340,14 +340,14 @@ def test_each_device_holds_its_share_of_the_weights():
     1/2."""
     mesh = mesh_of("2x2x2")
     params = jax.device_put(tiny_params(), models.shardings(TINY, mesh))
-    laid = models.relay(TINY, params, mesh)
+    laid = models.decode_layout(TINY, params, mesh)
     for name in ("query", "key", "value", "output", "gate", "up", "down"):
         whole = params["layers"][name].size
         assert {s.data.size for s in params["layers"][name].addressable_shards} == {whole // 4}
         assert {s.data.size for s in laid["layers"][name].addressable_shards} == {whole // 2}
         np.testing.assert_array_equal(laid["layers"][name], tiny_params()["layers"][name])
-    assert models.relay(TINY, params, None) is params
-    assert models.relay(TINY, params, mesh_of("8x1x1")) is params
+    assert models.decode_layout(TINY, params, None) is params
+    assert models.decode_layout(TINY, params, mesh_of("8x1x1")) is params
 
 
 def test_initial_weights_do_not_depend_on_the_mesh():

@@ -491,7 +491,7 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
     found = Models(shapes, shapes)
     made = plan(config, found, jax.devices())
     assert [program.name for program in made.programs] == [
-        "relay",
+        "decode_layout",
         "rollout",
         "teacher",
         "tails",
@@ -546,7 +546,7 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
     # Weights are cast for decoding; without that and without fsdp there is nothing to lay out
     # again.
     assert [program.name for program in made.programs] == [
-        "relay",
+        "decode_layout",
         "rollout",
         "log-probs",
         "update",
@@ -844,11 +844,11 @@ def test_an_update_writes_over_its_state(tmp_path):
     report = command.fit(
         small_config(tmp_path),
         parse_topology("v5e:2x4"),
-        only=["relay", "update"],
+        only=["decode_layout", "update"],
         texts=tmp_path / "programs",
     )
-    relay, update = report["programs"]
-    assert relay["program"] == "relay"
+    decode_layout, update = report["programs"]
+    assert decode_layout["program"] == "decode_layout"
     assert update["fits"]
     assert not update["warnings"]
     assert 0 < update["mfu"] < 1
@@ -876,7 +876,8 @@ def test_a_batch_that_is_too_large_is_said_to_be(tmp_path):
 @needs_libtpu
 def test_an_unknown_program_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="--only=updates: this config has no such program; it has relay, rollout"
+        ValueError,
+        match="--only=updates: this config has no such program; it has decode_layout, rollout",
     ):
         command.fit(small_config(tmp_path), parse_topology("v5e:2x4"), only=["updates"])
 

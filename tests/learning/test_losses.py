@@ -38,7 +38,7 @@ def rollout_of(owners: list[str], slots: int) -> Rollout:
         length_B=length,
         prompt_length_B=prompt,
         finished_B=np.ones(len(owners), bool),
-        row_B=np.arange(len(owners), dtype=np.int32),
+        row_id_B=np.arange(len(owners), dtype=np.int32),
     )
 
 

@@ -19,7 +19,7 @@ from scope_jax import train as train_module
 from scope_jax.config import check_config, default_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.models import decoder
-from scope_jax.training.actors import Cast
+from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
 
 
@@ -98,7 +98,7 @@ def learner(settings: dict, mesh_name: str = "1") -> Learner:
     start = models.in_dtype(tiny_params(), "bfloat16")
     start = jax.device_put(start, models.shardings(TINY, mesh))
     with jax.set_mesh(mesh):
-        return Learner(config, Cast(TINY, start, None, None, None, None), mesh, jax.random.key(0))
+        return Learner(config, Actors(TINY, start, None, None, None, None), mesh, jax.random.key(0))
 
 
 def test_steps_of_one_millionth_add_up():

@@ -33,7 +33,7 @@ from scope_jax.learning.packing import coarse_width
 from scope_jax.models import attention, cache
 from scope_jax.models.weights import flatten
 from scope_jax.run import Checkpoints
-from scope_jax.training.actors import Cast
+from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
 from scope_jax.types import Owner, Rollout
 
@@ -444,7 +444,7 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         mesh = mesh_of("1")
         with jax.set_mesh(mesh):
             learner = Learner(
-                config, Cast(TINY, tiny_params(), None, None, None, None), mesh, jax.random.key(0)
+                config, Actors(TINY, tiny_params(), None, None, None, None), mesh, jax.random.key(0)
             )
             metrics = learner.update(
                 put_rows(rows), GROUP, arrays["advantage"], np.ones(8, bool), jax.random.key(1), 0

@@ -59,7 +59,7 @@ def free_run() -> Rollout:
 
 
 def assert_same(found: Rollout, wanted: Rollout, logp: float = 1e-5) -> None:
-    for field in ("tokens_BT", "owner_BT", "length_B", "prompt_length_B", "finished_B", "row_B"):
+    for field in ("tokens_BT", "owner_BT", "length_B", "prompt_length_B", "finished_B", "row_id_B"):
         np.testing.assert_array_equal(getattr(found, field), getattr(wanted, field), err_msg=field)
     np.testing.assert_allclose(found.logp_BT, wanted.logp_BT, atol=logp, rtol=0)
 
@@ -103,7 +103,7 @@ def test_prompts_are_laid_out_as_rows():
     )
     assert rows.length_B.tolist() == rows.prompt_length_B.tolist() == [2, 2, 1, 1]
     assert (
-        rows.row_B.tolist() == [10, 11, 12, 13]
+        rows.row_id_B.tolist() == [10, 11, 12, 13]
         and not rows.finished_B.any()
         and not rows.logp_BT.any()
     )
@@ -123,7 +123,7 @@ def test_the_loop_writes_what_a_decoder_without_cache_would_draw():
             SLOTS - len(prompt) - NEW
         )
     logits = every_logit(tiny_params(), TINY, rows.tokens_BT)
-    keys = row_keys(KEY, 0, rows.row_B)
+    keys = row_keys(KEY, 0, rows.row_id_B)
     for slot in range(1, SLOTS):
         wanted, logp = jax.device_get(
             draw(logits[:, slot - 1], keys, np.full(8, slot, np.int32), 1.0, 1.0, 0)
@@ -754,8 +754,8 @@ def test_rows_on_devices_of_their_own_exchange_nothing_in_a_step(monkeypatch):
 
 
 def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
-    """What `relay` is there for: without it, the check above finds gathered weights."""
-    monkeypatch.setattr(loop, "relay", lambda config, params, mesh: params)
+    """What `decode_layout` is there for: without it, the check above finds gathered weights."""
+    monkeypatch.setattr(loop, "decode_layout", lambda config, params, mesh: params)
     gathered = [
         size
         for kind, size in collective_sizes(compiled_loop(monkeypatch, False))

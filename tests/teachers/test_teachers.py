@@ -39,7 +39,7 @@ from transformers import PreTrainedTokenizerFast
 
 from scope_jax import models
 from scope_jax.correction import SelectSpec
-from scope_jax.rollout import Writer
+from scope_jax.rollout import Generator
 from scope_jax.run import read_metrics
 from scope_jax.tasks import Arithmetic, Domain, Problem
 from scope_jax.teachers import ModelTeacher, ProgramTeacher, ReferenceTeacher, TeacherSpec
@@ -410,16 +410,16 @@ def test_a_prompted_model_with_another_tokenizer_is_encoded_anew():
     params |= {"embed": jnp.eye(V), "final_norm": jnp.ones(V), "head": jnp.asarray(head)}
     batch = scene(*BATCH)
     result = run(
-        batch, REWARD, teacher=ModelTeacher(Writer(params, config), PLAIN, other), policy=LAST
+        batch, REWARD, teacher=ModelTeacher(Generator(params, config), PLAIN, other), policy=LAST
     )
     assert text(result.rollout, 1) == RIGHT + "#"
     rescued_row(result, batch, 1, 5, known=False)
     with pytest.raises(ValueError, match="must share the policy's tokenizer"):
-        ModelTeacher(Writer(params, config), TeacherSpec(), other)
+        ModelTeacher(Generator(params, config), TeacherSpec(), other)
 
 
 def test_a_larger_padded_vocabulary_of_the_same_tokenizer_does():
-    def padded(chain: str, stray: int | None = None) -> Writer:
+    def padded(chain: str, stray: int | None = None) -> Generator:
         small = bigram(chain)
         head = jnp.pad(small.params["head"], ((0, 0), (0, 8)))
         if stray is not None:
@@ -428,7 +428,7 @@ def test_a_larger_padded_vocabulary_of_the_same_tokenizer_does():
             "head": head,
             "embed": jnp.pad(small.params["embed"], ((0, 8), (0, 0))),
         }
-        return Writer(params, dataclasses.replace(small.config, vocab_size=len(TOKENIZER) + 8))
+        return Generator(params, dataclasses.replace(small.config, vocab_size=len(TOKENIZER) + 8))
 
     batch = scene(*BATCH)
     result = run(batch, REWARD, teacher=padded("\n-987\n"), policy=LAST)

@@ -13,12 +13,12 @@ from support.fixtures import make_params
 from scope_jax import learning, models, rollout
 from scope_jax.devices.mesh import (
     assert_sharded,
-    at_hand,
     make_mesh,
-    onto,
-    other_shape,
-    park,
     put_rows,
+    reshape_mesh,
+    to_device_memory,
+    to_host_memory,
+    to_mesh,
 )
 from scope_jax.prm.model import _probabilities
 from scope_jax.types import Owner, Rollout
@@ -179,7 +179,7 @@ def test_more_tensor_shards_than_kv_heads_are_refused():
 
 
 def same_rows(found: Rollout, wanted: Rollout) -> None:
-    for field in ("tokens_BT", "owner_BT", "length_B", "finished_B", "row_B"):
+    for field in ("tokens_BT", "owner_BT", "length_B", "finished_B", "row_id_B"):
         np.testing.assert_array_equal(getattr(found, field), getattr(wanted, field), err_msg=field)
     np.testing.assert_allclose(found.logp_BT, wanted.logp_BT, atol=1e-5)
 
@@ -189,19 +189,19 @@ def test_a_writer_on_a_mesh_of_its_own(parked):
     """The rows come from 8x1x1 and go back there; the writer's weights are split over four devices
     of its own shape."""
     home = mesh_of((8, 1, 1))
-    own = other_shape(home, 2, 1, 4)
+    own = reshape_mesh(home, 2, 1, 4)
     spec = rollout.SampleSpec(temperature=1.0, max_new_tokens=14, end_ids=(0,))
     with jax.set_mesh(home):
         rows = rollout.from_prompts(PROMPTS, GROUP, SLOTS)
         params = jax.device_put(weights(MODEL), models.shardings(MODEL, own))
-        writer = rollout.Writer(park(params) if parked else params, MODEL, own)
+        writer = rollout.Generator(to_host_memory(params) if parked else params, MODEL, own)
         kinds = {x.sharding.memory_kind for x in jax.tree.leaves(writer.params)}
         assert kinds == ({"pinned_host"} if parked else {"device"})
         limit = jnp.asarray(np.array([10, 12, 32, 32, 32, 32, 32, 11], np.int32))
-        out = writer.write(rows, KEY, spec, limit_B=limit)
+        out = writer.extend(rows, KEY, spec, limit_B=limit)
         assert out.tokens_BT.sharding.mesh == home and len(out.tokens_BT.sharding.device_set) == 8
         wanted = rollout.generate(weights_on(home), MODEL, rows, KEY, spec, limit_B=limit)
-        few = writer.write(rows, KEY, spec, limit_B=limit, at_once=4, shared_prefix=GROUP)
+        few = writer.extend(rows, KEY, spec, limit_B=limit, at_once=4, shared_prefix=GROUP)
     same_rows(jax.device_get(out), jax.device_get(wanted))
     same_rows(jax.device_get(few), jax.device_get(wanted))
 
@@ -217,7 +217,7 @@ def test_sizes_of_parts():
         (48, 4, 8): 8,
         (7, 4, 1): 1,
     }
-    assert {case: rollout.writer.part_size(*case) for case in cases} == cases
+    assert {case: rollout.generator.part_size(*case) for case in cases} == cases
 
 
 def weights_on(mesh: Mesh) -> models.Params:
@@ -227,22 +227,22 @@ def weights_on(mesh: Mesh) -> models.Params:
 def test_parked_arrays_come_back_as_they_were():
     mesh = mesh_of((2, 2, 2))
     params = weights_on(mesh)
-    back = at_hand(park(params))
+    back = to_device_memory(to_host_memory(params))
     assert_sharded(back, models.shardings(MODEL, mesh))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(back), jax.device_get(params))
-    assert at_hand(params)["embed"] is params["embed"]
+    assert to_device_memory(params)["embed"] is params["embed"]
 
 
 def test_other_shapes_of_a_mesh():
     home = mesh_of((2, 2, 2))
-    assert dict(other_shape(home, -1, 1, 4).shape) == {"data": 2, "fsdp": 1, "tensor": 4}
-    assert other_shape(home, 1, 8, 1).devices.ravel().tolist() == home.devices.ravel().tolist()
+    assert dict(reshape_mesh(home, -1, 1, 4).shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert reshape_mesh(home, 1, 8, 1).devices.ravel().tolist() == home.devices.ravel().tolist()
     for shape in ((2, 2, 1), (3, -1, 1), (0, 0, 8), (-1, -1, 1)):
         with pytest.raises(ValueError, match="does not hold the 8 devices of the run"):
-            other_shape(home, *shape)
-    moved = onto(
+            reshape_mesh(home, *shape)
+    moved = to_mesh(
         {"rows": put_rows(np.arange(16), home), "one": jnp.float32(3), "name": "x"},
-        other_shape(home, 8, 1, 1),
+        reshape_mesh(home, 8, 1, 1),
     )
     assert len({str(s.index) for s in moved["rows"].addressable_shards}) == 8
     assert moved["name"] == "x" and np.asarray(moved["rows"]).tolist() == list(range(16))

@@ -40,7 +40,7 @@ def rollout_of(owners):
         length_B=np.array([len(row) for row in owners], np.int32),
         prompt_length_B=np.array([row.count("q") for row in owners], np.int32),
         finished_B=np.ones(B, bool),
-        row_B=np.arange(B, dtype=np.int32),
+        row_id_B=np.arange(B, dtype=np.int32),
     )
 
 

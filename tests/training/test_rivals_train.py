@@ -20,7 +20,7 @@ from scope_jax.rollout import completion_texts, from_prompts
 from scope_jax.run import PhaseTimer, read_metrics
 from scope_jax.train import train
 from scope_jax.training import rollouts
-from scope_jax.training.actors import Cast, load_cast
+from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.learner import Learner
 from scope_jax.types import Owner
 
@@ -150,7 +150,7 @@ def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]])
 @dataclasses.dataclass(frozen=True)
 class Scene:
     config: Any
-    cast: Cast
+    cast: Actors
     sampling: Any
     mesh: Any
 
@@ -163,12 +163,12 @@ def scene(checkpoints: Tiny) -> Scene:
     check_config(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        cast = load_cast(config, mesh)
+        cast = load_actors(config, mesh)
     return Scene(config, cast, sample_spec(config, cast.config.end_ids), mesh)
 
 
-def policy_of(scene: Scene) -> rollout.Writer:
-    return rollout.Writer(scene.cast.params, scene.cast.config)
+def policy_of(scene: Scene) -> rollout.Generator:
+    return rollout.Generator(scene.cast.params, scene.cast.config)
 
 
 def groups_of(scene: Scene, config: Any) -> rollouts.Groups:
@@ -366,7 +366,7 @@ def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene, more: int):
             batch = from_prompts(
                 ids, M, section.prompt_tokens + section.new_tokens, first_row=number * P * M
             )
-            batch = policy_of(scene).write(
+            batch = policy_of(scene).extend(
                 batch, jax.random.key(5), scene.sampling, shared_prefix=M
             )
             tokens.append(np.asarray(batch.tokens_BT))
