@@ -260,7 +260,7 @@ def demo(
 
 
 def _config(name: str) -> Any:
-    return importlib.import_module(f"configs.arithmetic.{name}").get_config()
+    return importlib.import_module(f"scope_jax.configs.arithmetic.{name}").get_config()
 
 
 def main() -> int:

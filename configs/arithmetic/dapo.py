@@ -7,7 +7,7 @@ Dynamic sampling rolls out up to three batches of prompts for one update: `rollo
 how many.
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

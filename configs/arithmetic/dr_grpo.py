@@ -4,7 +4,7 @@ number of tokens.
 python -m scope_jax.train --config=configs/arithmetic/dr_grpo.py --workdir=runs/dr_grpo
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

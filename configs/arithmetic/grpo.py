@@ -7,7 +7,7 @@ Measured (`make demo`: seeds 0, 1, 2; 1,000 problems): pass@1 0.607 +- 0.010, pa
 distinct paths 4.33; longer problems 0.440 / 0.974. The base: 0.113 / 0.430 and 0.048 / 0.279.
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

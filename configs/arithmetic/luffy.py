@@ -9,7 +9,7 @@ bonus, 0.001 times a mean over tokens, stands beside a sum over tokens that is d
 longest completion; beside ours it is 0.001 x longest / tokens of a mini-batch, which is 2e-5 here.
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

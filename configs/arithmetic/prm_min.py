@@ -3,7 +3,7 @@
 python -m scope_jax.train --config=configs/arithmetic/prm_min.py --workdir=runs/prm_min
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

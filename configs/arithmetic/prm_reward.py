@@ -6,7 +6,7 @@ python -m scope_jax.train --config=configs/arithmetic/prm_reward.py --workdir=ru
 Scores are normalised over the group and summed to go (process supervision of arXiv 2402.03300).
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

@@ -4,7 +4,7 @@ group failed altogether.
 python -m scope_jax.train --config=configs/arithmetic/relift.py --workdir=runs/relift
 """
 
-from configs.arithmetic import common, grpo
+from scope_jax.configs.arithmetic import common, grpo
 
 
 def get_config():

@@ -7,7 +7,7 @@ distinct paths 4.78; longer problems 0.481 / 0.980; salvage rate 0.50. docs/embe
 the table, docs/results.md all rivals on more seeds.
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

@@ -8,7 +8,7 @@ shown the wrong step and the reference answer too (teacher.template 'wrong_step_
 one reads digits only.
 """
 
-from configs.arithmetic import scope
+from scope_jax.configs.arithmetic import scope
 
 
 def get_config():

@@ -3,7 +3,7 @@
 python -m scope_jax.train --config=configs/arithmetic/sft_grpo.py --workdir=runs/sft_grpo
 """
 
-from configs.arithmetic import common, grpo
+from scope_jax.configs.arithmetic import common, grpo
 
 
 def get_config():

@@ -4,7 +4,7 @@ half a reward.
 python -m scope_jax.train --config=configs/arithmetic/vppo.py --workdir=runs/vppo
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 
 def get_config():

@@ -6,7 +6,7 @@ deviation:
 python -m scope_jax.train --config=configs/countdown/common.py --workdir=runs/countdown
 """
 
-from configs.arithmetic import common
+from scope_jax.configs.arithmetic import common
 
 CHECKPOINTS = "cache/checkpoints/countdown"
 

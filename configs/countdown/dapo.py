@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/dapo.py --workdir=runs/countdown_dapo
 """
 
-from configs.arithmetic import dapo
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import dapo
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

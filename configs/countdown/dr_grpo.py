@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/dr_grpo.py --workdir=runs/countdown_dr_grpo
 """
 
-from configs.arithmetic import dr_grpo
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import dr_grpo
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

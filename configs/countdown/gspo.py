@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/gspo.py --workdir=runs/countdown_gspo
 """
 
-from configs.arithmetic import gspo
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import gspo
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/luffy.py --workdir=runs/countdown_luffy
 """
 
-from configs.arithmetic import luffy
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import luffy
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

@@ -4,8 +4,8 @@ configs/arithmetic/prm_min.py sets it.
 python -m scope_jax.train --config=configs/countdown/prm_min.py --workdir=runs/countdown_prm_min
 """
 
-from configs.arithmetic import prm_min
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import prm_min
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

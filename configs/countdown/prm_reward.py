@@ -4,8 +4,8 @@ configs/arithmetic/prm_reward.py sets it.
 python -m scope_jax.train --config=configs/countdown/prm_reward.py --workdir=runs/countdown_prm_reward
 """
 
-from configs.arithmetic import prm_reward
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import prm_reward
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

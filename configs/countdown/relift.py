@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/relift.py --workdir=runs/countdown_relift
 """
 
-from configs.arithmetic import relift
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import relift
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/scope.py --workdir=runs/countdown_scope
 """
 
-from configs.arithmetic import scope
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import scope
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/self_correction.py --workdir=runs/countdown_self_correction
 """
 
-from configs.arithmetic import self_correction
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import self_correction
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

@@ -4,8 +4,8 @@ sets it.
 python -m scope_jax.train --config=configs/countdown/sft.py --workdir=runs/countdown_sft
 """
 
-from configs.arithmetic import sft
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import sft
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

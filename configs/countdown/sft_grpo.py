@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/sft_grpo.py --workdir=runs/countdown_sft_grpo
 """
 
-from configs.arithmetic import sft_grpo
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import sft_grpo
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

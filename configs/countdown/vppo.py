@@ -3,8 +3,8 @@
 python -m scope_jax.train --config=configs/countdown/vppo.py --workdir=runs/countdown_vppo
 """
 
-from configs.arithmetic import vppo
-from configs.countdown.common import on_countdown
+from scope_jax.configs.arithmetic import vppo
+from scope_jax.configs.countdown.common import on_countdown
 
 
 def get_config():

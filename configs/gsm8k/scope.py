@@ -6,7 +6,7 @@ Not run with real weights here. Besides the files of grpo.py it needs models/Qwe
 (teacher) and models/Qwen2.5-Math-PRM-7B (process reward model).
 """
 
-from configs.gsm8k import grpo
+from scope_jax.configs.gsm8k import grpo
 
 
 def get_config():

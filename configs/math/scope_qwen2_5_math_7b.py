@@ -36,7 +36,7 @@ With the 72B teacher v6e:8x8 is too small, or full to 98 % with parts parked: do
 why.
 """
 
-from configs.math import scope_qwen2_5_math_1_5b
+from scope_jax.configs.math import scope_qwen2_5_math_1_5b
 
 
 def get_config():

@@ -6,7 +6,7 @@ python -m scope_jax.sweep --sweep=configs/sweeps/ablations.py --jobs=2 \
     --workdir=runs/ablations --records=docs/records/ablations
 """
 
-from configs.sweeps.common import DOMAINS, checkpoints, run
+from scope_jax.configs.sweeps.common import DOMAINS, checkpoints, run
 
 SEEDS = {"arithmetic": range(5), "countdown": range(3)}
 VARIANTS = {

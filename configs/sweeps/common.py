@@ -1,6 +1,8 @@
 """What the sweeps of the embedded tasks share: methods, what the search chose for each,
 checkpoints, run sizes."""
 
+from typing import Any
+
 from scope_jax.sweep.runs import Checkpoint, Run
 
 # Name in the tables -> (config file, what the search chose or the name adds). Of the search's
@@ -12,7 +14,7 @@ FIRST = {"advantage.std": True, "loss.normaliser": "sequence", "correction.selec
 # LUFFY's entropy bonus when they were made: the number of its script, which weighs far more under
 # our normaliser (controls.py).
 STRONG = {"loss.entropy_bonus": 1e-3}
-METHODS = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope": ("scope", LOW),
     "scope_first": ("scope", LOW | FIRST),
     "grpo": ("grpo", LOW | {"advantage.std": False}),

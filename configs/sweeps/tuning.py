@@ -8,13 +8,15 @@ Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs
 outcome, and says where what common.py holds is not the best of it.
 """
 
-from configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
+from typing import Any
+
+from scope_jax.configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
 
 RATES = (1.5e-4, 3e-4)
 SEEDS = (100, 101)
 # Of each method: two values of its main switch, as overrides.
 BEFORE = {"correction.select.rule": "band"}  # what SCOPE selected by then
-SWITCH = {
+SWITCH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scope": ({"loss.teacher_weight": 1.0, **BEFORE}, {"loss.teacher_weight": 3.0, **BEFORE}),
     "grpo": ({"advantage.std": True}, {"advantage.std": False}),
     "luffy": ({"loss.teacher_term": "shaped"}, {"loss.teacher_term": "nll"}),

@@ -112,7 +112,7 @@ def tiny_config(name: str, settings: Mapping[str, Any]) -> ConfigDict:
     """configs/arithmetic/<name>.py with `settings` (dotted names)."""
     import importlib
 
-    config = importlib.import_module(f"configs.arithmetic.{name}").get_config()
+    config = importlib.import_module(f"scope_jax.configs.arithmetic.{name}").get_config()
     for key, value in settings.items():
         *path, last = key.split(".")
         section = config

@@ -222,18 +222,18 @@ def test_every_config_is_one_that_its_program_takes(path):
 
 
 def test_mistakes_in_a_source_are_found_before_anything_is_loaded():
-    config = importlib.import_module("configs.math.scope_qwen2_5_math_1_5b").get_config()
+    config = importlib.import_module("scope_jax.configs.math.scope_qwen2_5_math_1_5b").get_config()
     config.task.train.math.were = {"level": ("Level 3",)}
     with pytest.raises(
         ValueError,
         match=r"config\.task\.train\.math\.were: unknown key; the nearest known one is .*\.where",
     ):
         check_config(config)
-    config = importlib.import_module("configs.gsm8k.grpo").get_config()
+    config = importlib.import_module("scope_jax.configs.gsm8k.grpo").get_config()
     config.task.evaluation.test.answer_from = "guess"
     with pytest.raises(ValueError, match=r"config\.task\.evaluation\.test: answer_from = 'guess'"):
         check_config(config)
-    config = importlib.import_module("configs.gsm8k.grpo").get_config()
+    config = importlib.import_module("scope_jax.configs.gsm8k.grpo").get_config()
     config.task.trian = {}
     with pytest.raises(
         ValueError,

@@ -58,7 +58,7 @@ def log_probs(spread, seed=0):
 @functools.cache
 def switches(name):
     """(LossSpec, AdvantageSpec) of configs/arithmetic/<name>.py for rows of MAX_NEW tokens."""
-    config = importlib.import_module(f"configs.arithmetic.{name}").get_config()
+    config = importlib.import_module(f"scope_jax.configs.arithmetic.{name}").get_config()
     config.rollout.new_tokens = MAX_NEW
     return loss_spec(config), advantage_spec(config)
 
@@ -284,7 +284,7 @@ def test_luffy_is_the_released_loss_over_the_number_of_rows():
 def test_luffys_entropy_bonus_is_that_of_the_script():
     """0.001 x longest / tokens of a mini-batch: 64 rows, one of eight shown, of solutions of five
     and six lines."""
-    from configs.arithmetic import luffy
+    from scope_jax.configs.arithmetic import luffy
 
     config = luffy.get_config()
     tokens = (
