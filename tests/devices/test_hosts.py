@@ -103,8 +103,8 @@ def command_line(tmp_path: Path, entry: str) -> list[str]:
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
     )
     body = (
-        "import os, time\nimport jax\nfrom scope_jax import cli, hosts\ndef"
-        f" entry(*_):\n{textwrap.indent(entry, '    ')}\n"
+        "import os, time\nimport jax\nfrom scope_jax import cli\nfrom scope_jax.devices import hosts\n"
+        f"def entry(*_):\n{textwrap.indent(entry, '    ')}\n"
     )
     return [sys.executable, "-c", f"{body}cli.run(entry, workdir=False)", f"--config={config}"]
 
