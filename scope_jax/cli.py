@@ -1,18 +1,21 @@
 """What the entry points share on the command line: a config file with overrides, a workdir,
 one-line errors."""
 
-import difflib
+import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from flax import traverse_util
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from scope_jax.configuration.schema import set_value
 from scope_jax.devices import hosts
 from scope_jax.devices.mesh import use_cpu_cores
 from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
@@ -62,21 +65,26 @@ def exit_code(error: BaseException) -> int:
 
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str],
+    schema: type,
     *,
+    file: str,
     workdir: bool = True,
     extra: Callable[[], Any] | None = None,
 ) -> None:
-    """Parse `--config=FILE [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir,
+    """Parse `--config=NAME [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir,
     flag values)` and print what it returns. Bad input (ValueError, FileNotFoundError) and a run
     that gave up (RuntimeError) end with one line on standard error and exit code 2; a full disk,
     and a storage or a network that failed, with one line and exit code 1; a run that was asked to
     stop with one line and exit code 75.
 
-    `workdir`: whether the flag must be given. `extra()` defines further flags. Flags are defined
-    here and not at import, because config files import the entry points' modules.
+    `schema`: the dataclass that the config describes. `file`: the shipped config file that NAME is
+    looked up in where it is no file itself (`read_config`). `workdir`: whether the flag must be
+    given. `extra()` defines further flags. Flags are defined here and not at import, because
+    config files import the entry points' modules.
     """
-    config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file; override with --config.key=value.", lock_config=False
+    overrides, arguments = split_overrides(sys.argv)
+    config_flag = flags.DEFINE_string(
+        "config", None, f"Config: FILE.py, FILE.py:WORDS, or words for configs/{file}."
     )
     workdir_flag = flags.DEFINE_string("workdir", None, "Directory that this command writes.")
     distributed_flag = flags.DEFINE_string(
@@ -106,11 +114,15 @@ def run(
             hosts.connect(distributed_flag.value)
             if config_flag.value is None:
                 raise ValueError(
-                    "--config is missing; give a config file such as configs/arithmetic/scope.py"
+                    "--config is missing; give a config file, or words for a shipped one such as"
+                    " --config=scope,arithmetic"
                 )
+            config = read_config(config_flag.value, file)
+            for name, text in overrides:
+                set_value(schema, config, name, text)
             if workdir and not workdir_flag.value:
                 raise ValueError("--workdir is missing; give the directory to write")
-            said = entry(config_flag.value, workdir_flag.value, flags.FLAGS)
+            said = entry(config, workdir_flag.value, flags.FLAGS)
             hosts.finish()
             if hosts.is_main():
                 print(said)
@@ -129,12 +141,74 @@ def run(
     def parse(argv: list[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (AttributeError, flags.Error) as error:
-            message = _bad_override(argv) or str(error).splitlines()[0]
-            print(f"error: {message}", file=sys.stderr)
+        except flags.Error as error:
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
             sys.exit(2)
 
-    app.run(main, flags_parser=parse)
+    app.run(main, argv=arguments, flags_parser=parse)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """([(setting, text)] of `--config.setting=text` and `--config.setting text`, the arguments that
+    are left). A setting without a text is "true"."""
+    overrides: list[tuple[str, str]] = []
+    left: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            left.append(word)
+        elif match[2] is not None:
+            overrides.append((match[1], match[2]))
+        elif words and not words[0].startswith("--"):
+            overrides.append((match[1], words.pop(0)))
+        else:
+            overrides.append((match[1], "true"))
+    return overrides, left
+
+
+def read_config(name: str, shipped: str) -> ConfigDict:
+    """What `get_config` of a config file returns. `name`: FILE.py, or FILE.py:WORDS for a file whose
+    `get_config` takes words. A file that is not there is looked for among the shipped ones
+    (`configs/`), and words without a file are those of the shipped file `shipped`.
+
+    Raises FileNotFoundError, and ValueError where the file is no config or an error in it is one of
+    a setting.
+    """
+    path, _, words = name.partition(":")
+    if not path.endswith(".py"):
+        path, words = shipped, name
+    module = load_file(path)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path}: no function get_config()")
+    try:
+        config = module.get_config(words) if words else module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"{path}: get_config() must return a ConfigDict, not {type(config).__name__}"
+        )
+    return config
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """A config or sweep file as a module: a path, or one that starts with `configs/` (or not) of the
+    shipped ones. Raises FileNotFoundError, and ValueError where it is no Python file."""
+    shipped = resources.files("scope_jax.configs")
+    inside = Path(str(shipped)) / str(path).removeprefix("configs/")
+    place = Path(path) if Path(path).is_file() else inside
+    if not place.is_file():
+        raise FileNotFoundError(f"{path}: no such file, and none of the shipped configs")
+    spec = importlib.util.spec_from_file_location(f"_file_{place.stem}", place)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Where a dataclass is defined, it is looked up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def leave(code: int) -> None:
@@ -143,23 +217,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _bad_override(argv: list[str]) -> str:
-    """What is wrong with the first override of a key that the config file does not have; empty
-    where there is none."""
-    arguments = [argument.lstrip("-").partition("=") for argument in argv]
-    paths = [value for name, _, value in arguments if name == "config" and value]
-    config = flags.FLAGS["config"].parser.parse(paths[0]) if paths else None
-    known = (
-        traverse_util.flatten_dict(config.to_dict(), sep=".")
-        if isinstance(config, ConfigDict)
-        else {}
-    )
-    for name, _, _ in arguments:
-        if known and name.startswith("config.") and name.removeprefix("config.") not in known:
-            near = difflib.get_close_matches(
-                name.removeprefix("config."), list(known), n=1, cutoff=0.0
-            )
-            return f"{name}: unknown key; the nearest known one is config.{near[0]}"
-    return ""

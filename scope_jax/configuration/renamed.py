@@ -97,8 +97,8 @@ def renamed_to(name: str, names: Mapping[str, str] = NAMES) -> str | None:
 
 
 def upgraded(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings of `scope_jax.train` (all of them, or those that differ from the defaults) under
-    today's names. Settings that have today's names already come back as they are."""
+    """Flat settings of `scope_jax.train` (all of them, or those that differ from the defaults)
+    under today's names. Settings that have today's names already come back as they are."""
     if not any(renamed_to(name) for name in flat):
         return {name: _none(name, value) for name, value in flat.items()}
     method = _method(flat)

@@ -1,8 +1,9 @@
 """From a `ConfigDict` to a typed, frozen tree of dataclasses, and back.
 
-A tree is a dataclass whose fields are numbers, words (`Literal`), tuples, free dictionaries, `None`
-or further dataclasses. A field that is a union of dataclasses is one of several named variants: each
-has a field `name: Literal[...]`, by which it is told apart. Fields marked `derived` are no settings.
+A tree is a dataclass whose fields are numbers, words (`Literal`), tuples, free dictionaries,
+`None` or further dataclasses. A field that is a union of dataclasses is one of several named
+variants: each has a field `name: Literal[...]`, by which it is told apart. Fields marked `derived`
+are no settings.
 """
 
 import ast
@@ -34,9 +35,9 @@ def to_config_dict(tree: Any) -> ConfigDict:
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """The dataclass `cls` with these values, and everything below it.
 
-    Raises ValueError, one line with the dotted name, for an unknown key (and the nearest known one),
-    a missing key, a value of another type or that is none of the words, and what the dataclasses
-    themselves refuse.
+    Raises ValueError, one line with the dotted name, for an unknown key (and the nearest known
+    one), a missing key, a value of another type or that is none of the words, and what the
+    dataclasses themselves refuse.
     """
     hints = get_type_hints(cls)
     names = [field.name for field in settings(cls)]
@@ -66,10 +67,10 @@ def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
     """Set the setting with this dotted name in a ConfigDict that describes a `cls`.
 
-    A text stands for a value of the setting's type, as on the command line ("None" where the setting
-    may be None; "2,3" or "(2, 3)" for a tuple); other values are taken as they are. Below a free
-    dictionary, such as `task.options`, any name may be set. Raises ValueError for an unknown name,
-    with the nearest known one, and for a text or value of another type.
+    A text stands for a value of the setting's type, as on the command line ("None" where the
+    setting may be None; "2,3" or "(2, 3)" for a tuple); other values are taken as they are. Below a
+    free dictionary, such as `task.options`, any name may be set. Raises ValueError for an unknown
+    name, with the nearest known one, and for a text or value of another type.
     """
     *path, last = name.split(".")
     hint: Any = cls
@@ -88,7 +89,9 @@ def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
         value = _value(hint, value, f"config.{name}") if hint is not Any else value
     except ValueError as error:
         reason = str(error).removeprefix(f"config.{name}")
-        raise ValueError(f"config.{name}{reason if reason.startswith(' ') else f': {reason}'}") from None
+        raise ValueError(
+            f"config.{name}{reason if reason.startswith(' ') else f': {reason}'}"
+        ) from None
     if dataclasses.is_dataclass(value):
         value = to_config_dict(value)
     with section.unlocked(), section.ignore_type():
@@ -168,7 +171,7 @@ def _parsed(hint: Any, text: str) -> Any:
     if hint is str or origin is Literal:
         return text
     if origin is tuple and not text.startswith(("(", "[")):
-        text = f"({text},)" if text else "()"
+        return tuple(_parsed(kinds[0], part.strip()) for part in text.split(",") if part.strip())
     if hint is Any and text in ("true", "false"):
         return text == "true"
     try:

@@ -1,26 +1,31 @@
 """Every setting of a training run, with its default, its meaning and its checks.
 
-An experiment is a file with a `get_config()` that starts from `default_config()` and changes some of
-it. `train_config` makes the typed, frozen tree of it that the program is handed; nothing below the
+An experiment is a file with a `get_config()` that starts from `default_config()` and changes some
+of it. `train_config` makes the typed, frozen tree of it that the program is handed; nothing below the
 entry points ever sees a ConfigDict. docs/method.md says why the defaults are what they are.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 from ml_collections import ConfigDict
 
+from scope_jax.configuration._tmp import (
+    CorrectionSpec,
+    DemonstrationSpec,
+    LocaliserSpec,
+    TeacherSpec,
+)
 from scope_jax.configuration.renamed import renamed_to
 from scope_jax.configuration.schema import from_dict, leaves, to_config_dict
-from scope_jax.correction import CorrectionSpec, LocaliserSpec
-from scope_jax.data.load import check_task
+from scope_jax.data.load import TaskSpec
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
 from scope_jax.models import LoraSpec
 from scope_jax.rollout import SampleSpec
-from scope_jax.teachers import DemonstrationSpec, EndpointSpec, TeacherSpec
-from scope_jax.types import check_choices
+from scope_jax.teachers import EndpointSpec
+from scope_jax.types import check_least
 
 Dtype = Literal["float32", "bfloat16"]
 Place = Literal["device", "host"]  # where weights wait while others work
@@ -33,8 +38,8 @@ MasterWeights = Literal["float32", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class Grpo:
-    """Groups of the policy's own rollouts: GRPO, Dr.GRPO, DAPO, GSPO, by the settings of `advantage`
-    and `loss`."""
+    """Groups of the policy's own rollouts: GRPO, Dr.GRPO, DAPO, GSPO, by the settings of
+    `advantage` and `loss`."""
 
     name: Literal["grpo"] = "grpo"
     resample: int = 0  # further batches until every group has two rewards (DAPO's dynamic sampling)
@@ -55,7 +60,7 @@ class Luffy:
     per_group: int = 1  # demonstrations instead of rollouts
 
     def __post_init__(self) -> None:
-        _at_least(self, "method", 1, "per_group")
+        check_least(self, "method", 1, "per_group")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Relift:
     buffer: int = 16  # prompts
 
     def __post_init__(self) -> None:
-        _at_least(self, "method", 1, "buffer")
+        check_least(self, "method", 1, "buffer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,23 +141,6 @@ class PlacementConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """A domain and its problems (docs/data.md)."""
-
-    name: str = "arithmetic"  # arithmetic | countdown | math
-    data: str | None = None  # directory of a generated data set; of math: where paths start
-    train_split: str = "train"  # of a generated data set
-    options: dict[str, Any] = field(default_factory=dict)  # of the domain or its data set
-    train: dict[str, Any] = field(default_factory=dict)  # of math: sources by name
-    evaluation: dict[str, Any] = field(default_factory=dict)  # of math: sets by name
-    decontaminate: Literal["off", "report", "remove"] = "off"
-    decontaminate_words: int = 13  # words in a row that make an overlap
-
-    def __post_init__(self) -> None:
-        check_task(self)
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelsConfig:
     """Hugging Face directories."""
 
@@ -178,7 +166,7 @@ class RolloutConfig:
     chat: bool = False  # put prompts into the tokenizer's chat template
 
     def __post_init__(self) -> None:
-        _at_least(self, "rollout", 1, "prompts", "group", "prompt_tokens", "new_tokens", "seats")
+        check_least(self, "rollout", 1, "prompts", "group", "prompt_tokens", "new_tokens", "seats")
         SampleSpec(self.temperature, self.top_p, self.top_k or 0, self.new_tokens, cache=self.cache)
 
     @property
@@ -206,8 +194,8 @@ class SftConfig:
     prompts: int | None = None  # per such step; None: rollout.prompts
 
     def __post_init__(self) -> None:
-        _at_least(self, "sft", 0, "steps")
-        _at_least(self, "sft", 1, "prompts")
+        check_least(self, "sft", 0, "steps")
+        check_least(self, "sft", 1, "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +203,23 @@ class TeacherConfig(TeacherSpec):
     """Who corrects and demonstrates."""
 
     endpoint: EndpointSpec = EndpointSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters that are trained in place of all weights."""
+
+    rank: int | None = None  # None: all weights are trained
+    alpha: float = 32.0  # alpha / rank multiplies the product of the two factors
+    targets: tuple[str, ...] = LoraSpec().targets  # projections with an adapter
+
+    def __post_init__(self) -> None:
+        _ = self.spec  # refuses what makes no sense
+
+    @property
+    def spec(self) -> LoraSpec | None:
+        """The adapters; None where all weights are trained."""
+        return None if self.rank is None else LoraSpec(self.rank, self.alpha, self.targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +236,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         counts = ("epochs", "mini_batches", "micro_batches", "length_buckets", "stop_after_skipped")
-        _at_least(self, "training", 1, *counts)
+        check_least(self, "training", 1, *counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +255,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         counts = ("every", "samples", "prompt_tokens", "new_tokens", "rows_at_once")
-        _at_least(self, "evaluation", 1, *counts)
-        _at_least(self, "evaluation", 0, "problems", "ood_problems")
+        check_least(self, "evaluation", 1, *counts)
+        check_least(self, "evaluation", 0, "problems", "ood_problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +268,7 @@ class CheckpointConfig:
     directory: str | None = None  # a folder or gs:// address; None: in the workdir
 
     def __post_init__(self) -> None:
-        _at_least(self, "checkpoint", 1, "every", "keep")
+        check_least(self, "checkpoint", 1, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +279,7 @@ class SamplesConfig:
     per_file: int = 6  # rescued rollouts
 
     def __post_init__(self) -> None:
-        _at_least(self, "samples", 1, "every")
+        check_least(self, "samples", 1, "every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +291,7 @@ class TrainConfig:
     dtype: Dtype = "float32"  # what weights are used in
     mesh: MeshConfig = MeshConfig()
     placement: PlacementConfig = PlacementConfig()
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskSpec = field(default_factory=TaskSpec)
     models: ModelsConfig = ModelsConfig()
     rollout: RolloutConfig = RolloutConfig()
     method: Method = Grpo()
@@ -297,14 +302,14 @@ class TrainConfig:
     advantage: AdvantageSpec = AdvantageSpec()
     loss: LossSpec = LossSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
-    lora: LoraSpec = LoraSpec()
+    lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
 
     def __post_init__(self) -> None:
-        _at_least(self, None, 1, "steps")
+        check_least(self, "", 1, "steps")
         loss = dataclasses.replace(self.loss, max_new_tokens=self.rollout.new_tokens)
         object.__setattr__(self, "loss", loss)
         for reason in conflicts(self):
@@ -344,7 +349,10 @@ def default_config(method: str = "grpo") -> ConfigDict:
     the section `method`. Raises ValueError for an unknown one."""
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; one of {', '.join(METHODS)}")
-    return to_config_dict(TrainConfig(method=METHODS[method]()))
+    config = to_config_dict(TrainConfig())
+    with config.unlocked():
+        config.method = to_config_dict(METHODS[method]())
+    return config
 
 
 def set_method(config: ConfigDict, method: str) -> None:
@@ -483,15 +491,3 @@ def _uneven(config: TrainConfig) -> Iterator[str]:
             f"config.training.micro_batches = {micro} does not divide prompts x group = {rows}"
             + (" of a mini-batch" if parts > 1 else "")
         )
-
-
-def _at_least(spec: Any, section: str | None, least: int, *names: str) -> None:
-    """Raise ValueError where a number is below `least`; None is allowed where the field allows it."""
-    check_choices(spec, section or "config")
-    for name in names:
-        value = getattr(spec, name)
-        if value is not None and value < least:
-            where = f"config.{section}.{name}" if section else f"config.{name}"
-            raise ValueError(
-                f"{where} = {value} must be " + (f"at least {least}" if least else "0 or more")
-            )

@@ -7,10 +7,13 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scope_jax.devices.hosts import is_main
+
+# From flat settings as an earlier version named them to today's.
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -22,6 +25,7 @@ def prepare_workdir(
     may_differ: Sequence[str] = (),
     allow: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> pathlib.Path:
     """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file
@@ -29,7 +33,8 @@ def prepare_workdir(
 
     Where that file is there already, it must hold the same values, keys in `may_differ` aside
     (dotted names; "eval" covers "eval.every") and keys that it lacks and that stand at their
-    `defaults` here (it was written by an earlier version); it is then written anew. Keys in
+    `defaults` here (it was written by an earlier version, whose names `upgrade` turns into
+    today's); it is then written anew. Keys in
     `allow` ("all": every key) may differ as well, but then the file is left for `record_config`,
     once the run is known to go on. None: the command has no flag to allow anything.
 
@@ -39,7 +44,9 @@ def prepare_workdir(
     workdir = pathlib.Path(workdir)
     path = workdir / name
     text = _as_text(config, path)
-    changed = config_changes(workdir, config, may_differ=may_differ, defaults=defaults, name=name)
+    changed = config_changes(
+        workdir, config, may_differ=may_differ, defaults=defaults, upgrade=upgrade, name=name
+    )
     allowed = tuple(allow or ())
     refused = {
         key: both
@@ -73,6 +80,7 @@ def config_changes(
     *,
     may_differ: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> dict[str, tuple[str, str]]:
     """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what
@@ -82,7 +90,7 @@ def config_changes(
     if not path.exists():
         return {}
     try:
-        before = _flat(json.loads(path.read_text()))
+        before = upgrade(_flat(json.loads(path.read_text())))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
     now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))

@@ -26,13 +26,13 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% en
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """style: of a domain's program. anyones_prefix: the first lines (none to all but one) are in
+    """style: of a domain's program. foreign_prefix: the first lines (none to all but one) are in
     random order and not trained on. in_steps: a reference solution is divided into the domain's
     steps (`correction.replies.reference_steps`). chat: the prompt goes into the chat template.
     max_tokens: the longest row. end_id: the token behind a solution."""
 
     style: str
-    anyones_prefix: bool
+    foreign_prefix: bool
     in_steps: bool
     chat: bool
     max_tokens: int
@@ -156,7 +156,7 @@ class DemonstrationBatches:
     def _texts(self, problem: tasks.Problem) -> tuple[str, str]:
         """(lines that are given, lines to learn)."""
         domain, spec, rng = self.domain, self.spec, self._rng
-        if not spec.anyones_prefix:
+        if not spec.foreign_prefix:
             text = domain.demonstration(problem, rng, spec.style) or problem.solution or ""
             if text and spec.in_steps:
                 text = "".join(reference_steps(text, domain.separator, domain.divider))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from scope_jax import models, rollout, tasks, teachers
-from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
+from scope_jax.configuration import TrainConfig
+from scope_jax.configuration.training import MeshShape
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import reshape_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
@@ -29,7 +29,9 @@ class Actors:
     prm: ProcessRewardModel | None
 
 
-def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Actors:
+def load_actors(
+    config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None = None
+) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
     answers are kept in `workdir` where the config names no other place."""
     if not config.models.policy:
@@ -48,11 +50,11 @@ def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | Non
     model_config = dataclasses.replace(
         model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
     )
-    task = load_task(**config.task.to_dict(), tokenizer=tokenizer)
+    task = load_task(config.task, tokenizer)
     teacher = prm = None
-    if needs_teacher(config):
+    if config.uses_teacher:
         teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
-    if needs_prm(config):
+    if config.uses_prm:
         if not config.models.prm:
             raise ValueError(
                 "config.models.prm is empty; this config scores steps with a process reward model"
@@ -67,7 +69,7 @@ def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | Non
 
 
 def load_teacher(
-    config: ConfigDict,
+    config: TrainConfig,
     policy: models.ModelConfig,
     tokenizer: Any,
     task: Task,
@@ -75,7 +77,7 @@ def load_teacher(
     workdir: Path | None = None,
 ) -> teachers.Teacher:
     """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
-    spec, endpoint = teacher_spec(config), endpoint_spec(config)
+    spec, endpoint = config.teacher, config.teacher.endpoint
     if spec.kind == "endpoint":
         if not endpoint.cache and workdir is not None:
             endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
@@ -120,7 +122,9 @@ def load_teacher(
         same = own.get_vocab() == tokenizer.get_vocab()
     except FileNotFoundError:
         own, same = None, teacher_config.vocab_size == policy.vocab_size
-    if not same and (own is None or not spec.prompted or config.correction.tail == "teacher"):
+    if not same and (
+        own is None or not spec.prompted or getattr(config.method, "tail", None) == "teacher"
+    ):
         raise ValueError(
             f"{directory}: another tokenizer than the policy's (vocabulary of"
             f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
@@ -133,13 +137,13 @@ def load_teacher(
     return teachers.ModelTeacher(writer, spec, None if same else own)
 
 
-def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def _own_mesh(config: TrainConfig, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's
     devices."""
-    shape = config.meshes[name].to_dict()
-    if not any(shape.values()):
+    shape: MeshShape = getattr(config.mesh, name)
+    if not shape.given:
         return mesh
     try:
-        return reshape_mesh(mesh, **shape)
+        return reshape_mesh(mesh, shape.data or 0, shape.fsdp or 0, shape.tensor or 0)
     except ValueError as error:
-        raise ValueError(f"config.meshes.{name}: {error}") from None
+        raise ValueError(f"config.mesh.{name}: {error}") from None

@@ -2,11 +2,13 @@
 rewarded too."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from scope_jax import correction, learning
+from scope_jax.configuration import Process, Vppo
 from scope_jax.devices.mesh import to_host
 from scope_jax.types import Rollout
 
@@ -17,6 +19,7 @@ def advantages(
     include_B: np.ndarray,
     group: int,
     spec: learning.AdvantageSpec,
+    method: Any,
     *,
     max_new_tokens: int,
     locate: Callable[[np.ndarray], correction.Located] | None = None,
@@ -35,14 +38,14 @@ def advantages(
         )
         outcome = reward_B + penalty
         metrics["reward/overlong_penalty"] = float(np.mean(penalty))
-    if spec.process == "none":
+    if not isinstance(method, Process | Vppo):
         return learning.group_advantages(outcome, group, std=spec.std, include_B=include_B), metrics
     if locate is None:
-        raise ValueError(f"advantage.process {spec.process!r} needs the scores of steps")
+        raise ValueError(f"advantage.process {method.name!r} needs the scores of steps")
     T = rollout.tokens_BT.shape[1]
-    located = locate(reward_B == 0 if spec.process == "prefix" else include_B)
+    located = locate(reward_B == 0 if isinstance(method, Vppo) else include_B)
     metrics |= located.metrics
-    if spec.process == "prefix":
+    if isinstance(method, Vppo):
         end = prompt_length.copy()
         for r in np.flatnonzero(located.found_R & (located.error_R > 0)).tolist():
             b = located.rows_R[r]
@@ -54,9 +57,9 @@ def advantages(
             length,
             T,
             group,
-            alpha=spec.alpha,
-            shorten=spec.shorten,
-            shorten_by=spec.shorten_by,
+            alpha=method.alpha,
+            shorten=method.shorten,
+            shorten_by=method.shorten_by,
             include_B=include_B,
         )
         return token, metrics | {
@@ -83,15 +86,15 @@ def advantages(
         length,
         T,
         group,
-        form=spec.process,
-        temperature=spec.min_temperature,
+        form=method.form,
+        temperature=method.min_temperature,
         include_B=include_B,
     )
     row = np.asarray(learning.group_advantages(outcome, group, std=spec.std, include_B=include_B))
     written = (np.arange(T)[None] >= prompt_length[:, None]) & (
         np.arange(T)[None] < length[:, None]
     )
-    total = spec.outcome_weight * row[:, None] * written + spec.process_weight * token
+    total = method.outcome_weight * row[:, None] * written + method.process_weight * token
     return total.astype(np.float32), metrics | {
         "process/score_mean": float(np.mean(score[valid])) if valid.any() else 0.0
     }

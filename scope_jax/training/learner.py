@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from scope_jax import learning, models, rollout
-from scope_jax.config import lora_spec, loss_spec, optimizer_spec
+from scope_jax.configuration import TrainConfig
 from scope_jax.devices.hosts import settle
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.training.actors import Actors
@@ -36,10 +35,10 @@ class Learner:
     those of models.policy.
     """
 
-    def __init__(self, config: ConfigDict, actors: Actors, mesh: Mesh, root: jax.Array):
+    def __init__(self, config: TrainConfig, actors: Actors, mesh: Mesh, root: jax.Array):
         self.config, self.model, self.mesh = config, actors.config, mesh
-        self.losses, self.lora = loss_spec(config), lora_spec(config)
-        self.optimizer = optimizer_spec(config)
+        self.losses, self.lora = config.loss, config.lora.spec
+        self.optimizer = config.optimizer
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
         self.start: models.Params = (
@@ -59,7 +58,11 @@ class Learner:
 
     # ---- moves
 
-    def policy(self) -> rollout.Generator:
+    def restore(self, state: Any) -> None:
+        """Take up a state that was saved."""
+        self.state = state
+
+    def publish(self) -> rollout.Generator:
         """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments,
         and weights that are kept in another dtype than they are used in, wait in host memory from
         now on, until the next update."""
@@ -161,7 +164,7 @@ class Learner:
                 self.model,
                 self.state.params,
                 self.lora,
-                base=self.config.models.policy,
+                base=self.config.models.policy or "",
             )
 
     # ---- parts
