@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from scope_jax.correction import CorrectionSpec, SelectSpec
+from scope_jax.correction import CorrectionSpec, LocaliserSpec, SelectSpec
 from scope_jax.data.load import check_task
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
+from scope_jax.learning.credit import CREDITS, Credit
 from scope_jax.learning.optimizer import SCHEDULES
 from scope_jax.models import REMAT, LoraSpec
 from scope_jax.prm.formats import FORMATS as PRM_FORMATS
 from scope_jax.rollout import SampleSpec
-from scope_jax.teachers import EndpointSpec, TeacherSpec
+from scope_jax.teachers import DemonstrationSpec, EndpointSpec, TeacherSpec
 
 DTYPES = ("float32", "bfloat16")
 MASTER_WEIGHTS = ("float32", "none")
@@ -33,36 +34,6 @@ TRAINING_COUNTS = (
 )
 FREE = ("task.options.", "task.train.", "task.evaluation.")
 Spec = TypeVar("Spec")
-
-
-@dataclasses.dataclass(frozen=True)
-class DemonstrationSpec:
-    """Whole solutions of the teacher.
-
-    per_group: how many rows of each group are demonstrations instead of rollouts (LUFFY).
-    supervised_steps: the first steps of the run are supervised, on one demonstration for each of
-    `rows` prompts (0: rollout.prompts), without rollouts (SFT). buffer: prompts whose group failed
-    altogether are kept, and so many of them make one supervised step on their demonstrations
-    (ReLIFT; 0: off). verified: only demonstrations that the verifier accepts are used.
-    temperature: of a teacher that samples.
-    """
-
-    per_group: int = 0
-    supervised_steps: int = 0
-    rows: int = 0
-    buffer: int = 0
-    verified: bool = False
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("per_group", "supervised_steps", "rows", "buffer", "temperature"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"demonstrations.{name} = {getattr(self, name)} must be 0 or more")
-
-    @property
-    def used(self) -> bool:
-        """Whether a teacher is asked for demonstrations."""
-        return max(self.per_group, self.supervised_steps, self.buffer) > 0
 
 
 def default_config() -> ConfigDict:
@@ -115,12 +86,30 @@ def default_config() -> ConfigDict:
         },
         "correction": {
             "enabled": False,
-            **_fields(CorrectionSpec, skip=("select",)),
+            "localiser": LocaliserSpec.kind,
+            **_fields(LocaliserSpec, skip=("kind",)),
+            "step_tokens": TeacherSpec.step_tokens,
+            "teacher_temperature": TeacherSpec.temperature,
+            **_fields(CorrectionSpec, skip=("select", "rows_at_once")),
+            "rows": 0,
             "select": _fields(SelectSpec),
         },
-        "teacher": {**_fields(TeacherSpec), "endpoint": _fields(EndpointSpec)},
-        "demonstrations": _fields(DemonstrationSpec),
-        "advantage": _fields(AdvantageSpec),
+        "teacher": {
+            **_fields(TeacherSpec, skip=("step_tokens", "temperature")),
+            "endpoint": _fields(EndpointSpec),
+        },
+        "demonstrations": {
+            "per_group": 0,
+            "supervised_steps": 0,
+            "rows": 0,
+            "buffer": 0,
+            **_fields(DemonstrationSpec),
+        },
+        "advantage": {
+            **_fields(AdvantageSpec),
+            "process": "none",
+            **{name: value for way in CREDITS.values() for name, value in _fields(way).items()},
+        },
         "loss": {
             **_fields(LossSpec, skip=("max_new_tokens",)),
             "teacher_schedule": (
@@ -187,10 +176,12 @@ def check_config(config: ConfigDict) -> None:
     for spec in (
         sample_spec,
         steps_spec,
+        localiser_spec,
         teacher_spec,
         endpoint_spec,
         demonstration_spec,
         advantage_spec,
+        credit_spec,
         loss_spec,
         optimizer_spec,
         lora_spec,
@@ -293,6 +284,11 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
             f"config.advantage.process {process!r} needs scores of steps: set correction.localiser"
             " to 'prm' or 'oracle'"
         )
+    if process == "prefix" and config.advantage.std:
+        yield (
+            "advantage.process 'prefix' (VPPO) subtracts the group's mean only; set"
+            " advantage.std to False"
+        )
     if process == "prefix" and config.advantage.overlong_tokens:
         yield (
             "config.advantage.process 'prefix' takes no punished rewards: set"
@@ -325,7 +321,7 @@ def conflicts(config: ConfigDict) -> Iterator[str]:
             f"config.demonstrations.per_group = {shows.per_group} leaves no rollout in a group of"
             f" {config.rollout.group}; for demonstrations alone set demonstrations.supervised_steps"
         )
-    if demonstration_spec(config).used and config.teacher.kind == "self":
+    if demonstrates(config) and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind 'self'"
             " gives none"
@@ -410,14 +406,17 @@ def final_group(config: ConfigDict) -> int:
 
 def needs_teacher(config: ConfigDict) -> bool:
     """Whether a run of this config asks a teacher."""
-    return config.correction.enabled or demonstration_spec(config).used
+    return config.correction.enabled or demonstrates(config)
+
+
+def needs_localiser(config: ConfigDict) -> bool:
+    """Whether a run of this config looks for wrong steps."""
+    return config.correction.enabled or config.advantage.process != "none"
 
 
 def needs_prm(config: ConfigDict) -> bool:
     """Whether a run of this config scores steps with a process reward model."""
-    return config.correction.localiser == "prm" and (
-        config.correction.enabled or config.advantage.process != "none"
-    )
+    return needs_localiser(config) and config.correction.localiser == "prm"
 
 
 def sample_spec(config: ConfigDict, end_ids: tuple[int, ...] = ()) -> SampleSpec:
@@ -439,31 +438,67 @@ def correction_spec(config: ConfigDict) -> CorrectionSpec | None:
 
 
 def steps_spec(config: ConfigDict) -> CorrectionSpec:
-    """The section `correction` of a config, whether rows are corrected or only scored
-    (`advantage.process`)."""
+    """The section `correction` of a config, whether rows are corrected or not."""
     section = config.correction.to_dict()
-    select = section.pop("select")
-    section.pop("enabled")
+    if section["rows"] < 0:
+        raise ValueError(f"correction.rows = {section['rows']} must be at least 1, or 0 for all")
+    select = {**section["select"], "quantiles": tuple(section["select"]["quantiles"])}
     return CorrectionSpec(
-        **section, select=SelectSpec(**{**select, "quantiles": tuple(select["quantiles"])})
+        select=SelectSpec(**select),
+        **{name: section[name] for name in ("tail", "tails", "accept", "place")},
+        rows_at_once=section["rows"] or None,
     )
+
+
+def localiser_spec(config: ConfigDict) -> LocaliserSpec:
+    """LocaliserSpec of a config."""
+    section = config.correction
+    return LocaliserSpec(section.localiser, section.threshold, section.continuations, section.noise)
 
 
 def teacher_spec(config: ConfigDict) -> TeacherSpec:
     """TeacherSpec of a config."""
+    section = {key: value for key, value in config.teacher.to_dict().items() if key != "endpoint"}
+    correction = config.correction
     return TeacherSpec(
-        **{key: value for key, value in config.teacher.to_dict().items() if key != "endpoint"}
+        **section,
+        step_tokens=correction.step_tokens,
+        temperature=correction.teacher_temperature,
     )
 
 
 def demonstration_spec(config: ConfigDict) -> DemonstrationSpec:
     """DemonstrationSpec of a config."""
-    return DemonstrationSpec(**config.demonstrations.to_dict())
+    for name, value in config.demonstrations.items():
+        if value < 0:
+            raise ValueError(f"demonstrations.{name} = {value} must be 0 or more")
+    return DemonstrationSpec(config.demonstrations.verified, config.demonstrations.temperature)
+
+
+def demonstrates(config: ConfigDict) -> bool:
+    """Whether a teacher is asked for demonstrations."""
+    section = config.demonstrations
+    return max(section.per_group, section.supervised_steps, section.buffer) > 0
 
 
 def advantage_spec(config: ConfigDict) -> AdvantageSpec:
     """AdvantageSpec of a config."""
-    return AdvantageSpec(**config.advantage.to_dict())
+    section = config.advantage
+    return AdvantageSpec(section.std, section.overlong_tokens, section.overlong_penalty)
+
+
+def credit_spec(config: ConfigDict) -> Credit:
+    """The way of giving credit that a config names."""
+    section = config.advantage
+    if section.process not in CREDITS:
+        raise ValueError(
+            f"advantage.process = {section.process!r} is unknown; one of {', '.join(CREDITS)}"
+        )
+    ways = {
+        name: way(**{field.name: section[field.name] for field in dataclasses.fields(way)})
+        for name, way in CREDITS.items()
+    }
+    return ways[section.process]
 
 
 def endpoint_spec(config: ConfigDict) -> EndpointSpec:

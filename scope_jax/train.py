@@ -22,18 +22,21 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from scope_jax import cli, correction, learning, tasks
+from scope_jax import cli, correction, learning, rollout, streams, tasks
 from scope_jax.config import (
     advantage_spec,
     check_config,
     correction_spec,
+    credit_spec,
     default_config,
-    demonstration_spec,
+    localiser_spec,
+    needs_localiser,
     sample_spec,
 )
 from scope_jax.devices.hosts import any_process, exchange, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
+from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
 from scope_jax.run import (
     Checkpoints,
@@ -52,7 +55,6 @@ from scope_jax.run.compiles import count_compiles
 from scope_jax.text import save_tokenizer
 from scope_jax.training import rollouts
 from scope_jax.training.actors import Actors, load_actors
-from scope_jax.training.credit import advantages
 from scope_jax.training.learner import Learner
 
 # Settings that a resumed run may change: they do not touch what is learned.
@@ -120,11 +122,11 @@ def _train(
     opened: contextlib.ExitStack,
     stop: StopSignal,
 ) -> dict[str, Any]:
-    spec, shows, credit = (
-        correction_spec(config),
-        demonstration_spec(config),
-        advantage_spec(config),
-    )
+    spec, shows, credit = correction_spec(config), config.demonstrations, credit_spec(config)
+    outcome = advantage_spec(config)
+    localiser = None
+    if needs_localiser(config):
+        localiser = correction.make_localiser(localiser_spec(config), actors.prm)
     sampling = sample_spec(config, actors.config.end_ids)
 
     checkpoints = opened.enter_context(
@@ -216,9 +218,7 @@ def _train(
         if stop.requested():
             stop_at(step, before)
         key = jax.random.fold_in(root, step)
-        seed = int(
-            np.random.SeedSequence([config.seed, step]).generate_state(1)[0]
-        )  # of what draws on the host
+        seed = streams.step_seed(config.seed, step)
         gallery: list[dict[str, Any]] = []
         demonstrate = functools.partial(
             rollouts.collect_demonstrations,
@@ -263,70 +263,42 @@ def _train(
                 if stop.requested():
                     stop_at(step, before)
 
-                # ---- Correction.
-                final, group, reward, include = (
-                    groups.rollout,
-                    groups.group,
-                    groups.reward_B,
-                    groups.include_B,
+                scene = correction.Scene(
+                    actors.task.domain,
+                    rollout.Policy(policy, actors.tokenizer, sampling),
+                    key,
+                    teacher=actors.teacher,
+                    localiser=localiser,
+                    seed=seed,
+                    timer=timer,
                 )
-                if spec is not None and actors.teacher is not None:
-                    rescued = correction.rescue(
-                        final,
-                        reward,
-                        groups.problems,
-                        group=group,
-                        spec=spec,
-                        sample_spec=sampling,
-                        key=key,
-                        domain=actors.task.domain,
-                        tokenizer=actors.tokenizer,
-                        policy=policy,
-                        teacher=actors.teacher,
-                        prm=actors.prm,
-                        seed=seed,
-                        timer=timer,
-                        keep_gallery=step % config.samples.every == 0 or step + 1 == config.steps,
-                    )
-                    final, group = rescued.rollout, rescued.group
-                    reward, include = rescued.reward_B, rescued.include_B
+                # ---- Correction.
+                final = groups
+                if spec is not None:
+                    due_gallery = step % config.samples.every == 0 or step + 1 == config.steps
+                    rescued = correction.rescue(groups, scene, spec, keep_gallery=due_gallery)
+                    final, gallery = rescued.groups, rescued.gallery
                     metrics |= rescued.metrics
-                    gallery = rescued.gallery
                 # ---- Advantages.
-                with timer("update" if credit.process == "none" else "prm"):
-                    locate = functools.partial(
-                        correction.locate,
-                        final,
-                        problems=groups.problems,
-                        localiser=config.correction.localiser,
-                        threshold=config.correction.threshold,
-                        domain=actors.task.domain,
-                        tokenizer=actors.tokenizer,
-                        prm=actors.prm,
-                        noise=config.correction.noise,
-                        seed=seed,
-                    )
+                with timer("prm" if credit.scores_steps else "update"):
                     advantage, more = advantages(
-                        final,
-                        reward,
-                        include,
-                        group,
-                        credit,
-                        max_new_tokens=config.rollout.new_tokens,
-                        locate=locate,
+                        final, scene, credit, outcome, max_new_tokens=config.rollout.new_tokens
                     )
                 metrics |= more
                 silent = np.all(
-                    np.asarray(advantage).reshape(len(reward) // group, -1) == 0, axis=1
+                    np.asarray(advantage).reshape(len(final.reward_B) // final.group, -1) == 0,
+                    axis=1,
                 )
                 metrics["advantage/zero_group_share_after"] = float(np.mean(silent))
 
                 # ---- Updates: from here on the step is not given up any more.
                 if stop.requested():
                     stop_at(step, before)
-                del policy  # the layout for decoding need not stay in memory
+                del policy, scene  # the layout for decoding need not stay in memory
                 with timer("update"):
-                    metrics |= learner.update(final, group, advantage, include, key, step)
+                    metrics |= learner.update(
+                        final.rollout, final.group, advantage, final.include_B, key, step
+                    )
                 if shows.buffer:
                     failed = np.all(groups.reward_B.reshape(-1, groups.group) == 0, axis=1)
                     waiting += [

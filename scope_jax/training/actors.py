@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from scope_jax import models, rollout, tasks, teachers
+from scope_jax import models, rollout, teachers
 from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import reshape_mesh, to_host_memory
@@ -83,7 +83,7 @@ def load_teacher(
     if spec.kind == "self":
         return teachers.ModelTeacher(None, spec)
     if spec.kind == "program":
-        if type(task.domain).next_step is tasks.Domain.next_step:
+        if not task.domain.writes_steps:
             raise ValueError(
                 f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes"
                 " steps; use 'model'"
@@ -94,14 +94,14 @@ def load_teacher(
                 f"config.teacher.style = {spec.style!r} is no style of {task.domain.name!r}; one of"
                 f" {', '.join(styles)}"
             )
-        return teachers.ProgramTeacher(spec.style)
+        return teachers.ProgramTeacher(spec)
     if spec.kind == "reference":
         if not any(problem.solution for problem in task.train[:16]):
             raise ValueError(
                 f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a"
                 " solution"
             )
-        return teachers.ReferenceTeacher()
+        return teachers.ReferenceTeacher(spec)
     directory = config.models.teacher
     if not directory:
         raise ValueError(

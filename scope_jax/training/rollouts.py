@@ -12,33 +12,16 @@ from ml_collections import ConfigDict
 
 from scope_jax import learning, rollout, tasks, teachers
 from scope_jax.config import demonstration_spec
+from scope_jax.correction import Groups
 from scope_jax.data import Problems
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.report import SampleGroup, group_metrics
-from scope_jax.text import encode_prompts
+from scope_jax.text import encode_in_place, encode_prompts
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
 _take_rows = jax.jit(rollout.take_rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups:
-    """Judged rows in whole groups of `group` consecutive ones.
-
-    reward_B: 1 right, 0 wrong, NaN where there is no verdict. include_B: rows that count in the
-    group mean and in the update. own_B: rows that the policy wrote (the others are
-    demonstrations). problems: one per row.
-    """
-
-    rollout: Rollout
-    group: int
-    problems: list[tasks.Problem]
-    reward_B: np.ndarray
-    include_B: np.ndarray
-    own_B: np.ndarray
-    metrics: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -68,11 +51,9 @@ def next_problems(
     system = None if domain is None else domain.system
 
     def encode(own: Sequence[tasks.Problem]) -> list[list[int] | None]:
-        fitting, gone = encode_prompts(
+        return encode_in_place(
             tokenizer, [shown(p) for p in own], max_length=max_tokens, chat=chat, system=system
         )
-        left = iter(fitting)
-        return [None if n in set(gone) else next(left) for n in range(len(own))]
 
     problems: list[tasks.Problem] = []
     ids: list[list[int]] = []
@@ -213,19 +194,18 @@ def collect_demonstrations(
             system=actors.task.domain.system,
         )
         assert not dropped  # the same prompts were rolled out
-        found = teachers.demonstrate(
-            actors.teacher,
-            problems,
-            ids,
-            max_length=config.rollout.prompt_tokens + config.rollout.new_tokens,
-            first_row=first_row,
-            sample_spec=sampling,
-            temperature=spec.temperature,
-            key=key,
-            seed=seed,
-            domain=actors.task.domain,
-            tokenizer=actors.tokenizer,
-            prompt_tokens=config.teacher.prompt_tokens,
+        longest = config.rollout.prompt_tokens + config.rollout.new_tokens
+        found = actors.teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems=problems,
+                rows=rollout.from_prompts(ids, 1, longest, first_row=first_row),
+                tokenizer=actors.tokenizer,
+                sampling=sampling,
+                domain=actors.task.domain,
+                temperature=spec.temperature,
+                key=key,
+                seed=seed,
+            )
         )
     with timer("verify"):
         there = np.array([reason is None for reason in found.failed])
