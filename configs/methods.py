@@ -111,9 +111,8 @@ def prm_reward(config, task: Task):
 
 def prm_min(config, task: Task):
     """PURE's min-form of PRM rewards (arXiv 2504.15275) beside the outcome."""
-    set_method(config, "process")
+    set_method(config, "pure")
     change(config, task.prm)
-    config.method.form = "min"
 
 
 def vppo(config, task: Task):

@@ -11,6 +11,7 @@ is left as it is; a run that was stopped goes on from its labels and its newest 
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from scope_jax.configuration.supervision import (
     default_config,
     supervise_config,
 )
+from scope_jax.correction import Scene
 from scope_jax.data import Problems
 from scope_jax.data.load import load_task
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
@@ -329,43 +331,38 @@ def _labelled(
             ("train", problems.draw(config.seed, 0, settings.problems), 11),
             ("held_out", problems.draw(config.seed, settings.problems, settings.held_out), 12),
         ]
-    writer: list[rollout.Generator] = []
-
-    def policy() -> rollout.Generator:
-        if not writer:
-            policy_config = _lm_config(policy_directory)
-            params = models.load(policy_directory, dtype=config.dtype, mesh=mesh)[1]
-            writer.append(
-                rollout.Generator(models.decode_layout(policy_config, params, mesh), policy_config)
-            )
-        return writer[0]
-
     ends = tuple(
         dict.fromkeys((*models.read_config(policy_directory).end_ids, *end_ids(tokenizer)))
     )
     sample = rollout.SampleSpec(
         temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends
     )
-    spec = RolloutSpec(
-        settings.group, settings.problems_at_once, prompt_tokens, config.chat, sample
-    )
+    spec = RolloutSpec(settings.group, settings.problems_at_once, prompt_tokens, config.chat)
+
+    @functools.cache
+    def policy() -> rollout.Policy:
+        policy_config = _lm_config(policy_directory)
+        params = models.load(policy_directory, dtype=config.dtype, mesh=mesh)[1]
+        params = models.decode_layout(policy_config, params, mesh)
+        return rollout.Policy(rollout.Generator(params, policy_config), tokenizer, sample)
+
+    def scene(seed: int) -> Scene:
+        return Scene(domain, policy(), jax.random.key(seed))
+
     if is_main():
         print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
     found = []
     for split, part, seed in sets:
         # Held-out rows are measured against the step check where the domain has one.
-        checked = split == "held_out" and type(domain).check_steps is not tasks.Domain.check_steps
+        checked = split == "held_out" and domain.checks_steps
         found.append(
             labelled_rows(
                 workdir / "labels.jsonl",
                 split,
                 part,
-                policy,
-                tokenizer,
-                domain,
-                rollouts=spec,
-                labels=LabelSpec("oracle") if checked else target.labels,
-                key=jax.random.key(seed),
+                functools.partial(scene, seed),
+                spec,
+                LabelSpec("oracle") if checked else target.labels,
             )
         )
     return found

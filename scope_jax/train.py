@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from scope_jax import cli, learning
+from scope_jax import cli, learning, streams
 from scope_jax.configuration import (
     Luffy,
     Relift,
@@ -27,9 +27,11 @@ from scope_jax.configuration import (
     train_config,
 )
 from scope_jax.configuration.renamed import upgraded
+from scope_jax.correction import Groups, rescue
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
+from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
 from scope_jax.run import (
     StopSignal,
@@ -44,12 +46,12 @@ from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
-    Groups,
     Progress,
     Step,
     collect_demonstrations,
     collect_rollouts,
     draw,
+    scene_of,
     with_demonstrations,
 )
 
@@ -131,7 +133,7 @@ def _train(
             write_atomically(workdir / "evaluation_at_start.json", figures)
         wait_for_all("the folder is there")
         for number in session.steps():
-            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+            seed = streams.step_seed(config.seed, number)
             step = Step(number, jax.random.fold_in(root, number), seed, session.timer)
             with session.timer("total"):
                 metrics, gallery = train_step(
@@ -199,28 +201,39 @@ def train_step(
     safe_point()
 
     # ---- Correction: failures rescued at their first wrong step (SCOPE).
+    scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
-        groups, gallery = _rescue(actors, policy, config, groups, step)
-        metrics |= groups.metrics
+        due = step.number % config.samples.every == 0 or step.number + 1 == config.steps
+        rescued = rescue(groups, scene, method, keep_gallery=due)
+        final, gallery = rescued.groups, rescued.gallery
+        metrics |= rescued.metrics
 
     # ---- Credit: the advantage of each row, or of each token.
-    advantage, more = _credit(actors, config, groups, step)
-    metrics |= more
-    no_signal = np.asarray(advantage).reshape(len(groups.reward_B) // groups.group, -1) == 0
-    metrics["advantage/zero_group_share_after"] = float(np.mean(np.all(no_signal, axis=1)))
+    credit = config.credit
+    with timer("prm" if credit.scores_steps else "update"):
+        advantage, more = advantages(
+            final, scene, credit, config.advantage, max_new_tokens=config.rollout.new_tokens
+        )
+    metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
     # ---- Update. From here on the step is not given up any more.
     safe_point()
-    del policy  # the layout for decoding need not stay in memory
+    del policy, scene  # the layout for decoding need not stay in memory
     with timer("update"):
         metrics |= learner.update(
-            groups.rollout, groups.group, advantage, groups.include_B, step.key, step.number
+            final.rollout, final.group, advantage, final.include_B, step.key, step.number
         )
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):
         clone_failures(actors, learner, config, progress, groups, step, metrics)
     return metrics, gallery
+
+
+def no_signal(advantage: Any, groups: Groups) -> float:
+    """Share of the groups in which no token has an advantage."""
+    is_zero = np.asarray(advantage).reshape(len(groups.reward_B) // groups.group, -1) == 0
+    return float(np.mean(np.all(is_zero, axis=1)))
 
 
 def clone_failures(
@@ -248,79 +261,6 @@ def clone_failures(
         metrics |= shown.metrics
         metrics |= {f"clone/{name.split('/')[1]}": v for name, v in cloned.items() if "/" in name}
     metrics["demonstrations/waiting"] = float(len(progress.waiting))
-
-
-def _rescue(actors, policy, config, groups, step):
-    from scope_jax import correction
-
-    m, l, k = config.method, config.localiser, config.teacher
-    spec = correction.CorrectionSpec(
-        localiser=l.kind,
-        threshold=l.threshold,
-        continuations=l.continuations,
-        noise=l.noise,
-        select=m.select,
-        step_tokens=k.step_tokens,
-        teacher_temperature=k.temperature,
-        tail=m.tail,
-        tails=m.tails,
-        accept=m.accept,
-        place=m.place,
-        rows=m.rows_at_once or 0,
-    )
-    r = correction.rescue(
-        groups.rollout,
-        groups.reward_B,
-        groups.problems,
-        group=groups.group,
-        spec=spec,
-        sample_spec=config.rollout.sampling(actors.config.end_ids),
-        key=step.key,
-        domain=actors.task.domain,
-        tokenizer=actors.tokenizer,
-        policy=policy,
-        teacher=actors.teacher,
-        prm=actors.prm,
-        seed=step.seed,
-        timer=step.timer,
-        keep_gallery=step.number % config.samples.every == 0 or step.number + 1 == config.steps,
-    )
-    return Groups(
-        r.rollout, r.group, groups.problems, r.reward_B, r.include_B, groups.own_B, r.metrics
-    ), r.gallery
-
-
-def _credit(actors, config, groups, step):
-    import functools
-
-    from scope_jax import correction
-    from scope_jax.configuration import Process, Vppo
-    from scope_jax.training import credit
-
-    scored = isinstance(config.method, Process | Vppo)
-    with step.timer("prm" if scored else "update"):
-        locate = functools.partial(
-            correction.locate,
-            groups.rollout,
-            problems=groups.problems,
-            localiser=config.localiser.kind,
-            threshold=config.localiser.threshold,
-            domain=actors.task.domain,
-            tokenizer=actors.tokenizer,
-            prm=actors.prm,
-            noise=config.localiser.noise,
-            seed=step.seed,
-        )
-        return credit.advantages(
-            groups.rollout,
-            groups.reward_B,
-            groups.include_B,
-            groups.group,
-            config.advantage,
-            config.method,
-            max_new_tokens=config.rollout.new_tokens,
-            locate=locate,
-        )
 
 
 # ---- around a step

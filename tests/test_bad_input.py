@@ -132,7 +132,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
             "correction.tail = 'both' is unknown; one of policy, teacher, none",
         ),
         ({"correction.tail": "none"}, "set accept to 'unverified'"),
-        ({"correction.select.rule": "best"}, "selection rule 'best' is unknown"),
+        ({"correction.select.rule": "best"}, "correction.select.rule = 'best' is unknown"),
         ({"rollout.temperature": -1.0}, "SampleSpec.temperature -1.0 must be >= 0"),
         ({"rollout.top_p": 0.0}, "SampleSpec.top_p 0.0 must be in (0, 1]"),
         (

@@ -28,7 +28,7 @@ NAMES = {
     "demonstrations.buffer": "method.buffer",
     "demonstrations.supervised_steps": "sft.steps",
     "demonstrations.rows": "sft.prompts",
-    "advantage.process": "method.form",
+    "advantage.process": "method.name",
     "advantage.process_weight": "method.process_weight",
     "advantage.outcome_weight": "method.outcome_weight",
     "advantage.min_temperature": "method.min_temperature",
@@ -72,7 +72,8 @@ _OF_METHOD = {
     "scope": ("select", "tail", "tails", "accept", "place", "rows_at_once"),
     "luffy": ("per_group",),
     "relift": ("buffer",),
-    "process": ("form", "process_weight", "outcome_weight", "min_temperature", "resample"),
+    "process": ("process_weight", "outcome_weight", "resample"),
+    "pure": ("process_weight", "outcome_weight", "min_temperature", "resample"),
     "vppo": ("alpha", "shorten", "shorten_by", "resample"),
     "grpo": ("resample",),
 }
@@ -88,8 +89,8 @@ _OF_TARGET = {
 def renamed_to(name: str, names: Mapping[str, str] = NAMES) -> str | None:
     """Today's name of a setting that had another one, with `config.` before it; None where `name`
     is no old name."""
-    if name == "correction.enabled":
-        return "config.method: start from default_config('scope')"
+    if name in ("correction.enabled", "advantage.process") and names is NAMES:
+        return "config.method: start from default_config('scope'), or the method's name"
     for old, new in names.items():
         if name == old or name.startswith(f"{old}."):
             return f"config.{new}{name.removeprefix(old)}"
@@ -122,7 +123,7 @@ def _renamed(
     out: dict[str, Any] = {}
     for name, value in flat.items():
         new = (renamed_to(name, names) or f"config.{name}").removeprefix("config.")
-        if name == "correction.enabled" or name == "kind":
+        if name in ("correction.enabled", "advantage.process", "kind"):
             continue
         if new.startswith(f"{union}.") and new.split(".")[1] not in known:
             continue  # had no effect with this variant
@@ -138,7 +139,7 @@ def _method(flat: Mapping[str, Any]) -> str:
     if flat.get("demonstrations.buffer"):
         return "relift"
     process = flat.get("advantage.process", "none")
-    return {"none": "grpo", "prefix": "vppo"}.get(process, "process")
+    return {"none": "grpo", "sum": "process", "min": "pure", "prefix": "vppo"}[process]
 
 
 def _none(name: str, value: Any) -> Any:

@@ -12,19 +12,15 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
-from scope_jax.configuration._tmp import (
-    CorrectionSpec,
-    DemonstrationSpec,
-    LocaliserSpec,
-    TeacherSpec,
-)
 from scope_jax.configuration.renamed import renamed_to
 from scope_jax.configuration.schema import from_dict, leaves, to_config_dict
+from scope_jax.correction import CorrectionSpec, LocaliserSpec
 from scope_jax.data.load import TaskSpec
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
+from scope_jax.learning.credit import Credit, GoodPrefix, OutcomeCredit, SummedSteps, WorstStep
 from scope_jax.models import LoraSpec
 from scope_jax.rollout import SampleSpec
-from scope_jax.teachers import EndpointSpec
+from scope_jax.teachers import DemonstrationSpec, EndpointSpec, TeacherSpec
 from scope_jax.types import check_least
 
 Dtype = Literal["float32", "bfloat16"]
@@ -76,30 +72,32 @@ class Relift:
 
 
 @dataclasses.dataclass(frozen=True)
-class Process:
-    """The steps' scores are rewards, beside the outcome."""
+class Process(SummedSteps):
+    """The steps' scores are rewards beside the outcome, normalised over the group and summed to go
+    (process supervision of arXiv 2402.03300)."""
 
     name: Literal["process"] = "process"
-    form: Literal["sum", "min"] = "sum"  # normalised and summed to go, or PURE's min-form
-    process_weight: float = 1.0
-    outcome_weight: float = 1.0  # of the group's advantage
-    min_temperature: float = 0.1  # of PURE's softmax over the steps
     resample: int = 0  # as in `grpo`
 
 
 @dataclasses.dataclass(frozen=True)
-class Vppo:
-    """The good beginning of a failed row is worth `alpha` (VPPO, arXiv 2601.18984)."""
+class Pure(WorstStep):
+    """The worst step of a row is its reward, beside the outcome (PURE, arXiv 2504.15275)."""
 
-    name: Literal["vppo"] = "vppo"
-    alpha: float = 0.5
-    shorten: Literal["fraction", "prompt", "fixed"] = "fraction"  # what the rewarded prefix loses
-    shorten_by: float = 0.1  # that fraction, or number of tokens
+    name: Literal["pure"] = "pure"
     resample: int = 0  # as in `grpo`
 
 
-Method = Grpo | Scope | Luffy | Relift | Process | Vppo
-METHODS = {kind.name: kind for kind in (Grpo, Scope, Luffy, Relift, Process, Vppo)}
+@dataclasses.dataclass(frozen=True)
+class Vppo(GoodPrefix):
+    """The good beginning of a failed row is worth something (VPPO, arXiv 2601.18984)."""
+
+    name: Literal["vppo"] = "vppo"
+    resample: int = 0  # as in `grpo`
+
+
+Method = Grpo | Scope | Luffy | Relift | Process | Pure | Vppo
+METHODS = {kind.name: kind for kind in (Grpo, Scope, Luffy, Relift, Process, Pure, Vppo)}
 
 
 # ---- sections
@@ -295,7 +293,7 @@ class TrainConfig:
     models: ModelsConfig = ModelsConfig()
     rollout: RolloutConfig = RolloutConfig()
     method: Method = Grpo()
-    localiser: LocaliserSpec = LocaliserSpec()  # of `scope`, `process` and `vppo`
+    localiser: LocaliserSpec = LocaliserSpec()  # of `scope` and of methods that score steps
     teacher: TeacherConfig = TeacherConfig()  # of `scope`, `luffy`, `relift` and `sft`
     demonstrations: DemonstrationSpec = DemonstrationSpec()  # of `luffy`, `relift` and `sft`
     sft: SftConfig = SftConfig()
@@ -326,9 +324,20 @@ class TrainConfig:
         return isinstance(self.method, Luffy | Relift) or self.sft.steps > 0
 
     @property
+    def credit(self) -> Credit:
+        """How advantages come from rewards: the method itself where it scores steps."""
+        method = self.method
+        return method if isinstance(method, SummedSteps | GoodPrefix) else OutcomeCredit()
+
+    @property
+    def uses_localiser(self) -> bool:
+        """Whether the run looks for the first wrong step of a row."""
+        return isinstance(self.method, Scope) or self.credit.scores_steps
+
+    @property
     def uses_prm(self) -> bool:
         """Whether the run scores steps with a process reward model."""
-        return self.localiser.kind == "prm" and isinstance(self.method, Scope | Process | Vppo)
+        return self.localiser.kind == "prm" and self.uses_localiser
 
     @property
     def resample(self) -> int:
@@ -382,7 +391,7 @@ def train_config(config: ConfigDict | TrainConfig) -> TrainConfig:
 def conflicts(config: TrainConfig) -> Iterator[str]:
     """What cannot go together, each with its reason."""
     method, loss, teacher = config.method, config.loss, config.teacher
-    scored = isinstance(method, Process | Vppo)
+    scored = config.credit.scores_steps
     if isinstance(method, Scope):
         if method.tail == "teacher" and teacher.kind != "model":
             yield f"config.method.tail 'teacher' needs teacher.kind 'model', not {teacher.kind!r}"

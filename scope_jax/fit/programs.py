@@ -28,7 +28,7 @@ from scope_jax.config import (
     optimizer_spec,
     steps_spec,
 )
-from scope_jax.correction.locate import bucket
+from scope_jax.correction.sizes import bucket
 from scope_jax.devices.mesh import RULES, make_mesh, reshape_mesh
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts

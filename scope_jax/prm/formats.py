@@ -10,8 +10,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-STEP_MARK = "<extra_0>"
+from scope_jax.text.tokenizers import STEP_MARK
+
+# The system turn that Qwen2.5-Math-PRM was trained with.
+QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 TAG, GOOD, BAD = "ки", "+", "-"
 
 # (ids, position of the mark of each step); no ids where a row cannot be scored.
@@ -82,7 +84,7 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
     """The chat template around the steps: text before (with a placeholder for the problem) and
     after."""
     messages = [
-        {"role": "system", "content": SYSTEM},
+        {"role": "system", "content": QWEN_SYSTEM},
         {"role": "user", "content": _USER},
         {"role": "assistant", "content": _ASSISTANT},
     ]

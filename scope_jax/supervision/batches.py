@@ -13,15 +13,16 @@ import numpy as np
 from scope_jax import tasks
 from scope_jax.data import Problems
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.prm.formats import STEP_MARK
 from scope_jax.prm.model import length_bucket
+from scope_jax.streams import Host, host_rng
 from scope_jax.supervision.labels import LabelledRow
 from scope_jax.teachers.replies import encode_step, reference_steps, special_texts
 from scope_jax.text import encode_prompts, end_ids, split_steps
+from scope_jax.text.tokenizers import STEP_MARK
 
 Batch = dict[str, np.ndarray]
 # Of a trunk without a chat template, to be used in the format of Qwen2.5-Math-PRM.
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
+CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DemonstrationBatches:
             width,
         )
         self.position, self.dropped = 0, {"too_long": 0, "no_solution": 0, "untokenisable": 0}
-        self._rng = np.random.default_rng([seed, 7])
+        self._rng = host_rng(seed, Host.DEMONSTRATION_BATCHES)
 
     def __iter__(self) -> "DemonstrationBatches":
         return self
@@ -203,7 +204,7 @@ class LabelledSteps:
             )
         self.batch, self.soft = batch, soft
         self.width = -(-max(len(ids) for ids, _, _ in self.rows) // 8) * 8
-        self._rng = np.random.default_rng([seed, 8])
+        self._rng = host_rng(seed, Host.LABELLED_BATCHES)
 
     def __iter__(self) -> "LabelledSteps":
         return self
@@ -270,5 +271,5 @@ def with_step_mark(tokenizer: Any, vocab_size: int, name: str = "") -> Any:
                 " free row of the embedding"
             )
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = CONTENTS_ONLY
     return tokenizer

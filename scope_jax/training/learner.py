@@ -11,17 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scope_jax import learning, models, rollout
+from scope_jax import learning, models, rollout, streams
 from scope_jax.configuration import TrainConfig
 from scope_jax.devices.hosts import settle
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
-# Keys of steps count up from 0: this one is none of theirs.
-LORA_STREAM = 2**31 - 1
-# Streams of a step's key that no row has: the order of groups in an epoch.
-ORDER_STREAM = 1 << 21
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
 
@@ -49,7 +45,7 @@ class Learner:
         trained = actors.params
         if self.lora is not None:
             trained = models.init_lora(
-                actors.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh
+                actors.config, self.lora, jax.random.fold_in(root, streams.LORA), mesh
             )
         # What weights are used in; what they are kept in may be wider.
         self.dtype = jnp.dtype(config.dtype)
@@ -275,7 +271,7 @@ def _mini_batches(
     if parts == 1:
         return [jnp.arange(groups * group)]
     order = jax.random.permutation(
-        jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch), groups
+        jax.random.fold_in(jax.random.fold_in(key, streams.ORDER), epoch), groups
     )
     rows = order[:, None] * group + jnp.arange(group)[None]
     return list(rows.reshape(parts, -1))

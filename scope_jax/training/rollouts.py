@@ -10,6 +10,7 @@ import numpy as np
 
 from scope_jax import learning, rollout, tasks, teachers
 from scope_jax.configuration import Luffy, TrainConfig
+from scope_jax.correction import Groups, Scene
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.report import SampleGroup, group_metrics
@@ -19,19 +20,6 @@ from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
 _take_rows = jax.jit(rollout.take_rows)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups:
-    """Judged rows in whole groups of `group` consecutive ones."""
-
-    rollout: Rollout
-    group: int
-    problems: list[tasks.Problem]  # one per row
-    reward_B: np.ndarray  # 1 right, 0 wrong, NaN where there is no verdict
-    include_B: np.ndarray  # rows that count in the group mean and in the update
-    own_B: np.ndarray  # rows that the policy wrote; the others are demonstrations
-    metrics: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -62,6 +50,20 @@ class Step:
     key: jax.Array  # of random draws on the devices
     seed: int  # of random draws on the host
     timer: PhaseTimer
+
+
+def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, step: Step) -> Scene:
+    """What the correction and the credit of a step are played in."""
+    sampling = config.rollout.sampling(actors.config.end_ids)
+    return Scene(
+        actors.task.domain,
+        rollout.Policy(policy, actors.tokenizer, sampling),
+        step.key,
+        teacher=actors.teacher,
+        localiser=actors.localiser,
+        seed=step.seed,
+        timer=step.timer,
+    )
 
 
 def draw(
@@ -199,19 +201,17 @@ def collect_demonstrations(
     with step.timer("demonstrate"):
         ids = [row for row in encoded_or_none(actors, config, problems) if row is not None]
         assert len(ids) == len(problems)  # the same prompts were rolled out
-        demonstrated = teachers.demonstrate(
-            actors.teacher,
-            problems,
-            ids,
-            max_length=config.rollout.length,
-            first_row=first_row,
-            sample_spec=config.rollout.sampling(actors.config.end_ids),
-            temperature=spec.temperature,
-            key=step.key,
-            seed=step.seed,
-            domain=domain,
-            tokenizer=actors.tokenizer,
-            prompt_tokens=config.teacher.prompt_tokens,
+        demonstrated = actors.teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems=problems,
+                rows=rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row),
+                tokenizer=actors.tokenizer,
+                sampling=config.rollout.sampling(actors.config.end_ids),
+                domain=domain,
+                temperature=spec.temperature,
+                key=step.key,
+                seed=step.seed,
+            )
         )
     with step.timer("verify"):
         given = np.array([reason is None for reason in demonstrated.failed])

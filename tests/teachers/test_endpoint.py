@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny_runs import Tiny
-from test_correction import (
+from support.hand_made import (
     DOMAIN,
     LAST,
     PROBLEM,
@@ -30,6 +29,7 @@ from test_correction import (
     scene,
     text,
 )
+from support.tiny_runs import Tiny
 from test_teachers import BATCH, REWARD, alike, rescued_row
 
 from scope_jax.correction import SelectSpec
@@ -149,8 +149,11 @@ def spec(url: str, **more: Any) -> EndpointSpec:
     return EndpointSpec(url=url, model="some-teacher", **{**quick, **more})
 
 
-def teacher(url: str, prompt: str = PROMPT, **more: Any) -> EndpointTeacher:
-    return EndpointTeacher(Endpoint(spec(url, **more)), TeacherSpec("endpoint", prompt=prompt))
+def teacher(
+    url: str, prompt: str = PROMPT, temperature: float = 0.0, **more: Any
+) -> EndpointTeacher:
+    asked = TeacherSpec("endpoint", prompt=prompt, step_tokens=8, temperature=temperature)
+    return EndpointTeacher(Endpoint(spec(url, **more)), asked)
 
 
 def test_a_rescue_through_the_address():
@@ -353,10 +356,16 @@ def test_equal_requests_are_sent_once():
 
 def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     batch = scene(*[WRONG_2 + "#"] * 4)
-    two = dataclasses.replace(SPEC, select=SelectSpec(per_group=2), teacher_temperature=0.7)
+    two = dataclasses.replace(SPEC, select=SelectSpec(per_group=2))
     cache = str(tmp_path / "answers")
     with serving(knows) as server:
-        first = run(batch, [0] * 4, two, teacher=teacher(server.url, cache=cache), policy=LAST)
+        first = run(
+            batch,
+            [0] * 4,
+            two,
+            teacher=teacher(server.url, temperature=0.7, cache=cache),
+            policy=LAST,
+        )
         assert (
             first.metrics["scope/teacher_requests"] == 2
             and first.metrics["scope/teacher_cache_hits"] == 0
@@ -366,7 +375,7 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
         batch,
         [0] * 4,
         two,
-        teacher=teacher("http://127.0.0.1:9/elsewhere", cache=cache),
+        teacher=teacher("http://127.0.0.1:9/elsewhere", temperature=0.7, cache=cache),
         policy=LAST,
     )
     assert (again.metrics["scope/teacher_requests"], again.metrics["scope/teacher_cache_hits"]) == (
@@ -379,15 +388,12 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     files = sorted((tmp_path / "answers").rglob("*"))
     assert [f.suffix for f in files if f.is_file()] == [".json"] * 2
     # Another temperature, another seed, another model: other answers.
-    for changed, more in (
-        (dataclasses.replace(two, teacher_temperature=0.5), {}),
-        (two, {"seed": 1}),
-    ):
+    for temperature, more in ((0.5, {}), (0.7, {"seed": 1})):
         result = run(
             batch,
             [0] * 4,
-            changed,
-            teacher=teacher("http://127.0.0.1:9/v1", cache=cache),
+            two,
+            teacher=teacher("http://127.0.0.1:9/v1", temperature=temperature, cache=cache),
             policy=LAST,
             **more,
         )
@@ -398,7 +404,13 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     damaged = next(f for f in files if f.is_file())
     damaged.write_text('{"text": "-98')
     with serving(knows) as server:
-        mended = run(batch, [0] * 4, two, teacher=teacher(server.url, cache=cache), policy=LAST)
+        mended = run(
+            batch,
+            [0] * 4,
+            two,
+            teacher=teacher(server.url, temperature=0.7, cache=cache),
+            policy=LAST,
+        )
     assert (
         mended.metrics["scope/teacher_requests"],
         mended.metrics["scope/teacher_cache_hits"],
