@@ -410,7 +410,7 @@ def _train(
     # Last but for the page about it: this file says that the run is finished.
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if is_main():
-        write_run_report(workdir)
+        write_run_report(workdir, how_to_read=actors.task.domain.how_to_read)
     wait_for_all("the run is written")
     return summary
 
