@@ -158,7 +158,7 @@ def _train(
     # Last but for the page about it: this file says that the run is finished.
     summary = write_summary(workdir, summary)
     if is_main():
-        write_run_report(workdir)
+        write_run_report(workdir, how_to_read=actors.task.domain.how_to_read)
     wait_for_all("the run is written")
     return summary
 

@@ -2,6 +2,7 @@
 progress bar."""
 
 import contextlib
+import contextvars
 import json
 import math
 import os
@@ -148,16 +149,36 @@ class PhaseTimer:
         return {f"time/{phase}": value for phase, value in seconds.items()}
 
 
+_transient = contextvars.ContextVar("transient", default=False)
+
+
+@contextlib.contextmanager
+def transient_progress() -> Iterator[None]:
+    """Inside, the bars of a terminal vanish when they are done."""
+    token = _transient.set(True)
+    try:
+        yield
+    finally:
+        _transient.reset(token)
+
+
 def progress(total: int, initial: int = 0, desc: str = ""):
     """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per
-    10 s at most."""
+    10 s at most. A bar inside another one takes its line until it is done."""
     from tqdm import tqdm
 
     if not is_main():
         return tqdm(disable=True)
 
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
-        return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=desc,
+            dynamic_ncols=True,
+            position=0,
+            leave=not _transient.get(),
+        )
     return tqdm(
         total=total,
         initial=initial,
@@ -166,6 +187,7 @@ def progress(total: int, initial: int = 0, desc: str = ""):
         ascii=True,
         mininterval=10,
         maxinterval=10,
+        position=0,
         file=_Lines(),
     )
 
