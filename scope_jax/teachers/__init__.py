@@ -4,8 +4,9 @@ In: rows cut before their first error (`Job`), or problems. Out: the rows with o
 whole TEACHER solution; a reason for every row without one.
 """
 
+from scope_jax.teachers.client import Endpoint, EndpointSpec
 from scope_jax.teachers.demonstrations import Demonstrations, demonstrate, without
-from scope_jax.teachers.endpoint import Endpoint, EndpointSpec, EndpointTeacher
+from scope_jax.teachers.endpoint import EndpointTeacher
 from scope_jax.teachers.kinds import (
     ModelTeacher,
     ProgramTeacher,
