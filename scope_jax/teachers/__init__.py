@@ -11,8 +11,8 @@ from scope_jax.teachers.demonstrations import (
     DemonstrationSpec,
     without,
 )
-from scope_jax.teachers.endpoint import Endpoint, EndpointSpec
-from scope_jax.teachers.endpoint_teacher import EndpointTeacher
+from scope_jax.teachers.client import Endpoint, EndpointSpec
+from scope_jax.teachers.endpoint import EndpointTeacher
 from scope_jax.teachers.model import ModelTeacher
 from scope_jax.teachers.program import ProgramTeacher
 from scope_jax.teachers.reference import ReferenceTeacher

@@ -1,6 +1,7 @@
 """The teacher behind an address, against a real HTTP server on the loopback: what it may do wrong,
 and what becomes of it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -35,7 +36,7 @@ from test_teachers import BATCH, REWARD, alike, rescued_row
 from scope_jax.correction import SelectSpec
 from scope_jax.run import read_metrics
 from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, TeacherSpec
-from scope_jax.teachers.endpoint import Reply
+from scope_jax.teachers.client import Reply
 from scope_jax.train import train
 
 PROMPT = "{prompt}|{kept}|{wrong}"  # a prompt that the server below can read
@@ -347,6 +348,32 @@ def test_requests_run_side_by_side_up_to_a_bound_and_come_back_in_order():
     assert 2 <= server.most_at_once <= 4
 
 
+def test_an_event_loop_that_runs_already_and_proxies_change_nothing(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def cell(endpoint: Endpoint) -> list[Reply | str]:
+        return endpoint.ask(bodies(1))[0]
+
+    with serving(knows) as server:
+        assert asyncio.run(cell(Endpoint(spec(server.url)))) == [Reply("-987\n", True)]
+
+
+def test_no_more_than_the_limit_of_a_response_is_read():
+    sent: list[int] = []
+
+    def endless(handler: Handler, body: dict[str, Any], number: int) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" " * (1 << 20))
+            sent.append(1)
+
+    with serving(endless) as server:
+        assert Endpoint(spec(server.url)).ask(bodies(1))[0] == ["not_json"]
+    assert len(sent) < 50
+
+
 def test_equal_requests_are_sent_once():
     with serving(lambda h, b, n: h.answer(chat(f"{n}\n"))) as server:
         replies, counters = Endpoint(spec(server.url)).ask(bodies(2) + bodies(2))
@@ -446,7 +473,7 @@ def test_a_dead_server_is_reported_once_and_asked_less():
     assert "2 batches in a row got no answer (connection)" in warning and "\n" not in warning
     back = Server(knows)
     try:
-        endpoint._address = ("127.0.0.1", back.http.server_port)
+        endpoint.url = f"{back.url}/chat/completions"
         assert [type(r) for r in endpoint.ask(bodies(2))[0]] == [Reply, Reply]
         assert endpoint._failed_in_row == 0
     finally:
