@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from support.tiny_runs import POLICY, PRM, ROOT, Tiny, command, environment, run_program
+from support.tiny_runs import ROOT, Tiny, environment, make_checkpoints, run_program
 
 STEPS = 16
 COMMON: dict[str, Any] = {
@@ -57,24 +57,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dapo": ("dapo", {"rollout.resample": 2, "checkpoint.every": 3}),
 }
 MACHINE = ("time/", "throughput/", "compile/")  # what two runs of the same numbers need not share
-
-
-def prepare(folder: Path) -> Tiny:
-    """The tiny policy and process reward model that every case starts from."""
-    made = {}
-    for name, config, settings in (
-        ("policy", "base", POLICY),
-        (
-            "prm",
-            "prm",
-            {**PRM, "start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")},
-        ),
-    ):
-        done = run_program(
-            command("supervise", config, folder / name, settings), folder, seconds=1200
-        )
-        made[name] = json.loads(done.stdout.splitlines()[-1])
-    return Tiny(folder, folder / "policy", folder / "prm", made)
 
 
 def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:
@@ -222,7 +204,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        tiny = prepare(folder.absolute())
+        folder = folder.absolute()
+        made = make_checkpoints(folder)
+        tiny = Tiny(folder, folder / "policy", folder / "prm", made)
         print(f"seed {args.seed}, {STEPS} steps, {args.kills} kills of each case", flush=True)
         heads = (
             "case",
