@@ -71,7 +71,10 @@ def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:
 
 def content(workdir: Path) -> dict[str, Any]:
     """What must be equal, by name."""
-    plain = lambda row: {key: value for key, value in row.items() if not key.startswith(MACHINE)}
+
+    def plain(row):
+        return {key: value for key, value in row.items() if not key.startswith(MACHINE)}
+
     summary = json.loads((workdir / "summary.json").read_text())
     record = json.loads((workdir / "checkpoints" / str(STEPS) / "record" / "metadata").read_text())
     files = sorted(
@@ -105,16 +108,21 @@ def disturb(
     """Wait for a random moment and send a signal: (name of the signal, whether the process was
     still there). `last`: it may be the end of the run, after its last step."""
     where = draw.choices(("start", "step", "end"), (1, 7, 2 * last))[0]
-    target: Callable[[], bool] = lambda: True
+
+    def target() -> bool:
+        return True
+
     delay = draw.uniform(0, 8)
     if where == "step":
         goal, delay = lines(workdir) + draw.randint(1, 3), draw.uniform(0, 0.3)
         old = workdir / "metrics.jsonl"
         before = old.stat().st_ino if old.is_file() else 0
+
         # A run that goes on writes its metrics anew: only then do its own lines count.
-        target = lambda: (
-            old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
-        )
+        def target():
+            return (
+                old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
+            )
     elif where == "end":
         target, delay = lambda: lines(workdir) >= STEPS, draw.uniform(0, 1.5)
     while process.poll() is None and not target():
@@ -221,7 +229,10 @@ def main() -> int:
         for case in fnmatch.filter(CASES, args.only):
             row = run_case(tiny, case, args.kills, args.seed)
             rows.append(row)
-            join = lambda values: " ".join(map(str, values))
+
+            def join(values):
+                return " ".join(map(str, values))
+
             cells = [
                 case,
                 row["SIGKILL"],

@@ -183,6 +183,7 @@ def run_program(
         check=False,
     )
     assert done.returncode == code, (
-        f"exit code {done.returncode}, expected {code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        f"exit code {done.returncode}, expected {code}\n"
+        f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )
     return done
