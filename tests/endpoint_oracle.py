@@ -4,9 +4,11 @@ with a tiny random Qwen2.
     .venv-oracles/bin/python tests/endpoint_oracle.py
 
 Needs torch and transformers[serving]; `make oracles` installs them and runs this. Checked:
-  1. the completions API gives, greedily, token for token the step that our own decoder writes on the same checkpoint;
+  1. the completions API gives, greedily, token for token the step that our own decoder writes on
+     the same checkpoint;
   2. the chat API gives the step of our own prompted teacher on the mesh;
-  3. the server is killed in the middle of a batch: rows answered before have their step, the rest fall back and are counted.
+  3. the server is killed in the middle of a batch: rows answered before have their step, the rest
+     fall back and are counted.
 """
 
 import dataclasses
@@ -91,7 +93,10 @@ def check_completions(server: "Serve", writer: Generator, tokenizer) -> None:
 
 def check_chat(server: "Serve", writer: Generator, tokenizer) -> None:
     told = TeacherSpec(kind="endpoint", prompt="Problem: {prompt}\nNext step:")
-    chat = lambda text: [{"role": "user", "content": text}]
+
+    def chat(text):
+        return [{"role": "user", "content": text}]
+
     told_texts = [f"Problem: {p}\nNext step:" for p in PROMPTS]
     separator = common_character(
         writer,

@@ -237,9 +237,12 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     ]  # prompts of 5 and 7 tokens in turn
     source = Problems.from_list(problems, "mixed lengths")
     tokenizer = character_tokenizer(domain.characters)
-    take = lambda limit: next_problems(
-        source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
-    )
+
+    def take(limit):
+        return next_problems(
+            source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
+        )
+
     drawn, ids, position, dropped = take(5)
     assert len(drawn) == len(ids) == 6 and all(
         len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids)

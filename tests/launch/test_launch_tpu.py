@@ -269,7 +269,10 @@ def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
         ["ACCEPTED", "ACTIVE"],
     )
     watch = cloud.begin("watch", "tpu-0", cloud.config, *HERE, "--spot", BUCKET, "--run=my run")
-    pushed = lambda: cloud.pushed("my run")
+
+    def pushed():
+        return cloud.pushed("my run")
+
     cloud.until(lambda: pushed() >= 5)
     (cloud.repository / "edited while it ran").write_text("")
     fake_gcloud.preempt("tpu-0")  # without notice
@@ -674,8 +677,10 @@ SWEEP = """
 from scope_jax.sweep.runs import Run
 
 def sweep():
-    more = {"seed": 3, "task.name": "arithmetic", "rollout.chat": False, "task.options": {"lengths": (2, 3)}}
-    return [Run(f"a b/{name}", "my config's.py", more, {"seed": 3}) for name in ("one", "two", "three")]
+    more = {"seed": 3, "task.name": "arithmetic", "rollout.chat": False}
+    more["task.options"] = {"lengths": (2, 3)}
+    names = ("one", "two", "three")
+    return [Run(f"a b/{name}", "my config's.py", more, {"seed": 3}) for name in names]
 """
 
 
@@ -766,7 +771,9 @@ for word do
 done
 mkdir -p "$records"
 case "$3" in
-  plan) for name in one two; do if ! compgen -G "$records/$name.*" > /dev/null; then printf 'a b/%s\\0' "$name"; fi; done ;;
+  plan) for name in one two; do
+      if ! compgen -G "$records/$name.*" > /dev/null; then printf 'a b/%s\\0' "$name"; fi
+    done ;;
   failed) echo "$reason" > "$records/$name.failed.json" ;;
   record) exit 2 ;;
 esac

@@ -1,6 +1,7 @@
 """Tiny runs of the whole program: their configs, their command lines, their environment."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -73,9 +74,21 @@ RUN = {
 }
 
 
+def make_checkpoints(folder: Path) -> dict[str, dict[str, Any]]:
+    """A policy that solves some of its problems and a process reward model of its steps, by the
+    command line, in `folder`/policy and `folder`/prm; the summaries of both trainings."""
+    made = {}
+    start = {"start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")}
+    for name, config, settings in (("policy", "base", POLICY), ("prm", "prm", {**PRM, **start})):
+        program = command("supervise", config, folder / name, settings)
+        made[name] = json.loads(run_program(program, folder, seconds=1200).stdout.splitlines()[-1])
+    return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """Where the tiny checkpoints are; `policy` is the teacher too (it corrects itself)."""
+    """Where the tiny checkpoints are, and a folder for runs with them. `policy` is the teacher too
+    (it corrects itself)."""
 
     folder: Path
     policy: Path
@@ -141,16 +154,16 @@ def command(
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:
-    """The environment of a program: `devices` CPU devices, compiled programs shared between the
-    processes of a session."""
+    """The environment of a program: `devices` CPU devices, compiled programs shared with others
+    (in `folder` where nobody says where)."""
     flags = re.sub(
         r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
     )
     return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
@@ -170,6 +183,7 @@ def run_program(
         check=False,
     )
     assert done.returncode == code, (
-        f"exit code {done.returncode}, expected {code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        f"exit code {done.returncode}, expected {code}\n"
+        f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )
     return done

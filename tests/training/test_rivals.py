@@ -67,7 +67,9 @@ def switches(name):
     jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
 )
 def evaluate(spec, logp, old, advantage, on, off, entropy=None):
-    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec, entropy_BT=entropy)[0]
+    def loss(logp):
+        return policy_loss(logp, old, advantage, on, off, spec, entropy_BT=entropy)[0]
+
     return jax.value_and_grad(loss)(logp)
 
 
@@ -117,8 +119,7 @@ def clipped(rho, A, low, high):
     return min(rho * A, min(max(rho, 1 - low), 1 + high) * A)
 
 
-# ------------------------------------------------------------------------------------------------
-# without any correction
+# ---- without any correction
 
 
 def grpo(logp, old):
@@ -213,8 +214,7 @@ def test_overlong_rows_are_worth_less_to_dapo_only():
     ).all()  # down with the longest, up with the short ones
 
 
-# ------------------------------------------------------------------------------------------------------
-# demonstrations
+# ---- demonstrations
 
 # One row of each group is the teacher's.
 SHOWN = [
@@ -271,9 +271,10 @@ def test_luffy_is_the_released_loss_over_the_number_of_rows():
     value, gradient = evaluate(loss, logp, old, A[:, None], on, off, entropy)
     bonus = 1e-3 * entropy[is_drawn].astype(np.float64).mean()
     assert bonus > 1e-3
-    released = lambda at: (
-        released_luffy(at, old.astype(np.float64), A.astype(np.float64), MAX_NEW) - bonus
-    )
+
+    def released(at):
+        return released_luffy(at, old.astype(np.float64), A.astype(np.float64), MAX_NEW) - bonus
+
     rows = len(SHOWN)
     assert float(value) * rows == pytest.approx(released(logp.astype(np.float64)), rel=1e-5)
     want = differences(released, logp, SHOWN)
@@ -328,8 +329,7 @@ def test_a_supervised_step_is_the_mean_negative_log_likelihood():
     np.testing.assert_allclose(gradient, np.where(shown, -1 / 11, 0), rtol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------
-# rewards along a row
+# ---- rewards along a row
 
 
 def test_vppo_pushes_the_prefix_up_and_the_rest_down():

@@ -552,9 +552,12 @@ def test_the_teachers_probabilities_reach_the_update(scene: Scene):
         advantage = np.where(made.own_B, 0, 1).astype(
             np.float32
         )  # nothing to learn from the policy's own rows
-        norm = lambda shift, **changes: grad_norm(
-            learner_of(scene, **changes), made, recorded + shift, advantage
-        )["grad/norm"]
+
+        def norm(shift, **changes):
+            return grad_norm(learner_of(scene, **changes), made, recorded + shift, advantage)[
+                "grad/norm"
+            ]
+
         plain = norm(0.0, loss__teacher_term="reinforce")
         found = {
             shift: norm(shift, loss__teacher_term="importance", loss__importance_cap=0.5)
@@ -593,9 +596,10 @@ def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name:
         np.testing.assert_array_equal(one[tensor], other[tensor], err_msg=tensor)
     drop = ("time/", "throughput/", "compile/")
     rows = {folder: read_metrics(folder / "metrics.jsonl") for folder in (whole, part)}
-    plain = lambda folder: [
-        {k: v for k, v in row.items() if not k.startswith(drop)} for row in rows[folder]
-    ]
+
+    def plain(folder):
+        return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows[folder]]
+
     assert plain(whole) == plain(part)
     if name == "relift":
         assert any(row["demonstrations/waiting"] for row in rows[whole])
