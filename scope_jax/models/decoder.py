@@ -441,11 +441,11 @@ def _next_logprobs(
         scaled = _vocabulary(params, config, hidden_BCD) * scale
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
         chosen = jnp.take_along_axis(scaled, target_BC[..., None], axis=-1)[..., 0]
-        entropy = None
+        entropy_BC = None
         if entropy:
             probability = jnp.exp(scaled - normaliser[..., None])
-            entropy = normaliser - jnp.sum(probability * scaled, axis=-1)
-        return chosen - normaliser, entropy
+            entropy_BC = normaliser - jnp.sum(probability * scaled, axis=-1)
+        return chosen - normaliser, entropy_BC
 
     chunk = _chunk_size(
         B, T, config.vocab_size, parts(("loss_batch", None, "vocab"), (B, 1, config.vocab_size))
