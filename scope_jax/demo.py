@@ -1,5 +1,4 @@
-"""The demo: make the checkpoints, train GRPO and SCOPE from the same base on several seeds, and
-compare.
+"""GRPO and SCOPE from the same base on several seeds, compared (make demo).
 
     python -m scope_jax.demo [--seeds=0,1,2] [--workdir=runs/demo] [--steps=N]
 

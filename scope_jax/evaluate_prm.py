@@ -1,11 +1,10 @@
-"""How well a process reward model finds the first wrong step: the protocol of ProcessBench (arXiv
-2412.06559).
+"""How well a PRM finds the first wrong step, by the protocol of ProcessBench.
 
     python -m scope_jax.evaluate_prm --model=DIR --data=DIR
         [--threshold=0.5 | --threshold-from=gsm8k] [--json=FILE]
 
-The prediction for a solution is the index of its first step with a score below the threshold, -1
-where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
+The protocol is that of arXiv 2412.06559. The prediction for a solution is the index of its first
+step with a score below the threshold, -1 where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
 on erroneous and on correct solutions; the last row is the mean over the subsets. A solution that
 the model cannot score counts as wrong and is shown as unscored. `--threshold-from` searches the
 threshold with the best F1 on one subset and uses it for all.

@@ -1,5 +1,4 @@
-"""Evaluate a checkpoint on published benchmarks; the command line form of `scope_jax.evaluate`
-with `--benchmarks`.
+"""Evaluate a checkpoint on published benchmarks.
 
     python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=OUT
 

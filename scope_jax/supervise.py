@@ -1,4 +1,4 @@
-"""Supervised training of the checkpoints that reinforcement learning starts from, in any domain.
+"""Supervised training of what reinforcement learning needs: base, teacher, PRM.
 
     python -m scope_jax.supervise --config=base,arithmetic --workdir=DIR
 
