@@ -8,7 +8,6 @@ the workdir.
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -23,6 +22,9 @@ import numpy as np
 from absl import logging
 
 from scope_jax import models
+from scope_jax.configs.checkpoints import get_config as checkpoint_config
+from scope_jax.configs.run import get_config as run_config
+from scope_jax.configuration import train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate import evaluate_splits
@@ -154,17 +156,18 @@ def demo(
 
 def make_checkpoint(name: str, directory: Path) -> dict[str, Any]:
     """Make (or find) one of the checkpoints by its config file; returns its summary."""
-    config = _config(name)
+    config = checkpoint_config(f"{name},arithmetic")
     if name == "teacher":
         config.start = str(directory / "base")
     if name == "prm":
-        config.start, config.rollouts.policy = str(directory / "teacher"), str(directory / "base")
+        config.start = str(directory / "teacher")
+        config.target.rollouts.policy = str(directory / "base")
     return supervise(config, directory / name)
 
 
 def arm_config(arm: str, seed: int, checkpoints: Path, data: Path, steps: int | None) -> Any:
     """The config of one run."""
-    config = _config(arm)
+    config = run_config(f"{arm},arithmetic")
     config.seed = seed
     config.task.data = str(data)
     config.models.policy = str(checkpoints / "base")
@@ -180,11 +183,11 @@ def base_figures(task: Task, checkpoints: Path, data: Path, path: Path) -> dict[
     """Evaluation of the untrained base; kept in `path`."""
     if path.is_file():
         return json.loads(path.read_text())
-    config = arm_config("grpo", 0, checkpoints, data, None)
-    mesh = make_mesh(**config.mesh.to_dict())
+    config = train_config(arm_config("grpo", 0, checkpoints, data, None))
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
-        model_config, params = models.load(config.models.policy, mesh=mesh)
-        tokenizer = load_tokenizer(config.models.policy)
+        model_config, params = models.load(checkpoints / "base", mesh=mesh)
+        tokenizer = load_tokenizer(checkpoints / "base")
         result = evaluate_splits(params, model_config, config, task, tokenizer)
     write_atomically(path, json.dumps(result, indent=2))
     return result
@@ -287,12 +290,7 @@ def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[dict
 
 
 def _load_task(checkpoints: Path, data: Path) -> Task:
-    task = arm_config("grpo", 0, checkpoints, data, None).task
-    return load_task(task.name, task.data, options=task.options.to_dict())
-
-
-def _config(name: str) -> Any:
-    return importlib.import_module(f"scope_jax.configs.arithmetic.{name}").get_config()
+    return load_task(train_config(arm_config("grpo", 0, checkpoints, data, None)).task)
 
 
 # ---- the terminal: a line for each phase and each part of it, and one progress bar at a time

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scope_jax.config import check_config
+from scope_jax.configuration import train_config
 from scope_jax.run import STOPPED, NoRoom, Stopped
 from scope_jax.sweep.records import check_records, is_finished
 from scope_jax.sweep.runs import Checkpoint, Run, config_of, load_sweep, select_runs
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.jobs < 1:
             raise ValueError(f"--jobs={args.jobs} must be at least 1")
         for run in runs:
-            check_config(config_of(run.config, run.overrides))
+            train_config(config_of(run.config, run.overrides))
         check_records(runs, args.records)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

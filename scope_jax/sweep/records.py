@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from scope_jax.config import default_config
+from scope_jax.configuration import default_config
+from scope_jax.configuration.renamed import upgraded
 from scope_jax.run import write_atomically
 from scope_jax.sweep.runs import Run, config_of, flat_settings
 
@@ -98,32 +99,44 @@ def record_of(
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:
-    """The settings that differ from the defaults of `scope_jax.train`, by dotted name, with the
-    values that JSON gives back."""
-    defaults, settings = flat_settings(default_config()), flat_settings(config)
-    changed = {
-        name: value
-        for name, value in settings.items()
-        if name not in defaults or value != defaults[name]
-    }
-    return json.loads(json.dumps(changed))
+    """The settings that differ from the defaults of the config's method, and the method's name
+    where it is another than the default one; by dotted name, with the values that JSON gives
+    back."""
+    return _changed(flat_settings(config), config.method.name)
 
 
 def check_records(runs: Sequence[Run], records: Path) -> None:
     """Raise ValueError where a record was made with other settings than its run has now: it would
-    stand for a run that never took place."""
+    stand for a run that never took place. Records of earlier versions may have other names for
+    the same settings."""
     for run in runs:
         path = records / f"{run.name}.json"
         if not path.is_file():
             continue
-        then = json.loads(path.read_text()).get("settings", {})
+        recorded = json.loads(path.read_text()).get("settings", {})
+        named = upgraded(recorded)
+        then = _changed(named, named.get("method.name", "grpo"))
         now = settings_of(config_of(run.config, run.overrides))
         changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-        if then and changed:
+        if recorded and changed:
             raise ValueError(
                 f"{path}: made with other settings ({', '.join(changed[:4])}); remove it, or use"
                 " another --records"
             )
+
+
+def _changed(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Those of the settings that differ from the defaults of a method, and its name where it is
+    not the default one."""
+    defaults = flat_settings(default_config(method))
+    if method != default_config().method.name:
+        del defaults["method.name"]
+    given, usual = (json.loads(json.dumps(dict(flat))) for flat in (settings, defaults))
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in usual or value != usual[name]
+    }
 
 
 def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:

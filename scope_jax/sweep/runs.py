@@ -7,16 +7,15 @@ A sweep file has `sweep() -> list[Run]` and may have `prepare() -> list[Checkpoi
 import dataclasses
 import difflib
 import fnmatch
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from scope_jax.config import FREE
+from scope_jax.configuration import TrainConfig
+from scope_jax.configuration.files import load_file, read_config
+from scope_jax.configuration.schema import leaves, set_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Checkpoint:
 def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
     """(runs, checkpoints) of a sweep file. Raises ValueError for a file without `sweep()`, and for
     names that are not unique or point outside the directory of records."""
-    module = _load_file(path)
+    module = load_file(path)
     if not hasattr(module, "sweep"):
         raise ValueError(f"{path}: no function sweep(); it returns a list of scope_jax.sweep.Run")
     runs = list(module.sweep())
@@ -70,34 +69,15 @@ def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
     return runs[int(first) :: int(count)]
 
 
-def config_of(file: str, overrides: Mapping[str, Any]) -> ConfigDict:
-    """The config of a file with `overrides` (by dotted name). Raises ValueError for an unknown
-    name, with the nearest known one, and for a value of another type."""
-    module = _load_file(file)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{file}: no function get_config()")
-    config = module.get_config()
+def config_of(file: str, overrides: Mapping[str, Any], schema: type = TrainConfig) -> ConfigDict:
+    """The config of a file (`FILE.py` or `FILE.py:WORDS`) with `overrides` by dotted name. Raises
+    ValueError for an unknown name, with the nearest known one, and for a value of another type."""
+    config = read_config(file, "run.py")
     for name, value in overrides.items():
-        *path, last = name.split(".")
-        section = config
-        for part in path:
-            section = section[part] if isinstance(section, ConfigDict) and part in section else None
-        if not isinstance(section, ConfigDict) or (
-            last not in section and not name.startswith(FREE)
-        ):
-            near = difflib.get_close_matches(name, list(flat_settings(config)), n=1, cutoff=0.0)
-            raise ValueError(
-                f"{file}: config.{name}: unknown key in an override; the nearest known one is"
-                f" config.{near[0]}"
-            )
         try:
-            with section.unlocked():
-                section[last] = value
-        except TypeError:
-            kind = type(section[last]).__name__
-            raise ValueError(
-                f"{file}: config.{name} = {value!r} in an override: expected a value of type {kind}"
-            ) from None
+            set_value(schema, config, name, value)
+        except ValueError as error:
+            raise ValueError(f"{file}: in an override: {error}") from None
     return config
 
 
@@ -121,19 +101,4 @@ def run_config(which: str) -> ConfigDict:
 
 def flat_settings(config: ConfigDict) -> dict[str, Any]:
     """{dotted name: value} of a config."""
-    return traverse_util.flatten_dict(config.to_dict(), sep=".")
-
-
-def _load_file(path: str | Path) -> Any:
-    """A sweep or config file as a module. Raises FileNotFoundError, and ValueError where it is no
-    Python file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"_file_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its module up by name
-    spec.loader.exec_module(module)
-    return module
+    return dict(leaves(config.to_dict()))

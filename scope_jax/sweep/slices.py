@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scope_jax.config import check_config
+from scope_jax.configuration import train_config
 from scope_jax.run import read_metrics
 from scope_jax.sweep.records import (
     check_records,
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     )
             runs = select_runs(runs, args.only, args.shard)
             for run in runs:
-                check_config(config_of(run.config, run.overrides))
+                train_config(config_of(run.config, run.overrides))
             check_records(runs, args.records)
             sys.stdout.write(
                 "".join(f"{run.name}\0" for run in runs if not is_finished(args.records, run.name))

@@ -18,6 +18,7 @@ from scope_jax.sweep.records import (
     write_failure,
     write_record,
 )
+from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.sweep.runs import Checkpoint, Run, config_of
 
 
@@ -86,7 +87,9 @@ def make_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
 
     for checkpoint in checkpoints:
         print(f"== checkpoint {checkpoint.directory}", flush=True)
-        supervise(config_of(checkpoint.config, checkpoint.overrides), checkpoint.directory)
+        supervise(
+            config_of(checkpoint.config, checkpoint.overrides, SuperviseConfig), checkpoint.directory
+        )
 
 
 def pin(number: int, jobs: int) -> None:
