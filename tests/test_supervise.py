@@ -13,6 +13,7 @@ from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokeni
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
 from scope_jax import models, rollout, tasks
+from scope_jax.correction import Scene, StepRows
 from scope_jax.data import Problems, batch_indices
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
@@ -26,7 +27,13 @@ from scope_jax.supervision.batches import (
     end_token,
     with_step_mark,
 )
-from scope_jax.supervision.labels import LabelledRow, LabelSpec, RolloutSpec
+from scope_jax.supervision.labels import (
+    LabelledRow,
+    LabelSpec,
+    RolloutSpec,
+    labelled_rows,
+    monte_carlo_labels,
+)
 from scope_jax.text import load_tokenizer, save_tokenizer
 
 
@@ -262,19 +269,19 @@ def label(cast, path, problems=None, **labels):
     """(rows, counters, how often the policy was asked for)."""
     policy, tokenizer, domain, given = cast
     asked = []
-    rollouts = RolloutSpec(
-        2, 4, 5, False, rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
-    )
-    rows, counts = labels.labelled_rows(
+    sample = rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
+
+    def scene() -> Scene:
+        asked.append(1)
+        return Scene(domain, rollout.Policy(policy, tokenizer, sample), jax.random.key(3))
+
+    rows, counts = labelled_rows(
         path,
         "train",
         given if problems is None else problems,
-        lambda: asked.append(1) or policy,
-        tokenizer,
-        domain,
-        rollouts=rollouts,
-        labels=LabelSpec(**labels),
-        key=jax.random.key(3),
+        scene,
+        RolloutSpec(2, 4, 5, False),
+        LabelSpec(**labels),
     )
     return rows, counts, len(asked)
 
@@ -353,20 +360,12 @@ def test_which_prefixes_are_continued(cast, verdict, estimate, labels, prefixes)
     batch = rollout.from_prompts(ids, 1, 40).replace(
         prompt_length_B=jnp.full(2, len(prompt), jnp.int32)
     )
-    found, counts = labels.monte_carlo_labels(
-        batch,
-        np.arange(2),
-        steps,
-        [[5, 10, 15, 19], [4]],
-        [tasks.Problem("a", "", "")] * 2,
-        policy,
-        # Continuations end at once or later: whatever token comes is an end.
-        rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24))),
-        tokenizer,
-        OneVerdict(verdict),
-        LabelSpec("monte_carlo", 2, estimate),
-        jax.random.key(0),
-    )
+    # Continuations end at once or later: whatever token comes is an end.
+    sample = rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24)))
+    ends = [[5, 10, 15, 19], [4]]
+    rows = StepRows(batch, [tasks.Problem("a", "", "")] * 2, np.arange(2), steps, ends)
+    scene = Scene(OneVerdict(verdict), rollout.Policy(policy, tokenizer, sample), jax.random.key(0))
+    found, counts = monte_carlo_labels(rows, scene, LabelSpec("monte_carlo", 2, estimate))
     assert found == labels
     assert counts == {"prefixes": prefixes, "label_tokens": 2 * prefixes}
 

@@ -22,11 +22,12 @@ Row = tuple[list[int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """head: what must stand on top of the decoder. encode(tokenizer, prompts, steps): one Row per
-    prompt. check(tokenizer): raises ValueError where a token that the format needs is missing."""
+    """How a solution is written down for a process reward model."""
 
-    head: str
+    head: str  # what must stand on top of the decoder
+    # encode(tokenizer, prompts, steps): one Row per prompt.
     encode: Callable[[Any, Sequence[str], Sequence[Sequence[str]]], list[Row]]
+    # check(tokenizer): raises ValueError where a token that the format needs is missing.
     check: Callable[[Any], Any]
 
 
@@ -183,7 +184,7 @@ FORMATS = {
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of many texts in one call, which tokenizers do several times faster; no special tokens."""
+    """Ids of many texts in one call, which is several times faster; no special tokens."""
     return (
         [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         if texts

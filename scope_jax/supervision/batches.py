@@ -29,7 +29,7 @@ CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}\n\n{% end
 class BatchSpec:
     """style: of a domain's program. foreign_prefix: the first lines (none to all but one) are in
     random order and not trained on. in_steps: a reference solution is divided into the domain's
-    steps (`correction.replies.reference_steps`). chat: the prompt goes into the chat template.
+    steps (`teachers.replies.reference_steps`). chat: the prompt goes into the chat template.
     max_tokens: the longest row. end_id: the token behind a solution."""
 
     style: str

@@ -123,9 +123,9 @@ def test_all_failed_groups_only():
 
 
 def test_random_is_reproducible_and_blind_to_quality():
-    draw = lambda seed, quality: chosen(
-        [1] * 8, quality, [1] * 8, 8, seed, rule="random", per_group=3
-    )
+    def draw(seed: int, quality: list[float]) -> list[int]:
+        return chosen([1] * 8, quality, [1] * 8, 8, seed, rule="random", per_group=3)
+
     rising = list(np.linspace(0, 1, 8))
     assert draw(1, rising) == draw(1, rising[::-1])
     assert len({tuple(draw(seed, rising)) for seed in range(20)}) > 10

@@ -19,6 +19,7 @@ from support.hand_made import (
     TEACHER,
     WRONG_1,
     WRONG_2,
+    Outcome,
     bigram,
     groups_of,
     played,
@@ -77,7 +78,9 @@ def prefix_push(result, rows, kept=5) -> float:
 
 
 def test_zero_variance_groups_before_and_after():
-    share = lambda result: float(zero_group_share(result.reward_B, result.group, result.include_B))
+    def share(result: Outcome) -> float:
+        return float(zero_group_share(result.reward_B, result.group, result.include_B))
+
     assert float(zero_group_share(np.zeros(4), GROUP)) == 1.0
     kept = run(scene(*[WRONG_2 + "#"] * 4), [0, 0, 0, 0])
     assert kept.reward_B.tolist() == [1, 1, 0, 0] and share(kept) == 0.0

@@ -181,7 +181,7 @@ def test_reference_steps_literal():
 
 
 def blank_before_the_first_word(add: str) -> PreTrainedTokenizerFast:
-    """A tokenizer in the manner of sentencepiece: blanks are part of the words they stand before."""
+    """A tokenizer in the manner of sentencepiece: blanks belong to the words they stand before."""
     words = ["<s>", "<unk>", "\u2581", "\u2581a", "\u2581ab", "a", "b", "ab", "\n", "c"]
     merges = [("a", "b"), ("\u2581", "a"), ("\u2581", "ab")]
     backend = tokenizers.Tokenizer(

@@ -305,24 +305,24 @@ def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
 def test_programs_and_references_demonstrate(scene: Scene, kind: str):
     domain, tokenizer = scene.cast.task.domain, scene.cast.tokenizer
     problems = [domain.problem(3, "train", n, 2) for n in range(3)]
-    teacher: Any = teachers.ProgramTeacher("prompt_order")
+    spec = teachers.TeacherSpec("program", style="prompt_order")
+    teacher: Any = teachers.ProgramTeacher(spec)
     if kind == "reference":
         teacher = teachers.ReferenceTeacher()
         known = domain.demonstration(problems[0], np.random.default_rng(0), "sorted")
         problems = [dataclasses.replace(problems[0], solution=known), *problems[1:]]
     with jax.set_mesh(scene.mesh):
-        made = teachers.demonstrate(
-            teacher,
-            problems,
-            [tokenizer.encode(p.prompt) for p in problems],
-            max_length=20,
-            first_row=0,
-            sample_spec=scene.sampling,
-            temperature=1.0,
-            key=jax.random.key(0),
-            seed=0,
-            domain=domain,
-            tokenizer=tokenizer,
+        made = teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems,
+                from_prompts([tokenizer.encode(p.prompt) for p in problems], 1, 20),
+                tokenizer,
+                scene.sampling,
+                domain,
+                temperature=1.0,
+                key=jax.random.key(0),
+                seed=0,
+            )
         )
     texts = [
         tokenizer.decode(row, skip_special_tokens=True)
@@ -645,6 +645,10 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
             "averages away the token advantages",
         ),
         ({"advantage.process": "prefix", "advantage.std": True}, "set advantage.std to False"),
+        (
+            {"advantage.process": "dense"},
+            "advantage.process = 'dense' is unknown; one of none, sum, min, prefix",
+        ),
         ({"loss.tis_cap": 2.0}, "use 'recompute'"),
         ({"training.mini_batches": 3}, "does not divide rollout.prompts = 16"),
         (
@@ -683,7 +687,7 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         ({"advantage.process": "sum", "correction.noise": 7.0}, "must be a probability"),
         (
             {"advantage.process": "sum", "correction.localiser": "orcale"},
-            "correction.localiser = 'orcale' is unknown",
+            "localiser.kind = 'orcale' is unknown",
         ),
         ({**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
         ({**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
