@@ -26,10 +26,10 @@ class SelectSpec:
     good_steps: int = 1
 
     def __post_init__(self) -> None:
-        check_choices(self, "correction.select")
+        check_choices(self, "method.select")
         low, high = self.quantiles
         if self.good_steps < 0:
-            raise ValueError(f"correction.select.good_steps = {self.good_steps} must be 0 or more")
+            raise ValueError(f"method.select.good_steps = {self.good_steps} must be 0 or more")
         if not 0 <= low <= high <= 1 or self.per_group < 1:
             raise ValueError(
                 f"correction.select: quantiles {self.quantiles} must ascend in [0, 1] and per_group"
@@ -63,7 +63,7 @@ class CorrectionSpec:
     def __post_init__(self) -> None:
         check_choices(self, "correction")
         if self.tails < 1:
-            raise ValueError(f"correction.tails = {self.tails} must be at least 1")
+            raise ValueError(f"method.tails = {self.tails} must be at least 1")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(
                 f"correction.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"

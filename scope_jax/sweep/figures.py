@@ -72,7 +72,7 @@ def mean_cost(records: Sequence[Record], names: Sequence[str]) -> float:
 def salvage_rate(records: Sequence[Record]) -> float:
     """Rows saved of rows tried, over all steps; NaN where nothing is repaired, or nothing
     verified."""
-    if any(r.get("settings", {}).get("correction.accept") == "unverified" for r in records):
+    if any(r.get("settings", {}).get("method.accept") == "unverified" for r in records):
         return math.nan
     tried = sum(r["mean"].get("scope/selected", 0.0) for r in records)
     return sum(r["mean"].get("scope/accepted", 0.0) for r in records) / tried if tried else math.nan

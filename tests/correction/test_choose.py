@@ -137,9 +137,9 @@ def test_random_is_reproducible_and_blind_to_quality():
     [
         (
             {"rule": "best"},
-            "correction.select.rule = 'best' is unknown; one of top, band, random, all",
+            "method.select.rule = 'best' is unknown; one of top, band, random, all",
         ),
-        ({"groups": "some"}, "correction.select.groups = 'some' is unknown"),
+        ({"groups": "some"}, "method.select.groups = 'some' is unknown"),
         ({"quantiles": (0.9, 0.1)}, "must ascend in [0, 1]"),
         ({"quantiles": (0.1, 1.5)}, "must ascend in [0, 1]"),
         ({"per_group": 0}, "per_group 0 be >= 1"),

@@ -29,16 +29,16 @@ from scope_jax.correction import CorrectionSpec, SelectSpec
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tail": "nobody"}, "correction.tail = 'nobody' is unknown"),
-        ({"accept": "all"}, "correction.accept = 'all' is unknown"),
+        ({"tail": "nobody"}, "method.tail = 'nobody' is unknown"),
+        ({"accept": "all"}, "method.accept = 'all' is unknown"),
         (
             {"place": "everywhere"},
             (
-                "correction.place = 'everywhere' is unknown; one of replace_parent,"
+                "method.place = 'everywhere' is unknown; one of replace_parent,"
                 " replace_random_failure, append"
             ),
         ),
-        ({"tails": 0}, "correction.tails = 0 must be at least 1"),
+        ({"tails": 0}, "method.tails = 0 must be at least 1"),
         ({"rows_at_once": 0}, "correction.rows_at_once = 0 must be at least 1, or None for all"),
         ({"tail": "none"}, "set accept to 'unverified'"),
         ({"accept": "unverified"}, "accept 'unverified' is for tail 'none'"),

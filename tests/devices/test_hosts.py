@@ -313,9 +313,9 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(
     process on another mesh, and ends where the undisturbed run ends."""
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     mesh |= {
-        f"meshes.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
+        f"mesh.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
     }
-    mesh |= {f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
+    mesh |= {f"mesh.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
     one, two = tmp_path / "one", tmp_path / "two"
     train(checkpoints, checkpoints.folder, one, 1, 8, {"steps": 3, **mesh})
     running = start(run(checkpoints, two, {"steps": 2, **mesh}), checkpoints.folder, 2, 4)

@@ -115,14 +115,14 @@ def test_only_ways_that_score_steps_need_a_localiser():
         (
             GoodPrefix,
             {"shorten": "half"},
-            "advantage.shorten = 'half' is unknown; one of fraction, prompt, fixed",
+            "method.shorten = 'half' is unknown; one of fraction, prompt, fixed",
         ),
-        (SummedSteps, {"process_weight": NAN}, "advantage.process_weight = nan must be 0 or more"),
-        (WorstStep, {"outcome_weight": -1}, "advantage.outcome_weight = -1 must be 0 or more"),
-        (WorstStep, {"min_temperature": 0.0}, "advantage.min_temperature = 0.0 must be above 0"),
-        (GoodPrefix, {"alpha": 1.5}, "advantage.alpha = 1.5 must lie in [0, 1]"),
+        (SummedSteps, {"process_weight": NAN}, "method.process_weight = nan must be 0 or more"),
+        (WorstStep, {"outcome_weight": -1}, "method.outcome_weight = -1 must be 0 or more"),
+        (WorstStep, {"min_temperature": 0.0}, "method.min_temperature = 0.0 must be above 0"),
+        (GoodPrefix, {"alpha": 1.5}, "method.alpha = 1.5 must lie in [0, 1]"),
         (GoodPrefix, {"shorten_by": 1.5}, "a fraction of the prefix is at most 1"),
-        (GoodPrefix, {"shorten_by": -0.1}, "advantage.shorten_by = -0.1 must be 0 or more"),
+        (GoodPrefix, {"shorten_by": -0.1}, "method.shorten_by = -0.1 must be 0 or more"),
     ],
 )
 def test_bad_settings_are_named_in_one_line(way, wrong, message):

@@ -66,12 +66,12 @@ def test_two_processes_train_as_one_does(
             "steps": 4,
             "optimizer.warmup_steps": 0,
             "start": str(checkpoints.policy),
-            "rollouts.policy": str(checkpoints.policy),
-            "rollouts.problems": 12,
-            "rollouts.held_out": 8,
-            "rollouts.problems_at_once": 8,
-            "labels.kind": "monte_carlo",
-            "labels.continuations": 2,
+            "target.rollouts.policy": str(checkpoints.policy),
+            "target.rollouts.problems": 12,
+            "target.rollouts.held_out": 8,
+            "target.rollouts.problems_at_once": 8,
+            "target.labels.kind": "monte_carlo",
+            "target.labels.continuations": 2,
         },
     }
     (tmp_path / "two").mkdir()
@@ -105,11 +105,11 @@ def test_two_processes_train_as_one_does(
             "tokenizer.json",
             "tokenizer_config.json",
             "config.json",
-            *(["labels.jsonl"] if name == "prm" else []),
+            *(["target.labels.jsonl"] if name == "prm" else []),
         ):
             assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
         weights = load_file(wanted / "model.safetensors")
         for array, value in load_file(found / "model.safetensors").items():
             np.testing.assert_allclose(value, weights[array], atol=1e-4, err_msg=array)
-    assert (tmp_path / "two" / "machine_1" / "prm" / "labels.jsonl").read_text() == "not labels"
+    assert (tmp_path / "two" / "machine_1" / "prm" / "target.labels.jsonl").read_text() == "not labels"
     assert not (tmp_path / "two" / "machine_1" / "prm" / "model.safetensors").exists()

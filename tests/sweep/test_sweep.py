@@ -12,7 +12,7 @@ import pytest
 from support.tiny_runs import ROOT, Tiny, environment
 
 from scope_jax import sweep
-from scope_jax.config import check_config
+from scope_jax.configuration import check_config
 from scope_jax.sweep import curves, page, tables
 from scope_jax.sweep.__main__ import main
 
@@ -36,7 +36,7 @@ def sweep():
             more["training.stop_after_skipped"] = 1
         name = f"arithmetic/{{method}}/seed_{{seed}}"
         labels = {{"domain": "arithmetic", "method": method, "seed": seed}}
-        runs.append(Run(name, f"configs/arithmetic/{{method}}.py", more, labels))
+        runs.append(Run(name, f"configs/run.py:{{method}},arithmetic", more, labels))
     return runs
 """
     path = folder / "my_sweep.py"
@@ -201,7 +201,7 @@ def test_a_record_by_hand():
     rows[1] |= {"cost/teacher_tokens": 250.0, "scope/accepted_share": 1.0}
     rows[-1] |= {"eval/pass@1": 1 / 3, "eval/unscored": float("nan")}
     run = sweep.Run(
-        "a/b", "configs/arithmetic/grpo.py", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"}
+        "a/b", "configs/run.py:grpo,arithmetic", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"}
     )
     config = sweep.config_of(run.config, run.overrides)
     record = sweep.record_of(
@@ -240,7 +240,7 @@ def test_a_record_by_hand():
 
 
 def test_a_record_of_other_settings_is_not_taken_for_the_run(tmp_path: Path):
-    run = sweep.Run("a/b", "configs/arithmetic/grpo.py", {"seed": 7}, {"method": "grpo"})
+    run = sweep.Run("a/b", "configs/run.py:grpo,arithmetic", {"seed": 7}, {"method": "grpo"})
     settings = sweep.settings_of(sweep.config_of(run.config, run.overrides))
     path = tmp_path / "a" / "b.json"
     path.parent.mkdir()
@@ -309,21 +309,21 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'seeds': 1})]"
+                " 'configs/run.py:grpo,arithmetic', {'seeds': 1})]"
             ),
             "config.seeds: unknown key in an override; the nearest known one is config.seed",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'steps.x': 1})]"
+                " 'configs/run.py:grpo,arithmetic', {'steps.x': 1})]"
             ),
             "config.steps.x: unknown key in an override",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'steps': 'x'})]"
+                " 'configs/run.py:grpo,arithmetic', {'steps': 'x'})]"
             ),
             "config.steps = 'x' in an override: expected a value of type int",
         ),
@@ -334,7 +334,7 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'advantage.process': 'x'})]"
+                " 'configs/run.py:grpo,arithmetic', {'advantage.process': 'x'})]"
             ),
             "advantage.process = 'x' is unknown",
         ),

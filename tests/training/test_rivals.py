@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from scope_jax.config import advantage_spec, credit_spec, loss_spec
+from scope_jax.configuration import advantage_spec, credit_spec, loss_spec
 from scope_jax.learning.advantages import group_advantages
 from scope_jax.learning.credit import CREDITS, GoodPrefix, WorstStep
 from scope_jax.learning.losses import policy_loss, token_weights
