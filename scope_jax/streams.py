@@ -15,7 +15,8 @@
     MONTE_CARLO + round          continuations of prefixes               from 2^20 on, one per round
     ORDER -> epoch               order of the groups in an epoch         2^21
 
-So there is room for 2^19 - 2 attempts and 2^20 rounds.
+So there is room for 2^19 - 2 attempts and 2^20 rounds. Labelled rollouts and evaluations have
+root keys of their own, and use the same streams.
 
 **On the host.** `host_rng(seed, stream, ...)` draws from `[seed, stream, ...]`. In a step `seed` is
 `step_seed(config.seed, step)`, a hash, so what a step draws is apart from what the run draws with
