@@ -91,9 +91,10 @@ def _draw(axes: "Axes", x_T: np.ndarray, y_ST: np.ndarray, colour: str) -> None:
             x_band, y_band = np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])
             axes.fill(x_band, y_band, color=colour, alpha=0.16, lw=0)
         mean = np.nanmean(columns, axis=0)
+        width = 1.8
         if len(x) == 1:  # a line of no length, which the round cap draws as a dot
-            x, mean = np.repeat(x, 2), np.repeat(mean, 2)
-        axes.plot(x, mean, color=colour, lw=1.8, solid_capstyle="round")
+            x, mean, width = np.repeat(x, 2), np.repeat(mean, 2), 5.0
+        axes.plot(x, mean, color=colour, lw=width, solid_capstyle="round")
 
 
 def _style(axes: "Axes") -> None:
@@ -104,8 +105,9 @@ def _style(axes: "Axes") -> None:
     axes.spines[:].set_visible(False)
     axes.patch.set_visible(False)
     axes.tick_params(length=0, labelsize=11, pad=6)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))  # steps
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(_tick))
     for artist in axes.findobj():  # nothing lies outside, and a clip path needs an id in the page
         artist.set_clip_on(False)
