@@ -34,6 +34,7 @@ from scope_jax.run import (
     Checkpoints,
     Stopped,
     StopSignal,
+    failures,
     prepare_workdir,
     progress,
     write_atomically,
@@ -286,7 +287,7 @@ def _loop(
             losses = extra["losses"]
             batches.restore(extra["batches"])
             print(f"resuming {workdir} at step {start}", flush=True)
-    cli.begun()
+    failures.begun()
     bar = progress(config.steps, initial=start, desc=workdir.name)
     good = True  # whether the last update was
     with StopSignal(any_process) as stop:

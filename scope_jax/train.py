@@ -42,6 +42,7 @@ from scope_jax.run import (
     Stopped,
     StopSignal,
     config_changes,
+    failures,
     prepare_workdir,
     progress,
     read_metrics,
@@ -201,7 +202,7 @@ def _train(
     if start == 0 and config.evaluation.at_start:
         write_atomically(workdir / "evaluation_at_start.json", json.dumps(evaluation(), indent=2))
     wait_for_all("the folder is there")
-    cli.begun()
+    failures.begun()
     bar = opened.enter_context(progress(config.steps, initial=start, desc=Path(workdir).name))
     # A run that was stopped between its last checkpoint and its summary has no step left: the
     # figures are on disk.

@@ -33,9 +33,9 @@ from scope_jax.run import (
     MetricsWriter,
     Stopped,
     StopSignal,
-    is_full,
     read_metrics,
 )
+from scope_jax.run.failures import is_full
 from scope_jax.supervise import supervise
 from scope_jax.train import train
 from scope_jax.training import learner, rollouts

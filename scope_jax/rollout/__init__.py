@@ -11,8 +11,8 @@ from scope_jax.rollout.sampling import SampleSpec
 from scope_jax.rollout.text import completion_ids, completion_texts, texts
 
 __all__ = [
-    "SampleSpec",
     "Generator",
+    "SampleSpec",
     "check_heads",
     "completion_ids",
     "completion_texts",

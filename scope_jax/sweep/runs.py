@@ -33,8 +33,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from scope_jax.config import FREE, check_config, default_config
-from scope_jax.run import STOPPED, NoRoom, Stopped, read_metrics, write_atomically
-from scope_jax.run.checkpoints import is_passing
+from scope_jax.run import STOPPED, NoRoom, Stopped, failures, read_metrics, write_atomically
 
 # What a record keeps of a run: figures of the last step by prefix, means over the steps, and
 # curves.
@@ -300,7 +299,6 @@ def work(
     All in this process, so that runs of equal shapes share their compiled programs. A run that
     gave up, does not fit into memory or whose input is bad is recorded as failed; another error of
     the device, and Stopped, end the worker, because they say nothing about the run."""
-    import jax
 
     from scope_jax.train import train
 
@@ -319,14 +317,8 @@ def work(
             try:
                 summary = train(configs[run.name].copy_and_resolve_references(), place)
             except (ValueError, OSError, RuntimeError) as error:
-                if isinstance(
-                    error, jax.errors.JaxRuntimeError
-                ) and "RESOURCE_EXHAUSTED" not in str(error):
+                if failures.says_nothing_of_the_run(error):
                     raise
-                if is_passing(error) or (
-                    isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                ):
-                    raise  # a full disk, a storage or a network says nothing about the run either
                 failed += 1
                 reason = " ".join(str(error).split())
                 write_failure(records, run, reason)
@@ -508,7 +500,6 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
     import jax
     from absl import logging
 
-    from scope_jax.cli import leave
     from scope_jax.devices.mesh import use_cpu_cores
 
     # Ctrl-C reaches every process of a terminal: the one that started this one ends it, without a
@@ -543,7 +534,7 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         if isinstance(error, NoRoom):
-            leave(2)
+            failures.leave(2)
         return 2
 
 
