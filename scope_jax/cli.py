@@ -1,13 +1,11 @@
 """What the entry points share on the command line: a config file with overrides, a workdir,
 one-line errors."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -15,49 +13,7 @@ from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.devices import hosts
 from scope_jax.devices.mesh import use_cpu_cores
-from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
-from scope_jax.run.checkpoints import StorageError, is_passing
-
-# How XLA's own errors begin.
-_OF_XLA = re.compile(
-    r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): "
-)
-_begun = False
-
-
-def begun() -> None:
-    """A run says that its loop begins: what it was given is good. A file that cannot be read or
-    written from now on is no bad input, and starting the command again may help."""
-    global _begun
-    _begun = True
-
-
-def is_crash(error: Exception) -> bool:
-    """Whether an error is one that nobody expected, which ends a program with its traceback: of
-    the devices, of another process that went away in a collective (between CPUs a ValueError now
-    and then), or a mistake in the program."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return True
-    if is_full(error):
-        return False
-    if isinstance(error, ValueError):
-        return _OF_XLA.match(str(error)) is not None
-    # OSError: a missing file, and what config_flags raises, over several lines, for a config file
-    # that is not there.
-    return not isinstance(error, OSError | RuntimeError)
-
-
-def exit_code(error: BaseException) -> int:
-    """Of a program that such an error ends with one line. 2: bad input, or a run that gave up,
-    which ends in the same way every time. 1: a storage or a network that failed, a full disk."""
-    if (
-        isinstance(error, NoRoom)
-        or is_full(error)
-        or is_passing(error)
-        or (_begun and isinstance(error, OSError))
-    ):
-        return 1
-    return 2
+from scope_jax.run import Stopped, failures
 
 
 def run(
@@ -69,10 +25,8 @@ def run(
     extra: Callable[[], Any] | None = None,
 ) -> None:
     """Parse `--config=NAME [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir,
-    flag values)` and print what it returns. Bad input (ValueError, FileNotFoundError) and a run
-    that gave up (RuntimeError) end with one line on standard error and exit code 2; a full disk,
-    and a storage or a network that failed, with one line and exit code 1; a run that was asked to
-    stop with one line and exit code 75.
+    flag values)` and print what it returns. An error ends the program as the table in
+    `scope_jax.run.failures` says.
 
     `schema`: the dataclass that the config describes. `file`: the shipped config file that NAME is
     looked up in where it is no file itself (`read_config`). `workdir`: whether the flag must be
@@ -92,16 +46,6 @@ def run(
     )
     if extra is not None:
         extra()
-
-    def give_up(error: Exception) -> NoReturn:
-        if is_full(error) and not isinstance(error, NoRoom):
-            error = NoRoom(workdir_flag.value or ".")
-        reason, code = " ".join(str(error).split()), exit_code(error)
-        print(f"error: {reason}", file=sys.stderr)
-        hosts.fail(reason, code)
-        if isinstance(error, NoRoom | StorageError):
-            leave(code)
-        sys.exit(code)
 
     def main(argv: list[str]) -> None:
         del argv
@@ -123,17 +67,21 @@ def run(
             hosts.finish()
             if hosts.is_main():
                 print(said)
-        except Stopped as stopped:
-            # All processes have agreed on it.
-            hosts.finish()
-            if hosts.is_main():
-                print(f"stopped: {stopped}", file=sys.stderr)
-            sys.exit(STOPPED)
         except Exception as error:
-            if not is_crash(error):
-                give_up(error)
-            hosts.crashed(error)
-            raise
+            line, code = failures.ending(error, workdir_flag.value or ".")
+            if isinstance(error, Stopped):
+                hosts.finish()  # all processes have agreed on it
+                if hosts.is_main():
+                    print(line, file=sys.stderr)
+                sys.exit(code)
+            if line is None:
+                hosts.crashed(error)
+                raise
+            print(line, file=sys.stderr)
+            hosts.fail(line.removeprefix("error: "), code)
+            if code == 1:
+                failures.leave(code)
+            sys.exit(code)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -163,11 +111,3 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
         else:
             overrides.append((match[1], "true"))
     return overrides, left
-
-
-def leave(code: int) -> None:
-    """End the process without the usual way out. After a save that failed, some of Orbax's threads
-    may wait for minutes for the rest of it, and Python for them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -413,7 +413,9 @@ def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
     )
     assert len(summary["thresholds"]) == 9 and summary["threshold/best_exact"] in labels.THRESHOLDS
     assert summary["labels/label_tokens"] > 0
-    lines = [json.loads(line) for line in (tmp_path / "target.labels.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "target.labels.jsonl").read_text().splitlines()
+    ]
     train = [line for line in lines if line["split"] == "train" and "chunk" not in line]
     assert len(train) == summary["train_rows"]
     equal = [
@@ -645,7 +647,8 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
         supervise(math_config({**settings, "target.labels.kind": "oracle"}), folder / "no_oracle")
     summary = supervise(math_config(settings), folder / "prm")
     lines = [
-        json.loads(line) for line in (folder / "prm" / "target.labels.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (folder / "prm" / "target.labels.jsonl").read_text().splitlines()
     ]
     rows = [line for line in lines if "chunk" not in line]
     assert [(line["split"], line["chunk"]) for line in lines if "chunk" in line] == [

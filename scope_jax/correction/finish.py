@@ -69,8 +69,7 @@ def _extend(
         generator = scene.teacher.generator if scene.teacher else None
     if generator is None:
         raise ValueError(
-            "method.tail 'teacher' needs a teacher that is a model on the mesh; use tail"
-            " 'policy'"
+            "method.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'"
         )
     job, rows = corrected.job, corrected.rows
     return generator.extend(

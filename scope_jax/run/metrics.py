@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_jax.devices.hosts import is_main
-from scope_jax.run.workdir import say_a_full_disk_once, write_atomically
+from scope_jax.run.failures import quiet_threads
+from scope_jax.run.workdir import write_atomically
 
 
 class MetricsWriter:
@@ -41,7 +42,7 @@ class MetricsWriter:
         # Without a buffer: what a full disk did not take is not tried again at the end of the
         # process.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  Closed by close().
-        say_a_full_disk_once()
+        quiet_threads()
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
         # A START record makes readers drop what an earlier, killed process wrote at or past this
         # step.

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import jax
 
 from scope_jax.devices.hosts import from_main, is_main
+from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import Stopped, StopSignal
@@ -145,9 +146,7 @@ class Session:
         the next number; a run that is asked to stop ends here or at a `safe_point`, with Stopped."""
         keeping = self.keeping
         self._open_metrics()
-        from scope_jax.cli import begun
-
-        begun()
+        failures.begun()
         bar = self._opened.enter_context(
             progress(keeping.steps, initial=self.start, desc=self.workdir.name)
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_jax.configuration import train_config
-from scope_jax.run import STOPPED, NoRoom, Stopped
+from scope_jax.run import STOPPED, NoRoom, Stopped, failures
 from scope_jax.sweep.records import check_records, is_finished
 from scope_jax.sweep.runs import Checkpoint, Run, config_of, load_sweep, select_runs
 from scope_jax.sweep.worker import make_checkpoints, pin, work
@@ -115,7 +115,6 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
     import jax
     from absl import logging
 
-    from scope_jax.cli import leave
     from scope_jax.devices.mesh import use_cpu_cores
 
     # Ctrl-C reaches every process of a terminal. The parent ends this one, without a traceback.
@@ -140,7 +139,7 @@ def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoi
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         if isinstance(error, NoRoom):
-            leave(2)
+            failures.leave(2)
         return 2
 
 

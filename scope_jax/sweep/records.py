@@ -133,9 +133,7 @@ def _changed(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
         del defaults["method.name"]
     given, usual = (json.loads(json.dumps(dict(flat))) for flat in (settings, defaults))
     return {
-        name: value
-        for name, value in given.items()
-        if name not in usual or value != usual[name]
+        name: value for name, value in given.items() if name not in usual or value != usual[name]
     }
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scope_jax.run import read_metrics
-from scope_jax.run.checkpoints import is_passing
+from scope_jax.configuration.supervision import SuperviseConfig
+from scope_jax.run import failures, read_metrics
 from scope_jax.sweep.records import (
     Record,
     code_version,
@@ -18,7 +18,6 @@ from scope_jax.sweep.records import (
     write_failure,
     write_record,
 )
-from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.sweep.runs import Checkpoint, Run, config_of
 
 
@@ -55,7 +54,7 @@ def work(
             try:
                 summary = train(configs[run.name].copy_and_resolve_references(), place)
             except (ValueError, OSError, RuntimeError) as error:
-                if not _is_the_runs_own(error):
+                if failures.says_nothing_of_the_run(error):
                     raise
                 failed += 1
                 reason = " ".join(str(error).split())
@@ -88,7 +87,8 @@ def make_checkpoints(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         print(f"== checkpoint {checkpoint.directory}", flush=True)
         supervise(
-            config_of(checkpoint.config, checkpoint.overrides, SuperviseConfig), checkpoint.directory
+            config_of(checkpoint.config, checkpoint.overrides, SuperviseConfig),
+            checkpoint.directory,
         )
 
 
@@ -112,19 +112,6 @@ def claim(lock: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-def _is_the_runs_own(error: Exception) -> bool:
-    """Whether an error says something about the run and not about the machine that it ran on."""
-    import jax
-
-    # Of a device's errors, only too little memory is about the run.
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        return False
-    if is_passing(error):
-        return False
-    # A full disk, a storage or a network; a missing file is the run's own.
-    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
 
 def _figures(record: Record) -> str:

@@ -5,13 +5,13 @@ one TEACHER step each, or a whole TEACHER solution; a reason for every row witho
 """
 
 from scope_jax.teachers.base import Teacher, TeacherSpec
+from scope_jax.teachers.client import Endpoint, EndpointSpec
 from scope_jax.teachers.demonstrations import (
     DemonstrationJob,
     Demonstrations,
     DemonstrationSpec,
     without,
 )
-from scope_jax.teachers.client import Endpoint, EndpointSpec
 from scope_jax.teachers.endpoint import EndpointTeacher
 from scope_jax.teachers.model import ModelTeacher
 from scope_jax.teachers.program import ProgramTeacher

@@ -6,13 +6,13 @@ from typing import Any
 from scope_jax.streams import Host, request_seed
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.base import Ask, Corrected, Job, TeacherSpec, encode_reply, write_steps
+from scope_jax.teachers.client import Endpoint
 from scope_jax.teachers.demonstrations import (
     DemonstrationJob,
     Demonstrations,
     Refused,
     write_solutions,
 )
-from scope_jax.teachers.client import Endpoint
 from scope_jax.teachers.prompts import prompt_text
 from scope_jax.teachers.replies import read_reply
 

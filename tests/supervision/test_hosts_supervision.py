@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from support.run_processes import start, wait
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
-from scope_jax import cli
+from scope_jax.run import failures
 from scope_jax.supervise import supervise
 
 # For the process reward model each process is in a folder of its own, as on machines that share
@@ -52,7 +52,7 @@ def assert_same(one: dict, other: dict) -> None:
 def test_two_processes_train_as_one_does(
     checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cli, "_begun", False)
+    monkeypatch.setattr(failures, "_begun", False)
     settings = {
         "policy": {
             **POLICY,
@@ -81,7 +81,7 @@ def test_two_processes_train_as_one_does(
         name: supervise(tiny_config(config, settings[name]), tmp_path / name)
         for name, config in (("policy", "base"), ("prm", "prm"))
     }
-    assert cli._begun  # what fails from the first step on is no bad input
+    assert failures._begun  # what fails from the first step on is no bad input
     codes, said = wait(
         start([sys.executable, "-c", PROGRAM, str(told)], checkpoints.folder, 2, 4),
         checkpoints.folder,
@@ -111,5 +111,7 @@ def test_two_processes_train_as_one_does(
         weights = load_file(wanted / "model.safetensors")
         for array, value in load_file(found / "model.safetensors").items():
             np.testing.assert_allclose(value, weights[array], atol=1e-4, err_msg=array)
-    assert (tmp_path / "two" / "machine_1" / "prm" / "target.labels.jsonl").read_text() == "not labels"
+    assert (
+        tmp_path / "two" / "machine_1" / "prm" / "target.labels.jsonl"
+    ).read_text() == "not labels"
     assert not (tmp_path / "two" / "machine_1" / "prm" / "model.safetensors").exists()

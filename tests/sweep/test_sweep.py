@@ -201,7 +201,10 @@ def test_a_record_by_hand():
     rows[1] |= {"cost/teacher_tokens": 250.0, "scope/accepted_share": 1.0}
     rows[-1] |= {"eval/pass@1": 1 / 3, "eval/unscored": float("nan")}
     run = sweep.Run(
-        "a/b", "configs/run.py:grpo,arithmetic", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"}
+        "a/b",
+        "configs/run.py:grpo,arithmetic",
+        {"seed": 7, "task.options.seed": 3},
+        {"method": "grpo"},
     )
     config = sweep.config_of(run.config, run.overrides)
     record = sweep.record_of(
