@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, learning, streams
@@ -329,13 +328,11 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     return f"done: {summary['steps']} steps  {figures}\nreport: {report}"
 
 
-def _flags() -> None:
-    flags.DEFINE_list(
-        "allow_changed_config",
-        [],
-        "Go on with a run although these settings (loss.clip_high,...; or all) have changed.",
-    )
-
-
 if __name__ == "__main__":
-    cli.run(command, TrainConfig, file="run.py", extra=_flags)
+    changed = "Go on with a run although these settings (loss.clip_high,...; or all) have changed"
+    cli.run(
+        command,
+        TrainConfig,
+        file="run.py",
+        more=[cli.Flag("allow_changed_config", changed, [], list)],
+    )
