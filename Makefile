@@ -7,6 +7,8 @@ FIT_VENV ?= .venv-fit
 EXTRAS ?= test
 # Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
 ARGS ?=
+# Processes that share the tests of make test and make long.
+WORKERS ?= 2
 
 comma := ,
 READY := $(VENV)/.ready-$(notdir $(PYTHON))-$(subst $(comma),+,$(EXTRAS))
@@ -21,7 +23,7 @@ VERSION = -c 'import sys; print(sys.version_info[:2])'
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
-	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) ARGS=..."
+	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) WORKERS=$(WORKERS) ARGS=..."
 
 setup: $(READY)  ## the environment in .venv (the other targets call this; done once)
 
@@ -36,9 +38,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## SCOPE beside GRPO on the embedded task, on this machine
 	"$(BIN)/python" -m scope_jax.demo $(ARGS)
 
-test: lint  ## lint, types, then every test (needs no torch and no network)
-	@echo "== pytest"
-	@"$(BIN)/python" -m pytest $(ARGS)
+test: lint  ## lint, types, then every test but the long ones (needs no torch and no network)
+	@echo "== pytest, $(WORKERS) workers"
+	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	@echo "== ruff check"
@@ -80,8 +82,8 @@ bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their 
 kills: $(READY)  ## tiny runs killed at random moments until they finish, against undisturbed ones (minutes)
 	@"$(BIN)/python" tests/kill_runs.py $(ARGS)
 
-long: $(READY)  ## the tests that take minutes each
-	@"$(BIN)/python" -m pytest -m long $(ARGS)
+long: $(READY)  ## the tests that take long each
+	@"$(BIN)/python" -m pytest -m long -n $(WORKERS) --dist worksteal $(ARGS)
 
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
 	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info

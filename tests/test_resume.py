@@ -268,6 +268,7 @@ def test_supervised_steps_and_buffers_stop_and_go_on_the_same(checkpoints: Tiny,
         assert_same_run(tmp_path / name, tmp_path / f"{name}_whole")
 
 
+@pytest.mark.long
 def test_the_command_line_stops_with_its_own_exit_code(checkpoints: Tiny, tmp_path: Path):
     """SIGTERM, then Ctrl-C, then to the end: as a run that was never stopped."""
     more = {"steps": 60, "checkpoint.every": 50, **NO_EVALUATION}

@@ -304,6 +304,7 @@ def train(
     return said
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(
     checkpoints: Tiny, tmp_path: Path
 ):

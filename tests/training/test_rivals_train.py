@@ -3,6 +3,7 @@ does to a step."""
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 from support.tiny_runs import Tiny
 
-from scope_jax import learning, rollout, teachers
-from scope_jax.configuration import check_config, sample_spec
+from scope_jax import learning, rollout, tasks, teachers
+from scope_jax.configuration import train_config
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.rollout import completion_texts, from_prompts
 from scope_jax.run import PhaseTimer, read_metrics
@@ -118,7 +119,7 @@ def test_supervised_steps_have_no_rollouts(runs: dict[str, list[dict]]):
             assert row["loss/total"] == pytest.approx(-row["policy/teacher_logp"], rel=1e-5)
 
 
-def test_process_rewards_reach_groups_without_an_outcome(runs: dict[str, list[dict]]):
+def test_process_rewards_are_added_to_the_outcome(runs: dict[str, list[dict]]):
     # Rollouts are those of Dr.GRPO at the first step: the same key and the same policy.
     for name in ("prm_reward", "prm_min", "vppo"):
         assert runs[name][0]["reward/mean"] == runs["dr_grpo"][0]["reward/mean"]
@@ -126,14 +127,42 @@ def test_process_rewards_reach_groups_without_an_outcome(runs: dict[str, list[di
             runs[name][0]["cost/prm_tokens"] > 0
             and runs[name][0]["grad/norm"] != runs["dr_grpo"][0]["grad/norm"]
         )
-        # Groups of one outcome have token advantages all the same, and are counted so.
-        before, after = (
-            [row[f"advantage/zero_group_share{end}"] for row in runs[name]]
-            for end in ("", "_after")
-        )
-        assert sum(after) < sum(before)
     for row in runs["dr_grpo"]:
         assert row["advantage/zero_group_share_after"] == row["advantage/zero_group_share"]
+
+
+def refuse(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[[str], bool], rest: bool | None = None
+) -> None:
+    """The verifier refuses every answer to prompts that are `refused`, whatever the policy wrote.
+    `rest`: its verdict on all others (None: the one that it has)."""
+    own = tasks.Arithmetic.verify
+
+    def verify(self: Any, problems: Any, texts: Any) -> list[bool]:
+        verdicts = own(self, problems, texts) if rest is None else [rest] * len(texts)
+        return [v and not refused(p.prompt) for v, p in zip(verdicts, problems)]
+
+    monkeypatch.setattr(tasks.Arithmetic, "verify", verify)
+
+
+def every_second(prompt: str) -> bool:
+    return sum(map(ord, prompt)) % 2 == 1
+
+
+def test_process_rewards_reach_groups_without_an_outcome(
+    checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Under a verifier that refuses everything no group has an outcome, whatever the policy: groups
+    have token advantages all the same, and are counted so."""
+    refuse(monkeypatch, lambda prompt: True)
+    for name in ("dr_grpo", "prm_reward", "prm_min", "vppo"):
+        train(checkpoints.config(name, settings(checkpoints, name)), tmp_path / name)
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        before, after = (
+            [row[f"advantage/zero_group_share{end}"] for row in rows] for end in ("", "_after")
+        )
+        assert before == [1, 1, 1]
+        assert sum(after) == 3 if name == "dr_grpo" else sum(after) < 3, name
 
 
 def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]]):
@@ -229,7 +258,10 @@ def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
     assert [bool(v) and bool(f) for v, f in zip(verdict, finished)] == (both.reward_B == 1).tolist()
 
 
-def test_a_demonstration_that_is_refused_is_not_learned_from(scene: Scene):
+def test_a_demonstration_that_is_refused_is_not_learned_from(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    refuse(monkeypatch, every_second, rest=True)
     config = scene.config.copy_and_resolve_references()
     config.demonstrations.verified = True
     with jax.set_mesh(scene.mesh):
@@ -249,7 +281,7 @@ def test_a_demonstration_that_is_refused_is_not_learned_from(scene: Scene):
             for c in (scene.config, config)
         )
         wrong = taken.reward_B != 1
-        assert wrong.any() and not wrong.all()  # the tiny teacher is right now and then
+        assert wrong.any() and not wrong.all()
         assert (
             strict.include_B.tolist() == (~wrong).tolist()
             and strict.metrics["demonstrations/used"] == (~wrong).sum()
@@ -572,14 +604,16 @@ def test_the_teachers_probabilities_reach_the_update(scene: Scene):
 
 
 @pytest.mark.parametrize("name", ["relift", "luffy", "dapo"])
-def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name: str):
+def test_a_stopped_run_goes_on_the_same(
+    checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
     """Stopped after step 3 of 5: the buffer of failed prompts and the place in the problems are
     part of the checkpoint."""
-    more = settings(
-        checkpoints,
-        name,
-        {"steps": 5, "checkpoint.keep": 5, "method.buffer": 5 if name == "relift" else 0},
-    )
+    changes: dict[str, Any] = {"steps": 5, "checkpoint.keep": 5}
+    if name == "relift":
+        changes |= {"method.buffer": 5, "demonstrations.verified": False}
+        refuse(monkeypatch, every_second)  # so that there are groups that failed
+    more = settings(checkpoints, name, changes)
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(checkpoints.config(name, more), whole)
     shutil.copytree(whole, part)
