@@ -15,7 +15,7 @@ shift 2
 # Config files import each other as configs.X, so the program starts in the repository; paths given stay the caller's.
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ ! -f "$config" ]]; then
-  echo "error: $config: no such config file; give one such as configs/arithmetic/scope.py" >&2
+  echo "error: $config: no such config file; give one such as configs/run.py:scope,arithmetic" >&2
   exit 2
 fi
 config="$(cd -- "$(dirname -- "$config")" && pwd)/$(basename -- "$config")"

@@ -1,20 +1,21 @@
-"""Tests run on 8 CPU devices, with strict promotion rules, and without a network."""
+"""Tests run on 8 CPU devices, with strict promotion rules, and without a network.
 
-import json
+docs/testing.md tells what is tested how, and where the time goes."""
+
 import os
 from pathlib import Path
 
 import jax
 import pytest
-from support.tiny_runs import POLICY, PRM, Tiny, command, run_program
+from support.compile_report import CompileReport
+from support.tiny_runs import ROOT, Tiny, make_checkpoints
+from support.workers import made_once
 
 # Nearly all of the suite's time is compilation. LLVM's level 0 halves it, the older emitters of
 # loops halve it again; the arithmetic that XLA chose stays as it is.
 FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if jax.__version_info__ < (
-    0,
-    11,
-):  # XLA ends the process at a flag that it does not know, and this one may go
+# XLA ends the process at a flag that it does not know, and this one may go.
+if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 # Read when the first device is asked for. A flag given from outside stands after ours, and the
 # later one wins.
@@ -23,6 +24,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that a test starts; this one is told below
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled programs are shared: by the workers of this session, by the programs that tests start,
+# and by the next session.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "cache" / "tests" / "compiled"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--compile-report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="what each test costs, and how much of that is compilation (FILE: as JSON lines too)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("--compile-report")
+    if file is not None:
+        config.pluginmanager.register(CompileReport(file or None, config))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,17 +61,6 @@ def _room_for_programs():
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A policy that solves some of its problems, and a process reward model of its steps, by the
-    command line."""
-    folder = tmp_path_factory.mktemp("tiny")
-    made = {}
-    for name, config, settings in (
-        ("policy", "base", POLICY),
-        (
-            "prm",
-            "prm",
-            {**PRM, "start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")},
-        ),
-    ):
-        done = run_program(command("supervise", config, folder / name, settings), folder)
-        made[name] = json.loads(done.stdout.splitlines()[-1])
-    return Tiny(folder, folder / "policy", folder / "prm", made)
+    command line: made once, whichever worker needs it first."""
+    shared, made = made_once(tmp_path_factory, "checkpoints", make_checkpoints)
+    return Tiny(tmp_path_factory.mktemp("tiny"), shared / "policy", shared / "prm", made)

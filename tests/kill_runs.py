@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from support.tiny_runs import POLICY, PRM, ROOT, Tiny, command, environment, run_program
+from support.tiny_runs import ROOT, Tiny, environment, make_checkpoints, run_program
 
 STEPS = 16
 COMMON: dict[str, Any] = {
@@ -43,8 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "grpo",
         {"training.epochs": 2, "training.mini_batches": 2, "loss.old_logp": "recompute"},
     ),
-    "luffy": ("luffy", {"demonstrations.per_group": 1, "demonstrations.verified": False}),
-    "relift": ("relift", {"demonstrations.buffer": 3, "checkpoint.every": 1}),
+    "luffy": ("luffy", {"method.per_group": 1, "demonstrations.verified": False}),
+    "relift": ("relift", {"method.buffer": 3, "checkpoint.every": 1}),
     "scope": ("scope", {"loss.teacher_weight": 0.2}),
     # 8 problems, 4 a step: every second checkpoint lies between two epochs of the data, every
     # other one does not.
@@ -54,27 +54,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lora": ("scope", {"lora.rank": 4, "training.mini_batches": 2}),
     "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
-    "dapo": ("dapo", {"rollout.resample": 2, "checkpoint.every": 3}),
+    "dapo": ("dapo", {"method.resample": 2, "checkpoint.every": 3}),
 }
 MACHINE = ("time/", "throughput/", "compile/")  # what two runs of the same numbers need not share
-
-
-def prepare(folder: Path) -> Tiny:
-    """The tiny policy and process reward model that every case starts from."""
-    made = {}
-    for name, config, settings in (
-        ("policy", "base", POLICY),
-        (
-            "prm",
-            "prm",
-            {**PRM, "start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")},
-        ),
-    ):
-        done = run_program(
-            command("supervise", config, folder / name, settings), folder, seconds=1200
-        )
-        made[name] = json.loads(done.stdout.splitlines()[-1])
-    return Tiny(folder, folder / "policy", folder / "prm", made)
 
 
 def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:
@@ -89,7 +71,10 @@ def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:
 
 def content(workdir: Path) -> dict[str, Any]:
     """What must be equal, by name."""
-    plain = lambda row: {key: value for key, value in row.items() if not key.startswith(MACHINE)}
+
+    def plain(row):
+        return {key: value for key, value in row.items() if not key.startswith(MACHINE)}
+
     summary = json.loads((workdir / "summary.json").read_text())
     record = json.loads((workdir / "checkpoints" / str(STEPS) / "record" / "metadata").read_text())
     files = sorted(
@@ -123,16 +108,21 @@ def disturb(
     """Wait for a random moment and send a signal: (name of the signal, whether the process was
     still there). `last`: it may be the end of the run, after its last step."""
     where = draw.choices(("start", "step", "end"), (1, 7, 2 * last))[0]
-    target: Callable[[], bool] = lambda: True
+
+    def target() -> bool:
+        return True
+
     delay = draw.uniform(0, 8)
     if where == "step":
         goal, delay = lines(workdir) + draw.randint(1, 3), draw.uniform(0, 0.3)
         old = workdir / "metrics.jsonl"
         before = old.stat().st_ino if old.is_file() else 0
+
         # A run that goes on writes its metrics anew: only then do its own lines count.
-        target = lambda: (
-            old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
-        )
+        def target():
+            return (
+                old.is_file() and old.stat().st_ino != before and lines(workdir) >= min(goal, STEPS)
+            )
     elif where == "end":
         target, delay = lambda: lines(workdir) >= STEPS, draw.uniform(0, 1.5)
     while process.poll() is None and not target():
@@ -222,7 +212,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        tiny = prepare(folder.absolute())
+        folder = folder.absolute()
+        made = make_checkpoints(folder)
+        tiny = Tiny(folder, folder / "policy", folder / "prm", made)
         print(f"seed {args.seed}, {STEPS} steps, {args.kills} kills of each case", flush=True)
         heads = (
             "case",
@@ -237,7 +229,10 @@ def main() -> int:
         for case in fnmatch.filter(CASES, args.only):
             row = run_case(tiny, case, args.kills, args.seed)
             rows.append(row)
-            join = lambda values: " ".join(map(str, values))
+
+            def join(values):
+                return " ".join(map(str, values))
+
             cells = [
                 case,
                 row["SIGKILL"],

@@ -128,11 +128,11 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ),
         ({"optimizer.learning_rate": float("inf")}, "OptimizerSpec.learning_rate = inf"),
         (
-            {"correction.tail": "both"},
-            "correction.tail = 'both' is unknown; one of policy, teacher, none",
+            {"method.tail": "both"},
+            "method.tail = 'both' is unknown; one of policy, teacher, none",
         ),
-        ({"correction.tail": "none"}, "set accept to 'unverified'"),
-        ({"correction.select.rule": "best"}, "selection rule 'best' is unknown"),
+        ({"method.tail": "none"}, "set accept to 'unverified'"),
+        ({"method.select.rule": "best"}, "method.select.rule = 'best' is unknown"),
         ({"rollout.temperature": -1.0}, "SampleSpec.temperature -1.0 must be >= 0"),
         ({"rollout.top_p": 0.0}, "SampleSpec.top_p 0.0 must be in (0, 1]"),
         (
@@ -237,9 +237,12 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     ]  # prompts of 5 and 7 tokens in turn
     source = Problems.from_list(problems, "mixed lengths")
     tokenizer = character_tokenizer(domain.characters)
-    take = lambda limit: next_problems(
-        source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
-    )
+
+    def take(limit):
+        return next_problems(
+            source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
+        )
+
     drawn, ids, position, dropped = take(5)
     assert len(drawn) == len(ids) == 6 and all(
         len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids)
@@ -372,7 +375,7 @@ def test_unknown_keys_of_a_config_file_name_the_nearest(tmp_path: Path):
     config.correction.treshold = 0.4
     assert (
         "config.correction.treshold: unknown key; the nearest known one is"
-        " config.correction.threshold" in refused(config, tmp_path / "run")
+        " config.localiser.threshold" in refused(config, tmp_path / "run")
     )
     config = tiny_config("scope", {})
     del config.loss.clip_high

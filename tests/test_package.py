@@ -58,7 +58,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_configs(site):
     wheel = {name for name in files(site, "") if ".dist-info/" not in name}
     package = {name for name in files(ROOT / "scope_jax", "scope_jax") if "/configs/" not in name}
     assert wheel == package | files(ROOT / "configs", "scope_jax/configs")
-    assert "scope_jax/configs/arithmetic/scope.py" in wheel
+    assert "scope_jax/configs/run.py:scope,arithmetic" in wheel
     assert not [path for path in site.rglob("*.py") if str(ROOT) in path.read_text()]
 
 

@@ -33,9 +33,9 @@ from scope_jax.run import (
     MetricsWriter,
     Stopped,
     StopSignal,
-    is_full,
     read_metrics,
 )
+from scope_jax.run.failures import is_full
 from scope_jax.supervise import supervise
 from scope_jax.train import train
 from scope_jax.training import learner, rollouts
@@ -249,10 +249,10 @@ def test_supervised_steps_and_buffers_stop_and_go_on_the_same(checkpoints: Tiny,
         **NO_EVALUATION,
     }
     for name, more, where, number in (
-        ("relift", {"demonstrations.buffer": 5}, "collect_rollouts", 3),
+        ("relift", {"method.buffer": 5}, "collect_rollouts", 3),
         (
             "sft_grpo",
-            {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+            {"sft.steps": 2, "sft.prompts": 4},
             "collect_demonstrations",
             2,
         ),
@@ -325,7 +325,8 @@ def test_supervised_training_stops_and_goes_on_the_same(tmp_path: Path):
 def test_a_sweep_that_is_stopped_records_nothing_and_goes_on(checkpoints: Tiny, tmp_path: Path):
     settings = checkpoints.settings("grpo", {"steps": 2, **NO_EVALUATION})
     runs = [
-        sweep.Run(name, str(ROOT / "configs/arithmetic/grpo.py"), settings) for name in ("a", "b")
+        sweep.Run(name, str(ROOT / "configs/run.py:grpo,arithmetic"), settings)
+        for name in ("a", "b")
     ]
     said: list[str] = []
     again = lambda: sweep.work(runs, tmp_path / "work", tmp_path / "records", say=said.append)

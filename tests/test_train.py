@@ -193,7 +193,10 @@ def test_killed_and_started_again_ends_the_same(reference: Path, checkpoints: Ti
         reference / "model" / "model.safetensors"
     ).read_bytes()
     assert numbers(workdir) == numbers(reference)
-    drop = lambda final: {k: v for k, v in final.items() if not k.startswith(MACHINE)}
+
+    def drop(final):
+        return {k: v for k, v in final.items() if not k.startswith(MACHINE)}
+
     summaries = [
         json.loads((folder / "summary.json").read_text()) for folder in (workdir, reference)
     ]
@@ -278,10 +281,10 @@ def test_epochs_use_every_problem_once():
 
 
 ELSEWHERE = {
-    **{f"meshes.teacher.{axis}": size for axis, size in (("data", 4), ("fsdp", 1), ("tensor", 2))},
-    **{f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 8), ("tensor", 1))},
+    **{f"mesh.teacher.{axis}": size for axis, size in (("data", 4), ("fsdp", 1), ("tensor", 2))},
+    **{f"mesh.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 8), ("tensor", 1))},
     **{f"placement.{name}": "host" for name in ("teacher", "prm", "reference", "optimizer")},
-    "correction.rows": 2,
+    "method.rows_at_once": 2,
 }
 
 
@@ -322,20 +325,25 @@ def test_the_mesh_does_not_matter(
         assert {name: one[name] for name in exact} == {name: eight[name] for name in exact}
         assert one["loss/total"] == pytest.approx(eight["loss/total"], abs=1e-5)
         assert one["policy/entropy"] == pytest.approx(eight["policy/entropy"], rel=1e-4)
-    texts = lambda folder, step: [
-        (item["prompt"], [s["text"] for s in item["steps"]])
-        for item in json.loads((folder / "samples" / f"step_{step:06d}.json").read_text())
-    ]
-    shown = lambda folder: [
-        step for step in range(2) if (folder / "samples" / f"step_{step:06d}.json").is_file()
-    ]
+
+    def texts(folder, step):
+        return [
+            (item["prompt"], [s["text"] for s in item["steps"]])
+            for item in json.loads((folder / "samples" / f"step_{step:06d}.json").read_text())
+        ]
+
+    def shown(folder):
+        return [
+            step for step in range(2) if (folder / "samples" / f"step_{step:06d}.json").is_file()
+        ]
+
     assert shown(workdir) == shown(reference) != []
     for step in shown(reference):
         assert texts(workdir, step) == texts(reference, step)
     trained = load_file(workdir / "model" / "model.safetensors")
     # Parameters of the reference after the same two steps.
     from scope_jax import learning
-    from scope_jax.config import optimizer_spec
+    from scope_jax.configuration import optimizer_spec
     from scope_jax.run import Checkpoints
 
     config, params = models.load(checkpoints.policy)

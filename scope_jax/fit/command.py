@@ -1,7 +1,7 @@
 """Will a config fit on a TPU slice, and how fast could it be? Compiles every program of the config
 for the slice, without one.
 
-    python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
+    python -m scope_jax.fit --config=scope,math_1_5b --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
         [--only=rollout,update] [--largest] [--json] [--workdir=DIR]
 
 Needs libtpu (`pip install "scope_jax[fit]"`), which holds the compiler. Memory is what that
@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli
-from scope_jax.config import check_config, final_group, needs_prm, needs_teacher
+from scope_jax.configuration import check_config, final_group, needs_prm, needs_teacher
 from scope_jax.fit import hlo, lint
 from scope_jax.fit.costs import roofline
 from scope_jax.fit.known_models import model_shapes

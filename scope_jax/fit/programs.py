@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from scope_jax import models
-from scope_jax.config import (
+from scope_jax.configuration import (
     final_group,
     lora_spec,
     loss_spec,
@@ -28,7 +28,7 @@ from scope_jax.config import (
     optimizer_spec,
     steps_spec,
 )
-from scope_jax.correction.locate import bucket
+from scope_jax.correction.sizes import bucket
 from scope_jax.devices.mesh import RULES, make_mesh, reshape_mesh
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
@@ -185,7 +185,7 @@ class _Maker:
 
     def programs(self) -> Iterator[Program]:
         config, rollout, found = self.config, self.config.rollout, self.found
-        group = rollout.group - config.demonstrations.per_group
+        group = rollout.group - config.method.per_group
         policy = frozenset(
             {"policy for decoding"} if "policy for decoding" in self.held else {"weights"}
         )
@@ -199,7 +199,7 @@ class _Maker:
             yield from self.scores()
         if config.correction.enabled:
             yield from self.corrections(policy)
-            if config.correction.localiser == "monte_carlo":
+            if config.localiser.kind == "monte_carlo":
                 self.notes.append(
                     "the continuations of correction.localiser 'monte_carlo' are not compiled"
                 )
@@ -438,7 +438,7 @@ class _Maker:
         config, training = self.config, self.config.training
         batch, passes = self.packed(training.mini_batches, training.micro_batches)
         runs = training.epochs * training.mini_batches * training.length_buckets
-        losses = CLONING if config.demonstrations.supervised_steps >= config.steps else self.losses
+        losses = CLONING if config.sft.steps >= config.steps else self.losses
 
         def lower() -> Any:
             program = _update_program(

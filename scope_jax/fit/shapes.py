@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from scope_jax import learning, models
-from scope_jax.config import lora_spec, optimizer_spec
+from scope_jax.configuration import lora_spec, optimizer_spec
 from scope_jax.devices.mesh import sharding
 from scope_jax.learning.update import TrainState
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings

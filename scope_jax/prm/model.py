@@ -33,22 +33,22 @@ BATCHES = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProcessRewardModel:
-    """A PRM: weights, tokenizer, and the published format that says how a solution is written down
-    for it and where its scores stand. `format`: "auto" (recognised from head and tokenizer),
-    "qwen" (Qwen2.5-Math-PRM), "math_shepherd" (math-shepherd-mistral-7b-prm) or "skywork"
-    (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go through the model
-    together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh
-    that is set). Parked weights (`mesh.to_host_memory`) are brought to the devices for each call of `score`.
+    """A process reward model and the published format that it reads.
 
     Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of
     the one that is named.
     """
 
+    # Those that wait in host memory are brought to the devices for each call of `score`.
     params: models.Params
     config: models.ModelConfig
-    tokenizer: Any
+    tokenizer: Any  # its own
+    # auto (recognised from head and tokenizer) | qwen (Qwen2.5-Math-PRM) | math_shepherd
+    # (math-shepherd-mistral-7b-prm) | skywork (Skywork-o1-Open-PRM).
     format: str = "auto"
+    # About how many padded tokens go through the model together at most; bounds its memory.
     tokens_at_once: int = 1 << 16
+    # The same devices in another shape; None: the mesh that is set.
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:

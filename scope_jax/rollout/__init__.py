@@ -6,13 +6,15 @@ tokens, who wrote each of them, and its log-prob at the time of sampling.
 
 from scope_jax.rollout.generate import check_heads, from_prompts, generate
 from scope_jax.rollout.generator import Generator
+from scope_jax.rollout.policy import Policy, solution_end
 from scope_jax.rollout.rows import cut, place_rows, splice, take_rows
 from scope_jax.rollout.sampling import SampleSpec
 from scope_jax.rollout.text import completion_ids, completion_texts, texts
 
 __all__ = [
-    "SampleSpec",
     "Generator",
+    "Policy",
+    "SampleSpec",
     "check_heads",
     "completion_ids",
     "completion_texts",
@@ -20,6 +22,7 @@ __all__ = [
     "from_prompts",
     "generate",
     "place_rows",
+    "solution_end",
     "splice",
     "take_rows",
     "texts",

@@ -10,19 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from scope_jax import learning, models, rollout
-from scope_jax.config import lora_spec, loss_spec, optimizer_spec
+from scope_jax import learning, models, rollout, streams
+from scope_jax.configuration import TrainConfig
 from scope_jax.devices.hosts import settle
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
-# Keys of steps count up from 0: this one is none of theirs.
-LORA_STREAM = 2**31 - 1
-# Streams of a step's key that no row has: the order of groups in an epoch.
-ORDER_STREAM = 1 << 21
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
 
@@ -36,10 +31,10 @@ class Learner:
     those of models.policy.
     """
 
-    def __init__(self, config: ConfigDict, actors: Actors, mesh: Mesh, root: jax.Array):
+    def __init__(self, config: TrainConfig, actors: Actors, mesh: Mesh, root: jax.Array):
         self.config, self.model, self.mesh = config, actors.config, mesh
-        self.losses, self.lora = loss_spec(config), lora_spec(config)
-        self.optimizer = optimizer_spec(config)
+        self.losses, self.lora = config.loss, config.lora.spec
+        self.optimizer = config.optimizer
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
         self.start: models.Params = (
@@ -50,7 +45,7 @@ class Learner:
         trained = actors.params
         if self.lora is not None:
             trained = models.init_lora(
-                actors.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh
+                actors.config, self.lora, jax.random.fold_in(root, streams.LORA), mesh
             )
         # What weights are used in; what they are kept in may be wider.
         self.dtype = jnp.dtype(config.dtype)
@@ -59,7 +54,11 @@ class Learner:
 
     # ---- moves
 
-    def policy(self) -> rollout.Generator:
+    def restore(self, state: Any) -> None:
+        """Take up a state that was saved."""
+        self.state = state
+
+    def publish(self) -> rollout.Generator:
         """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments,
         and weights that are kept in another dtype than they are used in, wait in host memory from
         now on, until the next update."""
@@ -161,7 +160,7 @@ class Learner:
                 self.model,
                 self.state.params,
                 self.lora,
-                base=self.config.models.policy,
+                base=self.config.models.policy or "",
             )
 
     # ---- parts
@@ -272,7 +271,7 @@ def _mini_batches(
     if parts == 1:
         return [jnp.arange(groups * group)]
     order = jax.random.permutation(
-        jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch), groups
+        jax.random.fold_in(jax.random.fold_in(key, streams.ORDER), epoch), groups
     )
     rows = order[:, None] * group + jnp.arange(group)[None]
     return list(rows.reshape(parts, -1))

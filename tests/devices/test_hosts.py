@@ -103,8 +103,8 @@ def command_line(tmp_path: Path, entry: str) -> list[str]:
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
     )
     body = (
-        "import os, time\nimport jax\nfrom scope_jax import cli, hosts\ndef"
-        f" entry(*_):\n{textwrap.indent(entry, '    ')}\n"
+        "import os, time\nimport jax\nfrom scope_jax import cli\nfrom scope_jax.devices import hosts\n"
+        f"def entry(*_):\n{textwrap.indent(entry, '    ')}\n"
     )
     return [sys.executable, "-c", f"{body}cli.run(entry, workdir=False)", f"--config={config}"]
 
@@ -313,9 +313,9 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(
     process on another mesh, and ends where the undisturbed run ends."""
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     mesh |= {
-        f"meshes.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
+        f"mesh.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
     }
-    mesh |= {f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
+    mesh |= {f"mesh.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
     one, two = tmp_path / "one", tmp_path / "two"
     train(checkpoints, checkpoints.folder, one, 1, 8, {"steps": 3, **mesh})
     running = start(run(checkpoints, two, {"steps": 2, **mesh}), checkpoints.folder, 2, 4)

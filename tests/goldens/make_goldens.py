@@ -2,8 +2,9 @@
 transformers, an implementation that shares no code with ours.
 
     python tests/goldens/make_goldens.py            write the .npz files beside this script
-    python tests/goldens/make_goldens.py --check    make them afresh and compare with the files; then live checks of
-                                                    what `models.save` writes: greedy continuations, tokenizer, PRM
+    python tests/goldens/make_goldens.py --check    make them afresh and compare with the files
+
+--check then looks at what `models.save` writes, live: greedy continuations, tokenizer, PRM.
 
 The weights come from fixtures.py and reach torch through a directory that `models.save` wrote;
 those of the families come from families_fixture.py and reach both through a directory that neither

@@ -2,7 +2,7 @@
 transformers.
 
     python tests/goldens/make_prm_goldens.py            write prm_formats.npz beside this script
-    python tests/goldens/make_prm_goldens.py --check    make it afresh and compare, and compare ours with it
+    python tests/goldens/make_prm_goldens.py --check    make it afresh; compare it and ours with it
 
 Each format is written down here a second time, after its model card: how a solution becomes ids,
 where its scores stand and what is done with the head. The weights come from fixtures.py and reach

@@ -28,13 +28,16 @@ if os.environ.get("FAIL") and any(word.split(":")[0] == os.environ["FAIL"] for w
 if os.environ.get("FAIL_AFTER") and "scope_jax_records.tar.gz" in " ".join(words):
     sys.exit("the machine is gone")
 if arguments[3] == "scp":
-    place = lambda word: machines / word.split(":")[0] / word.split(":")[1] if ":" in word else pathlib.Path(word)
+    def place(word):
+        machine, _, path = word.partition(":")
+        return machines / machine / path if ":" in word else pathlib.Path(word)
     for word in words[:-1]:
         place(words[-1]).mkdir(parents=True, exist_ok=True) if words[-1].endswith(":") else None
         shutil.copy(place(word), place(words[-1]))
 else:
-    command = next(word for word in arguments if word.startswith("--command=")).removeprefix("--command=")
-    sys.exit(subprocess.run(["sh", "-c", command], cwd=machines / words[0]).returncode)
+    (command,) = (word for word in arguments if word.startswith("--command="))
+    command = ["sh", "-c", command.removeprefix("--command=")]
+    sys.exit(subprocess.run(command, cwd=machines / words[0]).returncode)
 """
 # `make setup` of a machine: a Python that takes part in no sweep, but writes down how it was
 # called, and a record.
@@ -48,9 +51,10 @@ import json, os, pathlib, sys, time
 options = dict(word.partition("=")[::2] for word in sys.argv[3:])
 records = pathlib.Path(options["--records"])
 there = sorted(path.name for path in records.rglob("*.json"))
+names = ("Makefile", "untracked name.txt", "deleted.txt", "ignored/x", "more data/in it/x")
 found = {"arguments": sys.argv[1:], "code": os.environ["SCOPE_JAX_CODE"], "there": there,
-          "files": [name for name in ("Makefile", "untracked name.txt", "deleted.txt", "ignored/x", "more data/in it/x")
-                    if pathlib.Path(name).exists()], "sweep": pathlib.Path(options["--sweep"]).is_file()}
+         "files": [name for name in names if pathlib.Path(name).exists()],
+         "sweep": pathlib.Path(options["--sweep"]).is_file()}
 shard = options["--shard"].replace("/", "_of_")
 (records / "a b").mkdir(exist_ok=True)
 (records / "a b" / f"shard_{shard}.json").write_text(json.dumps(found))
@@ -203,8 +207,11 @@ def test_a_dry_run_prints_what_a_run_would_call(place):
     assert not calls(folder) and not (folder / "my records").exists()
     words = [shlex.split(line) for line in printed.splitlines()]
     start(*arguments, ZONE="z")
+
     # Up to the name of the temporary folder, the same words.
-    names = lambda call: [os.path.basename(word) if word.startswith("/") else word for word in call]
+    def names(call):
+        return [os.path.basename(word) if word.startswith("/") else word for word in call]
+
     assert [names(call[1:]) for call in words if call[0] == "gcloud"] == [
         names(call) for call in calls(folder)
     ]
@@ -399,9 +406,14 @@ def test_a_dry_run_writes_and_calls_nothing(tmp_path, script):
     }
     if script == "sweep_slice.sh":
         variables["PYTHON"] = str(tmp_path / "plan")
-    files = lambda: {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if ".git" not in path.parts
-    }
+
+    def files():
+        return {
+            path: path.stat().st_mtime_ns
+            for path in tmp_path.rglob("*")
+            if ".git" not in path.parts
+        }
+
     before = files()
     for arguments in DRY[script]:
         words = [word.replace("{root}", str(root)) for word in arguments]

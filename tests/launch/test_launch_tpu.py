@@ -269,7 +269,10 @@ def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
         ["ACCEPTED", "ACTIVE"],
     )
     watch = cloud.begin("watch", "tpu-0", cloud.config, *HERE, "--spot", BUCKET, "--run=my run")
-    pushed = lambda: cloud.pushed("my run")
+
+    def pushed():
+        return cloud.pushed("my run")
+
     cloud.until(lambda: pushed() >= 5)
     (cloud.repository / "edited while it ran").write_text("")
     fake_gcloud.preempt("tpu-0")  # without notice
@@ -674,8 +677,10 @@ SWEEP = """
 from scope_jax.sweep.runs import Run
 
 def sweep():
-    more = {"seed": 3, "task.name": "arithmetic", "rollout.chat": False, "task.options": {"lengths": (2, 3)}}
-    return [Run(f"a b/{name}", "my config's.py", more, {"seed": 3}) for name in ("one", "two", "three")]
+    more = {"seed": 3, "task.name": "arithmetic", "rollout.chat": False}
+    more["task.options"] = {"lengths": (2, 3)}
+    names = ("one", "two", "three")
+    return [Run(f"a b/{name}", "my config's.py", more, {"seed": 3}) for name in names]
 """
 
 
@@ -697,7 +702,7 @@ def test_a_sweep_on_a_slice_of_two_workers(cloud):
     """Three runs, one after another; the first one's slice is refused once, the second one gives
     up; then nothing is left to do."""
     (cloud.repository / "my config's.py").write_text(
-        "from scope_jax.config import default_config as get_config\n"
+        "from scope_jax.configuration import default_config as get_config\n"
     )
     (cloud.repository / "my sweep.py").write_text(SWEEP)
     (cloud.repository / "configs" / "sweeps").mkdir(parents=True)
@@ -766,7 +771,9 @@ for word do
 done
 mkdir -p "$records"
 case "$3" in
-  plan) for name in one two; do if ! compgen -G "$records/$name.*" > /dev/null; then printf 'a b/%s\\0' "$name"; fi; done ;;
+  plan) for name in one two; do
+      if ! compgen -G "$records/$name.*" > /dev/null; then printf 'a b/%s\\0' "$name"; fi
+    done ;;
   failed) echo "$reason" > "$records/$name.failed.json" ;;
   record) exit 2 ;;
 esac

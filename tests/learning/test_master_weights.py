@@ -16,7 +16,7 @@ from test_mesh import GROUP, batch, direct_gradient, numbers, objective
 
 from scope_jax import learning, models
 from scope_jax import train as train_module
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.models import decoder
 from scope_jax.training.actors import Actors

@@ -26,7 +26,7 @@ from test_mesh import (
 
 from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.learning.optimizer import matrix_mask, round_at_random
 from scope_jax.learning.packing import coarse_width

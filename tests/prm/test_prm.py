@@ -23,7 +23,7 @@ from support.prm_fixtures import (
 )
 
 from scope_jax import evaluate_prm, models
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.data.processbench import LabelledSolution, load_processbench
 from scope_jax.evaluate_prm import (
     UNSCORED,

@@ -2,11 +2,12 @@
 sent there lies there, and what is run there is run there, by bash.
 
     CLOUD/calls           one JSON list of words per call
-    CLOUD/plan.json       what comes of the next requests for a slice: a list, one entry each, used up from the front. "quota":
-                          refused. Else the states that the request goes through, one per look; it stays at the last. None left:
-                          ACTIVE.
+    CLOUD/plan.json       what comes of the next requests for a slice: a list, one entry each, used
+                          up from the front. "quota": refused. Else the states that the request goes
+                          through, one per look; it stays at the last. None left: ACTIVE.
     CLOUD/queued/NAME     JSON: {"states": [left to come, the first one is now], "type", "flags"}
-    CLOUD/vms/NAME/       a slice: state (READY, PREEMPTED, ...), and a home directory per worker, w0, w1, ...
+    CLOUD/vms/NAME/       a slice: state (READY, PREEMPTED, ...), and a home directory per worker,
+                          w0, w1, ...
     CLOUD/bucket/         objects, by their names
     CLOUD/bucket_down     while it is there, the bucket answers nothing
     CLOUD/unreachable     names of workers, such as tpu-0/w1, to which no connection comes about

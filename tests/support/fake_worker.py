@@ -4,10 +4,11 @@ makes, which stands for `python -m scope_jax.train`. The trainer counts: one ste
 metrics and one checkpoint, it goes on from the newest whole checkpoint, stops with one and with
 exit code 75 on SIGTERM, and with 76 where another worker is lost.
 
-    CLOUD/trainer.json    {"steps": how many, "seconds": of one, "exits": {worker: [of each start: its exit code, the words of an
-                          error that it crashes with, or null]}}
+    CLOUD/trainer.json    {"steps": how many, "seconds": of one, "exits": {worker: [of each start:
+                          its exit code, the words of an error that it crashes with, or null]}}
     CLOUD/make_fails      while it is there, `make` fails
-    CLOUD/starts          one JSON object per start: worker, arguments, environment (part of it), step it starts at
+    CLOUD/starts          one JSON object per start: worker, arguments, environment (part of it),
+                          step it starts at
 """
 
 import json

@@ -104,6 +104,6 @@ def on_mesh(name: str) -> Iterator[models.Params]:
 
 
 def ragged_tokens(config: models.ModelConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int32[3, 16], lengths 16, 9, 1): the padding is filled with tokens, which must not matter."""
+    """(int32[3, 16], lengths 16, 9, 1); the padding holds tokens, which must not matter."""
     tokens = np.random.RandomState(seed).randint(0, config.vocab_size, (3, 16)).astype(np.int32)
     return tokens, np.array([16, 9, 1], np.int32)

@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 
 from support.tiny_runs import ROOT, environment
+from support.workers import COUNT, NUMBER
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as sock:
-        sock.bind(("localhost", 0))
-        return sock.getsockname()[1]
+    """A port that nobody listens at, and that no other worker of the tests is given."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("localhost", 0))
+            port = sock.getsockname()[1]
+        if port % COUNT == NUMBER % COUNT:
+            return port
 
 
 def start(

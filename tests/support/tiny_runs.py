@@ -1,6 +1,7 @@
 """Tiny runs of the whole program: their configs, their command lines, their environment."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -20,10 +21,10 @@ POLICY = {
     "model.hidden_size": 48,
     "model.num_layers": 2,
     "model.ffn_size": 96,
-    "task.lengths": (2,),
-    "task.start": "zero",
-    "demonstrations.style": "mixed",
-    "demonstrations.misconception": 0.3,
+    "fresh.lengths": (2,),
+    "fresh.start": "zero",
+    "target.style": "mixed",
+    "target.misconception": 0.3,
     "optimizer.learning_rate": 6e-3,
     "optimizer.warmup_steps": 10,
 }
@@ -31,11 +32,11 @@ PRM = {
     "steps": 40,
     "batch": 32,
     "micro_batches": 1,
-    "task.lengths": (2,),
-    "rollouts.problems": 64,
-    "rollouts.group": 2,
-    "rollouts.lengths": (2,),
-    "rollouts.held_out": 32,
+    "fresh.lengths": (2,),
+    "target.rollouts.problems": 64,
+    "target.rollouts.group": 2,
+    "target.rollouts.lengths": (2,),
+    "target.rollouts.held_out": 32,
     "optimizer.learning_rate": 3e-3,
     "optimizer.warmup_steps": 5,
 }
@@ -65,17 +66,29 @@ RUN = {
     "evaluation.problems": 8,
     "evaluation.ood_problems": 8,
     "evaluation.samples": 2,
-    "evaluation.rows": 16,
+    "evaluation.rows_at_once": 16,
     "evaluation.prompt_tokens": 5,
     "evaluation.new_tokens": 12,
     "samples.every": 1,
-    "samples.rows": 16,
+    "samples.per_file": 16,
 }
+
+
+def make_checkpoints(folder: Path) -> dict[str, dict[str, Any]]:
+    """A policy that solves some of its problems and a process reward model of its steps, by the
+    command line, in `folder`/policy and `folder`/prm; the summaries of both trainings."""
+    made = {}
+    start = {"start": str(folder / "policy"), "target.rollouts.policy": str(folder / "policy")}
+    for name, config, settings in (("policy", "base", POLICY), ("prm", "prm", {**PRM, **start})):
+        program = command("supervise", config, folder / name, settings)
+        made[name] = json.loads(run_program(program, folder, seconds=1200).stdout.splitlines()[-1])
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """Where the tiny checkpoints are; `policy` is the teacher too (it corrects itself)."""
+    """Where the tiny checkpoints are, and a folder for runs with them. `policy` is the teacher too
+    (it corrects itself)."""
 
     folder: Path
     policy: Path
@@ -83,18 +96,18 @@ class Tiny:
     summaries: dict[str, dict[str, Any]]
 
     def settings(self, name: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a tiny run changes in configs/arithmetic/<name>.py."""
+        """What a tiny run changes in a method's config."""
         own = {"task.data": str(self.folder / "tfds"), "models.policy": str(self.policy)}
         if name == "scope":
             own |= {
                 "models.teacher": str(self.policy),
                 "models.prm": str(self.prm),
-                "correction.select.rule": "all",
+                "method.select.rule": "all",
             }
         return {**RUN, **own, **(more or {})}
 
     def config(self, name: str, more: Mapping[str, Any] | None = None) -> ConfigDict:
-        """configs/arithmetic/<name>.py made tiny, for a run in this process."""
+        """A method's config made tiny, for a run in this process."""
         return tiny_config(name, self.settings(name, more))
 
     def program(
@@ -109,16 +122,17 @@ class Tiny:
 
 
 def tiny_config(name: str, settings: Mapping[str, Any]) -> ConfigDict:
-    """configs/arithmetic/<name>.py with `settings` (dotted names)."""
-    import importlib
+    """The config of a method (or of a checkpoint: base, teacher, prm) on signed terms, with
+    `settings` (dotted names)."""
+    from scope_jax.configs import checkpoints, run
+    from scope_jax.configuration import TrainConfig
+    from scope_jax.configuration.schema import set_value
+    from scope_jax.configuration.supervision import SuperviseConfig
 
-    config = importlib.import_module(f"scope_jax.configs.arithmetic.{name}").get_config()
+    words, made = f"{name},arithmetic", name in ("base", "teacher", "prm")
+    config = checkpoints.get_config(words) if made else run.get_config(words)
     for key, value in settings.items():
-        *path, last = key.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        section[last] = value
+        set_value(SuperviseConfig if made else TrainConfig, config, key, value)
     return config
 
 
@@ -141,16 +155,16 @@ def command(
 
 
 def environment(folder: Path, devices: int = 1) -> dict[str, str]:
-    """The environment of a program: `devices` CPU devices, compiled programs shared between the
-    processes of a session."""
+    """The environment of a program: `devices` CPU devices, compiled programs shared with others
+    (in `folder` where nobody says where)."""
     flags = re.sub(
         r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
     )
     return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
@@ -170,6 +184,7 @@ def run_program(
         check=False,
     )
     assert done.returncode == code, (
-        f"exit code {done.returncode}, expected {code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        f"exit code {done.returncode}, expected {code}\n"
+        f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )
     return done

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from support.tiny_runs import Tiny
 
 from scope_jax import learning, rollout, teachers
-from scope_jax.config import check_config, sample_spec
+from scope_jax.configuration import check_config, sample_spec
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.rollout import completion_texts, from_prompts
 from scope_jax.run import PhaseTimer, read_metrics
@@ -37,17 +37,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "dapo": {},
     "gspo": {"training.mini_batches": 4},
     "luffy": {},
-    "relift": {"demonstrations.buffer": 1},
+    "relift": {"method.buffer": 1},
     "prm_reward": {},
     "prm_min": {},
     "vppo": {},
-    "sft": {"demonstrations.supervised_steps": 3, "demonstrations.rows": 4},
-    "sft_grpo": {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+    "sft": {"sft.steps": 3, "sft.prompts": 4},
+    "sft_grpo": {"sft.steps": 2, "sft.prompts": 4},
     "self_correction": {},
     "scope": {
-        "correction.localiser": "monte_carlo",
-        "correction.place": "append",
-        "correction.select.rule": "all",
+        "localiser.kind": "monte_carlo",
+        "method.place": "append",
+        "method.select.rule": "all",
     },
 }
 
@@ -305,24 +305,24 @@ def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
 def test_programs_and_references_demonstrate(scene: Scene, kind: str):
     domain, tokenizer = scene.cast.task.domain, scene.cast.tokenizer
     problems = [domain.problem(3, "train", n, 2) for n in range(3)]
-    teacher: Any = teachers.ProgramTeacher("prompt_order")
+    spec = teachers.TeacherSpec("program", style="prompt_order")
+    teacher: Any = teachers.ProgramTeacher(spec)
     if kind == "reference":
         teacher = teachers.ReferenceTeacher()
         known = domain.demonstration(problems[0], np.random.default_rng(0), "sorted")
         problems = [dataclasses.replace(problems[0], solution=known), *problems[1:]]
     with jax.set_mesh(scene.mesh):
-        made = teachers.demonstrate(
-            teacher,
-            problems,
-            [tokenizer.encode(p.prompt) for p in problems],
-            max_length=20,
-            first_row=0,
-            sample_spec=scene.sampling,
-            temperature=1.0,
-            key=jax.random.key(0),
-            seed=0,
-            domain=domain,
-            tokenizer=tokenizer,
+        made = teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems,
+                from_prompts([tokenizer.encode(p.prompt) for p in problems], 1, 20),
+                tokenizer,
+                scene.sampling,
+                domain,
+                temperature=1.0,
+                key=jax.random.key(0),
+                seed=0,
+            )
         )
     texts = [
         tokenizer.decode(row, skip_special_tokens=True)
@@ -348,7 +348,7 @@ def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene, more: int):
     groups tell nothing."""
     M = 2
     config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group, config.rollout.resample, config.rollout.group = 0, more, M
+    config.method.per_group, config.method.resample, config.rollout.group = 0, more, M
     P, section, domain = config.rollout.prompts, config.rollout, scene.cast.task.domain
     tokens, rewards, problems, position = [], [], [], 0
     with jax.set_mesh(scene.mesh):
@@ -400,7 +400,7 @@ def parameters(learner: Learner) -> dict[str, np.ndarray]:
 
 def learner_of(scene: Scene, **changes: Any) -> Learner:
     config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group = 0
+    config.method.per_group = 0
     config.loss.entropy_bonus = 0.0
     config.loss.teacher_term, config.loss.normaliser = "nll", "token"
     config.training.mini_batches = config.training.micro_batches = 1
@@ -416,7 +416,7 @@ def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(scene: Scen
     names."""
     with jax.set_mesh(scene.mesh):
         config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
+        config.method.per_group = 0
         made = groups_of(scene, config)
         M, key = made.group, jax.random.key(9)
         advantage = np.asarray(learning.group_advantages(made.reward_B, M))
@@ -444,7 +444,7 @@ def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(scene: Scen
 def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scene: Scene):
     with jax.set_mesh(scene.mesh):
         config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
+        config.method.per_group = 0
         made = groups_of(scene, config)
         run = learning.make_logprobs(scene.cast.config, temperature=1.0, micro_batches=4)
         found = np.asarray(run(scene.cast.params, made.rollout, made.group))
@@ -471,7 +471,7 @@ def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scen
 def test_the_kl_term_holds_the_policy_to_where_it_started(scene: Scene):
     with jax.set_mesh(scene.mesh):
         config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
+        config.method.per_group = 0
         made = groups_of(scene, config)
         advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
         found = {}
@@ -511,7 +511,7 @@ def test_truncated_importance_weights_reach_the_update(scene: Scene):
     """The sampler's log-probs are moved by a constant: every token has the same weight, and so has
     the gradient."""
     config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group = 0
+    config.method.per_group = 0
     with jax.set_mesh(scene.mesh):
         made = groups_of(scene, config)
         advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
@@ -552,9 +552,12 @@ def test_the_teachers_probabilities_reach_the_update(scene: Scene):
         advantage = np.where(made.own_B, 0, 1).astype(
             np.float32
         )  # nothing to learn from the policy's own rows
-        norm = lambda shift, **changes: grad_norm(
-            learner_of(scene, **changes), made, recorded + shift, advantage
-        )["grad/norm"]
+
+        def norm(shift, **changes):
+            return grad_norm(learner_of(scene, **changes), made, recorded + shift, advantage)[
+                "grad/norm"
+            ]
+
         plain = norm(0.0, loss__teacher_term="reinforce")
         found = {
             shift: norm(shift, loss__teacher_term="importance", loss__importance_cap=0.5)
@@ -575,7 +578,7 @@ def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name:
     more = settings(
         checkpoints,
         name,
-        {"steps": 5, "checkpoint.keep": 5, "demonstrations.buffer": 5 if name == "relift" else 0},
+        {"steps": 5, "checkpoint.keep": 5, "method.buffer": 5 if name == "relift" else 0},
     )
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(checkpoints.config(name, more), whole)
@@ -593,9 +596,10 @@ def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name:
         np.testing.assert_array_equal(one[tensor], other[tensor], err_msg=tensor)
     drop = ("time/", "throughput/", "compile/")
     rows = {folder: read_metrics(folder / "metrics.jsonl") for folder in (whole, part)}
-    plain = lambda folder: [
-        {k: v for k, v in row.items() if not k.startswith(drop)} for row in rows[folder]
-    ]
+
+    def plain(folder):
+        return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows[folder]]
+
     assert plain(whole) == plain(part)
     if name == "relift":
         assert any(row["demonstrations/waiting"] for row in rows[whole])
@@ -604,14 +608,14 @@ def test_a_stopped_run_goes_on_the_same(checkpoints: Tiny, tmp_path: Path, name:
 
 # ---- what cannot go together
 
-NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.accept": "unverified"}
+NO_TAIL = {"correction.enabled": True, "method.tail": "none", "method.accept": "unverified"}
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         (
-            {"correction.enabled": True, "demonstrations.per_group": 1},
+            {"correction.enabled": True, "method.per_group": 1},
             "a failed demonstration would be corrected",
         ),
         (
@@ -619,21 +623,21 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
             "steps are scored before the repair",
         ),
         (
-            {"correction.enabled": True, "rollout.resample": 1},
+            {"correction.enabled": True, "method.resample": 1},
             "which correction.enabled is there to repair",
         ),
         (
-            {"demonstrations.per_group": 1, "rollout.resample": 1},
+            {"method.per_group": 1, "method.resample": 1},
             "before demonstrations.per_group gives them a second one",
         ),
         (
-            {"demonstrations.buffer": 4, "rollout.resample": 1},
+            {"method.buffer": 4, "method.resample": 1},
             "that demonstrations.buffer collects",
         ),
-        ({"demonstrations.per_group": 8}, "leaves no rollout in a group of 8"),
-        ({"demonstrations.per_group": 1, "teacher.kind": "self"}, "teacher.kind 'self' gives none"),
+        ({"method.per_group": 8}, "leaves no rollout in a group of 8"),
+        ({"method.per_group": 1, "teacher.kind": "self"}, "teacher.kind 'self' gives none"),
         (
-            {"advantage.process": "min", "correction.localiser": "monte_carlo"},
+            {"advantage.process": "min", "localiser.kind": "monte_carlo"},
             "needs scores of steps",
         ),
         (
@@ -641,6 +645,10 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
             "averages away the token advantages",
         ),
         ({"advantage.process": "prefix", "advantage.std": True}, "set advantage.std to False"),
+        (
+            {"advantage.process": "dense"},
+            "advantage.process = 'dense' is unknown; one of none, sum, min, prefix",
+        ),
         ({"loss.tis_cap": 2.0}, "use 'recompute'"),
         ({"training.mini_batches": 3}, "does not divide rollout.prompts = 16"),
         (
@@ -651,16 +659,16 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         (
             {
                 "correction.enabled": True,
-                "correction.tail": "none",
-                "correction.accept": "unverified",
+                "method.tail": "none",
+                "method.accept": "unverified",
                 "loss.teacher_term": "shaped",
             },
             "unverified rows have none",
         ),
-        ({"correction.noise": 2.0, "correction.enabled": True}, "must be a probability"),
-        ({"advantage.alpha": 2.0}, "must lie in [0, 1]"),
+        ({"localiser.noise": 2.0, "correction.enabled": True}, "must be a probability"),
+        ({"method.alpha": 2.0}, "must lie in [0, 1]"),
         (
-            {"advantage.process": "prefix", "correction.localiser": "monte_carlo"},
+            {"advantage.process": "prefix", "localiser.kind": "monte_carlo"},
             "needs scores of steps",
         ),
         (
@@ -669,31 +677,31 @@ NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.ac
         ),
         ({"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
         (
-            {"demonstrations.per_group": 1, "demonstrations.buffer": 4},
+            {"method.per_group": 1, "method.buffer": 4},
             "has not failed; use one of them",
         ),
         (
-            {"advantage.process": "prefix", "correction.threshold": 5.0},
+            {"advantage.process": "prefix", "localiser.threshold": 5.0},
             "threshold must lie in (0, 1)",
         ),
-        ({"advantage.process": "sum", "correction.noise": 7.0}, "must be a probability"),
+        ({"advantage.process": "sum", "localiser.noise": 7.0}, "must be a probability"),
         (
-            {"advantage.process": "sum", "correction.localiser": "orcale"},
-            "correction.localiser = 'orcale' is unknown",
+            {"advantage.process": "sum", "localiser.kind": "orcale"},
+            "localiser.kind = 'orcale' is unknown",
         ),
         ({**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
         ({**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
-        ({**NO_TAIL, "correction.tails": 3}, "correction.tail 'none' writes none"),
-        ({"demonstrations.per_group": 1}, "would clone demonstrations that the verifier refuses"),
+        ({**NO_TAIL, "method.tails": 3}, "method.tail 'none' writes none"),
+        ({"method.per_group": 1}, "would clone demonstrations that the verifier refuses"),
         ({"rollout.group": 1}, "must be at least 2"),
         ({"rollout.temperature": 0.0}, "makes the rows of a group alike"),
         ({"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
         ({"samples.every": 0}, "samples.every = 0 must be at least 1"),
-        ({"demonstrations.per_group": -1}, "must be 0 or more"),
+        ({"method.per_group": -1}, "must be 0 or more"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_a_reason(changes: dict[str, Any], reason: str):
-    from scope_jax.config import default_config
+    from scope_jax.configuration import default_config
 
     config = default_config()
     for key, value in changes.items():
