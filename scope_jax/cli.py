@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from scope_jax.devices import hosts
+from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
 from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
 from scope_jax.run.checkpoints import StorageError, is_passing
@@ -93,7 +93,7 @@ def run(
             error = NoRoom(workdir_flag.value or ".")
         reason, code = " ".join(str(error).split()), exit_code(error)
         print(f"error: {reason}", file=sys.stderr)
-        hosts.fail(reason, code)
+        watch.fail(reason, code)
         if isinstance(error, NoRoom | StorageError):
             leave(code)
         sys.exit(code)
@@ -123,7 +123,7 @@ def run(
         except Exception as error:
             if not is_crash(error):
                 give_up(error)
-            hosts.crashed(error)
+            watch.crashed(error)
             raise
 
     def parse(argv: list[str]) -> list[str]:
