@@ -28,6 +28,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import GENERATED, check_task, generated_domain, load_task
 from scope_jax.devices.hosts import any_process, from_main, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.devices.shapes import round_up
 from scope_jax.learning import OptimizerSpec
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import (
@@ -354,7 +355,7 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
     if problems is None:
         assert isinstance(domain, tasks.GeneratedDomain)
         longest = max(config.task.lengths)
-        width = -(-(domain.prompt_length(longest) + domain.completion_length(longest)) // 8) * 8
+        width = round_up(domain.prompt_length(longest) + domain.completion_length(longest))
     settings = config.demonstrations
     batches = DemonstrationBatches(
         domain,
@@ -377,7 +378,7 @@ def _train_policy(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) ->
         sizes=config.task.lengths,
         width=width,
     )
-    objective = learning.cloning_objective(model_config, remat=config.remat)
+    objective = learning.cloning_objective(dataclasses.replace(model_config, remat=config.remat))
     trained, loss = _loop(config, workdir, objective, model_config, params, batches)
     models.save(workdir, model_config, trained)
     if is_main():
@@ -413,7 +414,7 @@ def _train_prm(config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh) -> di
         fresh = models.init(prm_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
         return {name: trunk.get(name, value) for name, value in fresh.items()}
 
-    objective = learning.step_label_objective(prm_config, remat=config.remat)
+    objective = learning.step_label_objective(dataclasses.replace(prm_config, remat=config.remat))
     trained, loss = _loop(config, workdir, objective, prm_config, params, batches)
     models.save(workdir, prm_config, trained)
     if is_main():

@@ -102,9 +102,6 @@ def train(
             )
         root = jax.random.key(config.seed)
         learner = Learner(config, actors, mesh, root)
-        actors = dataclasses.replace(
-            actors, params={}
-        )  # the learner has its copy: nothing else keeps the start weights alive
         with (
             contextlib.ExitStack() as opened
         ):  # also after an error, the last words are not a progress bar's
@@ -139,7 +136,8 @@ def _train(
     extra: dict[str, Any] = {}
     restored = checkpoints.restore(learning.abstract_state(learner.state))
     if restored is not None:
-        start, learner.state, extra = restored
+        start, state, extra = restored
+        learner.restore(state)
         if start > config.steps:
             raise ValueError(
                 f"{workdir}: has {start} steps behind it, more than config.steps = {config.steps};"
@@ -162,7 +160,7 @@ def _train(
 
     def evaluation() -> dict[str, float]:
         return evaluate_splits(
-            learner.policy().params, actors.config, config, actors.task, actors.tokenizer
+            learner.publish().params, actors.config, config, actors.task, actors.tokenizer
         )
 
     def place() -> dict[str, Any]:
@@ -246,7 +244,7 @@ def _train(
             else:
                 # ---- Rollouts and verdicts, demonstrations among them.
                 with timer("rollout"):
-                    policy = learner.policy()
+                    policy = learner.publish()
                 groups = rollouts.collect_rollouts(
                     actors, policy, config, sampling, key, cursor, timer
                 )

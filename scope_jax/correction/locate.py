@@ -10,6 +10,7 @@ import numpy as np
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.shapes import row_count
 from scope_jax.prm.model import ProcessRewardModel
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.tasks import Domain, Problem
@@ -139,7 +140,7 @@ def locate(
                 score[r, :error], valid[r, : len(steps[r])] = 1.0, True
     if noise > 0:
         score = _moved(score, valid, threshold, noise, seed)
-    error, quality = _judge(score, valid, threshold, bucket(R, mask_B.size))
+    error, quality = _judge(score, valid, threshold, row_count(R, mask_B.size))
     return Located(rows, steps, ends, score, valid, error, quality, metrics)
 
 
@@ -173,10 +174,3 @@ def _error_and_quality(
 ) -> tuple[jax.Array, jax.Array]:
     error = first_error(score, valid, threshold)
     return error, prefix_quality(score, valid, error)
-
-
-def bucket(count: int, most: int) -> int:
-    """`count` rounded up to a quarter, half, three quarters or all of `most`, so that few programs
-    are compiled."""
-    quarter = max(-(-most // 4), 1)
-    return max(-(-count // quarter) * quarter, quarter)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.correction.locate import bucket
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import Generator, SampleSpec, completion_texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain, Problem, verdicts
@@ -72,7 +72,7 @@ def successes(
     won, tokens = np.zeros(len(rows_R), np.int64), 0
     for start in range(0, len(rows_R), most):
         rows = np.asarray(rows_R[start : start + most], np.int32)
-        size, pad = bucket(len(rows), most), (0, most)
+        size, pad = row_count(len(rows), most), (0, most)
         index = np.pad(rows, pad)[:size]
         length = np.pad(np.asarray(length_R[start : start + most], np.int32), pad)[:size]
         batch = _prefixes(rollout, index, length, np.arange(size) < len(rows), continuations)

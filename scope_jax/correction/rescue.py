@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.correction.locate import LOCALISERS, Located, Search, bucket, locate
+from scope_jax.correction.locate import LOCALISERS, Located, Search, locate
 from scope_jax.correction.monte_carlo import locate_first_error
 from scope_jax.correction.select import SelectSpec, select
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.shapes import row_count
 from scope_jax.prm.model import ProcessRewardModel
 from scope_jax.rollout import Generator, SampleSpec, completion_ids, completion_texts, texts
 from scope_jax.rollout.rows import cut, place_rows, take_rows
@@ -170,7 +171,7 @@ def rescue(
         )
 
     with timer("correct"):
-        size = bucket(len(attempted), reward_B.size // group * spec.select.most(group))
+        size = row_count(len(attempted), reward_B.size // group * spec.select.most(group))
         index, valid = _pad(attempted, size)
         prompt_length, row_length, row_id = to_host(
             (rollout.prompt_length_B, rollout.length_B, rollout.row_id_B)

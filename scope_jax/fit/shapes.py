@@ -14,6 +14,7 @@ from scope_jax.config import lora_spec, optimizer_spec
 from scope_jax.devices.mesh import sharding
 from scope_jax.learning.update import TrainState
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings
+from scope_jax.rollout import Request
 from scope_jax.types import Rollout
 
 
@@ -29,13 +30,25 @@ def whole(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
-def row_structs(rows: int, slots: int, mesh: Mesh) -> Rollout:
-    """A `Rollout` of so many rows and slots."""
+def request_structs(rows: int, buffer: int, stop: tuple[int, ...] | None, mesh: Mesh) -> Request:
+    """A request to continue `rows` rows of `buffer` positions; `stop`: shape of a stop table."""
+    return Request(
+        rollout=row_structs(rows, buffer, mesh),
+        key=whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype, mesh),
+        stream=whole((), jnp.int32, mesh),
+        owner=whole((), jnp.int8, mesh),
+        limit_B=whole((rows,), jnp.int32, mesh),
+        stop=None if stop is None else whole(stop, jnp.int32, mesh),
+    )
+
+
+def row_structs(rows: int, buffer: int, mesh: Mesh) -> Rollout:
+    """A `Rollout` of `rows` rows of `buffer` positions."""
     struct = functools.partial(row_struct, mesh=mesh)
     return Rollout(
-        tokens_BT=struct((rows, slots), jnp.int32),
-        owner_BT=struct((rows, slots), jnp.int8),
-        logp_BT=struct((rows, slots), jnp.float32),
+        tokens_BT=struct((rows, buffer), jnp.int32),
+        owner_BT=struct((rows, buffer), jnp.int8),
+        logp_BT=struct((rows, buffer), jnp.float32),
         length_B=struct((rows,), jnp.int32),
         prompt_length_B=struct((rows,), jnp.int32),
         finished_B=struct((rows,), jnp.bool_),

@@ -12,9 +12,9 @@ import numpy as np
 
 from scope_jax import tasks
 from scope_jax.data import Problems
+from scope_jax.devices.shapes import coarse_width, round_up
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.prm.formats import STEP_MARK
-from scope_jax.prm.model import length_bucket
 from scope_jax.supervision.labels import LabelledRow
 from scope_jax.teachers.replies import encode_step, reference_steps, special_texts
 from scope_jax.text import encode_prompts, end_ids, split_steps
@@ -91,7 +91,7 @@ class DemonstrationBatches:
                     )
             else:
                 rows.append(row)
-        width = self.width or length_bucket(
+        width = self.width or coarse_width(
             max(len(given) + len(learned) for given, learned in rows)
         )
         tokens, weight = (
@@ -202,7 +202,7 @@ class LabelledSteps:
                 " cannot be scored"
             )
         self.batch, self.soft = batch, soft
-        self.width = -(-max(len(ids) for ids, _, _ in self.rows) // 8) * 8
+        self.width = round_up(max(len(ids) for ids, _, _ in self.rows))
         self._rng = np.random.default_rng([seed, 8])
 
     def __iter__(self) -> "LabelledSteps":

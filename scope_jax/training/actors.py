@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from scope_jax import models, rollout, tasks, teachers
 from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
 from scope_jax.data.load import Task, load_task
-from scope_jax.devices.mesh import reshape_mesh, to_host_memory
+from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Actors:
     """Who takes part in a run: the policy (before training), teacher and PRM where there is a
     correction, the task."""
 
     config: models.ModelConfig
-    params: models.Params
+    params: models.Params  # of the policy; empty once a `Learner` has taken them over
     tokenizer: Any
     task: Task
     teacher: teachers.Teacher | None
@@ -108,9 +108,9 @@ def load_teacher(
             "config.models.teacher is empty; the correction needs a teacher (a Hugging Face"
             " directory)"
         )
-    own_mesh = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=own_mesh)
-    rollout.check_heads(teacher_config, own_mesh)
+    where = _own_mesh(config, "teacher", mesh)
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=where)
+    rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(
             f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')"
@@ -126,20 +126,14 @@ def load_teacher(
             f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
             " continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    params = models.decode_layout(teacher_config, params, own_mesh)
+    params = models.decode_layout(teacher_config, params, where)
     if config.placement.teacher == "host":
         params = to_host_memory(params)
-    writer = rollout.Generator(params, teacher_config, own_mesh)
+    writer = rollout.Generator(params, teacher_config, where)
     return teachers.ModelTeacher(writer, spec, None if same else own)
 
 
 def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's
     devices."""
-    shape = config.meshes[name].to_dict()
-    if not any(shape.values()):
-        return mesh
-    try:
-        return reshape_mesh(mesh, **shape)
-    except ValueError as error:
-        raise ValueError(f"config.meshes.{name}: {error}") from None
+    return own_mesh(mesh, config.meshes[name].to_dict(), f"config.meshes.{name}")

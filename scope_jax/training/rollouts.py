@@ -146,9 +146,8 @@ def collect_rollouts(
             batch = policy.extend(
                 batch,
                 key,
-                sampling,
+                dataclasses.replace(sampling, seats=config.rollout.slots or None),
                 shared_prefix=M,
-                slots=config.rollout.slots or None,
             )
             own = rollout.completion_ids(batch)
         with timer("verify"):
