@@ -6,7 +6,6 @@
 same command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,8 +101,6 @@ def train(
             write_atomically(workdir / "decontamination.json", text)
         root = jax.random.key(settings.seed)
         learner = Learner(settings, actors, mesh, root)
-        # The learner has its copy: nothing else keeps the start weights alive.
-        actors = dataclasses.replace(actors, params={})
         summary = _train(settings, written, workdir, actors, learner, stop)
     return summary
 
