@@ -26,6 +26,7 @@ from scope_jax.configuration import (
 )
 from scope_jax.configuration.renamed import upgraded
 from scope_jax.correction import Groups, rescue
+from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
@@ -92,7 +93,8 @@ def train(
         )
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
-                write_run_report(workdir)
+                how_to_read = domain_of(settings.task).how_to_read
+                write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
         workdir = prepare_workdir(workdir, written, allow=allow_changed, **SAME_CONFIG)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh
 
 from scope_jax import learning, models
-from scope_jax.config import default_config, lora_spec, loss_spec, optimizer_spec
+from scope_jax.configuration import default_config, lora_spec, loss_spec, optimizer_spec
 from scope_jax.fit import command, hlo, lint, topology
 from scope_jax.fit.costs import (
     attention_flops,
@@ -66,8 +66,8 @@ def small_config(directory: Path):
     config.task.name, config.task.data = "math", "data"
     config.task.train = {"some": {"path": "x", "fields": {"prompt": "p"}, "answer_from": "boxed"}}
     config.models.policy = config.models.teacher = str(directory)
-    config.correction.enabled, config.correction.localiser = True, "oracle"
-    config.rollout.prompts, config.rollout.group, config.rollout.slots = 16, 4, 0
+    config.correction.enabled, config.localiser.kind = True, "oracle"
+    config.rollout.prompts, config.rollout.group, config.rollout.seats = 16, 4, 0
     config.rollout.prompt_tokens, config.rollout.new_tokens = 64, 192
     config.training.micro_batches, config.training.remat = 4, "layer"
     return config
@@ -512,7 +512,7 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
     assert by_name["rollout"].gone == {"teacher", "weights", "moments"}
     assert by_name["teacher"].gone == {"weights", "moments"}
     config.training.master_weights = "none"
-    config.correction.rows, config.rollout.cache = 8, "int8"
+    config.method.rows_at_once, config.rollout.cache = 8, "int8"
     made = plan(config, found, jax.devices())
     assert made.held["weights"] == pytest.approx(2 * count / 8, rel=0.02)
     by_name = {program.name: program for program in made.programs}
@@ -562,7 +562,7 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
     ]
     config.training.micro_batches = 4
     config.loss.kl_weight = 0.0
-    config.demonstrations.per_group = 1
+    config.method.per_group = 1
     made = plan(config, Models(shapes, shapes), jax.devices())
     assert [program.name for program in made.programs] == [
         "rollout",
@@ -581,11 +581,11 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
             "does not divide the 2 kv heads of the policy",
         ),
         (
-            lambda config: config.meshes.teacher.update(data=1, fsdp=1, tensor=8),
+            lambda config: config.mesh.teacher.update(data=1, fsdp=1, tensor=8),
             "2 kv heads of the teacher",
         ),
         (
-            lambda config: config.meshes.teacher.update(data=3, fsdp=1, tensor=2),
+            lambda config: config.mesh.teacher.update(data=3, fsdp=1, tensor=2),
             r"config\.meshes\.teacher: mesh .* 8 devices",
         ),
     ],
@@ -646,7 +646,7 @@ def test_sizes_that_every_device_has_its_share_of(tmp_path):
     assert command.resized(config, "rollout", 32).rollout.slots == 32
     larger = command.resized(config, "rollout", 128)
     assert (larger.rollout.prompts, larger.rollout.slots) == (2 * prompts, 128)
-    assert (config.rollout.slots, config.rollout.prompts) == (0, prompts)
+    assert (config.rollout.seats, config.rollout.prompts) == (0, prompts)
     # A pass never has more rows than a length bucket has.
     config.training.length_buckets = 2
     assert command.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
@@ -787,7 +787,7 @@ def run_fit(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_bad_input_is_one_line_and_exit_code_2():
-    done = run_fit("--config=configs/math/scope_qwen2_5_math_1_5b.py", "--topology=v5litepod-8")
+    done = run_fit("--config=scope,math_1_5b", "--topology=v5litepod-8")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --topology='v5litepod-8': expected kind:AxB")
@@ -885,4 +885,4 @@ def test_heads_of_the_shipped_configs_can_be_split(name):
     assert set(sources) == {"policy", "teacher", "prm"}
     assert found.policy.num_kv_heads % config.mesh.tensor == 0
     assert found.teacher is not None
-    assert found.teacher.num_kv_heads % config.meshes.teacher.tensor == 0
+    assert found.teacher.num_kv_heads % config.mesh.teacher.tensor == 0
