@@ -74,7 +74,7 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         config.to_dict(),
         # What does not touch what is learned may change.
         may_differ=("checkpoint", "remat"),
-        defaults=default_config().to_dict(),
+        defaults=default_config(settings.target.name).to_dict(),
         upgrade=upgraded_supervised,
         name="training.json",  # a Hugging Face directory has a config.json of its own: the model's
     )

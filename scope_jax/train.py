@@ -62,13 +62,6 @@ MAY_DIFFER = (
     "teacher.endpoint.url",
     "teacher.endpoint.cache",
 )
-# How a workdir's config is compared: settings of an earlier version under today's names, and those
-# that it did not have while they stand at their defaults.
-SAME_CONFIG: dict[str, Any] = {
-    "may_differ": MAY_DIFFER,
-    "defaults": default_config().to_dict(),
-    "upgrade": upgraded,
-}
 
 
 def train(
@@ -87,17 +80,16 @@ def train(
     settings, workdir = train_config(config), Path(workdir)
     written = config.to_dict()
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    compared = same_config(settings)
     with StopSignal(any_process) as stop, jax.set_mesh(mesh):
-        done = finished_summary(
-            workdir, lambda: not config_changes(workdir, written, **SAME_CONFIG)
-        )
+        done = finished_summary(workdir, lambda: not config_changes(workdir, written, **compared))
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
                 how_to_read = domain_of(settings.task).how_to_read
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
-        workdir = prepare_workdir(workdir, written, allow=allow_changed, **SAME_CONFIG)
+        workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
         if actors.task.contamination is not None:
             text = json.dumps(actors.task.contamination, indent=2) + "\n"
             write_atomically(workdir / "decontamination.json", text)
@@ -123,7 +115,7 @@ def _train(
 
     with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
-        record_config(workdir, written, session.start, **SAME_CONFIG)
+        record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
         compiles = count_compiles()
         if session.start == 0 and config.evaluation.at_start:
@@ -262,6 +254,16 @@ def clone_failures(
 
 
 # ---- around a step
+
+
+def same_config(config: TrainConfig) -> dict[str, Any]:
+    """How a workdir's config is compared with this one: settings of an earlier version under
+    today's names, and those that it did not have while they stand at their method's defaults."""
+    return {
+        "may_differ": MAY_DIFFER,
+        "defaults": default_config(config.method.name).to_dict(),
+        "upgrade": upgraded,
+    }
 
 
 def keeping(config: TrainConfig) -> Keeping:
