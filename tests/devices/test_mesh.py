@@ -78,7 +78,9 @@ def numbers(tree) -> dict[str, np.ndarray]:
 
 
 def adam_state(opt_state) -> optax.ScaleByAdamState:
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+    def is_adam(x) -> bool:
+        return isinstance(x, optax.ScaleByAdamState)
+
     (found,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
     return found
 
