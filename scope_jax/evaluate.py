@@ -4,17 +4,11 @@
 
 Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the
 right solutions, in and out of distribution, and the settings that made the numbers.
-
-    python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=DIR
-
-evaluates on published benchmarks instead; `scope_jax.evaluate_suites` has that form's flags and
-files.
 """
 
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,30 +171,11 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     return record
 
 
-def benchmarks(arguments: Sequence[str]) -> None:
-    """The command line's form with `--benchmarks`; bad input ends with one line and exit code 2,
-    as in `cli.run`."""
-    from scope_jax import evaluate_suites
-    from scope_jax.devices.mesh import use_cpu_cores
-
-    use_cpu_cores()
-    try:
-        print(evaluate_suites.main(arguments), end="")
-    except jax.errors.JaxRuntimeError:
-        raise
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    if any(argument.split("=")[0] == "--benchmarks" for argument in sys.argv[1:]):
-        benchmarks(sys.argv[1:])
-    else:
-        cli.run(
-            command,
-            workdir=False,
-            extra=lambda: flags.DEFINE_string(
-                "model", None, "Hugging Face directory to evaluate (default: config.models.policy)."
-            ),
-        )
+    cli.run(
+        command,
+        workdir=False,
+        extra=lambda: flags.DEFINE_string(
+            "model", None, "Hugging Face directory to evaluate (default: config.models.policy)."
+        ),
+    )
