@@ -653,7 +653,7 @@ def test_sizes_that_every_device_has_its_share_of(tmp_path):
     assert command.resized(config, "rollout", 32).rollout.seats == 32
     larger = command.resized(config, "rollout", 128)
     assert (larger.rollout.prompts, larger.rollout.seats) == (2 * prompts, 128)
-    assert (config.rollout.seats, config.rollout.prompts) == (0, prompts)
+    assert (config.rollout.seats, config.rollout.prompts) == (None, prompts)
     # A pass never has more rows than a length bucket has.
     config.training.length_buckets = 2
     assert command.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
