@@ -9,7 +9,7 @@ Both forms are the same. `make demo` and the sweeps make those of the embedded t
 """
 
 from scope_jax.configs.tasks import CACHE, MATH_TEST
-from scope_jax.supervise import default_config
+from scope_jax.configuration.supervision import default_config
 
 
 def arithmetic_base():

@@ -1,19 +1,33 @@
-"""What the entry points share on the command line: a config file with overrides, a workdir,
-one-line errors."""
+"""What all programs share on the command line: flags, a config with overrides, how they end."""
 
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
-from scope_jax.devices import hosts
+from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
 from scope_jax.run import Stopped, failures
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a program, `--name=value`; a dash in a name is as good as an underscore."""
+
+    name: str
+    help: str
+    default: Any = None
+    kind: type = str  # str, int, float, bool, Path, or list: words between commas
+    required: bool = False
+    words: tuple[str, ...] = ()  # the values that it may have
 
 
 def run(
@@ -22,75 +36,106 @@ def run(
     *,
     file: str,
     workdir: bool = True,
-    extra: Callable[[], Any] | None = None,
+    more: Sequence[Flag] = (),
 ) -> None:
-    """Parse `--config=NAME [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir,
-    flag values)` and print what it returns. An error ends the program as the table in
-    `scope_jax.run.failures` says.
+    """A program that takes a config: parse `--config=NAME [--config.key=value ...] --workdir=DIR`,
+    call `entry(config, workdir, flag values)` and print what it returns. An error ends the program
+    as the table in `scope_jax.run.failures` says.
 
     `schema`: the dataclass that the config describes. `file`: the shipped config file that NAME is
     looked up in where it is no file itself (`read_config`). `workdir`: whether the flag must be
-    given. `extra()` defines further flags. Flags are defined here and not at import, because
-    config files import the entry points' modules.
+    given. `more`: further flags.
     """
-    overrides, arguments = split_overrides(sys.argv)
-    config_flag = flags.DEFINE_string(
-        "config", None, f"Config: FILE.py, FILE.py:WORDS, or words for configs/{file}."
+    overrides, arguments = split_overrides(sys.argv[1:])
+    config_help = (
+        f"Config: FILE.py, FILE.py:WORDS, or words for configs/{file}; --config.key=value changes a"
+        " setting"
     )
-    workdir_flag = flags.DEFINE_string("workdir", None, "Directory that this command writes.")
-    distributed_flag = flags.DEFINE_string(
-        "distributed",
-        "",
+    distributed_help = (
         "Join other processes: auto (TPU slices, Slurm), or HOST:PORT/N/I for number I of N"
-        " processes.",
+        " processes"
     )
-    if extra is not None:
-        extra()
+    known = [
+        Flag("config", config_help),
+        Flag("workdir", "Directory that this command writes"),
+        Flag("distributed", distributed_help, ""),
+        *more,
+    ]
 
-    def main(argv: list[str]) -> None:
-        del argv
-        logging.set_verbosity(logging.WARNING)
-        try:
-            use_cpu_cores()  # before `connect`, which asks for the devices
-            hosts.connect(distributed_flag.value)
-            if config_flag.value is None:
-                raise ValueError(
-                    "--config is missing; give a config file, or words for a shipped one such as"
-                    " --config=scope,arithmetic"
-                )
-            config = read_config(config_flag.value, file)
-            for name, text in overrides:
-                set_value(schema, config, name, text)
-            if workdir and not workdir_flag.value:
-                raise ValueError("--workdir is missing; give the directory to write")
-            said = entry(config, workdir_flag.value, flags.FLAGS)
-            hosts.finish()
-            if hosts.is_main():
-                print(said)
-        except Exception as error:
-            line, code = failures.ending(error, workdir_flag.value or ".")
-            if isinstance(error, Stopped):
-                hosts.finish()  # all processes have agreed on it
-                if hosts.is_main():
-                    print(line, file=sys.stderr)
-                sys.exit(code)
-            if line is None:
-                hosts.crashed(error)
-                raise
-            print(line, file=sys.stderr)
-            hosts.fail(line.removeprefix("error: "), code)
-            if code == 1:
-                failures.leave(code)
-            sys.exit(code)
+    def checked(values: Any) -> str:
+        use_cpu_cores()  # before `connect`, which asks for the devices
+        hosts.connect(values.distributed)
+        if values.config is None:
+            raise ValueError(
+                "--config is missing; give a config file, or words for a shipped one such as"
+                f" --config={'scope' if file == 'run.py' else 'base'},arithmetic"
+            )
+        config = read_config(values.config, file)
+        for name, text in overrides:
+            set_value(schema, config, name, text)
+        if workdir and not values.workdir:
+            raise ValueError("--workdir is missing; give the directory to write")
+        return entry(config, values.workdir, values)
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-            sys.exit(2)
+    values = parse(arguments, known)
+    _end(checked, values, values.workdir or ".")
 
-    app.run(main, argv=arguments, flags_parser=parse)
+
+def program(
+    entry: Callable[[Any], str | None],
+    known: Sequence[Flag],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """A program that takes no config: parse its flags, call `entry(flag values)` and print what it
+    returns. An error ends the program as the table in `scope_jax.run.failures` says. `arguments`:
+    in place of those of the command line."""
+    values = parse(sys.argv[1:] if arguments is None else arguments, known)
+    _end(entry, values, ".")
+
+
+def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
+    """An object with the value of each flag. `--help` prints the flags; a flag that does not exist,
+    a bad value or a missing one ends the program with one line and exit code 2."""
+    values = flags.FlagValues()
+    for flag in known:
+        text = flag.help + (" (required)" if flag.required else "")
+        if flag.words:
+            flags.DEFINE_enum(flag.name, flag.default, flag.words, text, flag_values=values)
+        else:
+            _DEFINE[flag.kind](flag.name, flag.default, text, flag_values=values)
+    if any(word in ("--help", "-h", "-help") for word in arguments):
+        print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nFlags:")
+        print(values.get_help())
+        sys.exit(0)
+    words = [
+        re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
+        for word in arguments
+    ]
+    try:
+        rest = values(["", *words])[1:]
+        if rest:
+            raise flags.Error(f"{rest[0]!r} is no flag; see --help")
+        for flag in known:
+            if flag.required and values[flag.name].value is None:
+                raise flags.Error(f"--{flag.name} is missing: {flag.help}")
+    except flags.Error as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    given = {flag.name: values[flag.name].value for flag in known}
+    paths = {flag.name for flag in known if flag.kind is Path}
+    return SimpleNamespace(
+        **{k: Path(v) if k in paths and v is not None else v for k, v in given.items()}
+    )
+
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    Path: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_list,
+}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -111,3 +156,29 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
         else:
             overrides.append((match[1], "true"))
     return overrides, left
+
+
+def _end(entry: Callable[[Any], str | None], values: Any, place: str) -> None:
+    """Call `entry(values)`, print what it returns, and end the program as its error says."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        said = entry(values)
+        hosts.finish()
+        if said is not None and hosts.is_main():
+            print(said)
+    except Exception as error:
+        line, code = failures.ending(error, place)
+        if isinstance(error, Stopped):
+            hosts.finish()  # all processes have agreed on it
+            if hosts.is_main():
+                print(line, file=sys.stderr)
+            sys.exit(code)
+        if line is None:
+            watch.crashed(error)
+            raise
+        print(line, file=sys.stderr)
+        watch.fail(line.removeprefix("error: "), code)
+        if code == 1:
+            failures.leave(code)
+        sys.exit(code)

@@ -6,12 +6,10 @@ Everything that was finished before is kept: checkpoints in `cache/checkpoints`,
 the workdir.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from scope_jax import models
+from scope_jax import cli, models
 from scope_jax.configs.checkpoints import get_config as checkpoint_config
 from scope_jax.configs.run import get_config as run_config
 from scope_jax.configuration import train_config
@@ -30,7 +28,7 @@ from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.report import Report, write_report
 from scope_jax.report.tables import plain
-from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically
+from scope_jax.run import read_metrics, write_atomically
 from scope_jax.run.metrics import transient_progress
 from scope_jax.supervise import supervise
 from scope_jax.text import load_tokenizer
@@ -320,18 +318,8 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.demo",
-        description="Train GRPO and SCOPE on the embedded task, and compare.",
-    )
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument(
-        "--steps", type=int, default=None, help="batches of each run (default: the config's)"
-    )
-    args = parser.parse_args()
+def command(args: Any) -> None:
+    """The command line's `demo`."""
     # Libraries warn about what is no matter here: no PyTorch, a data set of one's own.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.set_verbosity(logging.ERROR)
@@ -339,22 +327,21 @@ def main() -> int:
     # Both arms and all seeds run the same programs.
     jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    try:
-        demo(
-            [int(s) for s in args.seeds.split(",")],
-            args.workdir,
-            args.cache / "checkpoints",
-            args.cache / "tfds",
-            args.steps,
-        )
-    except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        return STOPPED
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    demo(
+        [int(seed) for seed in args.seeds],
+        args.workdir,
+        args.cache / "checkpoints",
+        args.cache / "tfds",
+        args.steps,
+    )
 
+
+FLAGS = (
+    cli.Flag("seeds", "of the runs", ["0", "1", "2"], list),
+    cli.Flag("workdir", "directory of the runs and the report", "runs/demo", Path),
+    cli.Flag("cache", "directory of checkpoints, data and compiled programs", "cache", Path),
+    cli.Flag("steps", "batches of each run (default: the config's)", None, int),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.program(command, FLAGS)

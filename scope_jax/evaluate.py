@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, models, rollout, tasks
@@ -180,11 +179,6 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     return record
 
 
-def _flags() -> None:
-    flags.DEFINE_string(
-        "model", None, "Hugging Face directory to evaluate (default: config.models.policy)."
-    )
-
-
 if __name__ == "__main__":
-    cli.run(command, TrainConfig, file="run.py", workdir=False, extra=_flags)
+    model = cli.Flag("model", "Hugging Face directory to evaluate (default: config.models.policy)")
+    cli.run(command, TrainConfig, file="run.py", workdir=False, more=[model])

@@ -6,7 +6,6 @@
 same command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, learning, streams
@@ -28,6 +26,7 @@ from scope_jax.configuration import (
 )
 from scope_jax.configuration.renamed import upgraded
 from scope_jax.correction import Groups, rescue
+from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
@@ -86,7 +85,8 @@ def train(
         done = finished_summary(workdir, lambda: not config_changes(workdir, written, **compared))
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
-                write_run_report(workdir)
+                how_to_read = domain_of(settings.task).how_to_read
+                write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
         workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
@@ -95,8 +95,6 @@ def train(
             write_atomically(workdir / "decontamination.json", text)
         root = jax.random.key(settings.seed)
         learner = Learner(settings, actors, mesh, root)
-        # The learner has its copy: nothing else keeps the start weights alive.
-        actors = dataclasses.replace(actors, params={})
         summary = _train(settings, written, workdir, actors, learner, stop)
     return summary
 
@@ -331,13 +329,11 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     return f"done: {summary['steps']} steps  {figures}\nreport: {report}"
 
 
-def _flags() -> None:
-    flags.DEFINE_list(
-        "allow_changed_config",
-        [],
-        "Go on with a run although these settings (loss.clip_high,...; or all) have changed.",
-    )
-
-
 if __name__ == "__main__":
-    cli.run(command, TrainConfig, file="run.py", extra=_flags)
+    changed = "Go on with a run although these settings (loss.clip_high,...; or all) have changed"
+    cli.run(
+        command,
+        TrainConfig,
+        file="run.py",
+        more=[cli.Flag("allow_changed_config", changed, [], list)],
+    )

@@ -2,6 +2,7 @@
 
 docs/testing.md tells what is tested how, and where the time goes."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from support.compile_report import CompileReport
 from support.tiny_runs import ROOT, Tiny, make_checkpoints
 from support.workers import made_once
 
-# Nearly all of the suite's time is compilation. LLVM's level 0 halves it, the older emitters of
-# loops halve it again; the arithmetic that XLA chose stays as it is.
+# Nearly all of the suite's time is tracing and compilation. LLVM's level 0 halves the latter, the
+# older emitters of loops halve it again, and programs as small as these are not worth cutting up
+# for several threads; the arithmetic that XLA chose stays as it is.
 FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-# XLA ends the process at a flag that it does not know, and this one may go.
+# XLA ends the process at a flag that it does not know, and these may go.
 if jax.__version_info__ < (0, 11):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 # Read when the first device is asked for. A flag given from outside stands after ours, and the
 # later one wins.
 os.environ["XLA_FLAGS"] = f"{' '.join(FLAGS)} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -24,6 +26,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that a test starts; this one is told below
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# One frame for each operation of a program, not a hundred.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "1"
+jax.config.update("jax_traceback_in_locations_limit", 1)
 # Compiled programs are shared: by the workers of this session, by the programs that tests start,
 # and by the next session.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "cache" / "tests" / "compiled"))
@@ -46,6 +51,28 @@ def pytest_configure(config: pytest.Config) -> None:
     file = config.getoption("--compile-report")
     if file is not None:
         config.pluginmanager.register(CompileReport(file or None, config))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look at it again and again while jax
+    traces."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The whole suite says what it left out."""
+    if config.args == config.getini("testpaths") and config.option.markexpr == "not long":
+        terminalreporter.section("not run here")
+        for target, what in (
+            ("long", "the tests that take long each"),
+            ("kills", "tiny runs killed at random moments"),
+            ("oracles", "goldens made afresh with torch; the endpoint of `transformers serve`"),
+            ("fit", "programs compiled for TPU slices"),
+        ):
+            terminalreporter.line(f"make {target:8} {what}")
 
 
 @pytest.fixture(scope="module", autouse=True)

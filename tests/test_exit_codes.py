@@ -105,6 +105,7 @@ import shutil, sys
 from pathlib import Path
 import jax.numpy as jnp
 from scope_jax import cli
+from scope_jax.configuration import TrainConfig
 from scope_jax.run import Checkpoints
 
 def entry(config, workdir, _):
@@ -116,7 +117,7 @@ def entry(config, workdir, _):
         folder.write_text("in the way")
         checkpoints.save(2, {"w": jnp.arange(9.0)}, {})
 
-cli.run(entry)
+cli.run(entry, TrainConfig, file="run.py")
 """
 
 

@@ -397,6 +397,11 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
     if isinstance(method, Scope):
         if method.tail == "teacher" and teacher.kind != "model":
             yield f"config.method.tail 'teacher' needs teacher.kind 'model', not {teacher.kind!r}"
+        if method.tail == "none" and method.tails > 1:
+            yield (
+                f"config.method.tails = {method.tails}: method.tail 'none' writes none; set tails"
+                " to 1"
+            )
         if method.accept == "unverified" and loss.teacher_term in (
             "shaped",
             "reinforce",

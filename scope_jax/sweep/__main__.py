@@ -6,7 +6,6 @@ Each finished run leaves one record, `<records>/<name>.json`, and is not run aga
 gave up leaves `<name>.failed.json` with its reason, and the sweep goes on.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -15,15 +14,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scope_jax import cli
 from scope_jax.configuration import train_config
 from scope_jax.run import STOPPED, NoRoom, Stopped, failures
 from scope_jax.sweep.records import check_records, is_finished
 from scope_jax.sweep.runs import Checkpoint, Run, config_of, load_sweep, select_runs
 from scope_jax.sweep.worker import make_checkpoints, pin, work
 
+FLAGS = (
+    cli.Flag("sweep", "Python file with sweep()", kind=Path, required=True),
+    cli.Flag("workdir", "where runs work; emptied run by run", kind=Path, required=True),
+    cli.Flag("records", "directory of the records", kind=Path, required=True),
+    cli.Flag("jobs", "processes, each on its share of the cores", 1, int),
+    cli.Flag("shard", "I/N: this machine's share of the runs", "0/1"),
+    cli.Flag("only", "pattern of names", "*"),
+    cli.Flag("keep", "keep the workdirs of finished runs", False, bool),
+    cli.Flag("list", "print names and whether they are done; run nothing", False, bool),
+    cli.Flag("stage", "of the processes that this program starts itself", "all"),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = _arguments(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = cli.parse(given, FLAGS)
     try:
         runs, checkpoints = load_sweep(args.sweep)
         runs = select_runs(runs, args.only, args.shard)
@@ -42,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.stage != "all":
         return _stage(args, runs, checkpoints)
     # The checkpoints, then the workers: each a process with the same command line and a stage.
-    given = list(arguments if arguments is not None else sys.argv[1:])
     again = [sys.executable, "-m", "scope_jax.sweep", *given]
     environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     if checkpoints:
@@ -87,30 +99,7 @@ def run_side_by_side(
             signal.signal(number, handler)
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.sweep",
-        description="Run (or go on with) the runs of a sweep file.",
-    )
-    parser.add_argument("--sweep", required=True, help="Python file with sweep()")
-    parser.add_argument(
-        "--workdir", type=Path, required=True, help="where runs work; emptied run by run"
-    )
-    parser.add_argument("--records", type=Path, required=True, help="directory of the records")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="processes, each on its share of the cores"
-    )
-    parser.add_argument("--shard", default="0/1", help="I/N: this machine's share of the runs")
-    parser.add_argument("--only", default="*", help="pattern of names")
-    parser.add_argument("--keep", action="store_true", help="keep the workdirs of finished runs")
-    parser.add_argument(
-        "--list", action="store_true", help="print names and whether they are done; run nothing"
-    )
-    parser.add_argument("--stage", default="all", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
-def _stage(args: argparse.Namespace, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
+def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
     """One process of the command: the checkpoints ("prepare"), or worker number `args.stage`."""
     import jax
     from absl import logging

@@ -8,13 +8,13 @@ Only the part between the page's markers, `<!-- results: begin -->` and `<!-- re
 written; the author's words around it stay. Pictures go into `images/` beside the page.
 """
 
-import argparse
 import collections
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scope_jax import cli
 from scope_jax.run import write_atomically
 from scope_jax.sweep import tables
 from scope_jax.sweep.curves import draw_curves
@@ -78,17 +78,18 @@ def write_page(page: Path, generated: str) -> None:
     write_atomically(page, f"{before}{BEGIN}\n{generated}\n{END}{after}")
 
 
+FLAGS = (
+    cli.Flag("page", "the page to write into", kind=Path, required=True),
+    cli.Flag("table", "records of the main table", kind=Path, required=True),
+    cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),
+    cli.Flag("confirmation", "records of fresh seeds and problems", kind=Path),
+    cli.Flag("controls", "records on another base", kind=Path),
+    cli.Flag("tuning", "records of the search", kind=Path),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.sweep.page", description="Write the tables of sweeps into a page."
-    )
-    parser.add_argument("--page", type=Path, required=True)
-    parser.add_argument("--table", type=Path, required=True, help="records of the main table")
-    parser.add_argument("--ablations", type=Path, help="records of SCOPE with one switch changed")
-    parser.add_argument("--confirmation", type=Path, help="records of fresh seeds and problems")
-    parser.add_argument("--controls", type=Path, help="records on another base")
-    parser.add_argument("--tuning", type=Path, help="records of the search")
-    given = vars(parser.parse_args(arguments))
+    given = vars(cli.parse(sys.argv[1:] if arguments is None else arguments, FLAGS))
     page = given.pop("page")
     try:
         write_page(page, results(Folders(**given), page.parent / "images"))

@@ -11,12 +11,12 @@ accelerator is needed. Exit code 2: bad input, also for `record` where the files
 finished run; 1: a file could not be read or written, which says nothing about the run.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scope_jax import cli
 from scope_jax.configuration import train_config
 from scope_jax.run import read_metrics
 from scope_jax.sweep.records import (
@@ -45,22 +45,27 @@ def record(run: Run, workdir: Path, records: Path) -> None:
     write_record(records, record_of(run, config, rows, summary, seconds, code_version()))
 
 
+WHAT = ("plan", "record", "failed")
+FLAGS = (
+    cli.Flag("sweep", "Python file with sweep()", kind=Path, required=True),
+    cli.Flag("records", "directory of the records", kind=Path, required=True),
+    cli.Flag("only", "of plan: pattern of names", "*"),
+    cli.Flag("shard", "of plan: I/N, this machine's share of the runs", "0/1"),
+    cli.Flag("name", "of record and failed: which run", ""),
+    cli.Flag("workdir", "of record: where the run's files lie", ".", Path),
+    cli.Flag("reason", "of failed: why", ""),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.sweep.slices", description="For launch/sweep_slice.sh."
-    )
-    parser.add_argument("what", choices=("plan", "record", "failed"))
-    parser.add_argument("--sweep", required=True)
-    parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--only", default="*")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--name", default="")
-    parser.add_argument("--workdir", type=Path, default=Path())
-    parser.add_argument("--reason", default="")
-    args = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    what = words.pop(0) if words else ""
+    args = cli.parse(words, FLAGS)
     try:
+        if what not in WHAT:
+            raise ValueError(f"{what!r}: expected one of {', '.join(WHAT)}")
         runs, checkpoints = load_sweep(args.sweep)
-        if args.what == "plan":
+        if what == "plan":
             for checkpoint in checkpoints:
                 if not (Path(checkpoint.directory) / "config.json").is_file():
                     raise ValueError(
@@ -79,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = [run for run in runs if run.name == args.name]
         if not named:
             raise ValueError(f"--name={args.name}: no run of {args.sweep}")
-        if args.what == "record":
+        if what == "record":
             record(named[0], args.workdir, args.records)
         else:
             write_failure(args.records, named[0], args.reason)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         # A full disk, say, is no bad input. A file that a plan cannot read is: the caller named it.
-        return 1 if args.what != "plan" and isinstance(error, OSError) else 2
+        return 1 if what != "plan" and isinstance(error, OSError) else 2
     return 0
 
 

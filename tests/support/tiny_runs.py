@@ -14,8 +14,12 @@ from ml_collections import ConfigDict
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Another number here trains other tiny checkpoints, as another processor would: no test may depend
+# on what the tiny policy happens to do.
+SEED = int(os.environ.get("SCOPE_JAX_TEST_SEED", "0"))
 # Problems with two terms: a prompt is 5 tokens, a solution 10, end token included.
 POLICY = {
+    "seed": SEED,
     "steps": 300,
     "micro_batches": 1,
     "model.hidden_size": 48,
@@ -29,6 +33,7 @@ POLICY = {
     "optimizer.warmup_steps": 10,
 }
 PRM = {
+    "seed": SEED,
     "steps": 40,
     "batch": 32,
     "micro_batches": 1,
