@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
-from scope_jax.devices import hosts
+from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
 from scope_jax.run import Stopped, failures
 
@@ -175,10 +175,10 @@ def _end(entry: Callable[[Any], str | None], values: Any, place: str) -> None:
                 print(line, file=sys.stderr)
             sys.exit(code)
         if line is None:
-            hosts.crashed(error)
+            watch.crashed(error)
             raise
         print(line, file=sys.stderr)
-        hosts.fail(line.removeprefix("error: "), code)
+        watch.fail(line.removeprefix("error: "), code)
         if code == 1:
             failures.leave(code)
         sys.exit(code)

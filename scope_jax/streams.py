@@ -46,7 +46,7 @@ class Host(enum.IntEnum):
     """Streams of the host's random numbers. The first five take the seed of a step, the last two
     that of a supervised run."""
 
-    PLACE = 1  # which failure an accepted row replaces (correction.place)
+    PLACE = 1  # which failure an accepted row replaces (method.place)
     PROGRAM_STEP = 2  # a step by a program; then the row's id
     NOISE = 3  # errors moved on purpose (localiser.noise)
     PROGRAM_SOLUTION = 4  # a solution by a program; then the row's id

@@ -36,6 +36,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import load_task
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.devices.shapes import round_up
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import StopSignal, prepare_workdir
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
@@ -73,7 +74,7 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         config.to_dict(),
         # What does not touch what is learned may change.
         may_differ=("checkpoint", "remat"),
-        defaults=default_config().to_dict(),
+        defaults=default_config(settings.target.name).to_dict(),
         upgrade=upgraded_supervised,
         name="training.json",  # a Hugging Face directory has a config.json of its own: the model's
     )
@@ -200,7 +201,7 @@ def _train_policy(
     if problems is None:
         assert isinstance(domain, tasks.GeneratedDomain)
         longest = max(config.fresh.lengths)
-        width = -(-(domain.prompt_length(longest) + domain.completion_length(longest)) // 8) * 8
+        width = round_up(domain.prompt_length(longest) + domain.completion_length(longest))
     batches = DemonstrationBatches(
         domain,
         problems,
@@ -222,7 +223,7 @@ def _train_policy(
         sizes=config.fresh.lengths,
         width=width,
     )
-    objective = learning.cloning_objective(model_config, remat=config.remat)
+    objective = learning.cloning_objective(dataclasses.replace(model_config, remat=config.remat))
     trained, loss = _fit(config, workdir, objective, model_config, params, batches)
     models.save(workdir, model_config, trained)
     if is_main():
@@ -261,7 +262,7 @@ def _train_prm(
         fresh = models.init(prm_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
         return {name: trunk.get(name, value) for name, value in fresh.items()}
 
-    objective = learning.step_label_objective(prm_config, remat=config.remat)
+    objective = learning.step_label_objective(dataclasses.replace(prm_config, remat=config.remat))
     trained, loss = _fit(config, workdir, objective, prm_config, params, batches)
     models.save(workdir, prm_config, trained)
     if is_main():

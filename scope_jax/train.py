@@ -6,7 +6,6 @@
 same command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from scope_jax.configuration import (
 )
 from scope_jax.configuration.renamed import upgraded
 from scope_jax.correction import Groups, rescue
+from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
@@ -62,13 +62,6 @@ MAY_DIFFER = (
     "teacher.endpoint.url",
     "teacher.endpoint.cache",
 )
-# How a workdir's config is compared: settings of an earlier version under today's names, and those
-# that it did not have while they stand at their defaults.
-SAME_CONFIG: dict[str, Any] = {
-    "may_differ": MAY_DIFFER,
-    "defaults": default_config().to_dict(),
-    "upgrade": upgraded,
-}
 
 
 def train(
@@ -87,23 +80,21 @@ def train(
     settings, workdir = train_config(config), Path(workdir)
     written = config.to_dict()
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    compared = same_config(settings)
     with StopSignal(any_process) as stop, jax.set_mesh(mesh):
-        done = finished_summary(
-            workdir, lambda: not config_changes(workdir, written, **SAME_CONFIG)
-        )
+        done = finished_summary(workdir, lambda: not config_changes(workdir, written, **compared))
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
-                write_run_report(workdir)
+                how_to_read = domain_of(settings.task).how_to_read
+                write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
-        workdir = prepare_workdir(workdir, written, allow=allow_changed, **SAME_CONFIG)
+        workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
         if actors.task.contamination is not None:
             text = json.dumps(actors.task.contamination, indent=2) + "\n"
             write_atomically(workdir / "decontamination.json", text)
         root = jax.random.key(settings.seed)
         learner = Learner(settings, actors, mesh, root)
-        # The learner has its copy: nothing else keeps the start weights alive.
-        actors = dataclasses.replace(actors, params={})
         summary = _train(settings, written, workdir, actors, learner, stop)
     return summary
 
@@ -124,7 +115,7 @@ def _train(
 
     with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
-        record_config(workdir, written, session.start, **SAME_CONFIG)
+        record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
         compiles = count_compiles()
         if session.start == 0 and config.evaluation.at_start:
@@ -263,6 +254,16 @@ def clone_failures(
 
 
 # ---- around a step
+
+
+def same_config(config: TrainConfig) -> dict[str, Any]:
+    """How a workdir's config is compared with this one: settings of an earlier version under
+    today's names, and those that it did not have while they stand at their method's defaults."""
+    return {
+        "may_differ": MAY_DIFFER,
+        "defaults": default_config(config.method.name).to_dict(),
+        "upgrade": upgraded,
+    }
 
 
 def keeping(config: TrainConfig) -> Keeping:

@@ -1,6 +1,7 @@
 """Bad input gets one line that says what is wrong, where, and what would be right; nothing is
 written over."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -209,7 +210,6 @@ def test_checkpoints_in_the_wrong_role(checkpoints: Tiny, tmp_path: Path):
         checkpoints.config("scope", {"models.teacher": prm}), tmp_path / "run"
     )
     config, _ = models.load(policy)
-    import dataclasses
 
     wide = dataclasses.replace(config, vocab_size=32)
     models.save(tmp_path / "wide", wide, models.init(wide, jax.random.key(0)))
@@ -339,7 +339,7 @@ def test_a_skipped_update_changes_nothing():
     spec = learning.LossSpec(max_new_tokens=4)
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.1))
     update = learning.make_update(
-        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat="none"),
+        learning.policy_objective(config, spec, temperature=1.0, entropy=True),
         optimizer,
         config,
     )

@@ -52,22 +52,23 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_configs(site):
         return {
             str(Path(below) / path.relative_to(root))
             for path in root.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts and path.name != "configs"
+            if path.is_file() and "__pycache__" not in path.parts
         }
 
     wheel = {name for name in files(site, "") if ".dist-info/" not in name}
     package = {name for name in files(ROOT / "scope_jax", "scope_jax") if "/configs/" not in name}
     assert wheel == package | files(ROOT / "configs", "scope_jax/configs")
-    assert "scope_jax/configs/run.py:scope,arithmetic" in wheel
+    assert {"scope_jax/configs/run.py", "scope_jax/configs/sweeps/one.py"} <= wheel
     assert not [path for path in site.rglob("*.py") if str(ROOT) in path.read_text()]
 
 
 def test_the_wheel_works_without_a_checkout(site, tmp_path):
     program = """
 import importlib.resources, pathlib, sys
-import scope_jax.configs.arithmetic.scope as config
+import scope_jax.configs.run as config
 from scope_jax.configs.sweeps import confirmation
-assert config.get_config().correction.enabled and confirmation.sweep()
+from scope_jax.configuration.files import read_config
+assert read_config("scope,arithmetic", "run.py").models.prm and confirmation.sweep()
 for place in (config.__file__, importlib.resources.files("scope_jax.configs")):
     assert pathlib.Path(place).is_relative_to(sys.argv[1]), place
 """

@@ -8,9 +8,10 @@ import numpy as np
 
 from scope_jax.correction.choose import Chosen
 from scope_jax.correction.records import Groups, Scene
-from scope_jax.correction.sizes import bucket, pad_rows
 from scope_jax.correction.spec import CorrectionSpec
+from scope_jax.correction.steps import pad_rows
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.rollout.rows import cut, take_rows
 from scope_jax.teachers.base import Ask, Corrected, Job, failure_counts
@@ -50,7 +51,7 @@ def cut_rows(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec)
     finished, fills the batch up to one of a few sizes."""
     rollout, located, rows_N = groups.rollout, chosen.located, chosen.rows_N
     prompts = len(groups.reward_B) // groups.group
-    size = bucket(len(rows_N), prompts * spec.select.most(groups.group))
+    size = row_count(len(rows_N), prompts * spec.select.most(groups.group))
     index, valid = pad_rows(rows_N, size), np.arange(size) < len(rows_N)
     prompt_length, row_length, row_id = to_host(
         (rollout.prompt_length_B, rollout.length_B, rollout.row_id_B)

@@ -7,8 +7,8 @@ import numpy as np
 
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.records import Groups, Scene
-from scope_jax.correction.sizes import bucket
 from scope_jax.correction.steps import StepRows, in_steps
+from scope_jax.devices.shapes import row_count
 from scope_jax.streams import Host, host_rng
 
 
@@ -59,7 +59,7 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
     score = scores.score_RJ
     if localiser.spec.noise > 0:
         score = move_errors(score, scores.valid_RJ, threshold, localiser.spec.noise, scene.seed)
-    size = bucket(len(rows.steps), mask_B.size)
+    size = row_count(len(rows.steps), mask_B.size)
     error, quality = _judge(score, scores.valid_RJ, threshold, size)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
     metrics |= scores.metrics

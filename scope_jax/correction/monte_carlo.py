@@ -15,9 +15,9 @@ import numpy as np
 
 from scope_jax import streams
 from scope_jax.correction.records import Scene
-from scope_jax.correction.sizes import bucket, pad_rows
-from scope_jax.correction.steps import StepRows
+from scope_jax.correction.steps import StepRows, pad_rows
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Problem, verdicts
@@ -66,7 +66,7 @@ def successes(
     for start in range(0, len(rows_R), most):
         part = slice(start, start + most)
         rows = np.asarray(rows_R[part], np.int32)
-        size = bucket(len(rows), most)
+        size = row_count(len(rows), most)
         batch = _cut_copies(
             rollout,
             jnp.asarray(pad_rows(rows, size)),

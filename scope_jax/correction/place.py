@@ -8,8 +8,8 @@ import numpy as np
 
 from scope_jax.correction.finish import Attempts
 from scope_jax.correction.records import Groups
-from scope_jax.correction.sizes import pad_rows
 from scope_jax.correction.spec import CorrectionSpec
+from scope_jax.correction.steps import pad_rows
 from scope_jax.rollout.rows import cut, place_rows, take_rows
 from scope_jax.streams import Host, host_rng
 from scope_jax.types import Rollout

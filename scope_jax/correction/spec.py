@@ -32,7 +32,7 @@ class SelectSpec:
             raise ValueError(f"method.select.good_steps = {self.good_steps} must be 0 or more")
         if not 0 <= low <= high <= 1 or self.per_group < 1:
             raise ValueError(
-                f"correction.select: quantiles {self.quantiles} must ascend in [0, 1] and per_group"
+                f"method.select: quantiles {self.quantiles} must ascend in [0, 1] and per_group"
                 f" {self.per_group} be >= 1"
             )
 
@@ -61,19 +61,19 @@ class CorrectionSpec:
     rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self, "correction")
+        check_choices(self, "method")
         if self.tails < 1:
             raise ValueError(f"method.tails = {self.tails} must be at least 1")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(
-                f"correction.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"
+                f"method.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"
             )
         if self.tail == "none" and self.accept == "verified":
             raise ValueError(
-                "correction: tail 'none' leaves rows without an answer to verify; set accept to"
+                "method: tail 'none' leaves rows without an answer to verify; set accept to"
                 " 'unverified'"
             )
         if self.tail != "none" and self.accept == "unverified":
             raise ValueError(
-                "correction: accept 'unverified' is for tail 'none'; a row with a tail is verified"
+                "method: accept 'unverified' is for tail 'none'; a row with a tail is verified"
             )

@@ -67,3 +67,10 @@ def in_steps(
     flat = iter(texts([piece for row in pieces for piece in row], tokenizer))
     steps = [[next(flat) for _ in row] for row in pieces]
     return StepRows(rollout, problems, rows_R, steps, ends)
+
+
+def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
+    """int32[size]: row numbers, filled up with row 0."""
+    index = np.zeros(size, np.int32)
+    index[: len(rows)] = rows
+    return index

@@ -133,6 +133,14 @@ def _check_task(task: TaskSpec) -> None:
             source_of(settings, where, task.data or "")
 
 
+def domain_of(task: TaskSpec) -> Domain:
+    """The domain of a task; reads no data."""
+    if task.name in GENERATED:
+        config = importlib.import_module(GENERATED[task.name][1]).CONFIG
+        return config(**_tuples(task.options)).domain()
+    return Mathematics(**task.options)
+
+
 def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:
     """The generated domain called `name`; `options` are the fields of its class. Raises ValueError
     for an unknown name or option and for values that make no sense."""

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scope_jax.devices.hosts import exchange, settle
+from scope_jax.devices.hosts import exchange
 from scope_jax.devices.mesh import to_device_memory
+from scope_jax.devices.programs import program
 from scope_jax.run import failures
 from scope_jax.run.failures import StorageError
 
@@ -221,7 +222,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 def _describe(state: PyTree) -> dict[str, dict]:
     """{path: {shape, dtype, sum}} of each array."""
     named = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([settle(_array_sum(leaf)) for _, leaf in named])
+    sums = jax.device_get([_array_sum(leaf) for _, leaf in named])
     return {
         jax.tree_util.keystr(path): {
             "shape": list(leaf.shape),
@@ -232,7 +233,7 @@ def _describe(state: PyTree) -> dict[str, dict]:
     }
 
 
-@jax.jit
+@program
 def _array_sum(array: jax.Array) -> jax.Array:
     """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32.
 

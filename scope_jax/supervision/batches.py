@@ -12,8 +12,8 @@ import numpy as np
 
 from scope_jax import tasks
 from scope_jax.data import Problems
+from scope_jax.devices.shapes import coarse_width, round_up
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.prm.model import length_bucket
 from scope_jax.streams import Host, host_rng
 from scope_jax.supervision.labels import LabelledRow
 from scope_jax.teachers.replies import encode_step, reference_steps, special_texts
@@ -92,7 +92,7 @@ class DemonstrationBatches:
                     )
             else:
                 rows.append(row)
-        width = self.width or length_bucket(
+        width = self.width or coarse_width(
             max(len(given) + len(learned) for given, learned in rows)
         )
         tokens, weight = (
@@ -203,7 +203,7 @@ class LabelledSteps:
                 " cannot be scored"
             )
         self.batch, self.soft = batch, soft
-        self.width = -(-max(len(ids) for ids, _, _ in self.rows) // 8) * 8
+        self.width = round_up(max(len(ids) for ids, _, _ in self.rows))
         self._rng = host_rng(seed, Host.LABELLED_BATCHES)
 
     def __iter__(self) -> "LabelledSteps":

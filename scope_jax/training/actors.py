@@ -9,20 +9,19 @@ import jax
 
 from scope_jax import models, rollout, teachers
 from scope_jax.configuration import Scope, TrainConfig
-from scope_jax.configuration.training import MeshShape
 from scope_jax.correction import Localiser, make_localiser
 from scope_jax.data.load import Task, load_task
-from scope_jax.devices.mesh import reshape_mesh, to_host_memory
+from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Actors:
     """Who takes part in a run."""
 
     config: models.ModelConfig  # of the policy
-    params: models.Params  # of the policy, before training
+    params: models.Params  # of the policy; empty once a `Learner` has taken them over
     tokenizer: Any  # of the policy
     task: Task
     teacher: teachers.Teacher | None  # where the method asks one
@@ -120,9 +119,9 @@ def load_teacher(
             "config.models.teacher is None; the correction needs a teacher (a Hugging Face"
             " directory)"
         )
-    own_mesh = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=own_mesh)
-    rollout.check_heads(teacher_config, own_mesh)
+    where = _own_mesh(config, "teacher", mesh)
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=where)
+    rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(
             f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')"
@@ -138,20 +137,15 @@ def load_teacher(
             f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
             " continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    params = models.decode_layout(teacher_config, params, own_mesh)
+    params = models.decode_layout(teacher_config, params, where)
     if config.placement.teacher == "host":
         params = to_host_memory(params)
-    writer = rollout.Generator(params, teacher_config, own_mesh)
+    writer = rollout.Generator(params, teacher_config, where)
     return teachers.ModelTeacher(writer, spec, None if same else own)
 
 
 def _own_mesh(config: TrainConfig, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's
     devices."""
-    shape: MeshShape = getattr(config.mesh, name)
-    if not shape.given:
-        return mesh
-    try:
-        return reshape_mesh(mesh, shape.data or 0, shape.fsdp or 0, shape.tensor or 0)
-    except ValueError as error:
-        raise ValueError(f"config.mesh.{name}: {error}") from None
+    shape = dataclasses.asdict(getattr(config.mesh, name))
+    return own_mesh(mesh, shape, f"config.mesh.{name}")

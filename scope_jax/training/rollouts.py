@@ -133,6 +133,7 @@ def collect_rollouts(
         M -= config.method.per_group
     domain = actors.task.domain
     sampling = config.rollout.sampling(actors.config.end_ids)
+    sampling = dataclasses.replace(sampling, seats=config.rollout.seats)
     parts: list[Rollout] = []
     problems: list[tasks.Problem] = []
     written: list[list[int]] = []
@@ -144,9 +145,7 @@ def collect_rollouts(
         with step.timer("rollout"):
             first_row = attempt * P * M
             batch = rollout.from_prompts(ids, M, config.rollout.length, first_row=first_row)
-            batch = policy.extend(
-                batch, step.key, sampling, shared_prefix=M, slots=config.rollout.seats
-            )
+            batch = policy.extend(batch, step.key, sampling, shared_prefix=M)
             own = rollout.completion_ids(batch)
         with step.timer("verify"):
             words = rollout.texts(own, actors.tokenizer)
