@@ -57,6 +57,6 @@ def row_lengths(args: argparse.Namespace) -> list[int]:
 
 
 def report(side: str, args: argparse.Namespace, result: dict) -> None:
-    """Prints the JSON line: the result, tokens per second, and the settings it was measured under."""
+    """Prints the JSON line: the result, tokens per second, and the settings of the measurement."""
     rate = {"tokens_per_s": result["tokens"] / result["seconds"]}
     print(json.dumps({"side": side} | result | rate | {"settings": vars(args)}), flush=True)

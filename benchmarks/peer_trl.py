@@ -3,8 +3,8 @@
 
 Runs under an interpreter with torch, transformers and trl (`requirements-trl.txt`):
 
-    python benchmarks/peer_trl.py rollout --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
-    python benchmarks/peer_trl.py step --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
+    python benchmarks/peer_trl.py rollout|step --model=DIR --prompts=8 --group=8
+        --prompt-length=64 --new-tokens=128
 """
 
 import importlib.metadata

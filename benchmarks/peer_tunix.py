@@ -4,8 +4,8 @@ does.
 Runs under Python 3.12 or later with google-tunix (`requirements-tunix.txt`), on the same
 checkpoint directory:
 
-    python benchmarks/peer_tunix.py rollout --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
-    python benchmarks/peer_tunix.py step --model=DIR --prompts=8 --group=8 --prompt-length=64 --new-tokens=128
+    python benchmarks/peer_tunix.py rollout|step --model=DIR --prompts=8 --group=8
+        --prompt-length=64 --new-tokens=128
 """
 
 import importlib.metadata

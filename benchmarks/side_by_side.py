@@ -1,7 +1,7 @@
 """Runs scope_jax, transformers + TRL and Tunix in alternation on the same random weights, and
 prints a Markdown table.
 
-    python benchmarks/side_by_side.py                                # both models, all three tasks, 3 rounds
+    python benchmarks/side_by_side.py    # both models, all three tasks, 3 rounds
     python benchmarks/side_by_side.py --models=A --tasks=fixed,step --rounds=2 --steps=1
 
 A round measures every side once, each in a process of its own, in an order that turns from round

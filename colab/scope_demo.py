@@ -49,22 +49,24 @@ FOLDER = Path("scope_demo_smoke" if SMOKE else "scope_demo")
 
 
 # %%
-def checkpoint(name, **settings):
-    config = supervise.default_config()
+def checkpoint(name, kind="policy", **settings):
+    config = supervise.default_config(kind)
     config.update(settings)
     if SMOKE:
         config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 16, 1, 0
         config.model.update({"hidden_size": 32, "num_layers": 1, "ffn_size": 64})
-        config.target.rollouts.update({"problems": 32, "held_out": 16})
+        if kind == "prm":
+            config.target.rollouts.update({"problems": 32, "held_out": 16})
     supervise.supervise(config, FOLDER / name)
     return str(FOLDER / name)
 
 
 lengths = {"lengths": (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)}
-base = checkpoint("base", steps=600, task=lengths, demonstrations={"misconception": 0.95})
-style = {"style": "sorted", "anyones_prefix": True}
-able = checkpoint("teacher", steps=350, seed=1, start=base, task=lengths | {"seed": 2}, demonstrations=style)
-judge = checkpoint("prm", kind="prm", steps=150, start=able, rollouts={"policy": base}, optimizer={"learning_rate": 1e-3})
+base = checkpoint("base", steps=600, fresh=lengths, target={"misconception": 0.95})
+style = {"style": "sorted", "foreign_prefix": True}
+able = checkpoint("teacher", steps=350, seed=1, start=base, fresh=lengths | {"seed": 2}, target=style)
+labelled = {"rollouts": {"policy": base}}
+judge = checkpoint("prm", "prm", steps=150, start=able, target=labelled, optimizer={"learning_rate": 1e-3})
 
 # %% [markdown]
 # ## 2. A group of rollouts
@@ -136,25 +138,26 @@ print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer)
 # %% [markdown]
 # ## 5. Training
 #
-# The same loop twice: GRPO, which is the program with the correction switched off, and SCOPE. Minutes on a CPU.
+# The same loop twice, with another method: GRPO, which learns from the policy's own rollouts as they are, and SCOPE.
+# Minutes on a CPU.
 
 
 # %%
-def arm(name, rescue):
-    config = default_config()
+def arm(method):
+    config = default_config(method)
     config.update({"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}})
     config.task.data = str(FOLDER / "tfds")
     config.task.options = {"train_size": 2048, "lengths": (4, 5), "start": "zero"}
     config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 11, "new_tokens": 29})
-    config.correction.update({"enabled": rescue, "step_tokens": 8})
+    config.teacher.step_tokens = 8
     config.loss.normaliser = "token"
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "b2": 0.98})
     config.evaluation.update({"problems": 0 if SMOKE else 64, "ood_problems": 0})
-    train.train(config, FOLDER / name)
-    return run.read_metrics(FOLDER / name / "metrics.jsonl")
+    train.train(config, FOLDER / method)
+    return run.read_metrics(FOLDER / method / "metrics.jsonl")
 
 
-arms = {"SCOPE": arm("scope", True)} if SMOKE else {"GRPO": arm("grpo", False), "SCOPE": arm("scope", True)}
+arms = {method.upper(): arm(method) for method in (["scope"] if SMOKE else ["grpo", "scope"])}
 
 # %%
 for name, lines in arms.items():

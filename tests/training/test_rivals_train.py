@@ -434,7 +434,8 @@ def learner_of(parts: Parts, **changes: Any) -> Learner:
         "training__micro_batches": 1,
     }
     config = parts.changed("grpo", **(plain | changes))
-    return Learner(config, parts.actors, parts.mesh, jax.random.key(0))
+    own = dataclasses.replace(parts.actors)  # a learner takes the weights over
+    return Learner(config, own, parts.mesh, jax.random.key(0))
 
 
 def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(parts: Parts):
