@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ORACLE_VENV ?= .venv-oracles
 FIT_VENV ?= .venv-fit
+OLDEST_VENV ?= .venv-oldest
 # What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
 EXTRAS ?= test
 # Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
@@ -14,11 +15,12 @@ comma := ,
 READY := $(VENV)/.ready-$(notdir $(PYTHON))-$(subst $(comma),+,$(EXTRAS))
 ORACLE_READY := $(ORACLE_VENV)/.ready-$(notdir $(PYTHON))
 FIT_READY := $(FIT_VENV)/.ready-$(notdir $(PYTHON))
+OLDEST_READY := $(OLDEST_VENV)/.ready-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo test lint oracles fit bench kills long clean
+.PHONY: help setup demo test lint oracles fit oldest bench kills long clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,13 +29,18 @@ help:  ## this list
 
 setup: $(READY)  ## the environment in .venv (the other targets call this; done once)
 
-$(READY): pyproject.toml constraints.txt
-	@echo "== set-up: $(VENV) with $(PYTHON), scope_jax[$(EXTRAS)], versions of constraints.txt (two minutes, once)"
-	@if [ "$$("$(BIN)/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
-	  "$(PYTHON)" -m venv --clear "$(VENV)"; fi
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+# $(call environment,VENV,EXTRAS,CONSTRAINTS); the stamp is written last, so that a set-up that broke is done again.
+define environment
+	@echo "== set-up: $(1) with $(PYTHON), scope_jax[$(2)], versions of $(3) (minutes, once)"
+	@if [ "$$("$(1)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
+	  "$(PYTHON)" -m venv --clear "$(1)"; fi
+	@"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check -c "$(3)" -e ".[$(2)]"
 	@touch "$@"
 	@echo "== set-up done"
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(call environment,$(VENV),$(EXTRAS),constraints.txt)
 
 demo: $(READY)  ## SCOPE beside GRPO on the embedded task, on this machine
 	"$(BIN)/python" -m scope_jax.demo $(ARGS)
@@ -51,12 +58,7 @@ lint: $(READY)  ## ruff and mypy
 	@"$(BIN)/mypy"
 
 $(ORACLE_READY): pyproject.toml constraints.txt
-	@echo "== set-up: $(ORACLE_VENV) with $(PYTHON) and torch"
-	@if [ "$$("$(ORACLE_VENV)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
-	  "$(PYTHON)" -m venv --clear "$(ORACLE_VENV)"; fi
-	@"$(ORACLE_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[oracle]"
-	@touch "$@"
-	@echo "== set-up done"
+	$(call environment,$(ORACLE_VENV),oracle,constraints.txt)
 
 oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own environment, with torch)
 	@echo "== goldens of tests/goldens, made afresh with torch and compared"
@@ -66,15 +68,16 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
 
 $(FIT_READY): pyproject.toml constraints.txt
-	@echo "== set-up: $(FIT_VENV) with $(PYTHON) and the TPU's compiler (700 MB)"
-	@if [ "$$("$(FIT_VENV)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
-	  "$(PYTHON)" -m venv --clear "$(FIT_VENV)"; fi
-	@"$(FIT_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fit,test]"
-	@touch "$@"
-	@echo "== set-up done"
+	$(call environment,$(FIT_VENV),fit$(comma)test,constraints.txt)
 
 fit: $(FIT_READY)  ## compile for TPU slices without one: the environment of scope_jax.fit, and its tests
 	@"$(FIT_VENV)/bin/python" -m pytest tests/fit $(ARGS)
+
+$(OLDEST_READY): pyproject.toml constraints-oldest.txt
+	$(call environment,$(OLDEST_VENV),test,constraints-oldest.txt)
+
+oldest: $(OLDEST_READY)  ## tests of models and tokenizers with the oldest versions allowed (PYTHON=python3.11)
+	@"$(OLDEST_VENV)/bin/python" -m pytest tests/models tests/text $(ARGS)
 
 bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
 	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)
@@ -86,4 +89,5 @@ long: $(READY)  ## the tests that take long each
 	@"$(BIN)/python" -m pytest -m long -n $(WORKERS) --dist worksteal $(ARGS)
 
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
-	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis scope_jax.egg-info
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" "$(OLDEST_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  scope_jax.egg-info build

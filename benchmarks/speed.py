@@ -13,6 +13,7 @@ program, into a directory.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -30,7 +31,6 @@ import numpy as np
 from scope_jax import learning, models, rollout
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.learning.optimizer import MOMENTS
-from scope_jax.models.cache import KINDS as CACHES
 from scope_jax.types import Rollout
 
 
@@ -74,7 +74,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="parts of like length that an update is packed in",
     )
     parser.add_argument(
-        "--cache", choices=CACHES, default="auto", help="keys and values while decoding"
+        "--cache", choices=("auto", "int8"), default="auto", help="keys and values while decoding"
     )
     parser.add_argument("--dtype", default="float32", help="of the parameters")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -103,27 +103,21 @@ def rollout_call(
     prompts: list[list[int]],
     group: int,
     new_tokens: int,
-    slots: int,
+    seats: int,
     lengths: Any,
     cache: str = "auto",
 ) -> Callable[[int], Rollout]:
     """A function of a seed that makes one batch of rollouts. No end token is looked for, so that
     lengths are as asked."""
     buffer = max(len(p) for p in prompts) + new_tokens
-    spec = rollout.SampleSpec(max_new_tokens=new_tokens, cache=cache)
+    spec = rollout.SampleSpec(max_new_tokens=new_tokens, cache=cache, seats=seats or None)
+    generator = rollout.Generator(params, config)
 
     def call(seed: int) -> Rollout:
         rows = rollout.from_prompts(prompts, group, buffer)
         limit = None if lengths is None else rows.prompt_length_B + jnp.asarray(lengths, jnp.int32)
-        rows = rollout.generate(
-            params,
-            config,
-            rows,
-            jax.random.key(seed),
-            spec,
-            shared_prefix=group,
-            slots=slots or None,
-            limit_B=limit,
+        rows = generator.extend(
+            rows, jax.random.key(seed), spec, shared_prefix=group, limit_B=limit
         )
         return jax.block_until_ready(rows)
 
@@ -169,7 +163,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             learning.OptimizerSpec(learning_rate=1e-6, moments=args.moments)
         )
         objective = learning.policy_objective(
-            config, spec, temperature=1.0, entropy=False, remat=args.remat
+            dataclasses.replace(config, remat=args.remat), spec, temperature=1.0, entropy=False
         )
         update = learning.make_update(objective, optimizer, config, passes, dtype=args.dtype)
         state, slots = learning.init_state(params, optimizer, "float32"), 0
@@ -235,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.profile) / "programs"
         dump = (
             f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-            " --xla_dump_hlo_module_re=jit_(_generate|update)"
+            " --xla_dump_hlo_module_re=jit_(generate_program|update)"
         )
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
     use_cpu_cores()

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from scope_jax import correction, models, rollout, run, supervise, tasks, train
-from scope_jax.config import default_config
+from scope_jax.configuration import default_config
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import encode_prompts, load_tokenizer, step_ends, stop_table
 from scope_jax.types import Owner
@@ -55,7 +55,7 @@ def checkpoint(name, **settings):
     if SMOKE:
         config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 16, 1, 0
         config.model.update({"hidden_size": 32, "num_layers": 1, "ffn_size": 64})
-        config.rollouts.update({"problems": 32, "held_out": 16})
+        config.target.rollouts.update({"problems": 32, "held_out": 16})
     supervise.supervise(config, FOLDER / name)
     return str(FOLDER / name)
 

@@ -1,0 +1,1 @@
+"""Experiments, one Python file each with the command and what was measured; `scope_jax.configs`."""

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train on this machine (CPU, GPU or one TPU VM): launch/run_local.sh CONFIG WORKDIR [--config.key=value ...]
+# CONFIG: as train takes it, such as scope,arithmetic or FILE.py.
 # Run the same command again to go on with a run that was stopped. What it prints goes to WORKDIR/run.log too.
 # DRY_RUN=1: print the command, run nothing.
 set -euo pipefail
@@ -12,13 +13,17 @@ config="$1"
 workdir="$2"
 shift 2
 
-# Config files import each other as configs.X, so the program starts in the repository; paths given stay the caller's.
+# The program starts in the repository, for cache/ and data/ there; paths given stay the caller's.
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
-if [[ ! -f "$config" ]]; then
-  echo "error: $config: no such config file; give one such as configs/arithmetic/scope.py" >&2
+# FILE.py or FILE.py:WORDS, of the caller or of the repository; or words for a shipped config, such as scope,arithmetic.
+file="$config" words=""
+if [[ ! -f "$file" && "$file" == *.py:* ]]; then file="${config%%.py:*}.py" words="${config#"$file"}"; fi
+if [[ -f "$file" ]]; then
+  config="$(cd -- "$(dirname -- "$file")" && pwd)/$(basename -- "$file")$words"
+elif [[ "$file" == *.py && ! -f "$root/$file" ]]; then
+  echo "error: $file: no such config file; give one, or words for a shipped one such as scope,arithmetic" >&2
   exit 2
 fi
-config="$(cd -- "$(dirname -- "$config")" && pwd)/$(basename -- "$config")"
 if [[ -z "${DRY_RUN:-}" ]]; then
   mkdir -p -- "$workdir"
   workdir="$(cd -- "$workdir" && pwd)"

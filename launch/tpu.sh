@@ -110,10 +110,14 @@ check() {
 # CONFIG as the workers know it.
 config_of() {
   local config="${words[2]:-}" word=""
-  [[ -n "$config" ]] || fail "$verb needs a config file, such as configs/arithmetic/scope.py; $usage"
-  # FILE:WORD, where the file's get_config takes a word.
-  if [[ "$config" == *:* && ! -f "$config" ]]; then word=":${config#*:}" config="${config%%:*}"; fi
-  [[ -f "$config" ]] || fail "$config: no such config file; give one such as configs/arithmetic/scope.py"
+  [[ -n "$config" ]] || fail "$verb needs a config file, or words for a shipped one such as scope,arithmetic; $usage"
+  # FILE.py:WORDS, where the file's get_config takes words; words alone are for a shipped config.
+  if [[ "$config" == *.py:* && ! -f "$config" ]]; then word=":${config#*.py:}" config="${config%%.py:*}.py"; fi
+  if [[ "$config" != *.py ]]; then
+    echo "$config"
+    return
+  fi
+  [[ -f "$config" ]] || fail "$config: no such config file; give one, or words for a shipped one such as scope,arithmetic"
   config="$(cd -- "$(dirname -- "$config")" && pwd)/$(basename -- "$config")"
   [[ "$config" == "$root"/* ]] || fail "$config: the config file must be in $root, which is what the workers get"
   echo "${config#"$root"/}$word"

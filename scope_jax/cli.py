@@ -1,165 +1,184 @@
-"""What the entry points share on the command line: a config file with overrides, a workdir,
-one-line errors."""
+"""What all programs share on the command line: flags, a config with overrides, how they end."""
 
-import difflib
-import os
+import dataclasses
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import jax
-from absl import app, flags, logging
-from flax import traverse_util
-from ml_collections import ConfigDict, config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict
 
-from scope_jax.devices import hosts
+from scope_jax.configuration.files import read_config
+from scope_jax.configuration.schema import set_value
+from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
-from scope_jax.run import STOPPED, NoRoom, Stopped, is_full
-from scope_jax.run.checkpoints import StorageError, is_passing
-
-# How XLA's own errors begin.
-_OF_XLA = re.compile(
-    r"(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): "
-)
-_begun = False
+from scope_jax.run import Stopped, failures
 
 
-def begun() -> None:
-    """A run says that its loop begins: what it was given is good. A file that cannot be read or
-    written from now on is no bad input, and starting the command again may help."""
-    global _begun
-    _begun = True
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a program, `--name=value`; a dash in a name is as good as an underscore."""
 
-
-def is_crash(error: Exception) -> bool:
-    """Whether an error is one that nobody expected, which ends a program with its traceback: of
-    the devices, of another process that went away in a collective (between CPUs a ValueError now
-    and then), or a mistake in the program."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return True
-    if is_full(error):
-        return False
-    if isinstance(error, ValueError):
-        return _OF_XLA.match(str(error)) is not None
-    # OSError: a missing file, and what config_flags raises, over several lines, for a config file
-    # that is not there.
-    return not isinstance(error, OSError | RuntimeError)
-
-
-def exit_code(error: BaseException) -> int:
-    """Of a program that such an error ends with one line. 2: bad input, or a run that gave up,
-    which ends in the same way every time. 1: a storage or a network that failed, a full disk."""
-    if (
-        isinstance(error, NoRoom)
-        or is_full(error)
-        or is_passing(error)
-        or (_begun and isinstance(error, OSError))
-    ):
-        return 1
-    return 2
+    name: str
+    help: str
+    default: Any = None
+    kind: type = str  # str, int, float, bool, Path, or list: words between commas
+    required: bool = False
+    words: tuple[str, ...] = ()  # the values that it may have
 
 
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str],
+    schema: type,
     *,
+    file: str,
     workdir: bool = True,
-    extra: Callable[[], Any] | None = None,
+    more: Sequence[Flag] = (),
 ) -> None:
-    """Parse `--config=FILE [--config.key=value ...] --workdir=DIR`, call `entry(config, workdir,
-    flag values)` and print what it returns. Bad input (ValueError, FileNotFoundError) and a run
-    that gave up (RuntimeError) end with one line on standard error and exit code 2; a full disk,
-    and a storage or a network that failed, with one line and exit code 1; a run that was asked to
-    stop with one line and exit code 75.
+    """A program that takes a config: parse `--config=NAME [--config.key=value ...] --workdir=DIR`,
+    call `entry(config, workdir, flag values)` and print what it returns. An error ends the program
+    as the table in `scope_jax.run.failures` says.
 
-    `workdir`: whether the flag must be given. `extra()` defines further flags. Flags are defined
-    here and not at import, because config files import the entry points' modules.
+    `schema`: the dataclass that the config describes. `file`: the shipped config file that NAME is
+    looked up in where it is no file itself (`read_config`). `workdir`: whether the flag must be
+    given. `more`: further flags.
     """
-    config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file; override with --config.key=value.", lock_config=False
+    overrides, arguments = split_overrides(sys.argv[1:])
+    config_help = (
+        f"Config: FILE.py, FILE.py:WORDS, or words for configs/{file}; --config.key=value changes a"
+        " setting"
     )
-    workdir_flag = flags.DEFINE_string("workdir", None, "Directory that this command writes.")
-    distributed_flag = flags.DEFINE_string(
-        "distributed",
-        "",
+    distributed_help = (
         "Join other processes: auto (TPU slices, Slurm), or HOST:PORT/N/I for number I of N"
-        " processes.",
+        " processes"
     )
-    if extra is not None:
-        extra()
+    known = [
+        Flag("config", config_help),
+        Flag("workdir", "Directory that this command writes"),
+        Flag("distributed", distributed_help, ""),
+        *more,
+    ]
 
-    def give_up(error: Exception) -> NoReturn:
-        if is_full(error) and not isinstance(error, NoRoom):
-            error = NoRoom(workdir_flag.value or ".")
-        reason, code = " ".join(str(error).split()), exit_code(error)
-        print(f"error: {reason}", file=sys.stderr)
-        hosts.fail(reason, code)
-        if isinstance(error, NoRoom | StorageError):
-            leave(code)
-        sys.exit(code)
-
-    def main(argv: list[str]) -> None:
-        del argv
-        logging.set_verbosity(logging.WARNING)
-        try:
-            use_cpu_cores()  # before `connect`, which asks for the devices
-            hosts.connect(distributed_flag.value)
-            if config_flag.value is None:
-                raise ValueError(
-                    "--config is missing; give a config file such as configs/arithmetic/scope.py"
-                )
-            if workdir and not workdir_flag.value:
-                raise ValueError("--workdir is missing; give the directory to write")
-            said = entry(config_flag.value, workdir_flag.value, flags.FLAGS)
-            hosts.finish()
-            if hosts.is_main():
-                print(said)
-        except Stopped as stopped:
-            # All processes have agreed on it.
-            hosts.finish()
-            if hosts.is_main():
-                print(f"stopped: {stopped}", file=sys.stderr)
-            sys.exit(STOPPED)
-        except Exception as error:
-            if not is_crash(error):
-                give_up(error)
-            hosts.crashed(error)
-            raise
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            return flags.FLAGS(argv)
-        except (AttributeError, flags.Error) as error:
-            message = _bad_override(argv) or str(error).splitlines()[0]
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
-
-    app.run(main, flags_parser=parse)
-
-
-def leave(code: int) -> None:
-    """End the process without the usual way out. After a save that failed, some of Orbax's threads
-    may wait for minutes for the rest of it, and Python for them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _bad_override(argv: list[str]) -> str:
-    """What is wrong with the first override of a key that the config file does not have; empty
-    where there is none."""
-    arguments = [argument.lstrip("-").partition("=") for argument in argv]
-    paths = [value for name, _, value in arguments if name == "config" and value]
-    config = flags.FLAGS["config"].parser.parse(paths[0]) if paths else None
-    known = (
-        traverse_util.flatten_dict(config.to_dict(), sep=".")
-        if isinstance(config, ConfigDict)
-        else {}
-    )
-    for name, _, _ in arguments:
-        if known and name.startswith("config.") and name.removeprefix("config.") not in known:
-            near = difflib.get_close_matches(
-                name.removeprefix("config."), list(known), n=1, cutoff=0.0
+    def checked(values: Any) -> str:
+        use_cpu_cores()  # before `connect`, which asks for the devices
+        hosts.connect(values.distributed)
+        if values.config is None:
+            raise ValueError(
+                "--config is missing; give a config file, or words for a shipped one such as"
+                f" --config={'scope' if file == 'run.py' else 'base'},arithmetic"
             )
-            return f"{name}: unknown key; the nearest known one is config.{near[0]}"
-    return ""
+        config = read_config(values.config, file)
+        for name, text in overrides:
+            set_value(schema, config, name, text)
+        if workdir and not values.workdir:
+            raise ValueError("--workdir is missing; give the directory to write")
+        return entry(config, values.workdir, values)
+
+    values = parse(arguments, known)
+    _end(checked, values, values.workdir or ".")
+
+
+def program(
+    entry: Callable[[Any], str | None],
+    known: Sequence[Flag],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """A program that takes no config: parse its flags, call `entry(flag values)` and print what it
+    returns. An error ends the program as the table in `scope_jax.run.failures` says. `arguments`:
+    in place of those of the command line."""
+    values = parse(sys.argv[1:] if arguments is None else arguments, known)
+    _end(entry, values, ".")
+
+
+def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
+    """An object with the value of each flag. `--help` prints the flags; a flag that does not exist,
+    a bad value or a missing one ends the program with one line and exit code 2."""
+    values = flags.FlagValues()
+    for flag in known:
+        text = flag.help + (" (required)" if flag.required else "")
+        if flag.words:
+            flags.DEFINE_enum(flag.name, flag.default, flag.words, text, flag_values=values)
+        else:
+            _DEFINE[flag.kind](flag.name, flag.default, text, flag_values=values)
+    if any(word in ("--help", "-h", "-help") for word in arguments):
+        print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nFlags:")
+        print(values.get_help())
+        sys.exit(0)
+    words = [
+        re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
+        for word in arguments
+    ]
+    try:
+        rest = values(["", *words])[1:]
+        if rest:
+            raise flags.Error(f"{rest[0]!r} is no flag; see --help")
+        for flag in known:
+            if flag.required and values[flag.name].value is None:
+                raise flags.Error(f"--{flag.name} is missing: {flag.help}")
+    except flags.Error as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    given = {flag.name: values[flag.name].value for flag in known}
+    paths = {flag.name for flag in known if flag.kind is Path}
+    return SimpleNamespace(
+        **{k: Path(v) if k in paths and v is not None else v for k, v in given.items()}
+    )
+
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    Path: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+    list: flags.DEFINE_list,
+}
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """([(setting, text)] of `--config.setting=text` and `--config.setting text`, the arguments that
+    are left). A setting without a text is "true"."""
+    overrides: list[tuple[str, str]] = []
+    left: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            left.append(word)
+        elif match[2] is not None:
+            overrides.append((match[1], match[2]))
+        elif words and not words[0].startswith("--"):
+            overrides.append((match[1], words.pop(0)))
+        else:
+            overrides.append((match[1], "true"))
+    return overrides, left
+
+
+def _end(entry: Callable[[Any], str | None], values: Any, place: str) -> None:
+    """Call `entry(values)`, print what it returns, and end the program as its error says."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        said = entry(values)
+        hosts.finish()
+        if said is not None and hosts.is_main():
+            print(said)
+    except Exception as error:
+        line, code = failures.ending(error, place)
+        if isinstance(error, Stopped):
+            hosts.finish()  # all processes have agreed on it
+            if hosts.is_main():
+                print(line, file=sys.stderr)
+            sys.exit(code)
+        if line is None:
+            watch.crashed(error)
+            raise
+        print(line, file=sys.stderr)
+        watch.fail(line.removeprefix("error: "), code)
+        if code == 1:
+            failures.leave(code)
+        sys.exit(code)

@@ -1,5 +1,4 @@
-"""The demo: make the checkpoints, train GRPO and SCOPE from the same base on several seeds, and
-compare.
+"""GRPO and SCOPE from the same base on several seeds, compared (make demo).
 
     python -m scope_jax.demo [--seeds=0,1,2] [--workdir=runs/demo] [--steps=N]
 
@@ -7,74 +6,189 @@ Everything that was finished before is kept: checkpoints in `cache/checkpoints`,
 the workdir.
 """
 
-import argparse
-import importlib
+import contextlib
+import io
 import json
-import sys
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
-from scope_jax import models
-from scope_jax.data.load import load_task
+from scope_jax import cli, models
+from scope_jax.configs.checkpoints import get_config as checkpoint_config
+from scope_jax.configs.run import get_config as run_config
+from scope_jax.configuration import train_config
+from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate import evaluate_splits
-from scope_jax.report import write_report
-from scope_jax.run import STOPPED, Stopped, read_metrics, write_atomically
+from scope_jax.report import Report, write_report
+from scope_jax.report.tables import plain
+from scope_jax.run import read_metrics, write_atomically
+from scope_jax.run.metrics import transient_progress
 from scope_jax.supervise import supervise
 from scope_jax.text import load_tokenizer
 from scope_jax.train import train
 
 CHECKPOINTS = ("base", "teacher", "prm")
 ARMS = ("grpo", "scope")
-# Training reward, averaged over WINDOW batches, that "batches to reach" asks for.
-TARGET, WINDOW = 0.3, 5
+TARGET = 0.3  # mean reward that "batches to reach" asks for
+WINDOW = 5  # batches that a reward or a curve is averaged over
 
-# (name, metric, "final" evaluation or mean over the "run", format)
-ROWS = (
-    ("pass@1", "eval/pass@1", "final"),
-    ("pass@8", "eval/pass@8", "final"),
-    ("pass@1, longer problems", "eval_ood/pass@1", "final"),
-    ("pass@8, longer problems", "eval_ood/pass@8", "final"),
-    ("distinct solution paths per problem", "eval/diversity/distinct_paths", "final"),
-    ("distinct paths, longer problems", "eval_ood/diversity/distinct_paths", "final"),
-    ("entropy of the policy", "policy/entropy", "late"),
-    ("zero-advantage groups, before repair", "advantage/zero_group_share", "run"),
-    ("zero-advantage groups, after repair", "advantage/zero_group_share_after", "run"),
-    ("salvage rate", "scope/accepted_share", "run"),
-    (f"batches to reach reward {TARGET}", "", "reach"),
-    ("seconds per batch", "time/total", "median"),
+Rows = list[dict[str, Any]]  # the lines of metrics of a run
+Runs = dict[str, list[Rows]]  # by arm, one entry for each seed
+
+
+class Figure(NamedTuple):
+    """A line of the comparison."""
+
+    title: str
+    metric: str
+    # The last value, a mean over the run, over its last ten batches, a median, or the number of
+    # batches to reach the target.
+    kind: Literal["final", "run", "late", "median", "reach"]
+
+
+FIGURES = (
+    Figure("pass@1", "eval/pass@1", "final"),
+    Figure("pass@8", "eval/pass@8", "final"),
+    Figure("pass@1, longer problems", "eval_ood/pass@1", "final"),
+    Figure("pass@8, longer problems", "eval_ood/pass@8", "final"),
+    Figure("distinct solution paths per problem", "eval/diversity/distinct_paths", "final"),
+    Figure("distinct paths, longer problems", "eval_ood/diversity/distinct_paths", "final"),
+    Figure("entropy of the policy", "policy/entropy", "late"),
+    Figure("zero-advantage groups, before repair", "advantage/zero_group_share", "run"),
+    Figure("zero-advantage groups, after repair", "advantage/zero_group_share_after", "run"),
+    Figure("salvage rate", "scope/accepted_share", "run"),
+    Figure(f"batches to reach reward {TARGET}", "reward/mean", "reach"),
+    Figure("seconds per batch", "time/total", "median"),
+)
+
+# (what SCOPE should have, figure that says so, whether more of it is better)
+CLAIMS = (
+    ("fewer batches to the target", Figure("", "reward/mean", "reach"), False),
+    ("higher pass@1", Figure("", "eval/pass@1", "final"), True),
+    ("higher pass@8", Figure("", "eval/pass@8", "final"), True),
+    ("more distinct paths", Figure("", "eval/diversity/distinct_paths", "final"), True),
+)
+
+_CURVES = (
+    ("Reward of the policy's own rollouts", "reward/mean"),
+    ("Groups without an advantage, before repair", "advantage/zero_group_share"),
+    ("Groups without an advantage, after repair", "advantage/zero_group_share_after"),
+    ("Entropy of the policy", "policy/entropy"),
+    ("Distinct correct paths in a group", "diversity/distinct_paths"),
+    ("Salvage rate", "scope/accepted_share"),
 )
 
 
-def checkpoint(name: str, directory: Path) -> dict[str, Any]:
-    """Make (or find) one of the checkpoints by its config file."""
-    config = _config(name)
+def demo(
+    seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: int | None = None
+) -> Path:
+    """Everything, end to end; returns the path of the report."""
+    begin = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    _say(f"1/4 checkpoints, in {checkpoints}")
+    for name in CHECKPOINTS:
+        with _line(name) as line:
+            summary = make_checkpoint(name, checkpoints)
+            if "first_error/exact" in summary:
+                line.append(f"first error exact in {summary['first_error/exact']:.0%} of failures")
+    made = time.monotonic()
+
+    _say("2/4 problems, and what the base makes of them")
+    with _line("base") as line:
+        task = _load_task(checkpoints, data)
+        base = base_figures(task, checkpoints, data, workdir / "base.json")
+        line.append(_pass_rates(base))
+
+    _say(f"3/4 training, {' and '.join(arm.upper() for arm in ARMS)} from the same base")
+    runs: Runs = {arm: [] for arm in ARMS}
+    for seed in seeds:
+        for arm in ARMS:
+            with _line(f"{arm}, seed {seed}") as line:
+                directory = workdir / f"{arm}_{seed}"
+                train(arm_config(arm, seed, checkpoints, data, steps), directory)
+                runs[arm].append(read_metrics(directory / "metrics.jsonl"))
+                line.append(_pass_rates(runs[arm][-1][-1]))
+
+    _say("4/4 comparison")
+    columns, rows = table(base, runs)
+    findings = wins(runs)
+    report = Report(
+        title="SCOPE on signed terms",
+        intro=[
+            (
+                "Failed rollouts are rescued at their first wrong step: a process reward model"
+                " finds it, a teacher corrects that one step, the policy goes on from there. GRPO"
+                " and SCOPE start from the same base, with equal rollouts and updates (two for each"
+                " batch)."
+            ),
+            (
+                f"{_count(len(seeds), 'seed')}; mean ± standard deviation over seeds. An"
+                " independent implementation of SCOPE, arXiv 2602.24110."
+            ),
+        ],
+        highlights=findings,
+        table={"columns": columns, "rows": rows},
+        gallery=_gallery([workdir / f"scope_{seed}" for seed in seeds]),
+        how_to_read=task.domain.how_to_read,
+        curves=curves(runs),
+    )
+    path = write_report(workdir / "report.html", report)
+    results = {"table": report.table, "wins": findings, "seeds": seeds}
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    _say("\n" + plain(columns, rows) + "\n\n" + "\n".join(findings))
+    _say(f"\nreport: {path}")
+    _say(
+        f"done: {_count(len(seeds) * len(ARMS), 'run')} in {time.monotonic() - begin:.0f} s,"
+        f" {made - begin:.0f} s of them for checkpoints; open the report in a browser"
+    )
+    return path
+
+
+def make_checkpoint(name: str, directory: Path) -> dict[str, Any]:
+    """Make (or find) one of the checkpoints by its config file; returns its summary."""
+    config = checkpoint_config(f"{name},arithmetic")
     if name == "teacher":
         config.start = str(directory / "base")
     if name == "prm":
-        config.start, config.rollouts.policy = str(directory / "teacher"), str(directory / "base")
-    print(f"== checkpoint {name}: {directory / name}", flush=True)
+        config.start = str(directory / "teacher")
+        config.target.rollouts.policy = str(directory / "base")
     return supervise(config, directory / name)
 
 
 def arm_config(arm: str, seed: int, checkpoints: Path, data: Path, steps: int | None) -> Any:
     """The config of one run."""
-    config = _config(arm)
+    config = run_config(f"{arm},arithmetic")
     config.seed = seed
     config.task.data = str(data)
     config.models.policy = str(checkpoints / "base")
     if arm == "scope":
-        config.models.teacher, config.models.prm = (
-            str(checkpoints / "teacher"),
-            str(checkpoints / "prm"),
-        )
+        config.models.teacher = str(checkpoints / "teacher")
+        config.models.prm = str(checkpoints / "prm")
     if steps:
         config.steps = steps
     return config
+
+
+def base_figures(task: Task, checkpoints: Path, data: Path, path: Path) -> dict[str, float]:
+    """Evaluation of the untrained base; kept in `path`."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    config = train_config(arm_config("grpo", 0, checkpoints, data, None))
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        model_config, params = models.load(checkpoints / "base", mesh=mesh)
+        tokenizer = load_tokenizer(checkpoints / "base")
+        result = evaluate_splits(params, model_config, config, task, tokenizer)
+    write_atomically(path, json.dumps(result, indent=2))
+    return result
 
 
 def reach(rewards: list[float], target: float = TARGET, window: int = WINDOW) -> float:
@@ -86,215 +200,148 @@ def reach(rewards: list[float], target: float = TARGET, window: int = WINDOW) ->
     return float("nan")
 
 
-def figure(rows: list[dict[str, Any]], metric: str, kind: str) -> float:
-    """One number of a run from its metrics."""
-    if kind == "reach":
-        return reach([row["reward/mean"] for row in rows])
-    values = [row[metric] for row in rows if row.get(metric) is not None]
+def figure_of(rows: Rows, figure: Figure) -> float:
+    """A figure of one run; NaN where the run does not have it."""
+    values = [row[figure.metric] for row in rows if row.get(figure.metric) is not None]
+    if figure.kind == "reach":
+        return reach(values)
     if not values:
         return float("nan")
-    if kind == "final":
+    if figure.kind == "final":
         return float(values[-1])
-    if kind == "median":
+    if figure.kind == "median":
         return float(np.median(values))
-    return float(np.mean(values[-10:] if kind == "late" else values))
+    return float(np.mean(values[-10:] if figure.kind == "late" else values))
 
 
-def base_figures(checkpoints: Path, data: Path, path: Path) -> dict[str, float]:
-    """Evaluation of the untrained base; kept in `path`."""
-    if path.is_file():
-        return json.loads(path.read_text())
-    config = arm_config("grpo", 0, checkpoints, data, None)
-    mesh = make_mesh(**config.mesh.to_dict())
-    with jax.set_mesh(mesh):
-        model_config, params = models.load(config.models.policy, mesh=mesh)
-        task = load_task(config.task.name, config.task.data, options=config.task.options.to_dict())
-        result = evaluate_splits(
-            params, model_config, config, task, load_tokenizer(config.models.policy)
-        )
-    write_atomically(path, json.dumps(result, indent=2))
-    return result
-
-
-def spread(values: list[float]) -> str:
-    """ "mean ± standard deviation over seeds", and how many seeds have a value."""
+def spread(values: list[float], absent: str = "-") -> str:
+    """ "mean ± standard deviation over seeds", and how many seeds have a value; `absent` where none
+    has."""
     known = [v for v in values if not np.isnan(v)]
     if not known:
-        return "never" if values else "-"
+        return absent
     digits = 0 if max(known) >= 10 else 3
-    text = f"{np.mean(known):.{digits}f} ± {np.std(known):.{digits}f}"
+    text = f"{np.mean(known):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {np.std(known):.{digits}f}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
 
 
-def table(base: dict[str, float], runs: dict[str, list[list[dict[str, Any]]]]) -> dict[str, Any]:
+def table(base: dict[str, float], runs: Runs) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the comparison."""
     rows = []
-    for name, metric, kind in ROWS:
-        start = f"{base[metric]:.3f}" if kind == "final" and metric in base else "-"
-        cells = [spread([figure(rows_, metric, kind) for rows_ in runs[arm]]) for arm in ARMS]
-        if metric.startswith("scope/"):
-            cells[0] = "-"
-        rows.append([name, start, *cells])
-    return {"columns": ["", "base", "GRPO", "SCOPE"], "rows": rows}
+    for figure in FIGURES:
+        has_start = figure.kind == "final" and figure.metric in base
+        absent = "never" if figure.kind == "reach" else "-"
+        cells = [spread([figure_of(rows, figure) for rows in runs[arm]], absent) for arm in ARMS]
+        if figure.metric.startswith("scope/"):
+            cells[ARMS.index("grpo")] = "-"
+        rows.append([figure.title, f"{base[figure.metric]:.3f}" if has_start else "-", *cells])
+    return ["", "base", *(arm.upper() for arm in ARMS)], rows
 
 
-def wins(runs: dict[str, list[list[dict[str, Any]]]]) -> list[str]:
-    """Seed by seed, whether SCOPE is ahead: said plainly, also where it is not."""
+def wins(runs: Runs) -> list[str]:
+    """On how many seeds SCOPE is ahead, claim by claim."""
     lines = []
-    for name, metric, kind, higher in (
-        ("fewer batches to the target", "", "reach", False),
-        ("higher pass@1", "eval/pass@1", "final", True),
-        ("higher pass@8", "eval/pass@8", "final", True),
-        ("more distinct paths", "eval/diversity/distinct_paths", "final", True),
-    ):
+    for claim, figure, more_is_better in CLAIMS:
         pairs = [
-            (figure(scope, metric, kind), figure(grpo, metric, kind))
+            (figure_of(scope, figure), figure_of(grpo, figure))
             for scope, grpo in zip(runs["scope"], runs["grpo"], strict=True)
         ]
         # A run that never reached the target took more updates than any that did.
-        sign = 1.0 if higher else -1.0
+        sign = 1.0 if more_is_better else -1.0
         ranked = [tuple(-np.inf if np.isnan(v) else sign * v for v in pair) for pair in pairs]
         ahead = sum(ours > theirs for ours, theirs in ranked)
-        lines.append(f"SCOPE {name}: {ahead} of {len(pairs)} seeds")
+        lines.append(f"SCOPE {claim}: {ahead} of {_count(len(pairs), 'seed')}")
     return lines
 
 
-def curves(runs: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Learning curves of both arms, mean and range over seeds."""
-    shown = (
-        ("Reward of the policy's own rollouts", "reward/mean"),
-        ("Groups without an advantage, before repair", "advantage/zero_group_share"),
-        ("Groups without an advantage, after repair", "advantage/zero_group_share_after"),
-        ("Entropy of the policy", "policy/entropy"),
-        ("Distinct correct paths in a group", "diversity/distinct_paths"),
-        ("Salvage rate", "scope/accepted_share"),
-    )
-    out = []
-    for title, metric in shown:
+def curves(runs: Runs) -> list[dict[str, Any]]:
+    """Learning curves of both arms, mean and range over seeds; those that no run has are left
+    out."""
+    shown = []
+    for title, metric in _CURVES:
         series = []
+        window = WINDOW
         for arm in ARMS:
-            if all(metric in row for rows in runs[arm] for row in rows):
-                y = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
-                smooth = [
-                    np.convolve(line, np.full(WINDOW, 1 / WINDOW), mode="valid").tolist()
-                    for line in y
-                ]
-                x = list(range(WINDOW, WINDOW + len(smooth[0])))
+            if all(row.get(metric) is not None for rows in runs[arm] for row in rows):
+                lines = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
+                window = min(WINDOW, *(len(line) for line in lines))
+                mean = np.full(window, 1 / window)
+                smooth = [np.convolve(line, mean, mode="valid").tolist() for line in lines]
+                x = list(range(window, window + len(smooth[0])))
                 series.append({"label": arm.upper(), "x": x, "y_by_seed": smooth})
-        out.append(
-            {
-                "title": title,
-                "x_label": f"batches (mean of {WINDOW})",
-                "y_label": "",
-                "series": series,
-            }
-        )
-    return out
+        if series:
+            x_label = f"batches (mean of {window})"
+            shown.append({"title": title, "x_label": x_label, "series": series})
+    return shown
 
 
-def demo(
-    seeds: list[int], workdir: Path, checkpoints: Path, data: Path, steps: int | None = None
-) -> Path:
-    """Everything, end to end; returns the path of the report."""
+def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[dict[str, Any]]:
+    """A verified rescue from each of the first samples files of each run."""
+    items = []
+    for workdir in workdirs:
+        for path in sorted((workdir / "samples").glob("*.json"))[:per_run]:
+            verified = [item for item in json.loads(path.read_text()) if item["verdict_after"]]
+            items += verified[:1]
+    return items[:most]
+
+
+def _load_task(checkpoints: Path, data: Path) -> Task:
+    return load_task(train_config(arm_config("grpo", 0, checkpoints, data, None)).task)
+
+
+# ---- the terminal: a line for each phase and each part of it, and one progress bar at a time
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _line(name: str) -> Iterator[list[str]]:
+    """A part of a phase: its progress bar while it runs, then a line with its name, its seconds
+    and the texts that were added to the list. What it prints itself is not shown."""
     begin = time.monotonic()
-    workdir.mkdir(parents=True, exist_ok=True)
-    for name in CHECKPOINTS:
-        summary = checkpoint(name, checkpoints)
-    print(
-        "   "
-        + "  ".join(
-            f"{k} {v:.3f}" for k, v in summary.items() if k.startswith("first_error") and v <= 1
-        ),
-        flush=True,
-    )
-    made = time.monotonic()
-    print(f"== checkpoints ready after {made - begin:.0f} s; evaluating the base", flush=True)
-    base = base_figures(checkpoints, data, workdir / "base.json")
-    runs: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ARMS}
-    for seed in seeds:
-        for arm in ARMS:
-            directory = workdir / f"{arm}_{seed}"
-            print(f"== {arm.upper()}, seed {seed}: {directory}", flush=True)
-            train(arm_config(arm, seed, checkpoints, data, steps), directory)
-            runs[arm].append(read_metrics(directory / "metrics.jsonl"))
-    gallery = []
-    for seed in seeds:
-        for path in sorted((workdir / f"scope_{seed}" / "samples").glob("*.json"))[:3]:
-            gallery += [item for item in json.loads(path.read_text()) if item["verdict_after"]][:1]
-    results = table(base, runs)
-    said = wins(runs)
-    report = write_report(
-        workdir / "report.html",
-        title="SCOPE on signed terms",
-        intro=[
-            (
-                "Failed rollouts are rescued at their first wrong step: a process reward model"
-                " finds it, a teacher corrects that one step, the policy goes on from there. GRPO"
-                " and SCOPE start from the same base, with equal rollouts and updates (two for each"
-                " batch)."
-            ),
-            (
-                f"{len(seeds)} seeds; mean ± standard deviation over seeds. An independent"
-                " implementation of SCOPE, arXiv 2602.24110."
-            ),
-            *said,
-        ],
-        table=results,
-        curves=curves(runs),
-        gallery=gallery[:8],
-    )
-    width = max(len(row[0]) for row in results["rows"])
-    print("\n" + " " * width + "  ".join(f"{c:>22}" for c in results["columns"][1:]))
-    for row in results["rows"]:
-        print(f"{row[0]:<{width}}" + "  ".join(f"{c:>22}" for c in row[1:]))
-    print("\n" + "\n".join(said))
-    print(
-        f"\n{time.monotonic() - begin:.0f} s in all, {made - begin:.0f} s of them for"
-        f" checkpoints\nreport: {report}"
-    )
-    write_atomically(
-        workdir / "results.json",
-        json.dumps({"table": results, "wins": said, "seeds": seeds}, indent=2) + "\n",
-    )
-    return report
+    texts: list[str] = []
+    with transient_progress(), contextlib.redirect_stdout(io.StringIO()):
+        yield texts
+    _say(f"    {name:<16}{time.monotonic() - begin:>5.0f} s   {', '.join(texts)}".rstrip())
 
 
-def _config(name: str) -> Any:
-    return importlib.import_module(f"configs.arithmetic.{name}").get_config()
+def _pass_rates(figures: dict[str, Any]) -> str:
+    names = ("pass@1", "pass@8")
+    return ", ".join(f"{name} {figures[f'eval/{name}']:.3f}" for name in names)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.demo",
-        description="Train GRPO and SCOPE on the embedded task, and compare.",
-    )
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument(
-        "--steps", type=int, default=None, help="batches of each run (default: the config's)"
-    )
-    args = parser.parse_args()
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def command(args: Any) -> None:
+    """The command line's `demo`."""
+    # Libraries warn about what is no matter here: no PyTorch, a data set of one's own.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.set_verbosity(logging.ERROR)
     use_cpu_cores()
     # Both arms and all seeds run the same programs.
     jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    try:
-        demo(
-            [int(s) for s in args.seeds.split(",")],
-            args.workdir,
-            args.cache / "checkpoints",
-            args.cache / "tfds",
-            args.steps,
-        )
-    except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        return STOPPED
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    demo(
+        [int(seed) for seed in args.seeds],
+        args.workdir,
+        args.cache / "checkpoints",
+        args.cache / "tfds",
+        args.steps,
+    )
 
+
+FLAGS = (
+    cli.Flag("seeds", "of the runs", ["0", "1", "2"], list),
+    cli.Flag("workdir", "directory of the runs and the report", "runs/demo", Path),
+    cli.Flag("cache", "directory of checkpoints, data and compiled programs", "cache", Path),
+    cli.Flag("steps", "batches of each run (default: the config's)", None, int),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.program(command, FLAGS)

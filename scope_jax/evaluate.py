@@ -1,36 +1,44 @@
 """Evaluate a checkpoint on a task's held-out problems.
 
-    python -m scope_jax.evaluate --config=configs/arithmetic/scope.py --model=DIR [--workdir=DIR]
+    python -m scope_jax.evaluate --config=scope,arithmetic --model=DIR [--workdir=DIR]
 
 Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the
 right solutions, in and out of distribution, and the settings that made the numbers.
 
-    python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=DIR
-
-evaluates on published benchmarks instead; `scope_jax.evaluate_suites` has that form's flags and
-files.
+`scope_jax.evaluate_suites` evaluates on published suites (AIME, MATH-500, ...).
 """
 
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli, models, rollout, tasks
-from scope_jax.config import check_config
-from scope_jax.data.load import load_task
+from scope_jax.configuration import TrainConfig, train_config
+from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import make_mesh, to_host
 from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
 from scope_jax.run import progress, write_atomically
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSpec:
+    """How a set of problems is evaluated."""
+
+    samples: int = 8  # rollouts per problem
+    temperature: float = 1.0
+    new_tokens: int = 64
+    prompt_tokens: int = 64  # longer prompts are dropped and counted
+    rows_at_once: int = 1024  # decoded together, about
+    chat: bool = False  # put prompts into the tokenizer's chat template
+    seed: int = 0
 
 
 def evaluate(
@@ -39,41 +47,35 @@ def evaluate(
     problems: Sequence[tasks.Problem],
     domain: tasks.Domain,
     tokenizer: Any,
+    spec: EvaluateSpec,
     *,
-    samples: int = 8,
-    temperature: float = 1.0,
-    new_tokens: int = 64,
-    prompt_tokens: int = 64,
-    rows: int = 1024,
-    seed: int = 0,
-    chat: bool = False,
     desc: str = "evaluate",
 ) -> dict[str, float]:
-    """`samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their
+    """`spec.samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their
     standard errors over problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too
-    long), `problems`, and `diversity/*` of `run.group_metrics`. About `rows` rows are decoded at
-    once."""
+    long), `problems`, and `diversity/*` of `report.group_metrics`."""
+    samples = spec.samples
     shown = [domain.policy_prompt(problem) for problem in problems]
     ids, dropped = encode_prompts(
-        tokenizer, shown, max_length=prompt_tokens, chat=chat, system=domain.system
+        tokenizer, shown, max_length=spec.prompt_tokens, chat=spec.chat, system=domain.system
     )
     gone = set(dropped)
     kept = [p for n, p in enumerate(problems) if n not in gone]
     if not kept:
         return {"dropped": float(len(dropped)), "problems": 0.0}
-    chunk = max(rows // samples, 1)
-    spec = rollout.SampleSpec(
-        temperature=temperature, max_new_tokens=new_tokens, end_ids=config.end_ids
+    chunk = max(spec.rows_at_once // samples, 1)
+    sampling = rollout.SampleSpec(
+        temperature=spec.temperature, max_new_tokens=spec.new_tokens, end_ids=config.end_ids
     )
     correct, truncated, unscored, groups = [], 0, 0, []
-    key = jax.random.key(seed)
+    key = jax.random.key(spec.seed)
     longest = max(len(x) for x in ids)
-    buffer = longest + new_tokens
+    buffer = longest + spec.new_tokens
     for start in progress_chunks(len(kept), chunk, desc):
         size = min(chunk, len(kept) - start)
         prompts = ids[start : start + size] + [ids[0]] * (chunk - size)
         batch = rollout.from_prompts(prompts, samples, buffer, first_row=start * samples)
-        batch = rollout.generate(params, config, batch, key, spec, shared_prefix=samples)
+        batch = rollout.generate(params, config, batch, key, sampling, shared_prefix=samples)
         written = rollout.completion_ids(batch)[: size * samples]
         text = rollout.texts(written, tokenizer)
         finished = to_host(batch.finished_B)[: size * samples]
@@ -122,54 +124,54 @@ def progress_chunks(total: int, chunk: int, desc: str) -> Any:
 
 
 def evaluate_splits(
-    params: models.Params, model_config: models.ModelConfig, config: Any, task: Any, tokenizer: Any
+    params: models.Params,
+    model_config: models.ModelConfig,
+    config: TrainConfig,
+    task: Task,
+    tokenizer: Any,
 ) -> dict[str, float]:
-    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...`
-    in distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
+    """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in
+    distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
     set. The same problems and random keys at every call."""
+    settings = config.evaluation
     out: dict[str, float] = {}
+    spec = EvaluateSpec(
+        samples=settings.samples,
+        temperature=settings.temperature,
+        new_tokens=settings.new_tokens or config.rollout.new_tokens,
+        prompt_tokens=settings.prompt_tokens or config.rollout.prompt_tokens,
+        rows_at_once=settings.rows_at_once,
+        chat=config.rollout.chat,
+    )
     for split, problems in task.evaluation.items():
         prefix = {"test": "eval", "test_ood": "eval_ood"}.get(split, f"eval_{split}")
-        count = (
-            config.evaluation.ood_problems if split == "test_ood" else config.evaluation.problems
-        )
+        count = settings.ood_problems if split == "test_ood" else settings.problems
         if count == 0:
             continue
-        metrics = evaluate(
-            params,
-            model_config,
-            problems[: min(count, len(problems))],
-            task.domain,
-            tokenizer,
-            samples=config.evaluation.samples,
-            temperature=config.evaluation.temperature,
-            new_tokens=config.evaluation.new_tokens or config.rollout.new_tokens,
-            prompt_tokens=config.evaluation.prompt_tokens or config.rollout.prompt_tokens,
-            rows=config.evaluation.rows,
-            chat=config.rollout.chat,
-            desc=prefix,
-        )
+        chosen = problems[: min(count, len(problems))]
+        metrics = evaluate(params, model_config, chosen, task.domain, tokenizer, spec, desc=prefix)
         out |= {f"{prefix}/{name}": value for name, value in metrics.items()}
     return out
 
 
 def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     """The command line's `evaluate`: the record as JSON."""
-    check_config(config)
-    mesh = make_mesh(**config.mesh.to_dict())
+    settings = train_config(config)
+    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     with jax.set_mesh(mesh):
-        directory = values.model or config.models.policy
-        model_config, params = models.load(directory, dtype=config.dtype)
+        directory = values.model or settings.models.policy
+        if not directory:
+            raise ValueError("--model is missing, and config.models.policy is None; give one")
+        model_config, params = models.load(directory, dtype=settings.dtype)
         tokenizer = load_tokenizer(directory)
-        model_config = dataclasses.replace(
-            model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
-        )
-        task = load_task(**{**config.task.to_dict(), "decontaminate": "off"}, tokenizer=tokenizer)
+        ends = tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
+        model_config = dataclasses.replace(model_config, end_ids=ends)
+        task = load_task(dataclasses.replace(settings.task, decontaminate="off"), tokenizer)
         params = models.decode_layout(model_config, params, mesh)
-        result = evaluate_splits(params, model_config, config, task, tokenizer)
+        result = evaluate_splits(params, model_config, settings, task, tokenizer)
+    evaluation = dataclasses.asdict(settings.evaluation)
     record = json.dumps(
-        {"model": str(directory), "settings": config.evaluation.to_dict(), "result": result},
-        indent=2,
+        {"model": str(directory), "settings": evaluation, "result": result}, indent=2
     )
     if workdir:
         Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -177,30 +179,6 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     return record
 
 
-def benchmarks(arguments: Sequence[str]) -> None:
-    """The command line's form with `--benchmarks`; bad input ends with one line and exit code 2,
-    as in `cli.run`."""
-    from scope_jax import evaluate_suites
-    from scope_jax.devices.mesh import use_cpu_cores
-
-    use_cpu_cores()
-    try:
-        print(evaluate_suites.main(arguments), end="")
-    except jax.errors.JaxRuntimeError:
-        raise
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    if any(argument.split("=")[0] == "--benchmarks" for argument in sys.argv[1:]):
-        benchmarks(sys.argv[1:])
-    else:
-        cli.run(
-            command,
-            workdir=False,
-            extra=lambda: flags.DEFINE_string(
-                "model", None, "Hugging Face directory to evaluate (default: config.models.policy)."
-            ),
-        )
+    model = cli.Flag("model", "Hugging Face directory to evaluate (default: config.models.policy)")
+    cli.run(command, TrainConfig, file="run.py", workdir=False, more=[model])

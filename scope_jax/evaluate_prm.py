@@ -1,10 +1,10 @@
-"""How well a process reward model finds the first wrong step: the protocol of ProcessBench (arXiv
-2412.06559).
+"""How well a PRM finds the first wrong step, by the protocol of ProcessBench.
 
-    python -m scope_jax.evaluate_prm --model=DIR --data=DIR [--threshold=0.5 | --threshold-from=gsm8k] [--json=FILE]
+    python -m scope_jax.evaluate_prm --model=DIR --data=DIR
+        [--threshold=0.5 | --threshold-from=gsm8k] [--json=FILE]
 
-The prediction for a solution is the index of its first step with a score below the threshold, -1
-where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
+The protocol is that of arXiv 2412.06559. The prediction for a solution is the index of its first
+step with a score below the threshold, -1 where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
 on erroneous and on correct solutions; the last row is the mean over the subsets. A solution that
 the model cannot score counts as wrong and is shown as unscored. `--threshold-from` searches the
 threshold with the best F1 on one subset and uses it for all.
@@ -27,6 +27,7 @@ from scope_jax.correction import first_error
 from scope_jax.data.processbench import LabelledSolution, Subset, load_processbench
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.prm import ProcessRewardModel
+from scope_jax.report import tables
 from scope_jax.run import progress, write_atomically
 
 UNSCORED = -2  # a prediction that equals no label
@@ -166,19 +167,14 @@ def evaluate_prm(
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, rates in percent."""
-    rows = [*result["subsets"].items(), ("mean", result["mean"])]
-    lines = [
-        (
-            f"| subset (threshold {result['threshold']:g}) | solutions | unscored | erroneous, acc."
-            " | correct, acc. | F1 | not later |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in rows:
+    rows = []
+    for name, row in [*result["subsets"].items(), ("mean", result["mean"])]:
         rates = [row[key] for key in ("error_accuracy", "correct_accuracy", "f1", "not_later")]
-        shown = " | ".join("-" if rate is None else f"{100 * rate:.1f}" for rate in rates)
-        lines.append(f"| {name} | {row['items']} | {row['unscored']} | {shown} |")
-    return "\n".join(lines)
+        cells = ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates]
+        rows.append([name, str(row["items"]), str(row["unscored"]), *cells])
+    first = f"subset (threshold {result['threshold']:g})"
+    rates_shown = ["erroneous, acc.", "correct, acc.", "F1", "not later"]
+    return tables.markdown([first, "solutions", "unscored", *rates_shown], rows)
 
 
 def checkpoint_hash(directory: str | Path) -> str:

@@ -1,5 +1,4 @@
-"""Evaluate a checkpoint on published benchmarks; the command line form of `scope_jax.evaluate`
-with `--benchmarks`.
+"""Evaluate a checkpoint on published benchmarks.
 
     python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=OUT
 
@@ -291,9 +290,8 @@ def _decode(
     row_id_B[:real] = (np.asarray(places)[:, None] * STRIDE + np.arange(samples)[None]).reshape(-1)
     row_id_B, finished_B = put_rows((row_id_B, np.arange(size * samples) >= real))
     batch = batch.replace(row_id_B=row_id_B, finished_B=finished_B)
-    batch = rollout.generate(
-        policy.params, policy.config, batch, key, spec, shared_prefix=samples, slots=slots or None
-    )
+    spec = dataclasses.replace(spec, seats=slots or None)
+    batch = rollout.generate(policy.params, policy.config, batch, key, spec, shared_prefix=samples)
     return (
         rollout.completion_ids(batch)[:real],
         np.asarray(jax.device_get(batch.finished_B))[:real].tolist(),

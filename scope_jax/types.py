@@ -55,10 +55,21 @@ def masked_sum(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
 
 
 def check_choices(spec: Any, section: str) -> None:
-    """Raise ValueError where a field of the dataclass `spec` that is annotated as `Literal[...]` holds
-    another value: "section.field = 'x' is unknown; one of a, b". For `__post_init__`."""
+    """Raise ValueError where a field of the dataclass `spec` that is annotated as `Literal[...]`
+    holds another value: "section.field = 'x' is unknown; one of a, b". For `__post_init__`."""
     for name, kind in get_type_hints(type(spec)).items():
         value = getattr(spec, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             words = ", ".join(map(str, get_args(kind)))
             raise ValueError(f"{section}.{name} = {value!r} is unknown; one of {words}")
+
+
+def check_least(spec: Any, section: str, least: int, *names: str) -> None:
+    """`check_choices`, and ValueError where one of these fields is below `least`; None passes."""
+    check_choices(spec, f"config.{section}" if section else "config")
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None and value < least:
+            where = f"config.{section}.{name}" if section else f"config.{name}"
+            bound = f"at least {least}" if least else "0 or more"
+            raise ValueError(f"{where} = {value} must be {bound}")

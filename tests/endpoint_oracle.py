@@ -28,15 +28,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import models
-from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, generate, texts
+from scope_jax.rollout import (
+    Generator,
+    Policy,
+    SampleSpec,
+    completion_ids,
+    from_prompts,
+    generate,
+    texts,
+)
 from scope_jax.tasks import Arithmetic, Problem
 from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, ModelTeacher, TeacherSpec
-from scope_jax.teachers.kinds import Ask, Corrected, Job
+from scope_jax.teachers.base import Ask, Corrected, Job
 from scope_jax.text import character_tokenizer, save_tokenizer
 from scope_jax.text.steps import token_bytes
 from scope_jax.types import Owner
 
 STEP, BUFFER = 24, 256
+CONTINUES = TeacherSpec("endpoint", step_tokens=STEP)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -86,13 +95,16 @@ def main() -> None:
 def check_completions(server: "Serve", writer: Generator, tokenizer) -> None:
     separator = common_character(writer, tokenizer, PROMPTS)
     job = make_job(writer, tokenizer, PROMPTS, Split(separator=separator))
-    ours = ModelTeacher(writer).correct(job)
-    theirs = EndpointTeacher(Endpoint(server.spec(api="completions", extra="{}"))).correct(job)
+    ours = ModelTeacher(writer, TeacherSpec(step_tokens=STEP)).correct(job)
+    theirs = EndpointTeacher(
+        Endpoint(server.spec(api="completions", extra="{}")), CONTINUES
+    ).correct(job)
     compare("completions", ours, theirs, job)
 
 
 def check_chat(server: "Serve", writer: Generator, tokenizer) -> None:
-    told = TeacherSpec(kind="endpoint", prompt="Problem: {prompt}\nNext step:")
+    told = TeacherSpec("endpoint", prompt="Problem: {prompt}
+Next step:", step_tokens=STEP)
 
     def chat(text):
         return [{"role": "user", "content": text}]
@@ -130,7 +142,7 @@ def check_death(server: "Serve", writer: Generator, tokenizer, cache: Path) -> N
             api="completions", cache=str(cache), concurrency=2, retries=1, backoff_seconds=0.05
         )
     )
-    written = EndpointTeacher(client).correct(job)
+    written = EndpointTeacher(client, CONTINUES).correct(job)
     answered = len(list(cache.rglob("*.json")))
     lost = [n for n, reason in enumerate(written.failed) if reason in ("connection", "timeout")]
     assert 4 <= answered < len(prompts), answered
@@ -138,7 +150,7 @@ def check_death(server: "Serve", writer: Generator, tokenizer, cache: Path) -> N
     length = np.asarray(written.rollout.length_B)
     assert (length[lost] == job.kept_B[lost]).all()  # untouched
     assert written.metrics["scope/teacher_requests"] > answered
-    again = EndpointTeacher(client).correct(job)
+    again = EndpointTeacher(client, CONTINUES).correct(job)
     assert again.metrics["scope/teacher_cache_hits"] == answered
     np.testing.assert_array_equal(again.rollout.tokens_BT, written.rollout.tokens_BT)
     print(
@@ -170,9 +182,8 @@ def make_job(writer: Generator, tokenizer, prompts: list[str], domain: Split) ->
     asks = [Ask(Problem(str(n), p, "0"), (), "", False, n) for n, p in enumerate(prompts)]
     kept = np.array([len(i) for i in ids], np.int32)
     limit = np.full(len(ids), BUFFER, np.int32)
-    return Job(
-        rows, asks, kept, limit, STEP, 0.0, (0,), jax.random.key(0), 0, domain, tokenizer, writer
-    )
+    policy = Policy(writer, tokenizer, SampleSpec(end_ids=(0,)))
+    return Job(rows, asks, kept, limit, policy, domain, jax.random.key(0), 0)
 
 
 def compare(name: str, ours: Corrected, theirs: Corrected, job: Job) -> None:
@@ -180,7 +191,7 @@ def compare(name: str, ours: Corrected, theirs: Corrected, job: Job) -> None:
     which our decoder wrote a special token or ended the row before a separator, because text does
     not show that."""
     both = 0
-    pieces, finished = token_bytes(job.tokenizer), np.asarray(ours.rollout.finished_B)
+    pieces, finished = token_bytes(job.policy.tokenizer), np.asarray(ours.rollout.finished_B)
     rows = [completion_ids(x.rollout) for x in (ours, theirs)]
     clean = [
         not finished[n] and all(pieces[i] != b"\0" for i in row) for n, row in enumerate(rows[0])
@@ -188,7 +199,7 @@ def compare(name: str, ours: Corrected, theirs: Corrected, job: Job) -> None:
     for number, reason in enumerate(theirs.failed):
         assert reason in (None, "incomplete", "special", "empty"), (reason, ours.failed)
         if reason is None:
-            text = texts([rows[1][number]], job.tokenizer)[0]
+            text = texts([rows[1][number]], job.policy.tokenizer)[0]
             assert text.endswith(job.domain.separator), text
             if clean[number]:
                 assert rows[0][number] == rows[1][number], (

@@ -43,8 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "grpo",
         {"training.epochs": 2, "training.mini_batches": 2, "loss.old_logp": "recompute"},
     ),
-    "luffy": ("luffy", {"demonstrations.per_group": 1, "demonstrations.verified": False}),
-    "relift": ("relift", {"demonstrations.buffer": 3, "checkpoint.every": 1}),
+    "luffy": ("luffy", {"method.per_group": 1, "demonstrations.verified": False}),
+    "relift": ("relift", {"method.buffer": 3, "checkpoint.every": 1}),
     "scope": ("scope", {"loss.teacher_weight": 0.2}),
     # 8 problems, 4 a step: every second checkpoint lies between two epochs of the data, every
     # other one does not.
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lora": ("scope", {"lora.rank": 4, "training.mini_batches": 2}),
     "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
-    "dapo": ("dapo", {"rollout.resample": 2, "checkpoint.every": 3}),
+    "dapo": ("dapo", {"method.resample": 2, "checkpoint.every": 3}),
 }
 MACHINE = ("time/", "throughput/", "compile/")  # what two runs of the same numbers need not share
 

@@ -1,6 +1,7 @@
 """Bad input gets one line that says what is wrong, where, and what would be right; nothing is
 written over."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -128,11 +129,11 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ),
         ({"optimizer.learning_rate": float("inf")}, "OptimizerSpec.learning_rate = inf"),
         (
-            {"correction.tail": "both"},
-            "correction.tail = 'both' is unknown; one of policy, teacher, none",
+            {"method.tail": "both"},
+            "method.tail = 'both' is unknown; one of policy, teacher, none",
         ),
-        ({"correction.tail": "none"}, "set accept to 'unverified'"),
-        ({"correction.select.rule": "best"}, "selection rule 'best' is unknown"),
+        ({"method.tail": "none"}, "set accept to 'unverified'"),
+        ({"method.select.rule": "best"}, "method.select.rule = 'best' is unknown"),
         ({"rollout.temperature": -1.0}, "SampleSpec.temperature -1.0 must be >= 0"),
         ({"rollout.top_p": 0.0}, "SampleSpec.top_p 0.0 must be in (0, 1]"),
         (
@@ -209,7 +210,6 @@ def test_checkpoints_in_the_wrong_role(checkpoints: Tiny, tmp_path: Path):
         checkpoints.config("scope", {"models.teacher": prm}), tmp_path / "run"
     )
     config, _ = models.load(policy)
-    import dataclasses
 
     wide = dataclasses.replace(config, vocab_size=32)
     models.save(tmp_path / "wide", wide, models.init(wide, jax.random.key(0)))
@@ -339,7 +339,7 @@ def test_a_skipped_update_changes_nothing():
     spec = learning.LossSpec(max_new_tokens=4)
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.1))
     update = learning.make_update(
-        learning.policy_objective(config, spec, temperature=1.0, entropy=True, remat="none"),
+        learning.policy_objective(config, spec, temperature=1.0, entropy=True),
         optimizer,
         config,
     )
@@ -375,7 +375,7 @@ def test_unknown_keys_of_a_config_file_name_the_nearest(tmp_path: Path):
     config.correction.treshold = 0.4
     assert (
         "config.correction.treshold: unknown key; the nearest known one is"
-        " config.correction.threshold" in refused(config, tmp_path / "run")
+        " config.localiser.threshold" in refused(config, tmp_path / "run")
     )
     config = tiny_config("scope", {})
     del config.loss.clip_high

@@ -1,12 +1,14 @@
 """The documentation names what exists: settings, files, modules, make targets, links."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from scope_jax import config, supervise
+from scope_jax.configuration import METHODS, supervision, training
+from scope_jax.configuration.schema import leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -14,33 +16,33 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 MADE = ("runs/", "cache/", "checkpoints/", "http")
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        flat |= (
-            leaves(value, f"{prefix}{key}.")
-            if nested and len(value)
-            else {prefix + key: {} if nested else value}
-        )
-    return flat
+def described(
+    defaults: Callable[[str], ConfigDict], variants: Sequence[str], section: str
+) -> dict[str, str]:
+    """{key: default as written} of a program's settings, those of its variants included."""
+    found: dict[str, str] = {}
+    for variant in reversed(variants):  # the first one is the default
+        found |= {key: repr(value) for key, value in leaves(defaults(variant).to_dict())}
+    return found | {f"{section}.name": repr(variants[0])}
 
 
 @pytest.mark.parametrize(
     ("heading", "defaults"),
     [
-        ("`scope_jax.train` and", config.default_config()),
-        ("`scope_jax.supervise`", supervise.default_config()),
+        ("`scope_jax.train` and", described(training.default_config, [*METHODS], "method")),
+        (
+            "`scope_jax.supervise`",
+            described(supervision.default_config, ["policy", "prm"], "target"),
+        ),
     ],
 )
 def test_the_configuration_page_has_every_key_with_its_default(heading, defaults):
     page = (ROOT / "docs" / "configuration.md").read_text()
     section = page.split(f"\n## {heading}")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]*)` \| (.+) \|$", section, flags=re.M)
-    assert {key: default for key, default, _ in rows} == {
-        key: repr(value) for key, value in leaves(defaults).items()
-    }
-    assert len({key for key, _, _ in rows}) == len(rows)
+    assert {key: default for key, default, _ in rows} == defaults
+    # A key of several variants stands in the table of each, with the same meaning.
+    assert len({(key, meaning) for key, _, meaning in rows}) == len({key for key, _, _ in rows})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

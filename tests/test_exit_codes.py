@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tensorstore
-from support.tiny_runs import environment
+from support.tiny_runs import ROOT, environment
 
-from scope_jax import cli
-from scope_jax.run import Checkpoints, NoRoom
-from scope_jax.run.checkpoints import StorageError
+from scope_jax.devices import hosts
+from scope_jax.run import STOPPED, Checkpoints, NoRoom, Stopped, StorageError, failures
 
 
 @pytest.fixture(autouse=True)
 def not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests of this process may have had a run in it."""
-    monkeypatch.setattr(cli, "_begun", False)
+    monkeypatch.setattr(failures, "_begun", False)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -53,31 +52,52 @@ INPUT = [
 ]
 
 
+def codes(*errors: Exception) -> list[int]:
+    return [failures.ending(error)[1] for error in errors]
+
+
 def test_bad_input_and_a_run_that_gave_up_are_final():
-    assert [cli.exit_code(error) for error in (*FINAL, *INPUT)] == [2] * 5
-    assert [cli.exit_code(error) for error in PASSING] == [1] * len(PASSING)
+    assert codes(*FINAL, *INPUT) == [2] * 5
+    assert codes(*PASSING) == [1] * len(PASSING)
 
 
 def test_once_the_loop_has_begun_no_file_is_bad_input():
-    cli.begun()
-    assert [cli.exit_code(error) for error in FINAL] == [2] * 3
-    assert [cli.exit_code(error) for error in (*INPUT, *PASSING)] == [1] * (2 + len(PASSING))
+    failures.begun()
+    assert codes(*FINAL) == [2] * 3
+    assert codes(*INPUT, *PASSING) == [1] * (2 + len(PASSING))
 
 
 def test_what_the_devices_say_is_a_crash():
     gloo = "UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:1"
-    assert all(
-        map(
-            cli.is_crash,
-            (ValueError(gloo), jax.errors.JaxRuntimeError(gloo), KeyError("x"), TypeError("x")),
-        )
+    crashes = (ValueError(gloo), jax.errors.JaxRuntimeError(gloo), KeyError("x"), TypeError("x"))
+    assert [failures.ending(error) for error in crashes] == [(None, 1)] * 4
+    others = (*FINAL, *INPUT, StorageError("x"), NoRoom("x"), caused(Exception("x"), PASSING[1]))
+    assert all((failures.ending(error)[0] or "").startswith("error: ") for error in others)
+
+
+def test_each_ending_is_one_line():
+    assert failures.ending(Stopped("run: told\nto stop")) == ("stopped: run: told to stop", STOPPED)
+    full = (
+        "error: runs/one: no room to write (disk or quota is full); earlier checkpoints are intact"
     )
-    assert not any(
-        map(
-            cli.is_crash,
-            (*FINAL, *INPUT, StorageError("x"), NoRoom("x"), caused(Exception("x"), PASSING[1])),
-        )
+    assert failures.ending(caused(ValueError("Orbax"), PASSING[1]), "runs/one") == (
+        f"{full}: make room and start the same command again",
+        1,
     )
+    assert failures.ending(NoRoom("gs://b"), "runs/one")[0].startswith("error: gs://b: no room")
+
+
+def test_the_documentation_shows_the_table_of_exit_codes():
+    text = (ROOT / "docs" / "resuming.md").read_text()
+    assert all(f"| {code} | {what} |\n" in text for code, what in failures.EXIT_CODES.items())
+    assert {STOPPED, hosts.LOST} <= {int(c) for c in failures.EXIT_CODES if c.isdecimal()}
+
+
+def test_a_sweep_records_a_run_that_would_fail_again_and_no_other():
+    memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    assert not any(map(failures.says_nothing_of_the_run, (*FINAL, INPUT[0], memory)))
+    device = jax.errors.JaxRuntimeError("INTERNAL: a chip failed")
+    assert all(map(failures.says_nothing_of_the_run, (*PASSING, INPUT[1], device)))
 
 
 PROGRAM = """
@@ -85,6 +105,7 @@ import shutil, sys
 from pathlib import Path
 import jax.numpy as jnp
 from scope_jax import cli
+from scope_jax.configuration import TrainConfig
 from scope_jax.run import Checkpoints
 
 def entry(config, workdir, _):
@@ -96,7 +117,7 @@ def entry(config, workdir, _):
         folder.write_text("in the way")
         checkpoints.save(2, {"w": jnp.arange(9.0)}, {})
 
-cli.run(entry)
+cli.run(entry, TrainConfig, file="run.py")
 """
 
 
@@ -137,7 +158,7 @@ def test_what_tensorstore_says_of_a_failed_write_is_a_storage_error(tmp_path: Pa
             StorageError,
             match=r"c: a checkpoint could not be written: ValueError: FAILED_PRECONDITION: ",
         ),
-        checkpoints._one_line(),
+        checkpoints._writing(),
     ):
         place.write("x", b"1").result()
 

@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from support.tiny_runs import POLICY, ROOT, Tiny, environment, run_program, tiny_config
 
-from scope_jax import correction, sweep, tasks
 from scope_jax import supervise as supervised
+from scope_jax import sweep, tasks
 from scope_jax import train as program
 from scope_jax.run import (
     STOPPED,
@@ -33,9 +34,9 @@ from scope_jax.run import (
     MetricsWriter,
     Stopped,
     StopSignal,
-    is_full,
     read_metrics,
 )
+from scope_jax.run.failures import is_full
 from scope_jax.supervise import supervise
 from scope_jax.train import train
 from scope_jax.training import learner, rollouts
@@ -70,13 +71,19 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert numbers(one) == numbers(other)
     model = Path("model") / "model.safetensors"
     assert (one / model).read_bytes() == (other / model).read_bytes()
-    drop = lambda final: {k: v for k, v in final.items() if not k.startswith(MACHINE)}
+
+    def drop(final: dict) -> dict:
+        return {k: v for k, v in final.items() if not k.startswith(MACHINE)}
+
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
     assert (
         drop(summaries[0].pop("final")) == drop(summaries[1].pop("final"))
         and summaries[0] == summaries[1]
     )
-    files = lambda folder: {path.name: path.read_text() for path in (folder / "samples").iterdir()}
+
+    def files(folder: Path) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (folder / "samples").iterdir()}
+
     assert files(one) == files(other)
 
 
@@ -208,7 +215,7 @@ def test_a_run_stops_between_phases_and_goes_on_the_same(
     moments = [
         (rollouts, "judge", 1, 0, 0),  # in the rollouts of step 0: nothing to keep yet
         (learner.Learner, "update", 1, 1, 1),  # an update is not given up: step 0 is whole
-        (correction, "rescue", 1, 1, 1),  # in the correction of step 1, which is given up
+        (program, "rescue", 1, 1, 1),  # in the correction of step 1, which is given up
         (
             learner.Learner,
             "update",
@@ -249,18 +256,21 @@ def test_supervised_steps_and_buffers_stop_and_go_on_the_same(checkpoints: Tiny,
         **NO_EVALUATION,
     }
     for name, more, where, number in (
-        ("relift", {"demonstrations.buffer": 5}, "collect_rollouts", 3),
+        ("relift", {"method.buffer": 5}, "collect_rollouts", 3),
         (
             "sft_grpo",
-            {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+            {"sft.steps": 2, "sft.prompts": 4},
             "collect_demonstrations",
             2,
         ),
     ):
-        config = lambda name=name, more=more: checkpoints.config(name, {**place, **more})
+
+        def config(name: str = name, more: dict = more) -> ConfigDict:
+            return checkpoints.config(name, {**place, **more})
+
         train(config(), tmp_path / f"{name}_whole")
         with (
-            after_call(rollouts, where, number, tell()),
+            after_call(program, where, number, tell()),
             pytest.raises(Stopped, match=rf"goes on at step {number - 1}$"),
         ):
             train(config(), tmp_path / name)
@@ -325,11 +335,12 @@ def test_supervised_training_stops_and_goes_on_the_same(tmp_path: Path):
 
 def test_a_sweep_that_is_stopped_records_nothing_and_goes_on(checkpoints: Tiny, tmp_path: Path):
     settings = checkpoints.settings("grpo", {"steps": 2, **NO_EVALUATION})
-    runs = [
-        sweep.Run(name, str(ROOT / "configs/arithmetic/grpo.py"), settings) for name in ("a", "b")
-    ]
+    runs = [sweep.Run(name, "grpo,arithmetic", settings) for name in ("a", "b")]
     said: list[str] = []
-    again = lambda: sweep.work(runs, tmp_path / "work", tmp_path / "records", say=said.append)
+
+    def again() -> tuple[int, int]:
+        return sweep.work(runs, tmp_path / "work", tmp_path / "records", say=said.append)
+
     with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
         again()
     assert (
@@ -344,7 +355,10 @@ def test_a_sweep_that_is_stopped_records_nothing_and_goes_on(checkpoints: Tiny, 
 
 def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path: Path):
     more = {"steps": 2, "checkpoint.every": 1, **NO_EVALUATION}
-    config = lambda changes=None: checkpoints.config("grpo", {**more, **(changes or {})})
+
+    def config(changes: dict | None = None) -> ConfigDict:
+        return checkpoints.config("grpo", {**more, **(changes or {})})
+
     workdir, history = tmp_path / "run", tmp_path / "run" / "config_changes.jsonl"
     train(config(), workdir)
     before = (workdir / "config.json").read_text()
@@ -395,16 +409,18 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
 def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_path: Path):
     """Another folder would be an empty one: the run would begin anew. Told to, it does, and the
     metrics are kept."""
-    config = lambda **more: checkpoints.config(
-        "grpo", {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION, **more}
-    )
+
+    def config(**more: Any) -> ConfigDict:
+        settings = {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION, **more}
+        return checkpoints.config("grpo", settings)
+
     workdir = tmp_path / "run"
     train(config(), workdir)
     (workdir / "summary.json").unlink()
     first = (workdir / "metrics.jsonl").read_bytes()
     elsewhere = {"checkpoint.directory": str(tmp_path / "elsewhere")}
     with pytest.raises(
-        ValueError, match=r'another config \(checkpoint.directory: there "", here "'
+        ValueError, match=r'another config \(checkpoint.directory: there null, here "'
     ):
         train(config(**elsewhere), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == first
@@ -428,14 +444,14 @@ def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(
         train(config, workdir)
     there = json.loads((workdir / "config.json").read_text())
     # Of two that are lacking, one is set: that one is a change.
-    del there["rollout"]["slots"], there["rollout"]["group"]
+    del there["rollout"]["seats"], there["rollout"]["group"]
     (workdir / "config.json").write_text(json.dumps(there))
     with pytest.raises(ValueError, match=r"another config \(rollout.group: there absent, here 4\)"):
         train(config, workdir)
     there["rollout"]["group"] = 4
     (workdir / "config.json").write_text(json.dumps(there))
     assert train(config, workdir)["steps"] == 2
-    assert json.loads((workdir / "config.json").read_text())["rollout"]["slots"] == 0
+    assert json.loads((workdir / "config.json").read_text())["rollout"]["seats"] is None
 
 
 # ---- damage
@@ -492,7 +508,10 @@ def fill(folder: Path, leave: int) -> Path:
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     small_disk, undisturbed: Path, checkpoints: Tiny
 ):
-    size = lambda folder: sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+
+    def size(folder: Path) -> int:
+        return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+
     one = size(undisturbed / "checkpoints" / "3")
     disk = small_disk(20 * one)
     # Room for the first two checkpoints or so: file systems count a file's bytes differently.
@@ -578,9 +597,11 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def test_a_skipped_update_is_never_checkpointed(checkpoints: Tiny, tmp_path: Path):
     """Skipped at a checkpoint's step, and at the last one: the summary, the model and a resume
     behave."""
-    config = lambda **more: checkpoints.config(
-        "grpo", {"steps": 4, "checkpoint.every": 2, **NO_EVALUATION, **more}
-    )
+
+    def config(**more: Any) -> ConfigDict:
+        settings = {"steps": 4, "checkpoint.every": 2, **NO_EVALUATION, **more}
+        return checkpoints.config("grpo", settings)
+
     workdir = tmp_path / "run"
     with poisoned(1, 3):
         summary = train(config(), workdir)
@@ -678,7 +699,10 @@ def test_a_run_with_infinite_rewards_is_the_run_without_them(
     """Every fifth verdict is not finite, or None: the same numbers, finite ones, and as many rows
     counted."""
     own = tasks.Arithmetic.verify
-    config = lambda: checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
+
+    def config() -> ConfigDict:
+        return checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
+
     for name, bad in (("none", None), ("inf", float("inf")), ("nan", float("nan"))):
 
         def verify(self: Any, problems: Any, texts: Any, bad: Any = bad) -> Any:

@@ -13,6 +13,7 @@ from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokeni
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
 from scope_jax import models, rollout, tasks
+from scope_jax.correction import Scene, StepRows
 from scope_jax.data import Problems, batch_indices
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
@@ -26,7 +27,13 @@ from scope_jax.supervision.batches import (
     end_token,
     with_step_mark,
 )
-from scope_jax.supervision.labels import LabelledRow, LabelSpec, RolloutSpec
+from scope_jax.supervision.labels import (
+    LabelledRow,
+    LabelSpec,
+    RolloutSpec,
+    labelled_rows,
+    monte_carlo_labels,
+)
 from scope_jax.text import load_tokenizer, save_tokenizer
 
 
@@ -103,24 +110,24 @@ def test_settings_that_make_no_sense_write_nothing(tmp_path):
     for settings, message in (
         ({"kind": "reward"}, "config.kind = 'reward' is unknown"),
         ({"steps": 5}, "needs steps > warmup_steps"),
-        ({"demonstrations.misconception": 1.5}, "misconception 1.5"),
+        ({"target.misconception": 1.5}, "misconception 1.5"),
         ({"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
         ({"task.options": {"modul": (3, 4)}}, "config.task.options.modul: unknown"),
         (
             {"task.name": "math", "task.train": {"a": {"path": "x.jsonl"}}},
             "config.start is empty; task 'math' needs",
         ),
-        ({"kind": "prm"}, "config.rollouts.policy is empty"),
+        ({"kind": "prm"}, "config.target.rollouts.policy is empty"),
         (
-            {"kind": "prm", "rollouts.policy": "x", "task.data": "y"},
-            "config.rollouts.prompt_tokens and .new_tokens must be set",
+            {"kind": "prm", "target.rollouts.policy": "x", "task.data": "y"},
+            "config.target.rollouts.prompt_tokens and .new_tokens must be set",
         ),
         (
-            {"kind": "prm", "rollouts.policy": "x", "labels.kind": "guess"},
+            {"kind": "prm", "target.rollouts.policy": "x", "target.labels.kind": "guess"},
             "labels.kind = 'guess' is unknown",
         ),
         (
-            {"kind": "prm", "rollouts.policy": "x", "labels.continuations": 0},
+            {"kind": "prm", "target.rollouts.policy": "x", "target.labels.continuations": 0},
             "labels.continuations = 0 must be at least 1",
         ),
         ({"dtype": "float16"}, "config.dtype = 'float16' is unknown"),
@@ -151,7 +158,7 @@ def test_a_directory_of_an_earlier_version_is_still_known(checkpoints: Tiny, tmp
     assert supervise(config, tmp_path) == {"kind": "policy"}
     (tmp_path / "training.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"labels\.continuations: there absent, here 3"):
-        supervise(tiny_config("base", {**POLICY, "labels.continuations": 3}), tmp_path)
+        supervise(tiny_config("base", {**POLICY, "target.labels.continuations": 3}), tmp_path)
 
 
 # ---- figures
@@ -262,19 +269,19 @@ def label(cast, path, problems=None, **labels):
     """(rows, counters, how often the policy was asked for)."""
     policy, tokenizer, domain, given = cast
     asked = []
-    rollouts = RolloutSpec(
-        2, 4, 5, False, rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
-    )
-    rows, counts = labels.labelled_rows(
+    sample = rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
+
+    def scene() -> Scene:
+        asked.append(1)
+        return Scene(domain, rollout.Policy(policy, tokenizer, sample), jax.random.key(3))
+
+    rows, counts = labelled_rows(
         path,
         "train",
         given if problems is None else problems,
-        lambda: asked.append(1) or policy,
-        tokenizer,
-        domain,
-        rollouts=rollouts,
-        labels=LabelSpec(**labels),
-        key=jax.random.key(3),
+        scene,
+        RolloutSpec(2, 4, 5, False),
+        LabelSpec(**labels),
     )
     return rows, counts, len(asked)
 
@@ -353,26 +360,18 @@ def test_which_prefixes_are_continued(cast, verdict, estimate, labels, prefixes)
     batch = rollout.from_prompts(ids, 1, 40).replace(
         prompt_length_B=jnp.full(2, len(prompt), jnp.int32)
     )
-    found, counts = labels.monte_carlo_labels(
-        batch,
-        np.arange(2),
-        steps,
-        [[5, 10, 15, 19], [4]],
-        [tasks.Problem("a", "", "")] * 2,
-        policy,
-        # Continuations end at once or later: whatever token comes is an end.
-        rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24))),
-        tokenizer,
-        OneVerdict(verdict),
-        LabelSpec("monte_carlo", 2, estimate),
-        jax.random.key(0),
-    )
+    # Continuations end at once or later: whatever token comes is an end.
+    sample = rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24)))
+    ends = [[5, 10, 15, 19], [4]]
+    rows = StepRows(batch, [tasks.Problem("a", "", "")] * 2, np.arange(2), steps, ends)
+    scene = Scene(OneVerdict(verdict), rollout.Policy(policy, tokenizer, sample), jax.random.key(0))
+    found, counts = monte_carlo_labels(rows, scene, LabelSpec("monte_carlo", 2, estimate))
     assert found == labels
     assert counts == {"prefixes": prefixes, "label_tokens": 2 * prefixes}
 
 
 def test_labels_go_on_after_the_last_whole_chunk(cast, tmp_path):
-    path = tmp_path / "labels.jsonl"
+    path = tmp_path / "target.labels.jsonl"
     rows, counts, asked = label(cast, path, **MONTE_CARLO)
     whole = path.read_text()
     assert asked == 1 and whole.count('"chunk"') == 4  # 14 problems, 4 at once
@@ -399,13 +398,13 @@ def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
     settings = {
         **PRM,
         "steps": 12,
-        "labels.kind": "monte_carlo",
-        "labels.continuations": 2,
-        "labels.estimate": "soft",
+        "target.labels.kind": "monte_carlo",
+        "target.labels.continuations": 2,
+        "target.labels.estimate": "soft",
         "start": str(checkpoints.policy),
-        "rollouts.policy": str(checkpoints.policy),
-        "rollouts.problems": 16,
-        "rollouts.held_out": 16,
+        "target.rollouts.policy": str(checkpoints.policy),
+        "target.rollouts.problems": 16,
+        "target.rollouts.held_out": 16,
     }
     summary = supervise(tiny_config("prm", settings), tmp_path)
     assert summary["measured_against"] == "oracle"
@@ -414,7 +413,9 @@ def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
     )
     assert len(summary["thresholds"]) == 9 and summary["threshold/best_exact"] in labels.THRESHOLDS
     assert summary["labels/label_tokens"] > 0
-    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "target.labels.jsonl").read_text().splitlines()
+    ]
     train = [line for line in lines if line["split"] == "train" and "chunk" not in line]
     assert len(train) == summary["train_rows"]
     equal = [
@@ -439,7 +440,7 @@ def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         "steps": 13,
         "batch": 8,
         "checkpoint.every": 4,
-        "demonstrations.anyones_prefix": True,
+        "target.foreign_prefix": True,
     }
     whole = supervise(tiny_config("base", {**settings, "checkpoint.every": 0}), tmp_path / "whole")
     drawn, draw = [], DemonstrationBatches.__next__
@@ -597,8 +598,8 @@ def solver(math):
         "steps": 150,
         "batch": 8,
         "start": str(folder / "start"),
-        "demonstrations.in_steps": True,
-        "demonstrations.max_tokens": 128,
+        "target.in_steps": True,
+        "target.max_tokens": 128,
         "optimizer.learning_rate": 1e-2,
         "optimizer.warmup_steps": 10,
     }
@@ -623,30 +624,31 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
         "steps": 6,
         "batch": 8,
         "start": str(folder / "start"),
-        "rollouts.policy": str(solver[0]),
-        "rollouts.problems": 4,
-        "rollouts.held_out": 2,
-        "rollouts.group": 4,
-        "rollouts.problems_at_once": 2,
-        "rollouts.prompt_tokens": 32,
-        "rollouts.new_tokens": 48,
-        "labels.kind": "monte_carlo",
-        "labels.continuations": 2,
+        "target.rollouts.policy": str(solver[0]),
+        "target.rollouts.problems": 4,
+        "target.rollouts.held_out": 2,
+        "target.rollouts.group": 4,
+        "target.rollouts.problems_at_once": 2,
+        "target.rollouts.prompt_tokens": 32,
+        "target.rollouts.new_tokens": 48,
+        "target.labels.kind": "monte_carlo",
+        "target.labels.continuations": 2,
         "optimizer.warmup_steps": 2,
     }
     with pytest.raises(
         ValueError,
         match=r"7 problems; rollouts\.problems and \.held_out ask for 8, none of them twice",
     ):
-        supervise(math_config({**settings, "rollouts.held_out": 4}), folder / "too_many")
+        supervise(math_config({**settings, "target.rollouts.held_out": 4}), folder / "too_many")
     with pytest.raises(
         ValueError,
         match=r"labels\.kind 'oracle': domain 'math' cannot check steps; use 'monte_carlo'",
     ):
-        supervise(math_config({**settings, "labels.kind": "oracle"}), folder / "no_oracle")
+        supervise(math_config({**settings, "target.labels.kind": "oracle"}), folder / "no_oracle")
     summary = supervise(math_config(settings), folder / "prm")
     lines = [
-        json.loads(line) for line in (folder / "prm" / "labels.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (folder / "prm" / "target.labels.jsonl").read_text().splitlines()
     ]
     rows = [line for line in lines if "chunk" not in line]
     assert [(line["split"], line["chunk"]) for line in lines if "chunk" in line] == [

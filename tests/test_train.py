@@ -281,10 +281,10 @@ def test_epochs_use_every_problem_once():
 
 
 ELSEWHERE = {
-    **{f"meshes.teacher.{axis}": size for axis, size in (("data", 4), ("fsdp", 1), ("tensor", 2))},
-    **{f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 8), ("tensor", 1))},
+    **{f"mesh.teacher.{axis}": size for axis, size in (("data", 4), ("fsdp", 1), ("tensor", 2))},
+    **{f"mesh.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 8), ("tensor", 1))},
     **{f"placement.{name}": "host" for name in ("teacher", "prm", "reference", "optimizer")},
-    "correction.rows": 2,
+    "method.rows_at_once": 2,
 }
 
 
@@ -343,7 +343,7 @@ def test_the_mesh_does_not_matter(
     trained = load_file(workdir / "model" / "model.safetensors")
     # Parameters of the reference after the same two steps.
     from scope_jax import learning
-    from scope_jax.config import optimizer_spec
+    from scope_jax.configuration import optimizer_spec
     from scope_jax.run import Checkpoints
 
     config, params = models.load(checkpoints.policy)

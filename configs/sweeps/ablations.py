@@ -6,14 +6,14 @@ python -m scope_jax.sweep --sweep=configs/sweeps/ablations.py --jobs=2 \
     --workdir=runs/ablations --records=docs/records/ablations
 """
 
-from configs.sweeps.common import DOMAINS, checkpoints, run
+from scope_jax.configs.sweeps.common import DOMAINS, checkpoints, run
 
 SEEDS = {"arithmetic": range(5), "countdown": range(3)}
 VARIANTS = {
     "as it was": {},
-    "tail by the teacher": {"correction.tail": "teacher"},
-    "no tail": {"correction.tail": "none", "correction.accept": "unverified"},
-    "three tries of the tail": {"correction.tails": 3},
+    "tail by the teacher": {"method.tail": "teacher"},
+    "no tail": {"method.tail": "none", "method.accept": "unverified"},
+    "three tries of the tail": {"method.tails": 3},
     "no teacher term": {"loss.teacher_term": "mask"},
     "teacher term shaped": {"loss.teacher_term": "shaped"},
     "teacher term reinforce": {"loss.teacher_term": "reinforce"},
@@ -22,21 +22,21 @@ VARIANTS = {
     "teacher weight 0.3": {"loss.teacher_weight": 0.3},
     "teacher weight 3": {"loss.teacher_weight": 3.0},
     "teacher weight constant": {"loss.teacher_schedule": "constant"},
-    "select top": {"correction.select.rule": "top"},
-    "select at random": {"correction.select.rule": "random"},
-    "groups that failed altogether only": {"correction.select.groups": "all_failed"},
-    "first steps too": {"correction.select.good_steps": 0},
+    "select top": {"method.select.rule": "top"},
+    "select at random": {"method.select.rule": "random"},
+    "groups that failed altogether only": {"method.select.groups": "all_failed"},
+    "first steps too": {"method.select.good_steps": 0},
     "no standard deviation, token mean": {"advantage.std": False, "loss.normaliser": "token"},
-    "four per group": {"correction.select.per_group": 4},
-    "no failure kept": {"correction.select.keep_failure": False},
-    "place append": {"correction.place": "append"},
-    "place random failure": {"correction.place": "replace_random_failure"},
-    "threshold 0.2": {"correction.threshold": 0.2},
-    "threshold 0.8": {"correction.threshold": 0.8},
-    "a fifth of the errors misplaced": {"correction.noise": 0.2},
-    "half of the errors misplaced": {"correction.noise": 0.5},
-    "localiser oracle": {"correction.localiser": "oracle"},
-    "localiser monte_carlo": {"correction.localiser": "monte_carlo"},
+    "four per group": {"method.select.per_group": 4},
+    "no failure kept": {"method.select.keep_failure": False},
+    "place append": {"method.place": "append"},
+    "place random failure": {"method.place": "replace_random_failure"},
+    "threshold 0.2": {"localiser.threshold": 0.2},
+    "threshold 0.8": {"localiser.threshold": 0.8},
+    "a fifth of the errors misplaced": {"localiser.noise": 0.2},
+    "half of the errors misplaced": {"localiser.noise": 0.5},
+    "localiser oracle": {"localiser.kind": "oracle"},
+    "localiser monte_carlo": {"localiser.kind": "monte_carlo"},
     "program teacher": {"teacher.kind": "program"},
 }
 

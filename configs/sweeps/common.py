@@ -1,18 +1,20 @@
 """What the sweeps of the embedded tasks share: methods, what the search chose for each,
 checkpoints, run sizes."""
 
+from typing import Any
+
 from scope_jax.sweep.runs import Checkpoint, Run
 
-# Name in the tables -> (config file, what the search chose or the name adds). Of the search's
+# Name in the tables -> (method of run.py, what the search chose or the name adds). Of the search's
 # learning rates, the best.
 LOW, HIGH = {"optimizer.learning_rate": 1.5e-4}, {"optimizer.learning_rate": 3e-4}
 # SCOPE's objective when table and ablations were made: what they suggested, tried again on other
 # seeds, is the default since then.
-FIRST = {"advantage.std": True, "loss.normaliser": "sequence", "correction.select.rule": "band"}
+FIRST = {"advantage.std": True, "loss.normaliser": "sequence", "method.select.rule": "band"}
 # LUFFY's entropy bonus when they were made: the number of its script, which weighs far more under
 # our normaliser (controls.py).
 STRONG = {"loss.entropy_bonus": 1e-3}
-METHODS = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope": ("scope", LOW),
     "scope_first": ("scope", LOW | FIRST),
     "grpo": ("grpo", LOW | {"advantage.std": False}),
@@ -28,23 +30,23 @@ METHODS = {
         | {
             "advantage.std": False,
             "rollout.prompts": 8,
-            "rollout.resample": 1,
+            "method.resample": 1,
             "training.micro_batches": 1,
         },
     ),
     "gspo": ("gspo", LOW | {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3}),
     "relift": ("relift", HIGH),
-    "prm_reward": ("prm_reward", LOW | {"advantage.process_weight": 0.1}),
-    "prm_min": ("prm_min", LOW | {"advantage.process_weight": 0.3}),
-    "vppo": ("vppo", HIGH | {"advantage.alpha": 0.25}),
+    "prm_reward": ("prm_reward", LOW | {"method.process_weight": 0.1}),
+    "prm_min": ("prm_min", LOW | {"method.process_weight": 0.3}),
+    "vppo": ("vppo", HIGH | {"method.alpha": 0.25}),
     # The same with labels of the step check in place of the PRM's scores, which these rewards wear
     # out.
     "prm_reward_oracle": (
         "prm_reward",
-        LOW | {"advantage.process_weight": 0.1, "correction.localiser": "oracle"},
+        LOW | {"method.process_weight": 0.1, "localiser.kind": "oracle"},
     ),
-    "vppo_oracle": ("vppo", LOW | {"advantage.alpha": 0.25} | {"correction.localiser": "oracle"}),
-    "sft": ("sft", HIGH | {"demonstrations.rows": 128}),
+    "vppo_oracle": ("vppo", LOW | {"method.alpha": 0.25} | {"localiser.kind": "oracle"}),
+    "sft": ("sft", HIGH | {"sft.prompts": 128}),
     "sft_grpo": ("sft_grpo", LOW),
     "self_correction": ("self_correction", LOW | FIRST | {"loss.teacher_weight": 0.1}),
 }
@@ -65,7 +67,7 @@ def checkpoints(domain: str) -> list[Checkpoint]:
     """Base, teacher and process reward model of a domain."""
     place = CACHE if domain == "arithmetic" else f"{CACHE}/{domain}"
     return [
-        Checkpoint(f"configs/{domain}/{name}.py", f"{place}/{name}")
+        Checkpoint(f"configs/checkpoints.py:{name},{domain}", f"{place}/{name}")
         for name in ("base", "teacher", "prm")
     ]
 
@@ -83,11 +85,11 @@ def run(
     file, own = METHODS[method]
     more = {**SIZE, "seed": seed, "task.options.seed": problems, **own, **dict(overrides)}
     if file == "sft":
-        more["demonstrations.supervised_steps"] = more["steps"]
+        more["sft.steps"] = more["steps"]
     label = name or method
     return Run(
         f"{domain}/{label}/seed_{seed}",
-        f"configs/{domain}/{file}.py",
+        f"configs/run.py:{file},{domain}",
         more,
         {"domain": domain, "method": method, "seed": seed, **labels},
     )

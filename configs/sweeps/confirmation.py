@@ -6,7 +6,7 @@ python -m scope_jax.sweep --sweep=configs/sweeps/confirmation.py --jobs=2 \
     --workdir=runs/confirmation --records=docs/records/confirmation
 """
 
-from configs.sweeps.common import CONFIRMATION_PROBLEMS, DOMAINS, checkpoints, run
+from scope_jax.configs.sweeps.common import CONFIRMATION_PROBLEMS, DOMAINS, checkpoints, run
 
 SEEDS = range(200, 212)
 METHODS = ("scope", "scope_first", "grpo")

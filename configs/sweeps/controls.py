@@ -11,7 +11,7 @@ seed do not give the same weights on every processor.
 
 import dataclasses
 
-from configs.sweeps.common import CONTROL_PROBLEMS, STRONG, checkpoints, run
+from scope_jax.configs.sweeps.common import CONTROL_PROBLEMS, STRONG, checkpoints, run
 
 SEEDS = range(300, 305)
 WEAK = {

@@ -10,7 +10,7 @@ defaults now come from ablations.py and confirmation.py. docs/results.md is writ
 records by `python -m scope_jax.sweep.page`.
 """
 
-from configs.sweeps.common import DOMAINS, METHODS, checkpoints, run
+from scope_jax.configs.sweeps.common import DOMAINS, METHODS, checkpoints, run
 
 SEEDS = range(5)
 # A difference of two points is below what five seeds resolve.

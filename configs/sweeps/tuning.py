@@ -8,13 +8,15 @@ Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs
 outcome, and says where what common.py holds is not the best of it.
 """
 
-from configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
+from typing import Any
+
+from scope_jax.configs.sweeps.common import TUNING_PROBLEMS, checkpoints, run
 
 RATES = (1.5e-4, 3e-4)
 SEEDS = (100, 101)
 # Of each method: two values of its main switch, as overrides.
-BEFORE = {"correction.select.rule": "band"}  # what SCOPE selected by then
-SWITCH = {
+BEFORE = {"method.select.rule": "band"}  # what SCOPE selected by then
+SWITCH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scope": ({"loss.teacher_weight": 1.0, **BEFORE}, {"loss.teacher_weight": 3.0, **BEFORE}),
     "grpo": ({"advantage.std": True}, {"advantage.std": False}),
     "luffy": ({"loss.teacher_term": "shaped"}, {"loss.teacher_term": "nll"}),
@@ -25,12 +27,12 @@ SWITCH = {
         {"loss.clip_low": 3e-4, "loss.clip_high": 4e-4},
         {"loss.clip_low": 3e-3, "loss.clip_high": 4e-3},
     ),
-    "relift": ({"demonstrations.buffer": 16}, {"demonstrations.buffer": 32}),
-    "prm_reward": ({"advantage.process_weight": 0.1}, {"advantage.process_weight": 1.0}),
-    "prm_min": ({"advantage.process_weight": 0.3}, {"advantage.process_weight": 1.0}),
-    "vppo": ({"advantage.alpha": 0.25}, {"advantage.alpha": 0.5}),
-    "sft": ({"demonstrations.rows": 32}, {"demonstrations.rows": 128}),
-    "sft_grpo": ({"demonstrations.supervised_steps": 5}, {"demonstrations.supervised_steps": 10}),
+    "relift": ({"method.buffer": 16}, {"method.buffer": 32}),
+    "prm_reward": ({"method.process_weight": 0.1}, {"method.process_weight": 1.0}),
+    "prm_min": ({"method.process_weight": 0.3}, {"method.process_weight": 1.0}),
+    "vppo": ({"method.alpha": 0.25}, {"method.alpha": 0.5}),
+    "sft": ({"sft.prompts": 32}, {"sft.prompts": 128}),
+    "sft_grpo": ({"sft.steps": 5}, {"sft.steps": 10}),
     "self_correction": ({"loss.teacher_weight": 0.0}, {"loss.teacher_weight": 0.3}),
 }
 

@@ -1,153 +1,77 @@
-"""Rows cut into steps, the steps scored, the first error of each row found."""
+"""Stage 1: rows in steps, the steps scored, the first error of each row found."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from scope_jax.correction.first_error import first_error, prefix_quality
-from scope_jax.devices.hosts import by_share
-from scope_jax.devices.mesh import to_host
-from scope_jax.prm.model import ProcessRewardModel
-from scope_jax.rollout import completion_ids, texts
-from scope_jax.tasks import Domain, Problem
-from scope_jax.text import step_ends
-from scope_jax.text.steps import Separator
-from scope_jax.types import Rollout
-
-LOCALISERS = ("prm", "oracle", "monte_carlo")
-
-# search(rows_R, ends) -> (first error of each row, its number of steps where none; tokens that the
-# search generated)
-Search = Callable[[np.ndarray, Sequence[Sequence[int]]], tuple[np.ndarray, int]]
+from scope_jax.correction.records import Groups, Scene
+from scope_jax.correction.steps import StepRows, in_steps
+from scope_jax.devices.shapes import row_count
+from scope_jax.streams import Host, host_rng
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Located:
-    """Some rows of a rollout, in steps. R rows, at most J steps.
+    """R rows of a rollout, at most J steps each, with the first error of each row."""
 
-    rows_R: their numbers in the rollout. ends: exclusive ends of each row's steps, counted in
-    completion tokens. score_RJ: the probability that a step is right; valid_RJ: steps that were
-    scored. error_R: the first error, J where there is none. quality_R: `prefix_quality`. metrics:
-    rows that could not be scored (`scope/unscored`) and what the scores cost (`cost/prm_tokens`,
-    `cost/localiser_tokens`).
-    """
-
-    rows_R: np.ndarray
-    steps: list[list[str]]
-    ends: list[list[int]]
-    score_RJ: np.ndarray
-    valid_RJ: np.ndarray
-    error_R: np.ndarray
-    quality_R: np.ndarray
+    rows: StepRows
+    score_RJ: np.ndarray  # float32: the probability that a step is right
+    valid_RJ: np.ndarray  # bool: steps that exist and were scored
+    error_R: np.ndarray  # int: the first error, J where there is none
+    quality_R: np.ndarray  # float32: `prefix_quality`
+    threshold: float  # a step scored below it is wrong
     metrics: dict[str, float]
 
     @property
-    def found_R(self) -> np.ndarray:
+    def has_error_R(self) -> np.ndarray:
         """bool[R]: an error was found."""
-        return self.error_R < np.array([len(row) for row in self.steps], int).reshape(
-            len(self.steps)
-        )
+        return self.error_R < self.rows.count_R
+
+    @property
+    def good_tokens_R(self) -> np.ndarray:
+        """int[R]: completion tokens before the first error; 0 where none was found."""
+        good = np.zeros(len(self.error_R), np.int64)
+        for r in np.flatnonzero(self.has_error_R & (self.error_R > 0)):
+            good[r] = self.rows.ends[r][self.error_R[r] - 1]
+        return good
 
 
-def in_steps(
-    rollout: Rollout, rows_R: np.ndarray, tokenizer: Any, divider: Separator
-) -> tuple[list[list[str]], list[list[int]], list[list[int]]]:
-    """(texts of the steps, their exclusive ends, ids) of each row, counted in the tokens that were
-    written after the prompt. The ids are cut where they stand; nothing is encoded again."""
-    every = completion_ids(rollout)
-    ids = [every[b] for b in rows_R]
-    ends = by_share(
-        lambda own: [step_ends(row, tokenizer, divider) if row else [] for row in own], ids
-    )
-    pieces = [
-        [row[start:stop] for start, stop in zip([0, *stops[:-1]], stops)]
-        for row, stops in zip(ids, ends)
-    ]
-    flat = iter(texts([piece for row in pieces for piece in row], tokenizer))
-    return [[next(flat) for _ in row] for row in pieces], ends, ids
+def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
+    """The rows where `mask_B`, in steps, with the first error of each by `scene.localiser`.
 
-
-def locate(
-    rollout: Rollout,
-    mask_B: np.ndarray,
-    problems: Sequence[Problem],
-    *,
-    localiser: str,
-    threshold: float,
-    domain: Domain,
-    tokenizer: Any,
-    prm: ProcessRewardModel | None = None,
-    search: Search | None = None,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> Located:
-    """The rows where `mask_B`, in steps, with the first error of each: by a PRM (the first step
-    scored below `threshold`), by the domain's own step check (`oracle`), or by `search`
-    (`monte_carlo`, on finished rows).
-
-    `noise`: the probability that a row's error is moved to one of its steps drawn at random, to
-    see what a bad localiser does. Raises ValueError where the localiser lacks what it needs.
+    Metrics: rows that could not be scored (`scope/unscored`) and what the scores cost
+    (`cost/prm_tokens`, `cost/localiser_tokens`). Raises ValueError where the localiser lacks what
+    it needs.
     """
-    rows = np.flatnonzero(mask_B)
-    steps, ends, ids = in_steps(rollout, rows, tokenizer, domain.divider)
-    R, J = len(rows), max([len(row) for row in steps], default=0)
+    localiser = scene.localiser
+    if localiser is None:
+        raise ValueError("no localiser: steps cannot be scored")
+    rows = in_steps(
+        groups.rollout,
+        groups.problems,
+        np.flatnonzero(mask_B),
+        scene.policy.tokenizer,
+        scene.domain.divider,
+    )
+    scores, threshold = localiser.score(rows, scene), localiser.spec.threshold
+    score = scores.score_RJ
+    if localiser.spec.noise > 0:
+        score = move_errors(score, scores.valid_RJ, threshold, localiser.spec.noise, scene.seed)
+    size = row_count(len(rows.steps), mask_B.size)
+    error, quality = _judge(score, scores.valid_RJ, threshold, size)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
-    if localiser == "prm":
-        if prm is None:
-            raise ValueError(
-                "correction.localiser 'prm' needs a process reward model; set models.prm, or"
-                " localiser 'oracle'"
-            )
-        score, valid, unscored = prm.score(
-            [problems[int(b)].prompt for b in rows], steps, rows=mask_B.size
-        )
-        prompt_length = to_host(rollout.prompt_length_B)[rows]
-        metrics["scope/unscored"] = float(unscored)
-        metrics["cost/prm_tokens"] = float(sum(len(row) for row in ids) + prompt_length.sum())
-    else:
-        score, valid = np.zeros((R, J), np.float32), np.zeros((R, J), bool)
-        if localiser == "oracle":
-            checks = by_share(
-                lambda own, lists: [
-                    domain.check_steps(p, row) for p, row in zip(own, lists, strict=True)
-                ],
-                [problems[int(b)] for b in rows],
-                steps,
-            )
-            for r, labels in enumerate(checks):
-                if labels is None:
-                    raise ValueError(
-                        f"correction.localiser 'oracle': domain {domain.name!r} cannot check steps;"
-                        " use 'prm'"
-                    )
-                score[r, : len(labels)], valid[r, : len(labels)] = labels, True
-        else:
-            if search is None:
-                raise ValueError(
-                    "correction.localiser 'monte_carlo' needs a policy to continue the rows with"
-                )
-            finished = to_host(rollout.finished_B)[rows]
-            chosen = np.flatnonzero(
-                finished & np.array([len(row) > 0 for row in steps], bool).reshape(R)
-            )
-            found, tokens = search(rows[chosen], [ends[r] for r in chosen])
-            metrics["cost/localiser_tokens"] = float(tokens)
-            for r, error in zip(chosen.tolist(), found.tolist(), strict=True):
-                score[r, :error], valid[r, : len(steps[r])] = 1.0, True
-    if noise > 0:
-        score = _moved(score, valid, threshold, noise, seed)
-    error, quality = _judge(score, valid, threshold, bucket(R, mask_B.size))
-    return Located(rows, steps, ends, score, valid, error, quality, metrics)
+    metrics |= scores.metrics
+    return Located(rows, score, scores.valid_RJ, error, quality, threshold, metrics)
 
 
-def _moved(
+def move_errors(
     score_RJ: np.ndarray, valid_RJ: np.ndarray, threshold: float, noise: float, seed: int
 ) -> np.ndarray:
-    """Scores with the first error of some rows moved: 1 before its new place, 0 from there on."""
-    rng = np.random.default_rng([seed, 3])
+    """Scores with the first error of some rows (share `noise`) moved to a step drawn at random: 1
+    before its new place, 0 from there on."""
+    rng = host_rng(seed, Host.NOISE)
     moved = score_RJ.copy()
     for r in range(len(moved)):
         steps = int(valid_RJ[r].sum())
@@ -173,10 +97,3 @@ def _error_and_quality(
 ) -> tuple[jax.Array, jax.Array]:
     error = first_error(score, valid, threshold)
     return error, prefix_quality(score, valid, error)
-
-
-def bucket(count: int, most: int) -> int:
-    """`count` rounded up to a quarter, half, three quarters or all of `most`, so that few programs
-    are compiled."""
-    quarter = max(-(-most // 4), 1)
-    return max(-(-count // quarter) * quarter, quarter)

@@ -6,12 +6,15 @@ index. A domain adds a config and a builder of its own to these (`arithmetic_tfd
 `countdown_tfds`).
 """
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from scope_jax.tasks.domain import GeneratedDomain
 
@@ -106,12 +109,27 @@ def prepare(
     known = builder_class.builder_configs.get(
         config.name, config
     )  # tfds refuses an equal copy of a config it lists
-    builder = builder_class(data_dir=str(data_dir), config=known, file_format="array_record")
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except FileExistsError:
-        # Another process finished between our look and our rename; what is there is the same data
-        # set.
-        if not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
-            raise
+    with _quiet_tfds():
+        builder = builder_class(data_dir=str(data_dir), config=known, file_format="array_record")
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except FileExistsError:
+            # Another process finished between our look and our rename; what is there is the same
+            # data set.
+            if not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
+                raise
     return pathlib.Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Without the warnings, lines and bars of TFDS: this takes seconds and downloads nothing."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)

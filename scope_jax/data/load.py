@@ -4,9 +4,9 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from scope_jax.data.decontaminate import MODES, decontaminated
+from scope_jax.data.decontaminate import decontaminated
 from scope_jax.data.mixture import mix
 from scope_jax.data.problems import Problems
 from scope_jax.data.sources import read_source, source_of
@@ -14,6 +14,7 @@ from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
 from scope_jax.tasks.mathematics import Mathematics
+from scope_jax.types import check_choices
 
 # A domain whose problems come from a program: its class, and the module of its data set (`CONFIG`
 # and `prepare`), which is imported when data is read. A further one is a line here.
@@ -39,76 +40,69 @@ class Task:
     contamination: list[dict[str, Any]] | None = None
 
 
-def load_task(
-    name: str,
-    data: str | pathlib.Path = "",
-    *,
-    train_split: str = "train",
-    options: Mapping[str, Any] | None = None,
-    train: Mapping[str, Any] | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    decontaminate: str = "off",
-    decontaminate_words: int = 13,
-    tokenizer: Any = None,
-) -> Task:
-    """The task called `name`; the arguments are the keys of a config's `task` section.
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """A domain and where its problems come from: the section `task` of a config (docs/data.md).
 
-    arithmetic, countdown: the data set is under the directory `data` (made there first); `options`
-    are fields of its
-        `SignedTermsConfig` or `CountdownConfig` (sizes, lengths, seed, ...).
-    math: `train` and `evaluation` are sources by name (`tasks.Source`), relative paths start at
-    `data`; `options` are
-        fields of `Mathematics`. `tokenizer` counts tokens where a source limits them.
-    Raises ValueError for an unknown task, option or key of a source, and what `read_source`
-    raises.
+    Raises ValueError for what makes no sense; reads no data.
     """
-    check_task(name, str(data), options, train, evaluation, decontaminate)
+
+    name: str = "arithmetic"  # arithmetic | countdown | math
+    # Directory of a generated data set, made there first (None: cache/tfds); of math: where relative
+    # paths start.
+    data: str | None = None
+    train_split: str = "train"  # of a generated data set
+    # Fields of the data set's settings (`SignedTermsConfig`, ...), or of `Mathematics`.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)  # of math: `Source`s by name
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)  # of math: the same
+    decontaminate: Literal["off", "report", "remove"] = "off"
+    decontaminate_words: int = 13  # words in a row that make an overlap
+
+    def __post_init__(self) -> None:
+        check_choices(self, "config.task")
+        _check_task(self)
+
+
+def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
+    """The domain and the problems of a task. `tokenizer` counts tokens where a source limits them.
+
+    Raises ValueError for an unknown option or key of a source, and what `read_source` raises.
+    """
+    name, data, options = task.name, task.data or "", task.options
     domain: Domain
     if name in GENERATED:
-        domain, parts, sets = _generated(name, data, train_split, options or {})
+        domain, parts, sets = _generated(name, data, task.train_split, options)
         weights = {"train": 1.0}
     else:
-        domain = Mathematics(**(options or {}))
+        domain = Mathematics(**options)
         sources = {
-            key: source_of(value, f"config.task.train.{key}", str(data))
-            for key, value in (train or {}).items()
+            key: source_of(value, f"config.task.train.{key}", data)
+            for key, value in task.train.items()
         }
         parts = {
             key: _named(read_source(source, tokenizer), key) for key, source in sources.items()
         }
         weights = {key: source.weight for key, source in sources.items()}
         sets = {
-            key: read_source(
-                source_of(value, f"config.task.evaluation.{key}", str(data)), tokenizer
-            )
-            for key, value in sorted((evaluation or {}).items())
+            key: read_source(source_of(value, f"config.task.evaluation.{key}", data), tokenizer)
+            for key, value in sorted(task.evaluation.items())
         }
     records = None
-    if decontaminate != "off":
+    if task.decontaminate != "off":
         records = []
         for key in sorted(parts):
             parts[key], record = decontaminated(
-                parts[key], sets, decontaminate_words, remove=decontaminate == "remove"
+                parts[key], sets, task.decontaminate_words, remove=task.decontaminate == "remove"
             )
             records.append(record)
     return Task(domain, mix(parts, weights), sets, records)
 
 
-def check_task(
-    name: str,
-    data: str,
-    options: Mapping[str, Any] | None,
-    train: Mapping[str, Any] | None,
-    evaluation: Mapping[str, Any] | None,
-    decontaminate: str,
-) -> None:
-    """Raise ValueError for what is wrong with a `task` section; reads no data."""
+def _check_task(task: TaskSpec) -> None:
+    name, options, train, evaluation = task.name, task.options, task.train, task.evaluation
     if name not in NAMES:
         raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(NAMES)}")
-    if decontaminate not in MODES:
-        raise ValueError(
-            f"config.task.decontaminate = {decontaminate!r} is unknown; one of {', '.join(MODES)}"
-        )
     if name in GENERATED:
         if train or evaluation:
             raise ValueError(
@@ -117,18 +111,18 @@ def check_task(
             )
         return
     known = [field.name for field in dataclasses.fields(Mathematics)]
-    _check_options(options or {}, known)
-    Mathematics(**(options or {}))
+    _check_options(options, known)
+    Mathematics(**options)
     if not train:
         raise ValueError(
             "config.task.train is empty; give at least one source, such as {'math': {'path': ...}}"
         )
-    if decontaminate != "off" and not evaluation:
+    if task.decontaminate != "off" and not evaluation:
         raise ValueError(
-            f"config.task.decontaminate = {decontaminate!r} needs evaluation sets;"
+            f"config.task.decontaminate = {task.decontaminate!r} needs evaluation sets;"
             " config.task.evaluation is empty"
         )
-    for section, sources in (("train", train), ("evaluation", evaluation or {})):
+    for section, sources in (("train", train), ("evaluation", evaluation)):
         for key, settings in sources.items():
             where = f"config.task.{section}.{key}"
             if not isinstance(settings, Mapping):
@@ -136,7 +130,15 @@ def check_task(
                     f"{where} = {settings!r}: expected the settings of a source, such as {{'path':"
                     " ...}"
                 )
-            source_of(settings, where, data)
+            source_of(settings, where, task.data or "")
+
+
+def domain_of(task: TaskSpec) -> Domain:
+    """The domain of a task; reads no data."""
+    if task.name in GENERATED:
+        config = importlib.import_module(GENERATED[task.name][1]).CONFIG
+        return config(**_tuples(task.options)).domain()
+    return Mathematics(**task.options)
 
 
 def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:

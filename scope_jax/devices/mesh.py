@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scope_jax.devices.hosts import settle
+from scope_jax.devices.programs import settle
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -100,6 +100,17 @@ def reshape_mesh(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
     return Mesh(mesh.devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def own_mesh(mesh: Mesh, shape: dict[str, int | None], setting: str) -> Mesh:
+    """The mesh of a model beside the policy: the run's devices in `shape`, or the run's mesh where
+    it names no size. Raises ValueError, naming the setting, where the devices do not fit."""
+    if not any(shape.values()):
+        return mesh
+    try:
+        return reshape_mesh(mesh, **{axis: size or 0 for axis, size in shape.items()})
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
 def current_mesh() -> Mesh | None:
     """The mesh entered with `jax.set_mesh`, or None. Not for use inside jit."""
     mesh = jax.sharding.get_mesh()
@@ -163,6 +174,12 @@ def parts(axes: Sequence[str | None], shape: Sequence[int]) -> int:
 def row_parts(rows: int) -> int:
     """Over how many devices of the mesh that is set an array of so many rows is split."""
     return parts(("batch",), (rows,))
+
+
+def row_devices(mesh: Mesh | None = None) -> int:
+    """How many devices rows are split over on `mesh` (None: the mesh that is set)."""
+    mesh = mesh or current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def sharding(

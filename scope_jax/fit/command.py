@@ -1,7 +1,7 @@
 """Will a config fit on a TPU slice, and how fast could it be? Compiles every program of the config
 for the slice, without one.
 
-    python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
+    python -m scope_jax.fit --config=scope,math_1_5b --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
         [--only=rollout,update] [--largest] [--json] [--workdir=DIR]
 
 Needs libtpu (`pip install "scope_jax[fit]"`), which holds the compiler. Memory is what that
@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from scope_jax import cli
-from scope_jax.config import check_config, final_group, needs_prm, needs_teacher
+from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.fit import hlo, lint
 from scope_jax.fit.costs import roofline
 from scope_jax.fit.known_models import model_shapes
@@ -81,10 +80,10 @@ def fit(
 
     Raises ValueError for a config, mesh, slice or model that makes no sense.
     """
-    check_config(config)
-    found, sources = find_models(config)
+    settings = train_config(config)
+    found, sources = find_models(settings)
     slice_devices = devices(topology)
-    made = plan(config, found, slice_devices)
+    made = plan(settings, found, slice_devices)
     known = [program.name for program in made.programs]
     for name in only:
         if name not in known:
@@ -113,23 +112,23 @@ def fit(
     return report
 
 
-def find_models(config: ConfigDict) -> tuple[Models, dict[str, str]]:
+def find_models(config: TrainConfig) -> tuple[Models, dict[str, str]]:
     """(shapes of who takes part, where they come from). Raises ValueError as `model_shapes` does,
     and for heads that do not fit."""
     if not config.models.policy:
         raise ValueError(
-            "config.models.policy is empty; give the Hugging Face directory of the policy to train"
+            "config.models.policy is None; give the Hugging Face directory of the policy to train"
         )
     who = {"policy": config.models.policy}
-    if needs_teacher(config) and config.teacher.kind == "model":
-        who["teacher"] = config.models.teacher
-    if needs_prm(config):
-        who["prm"] = config.models.prm
+    if config.uses_teacher and config.teacher.kind == "model":
+        who["teacher"] = config.models.teacher or ""
+    if config.uses_prm:
+        who["prm"] = config.models.prm or ""
     shapes: dict[str, ModelConfig] = {}
     sources = {}
     for name, directory in who.items():
         if not directory:
-            raise ValueError(f"config.models.{name} is empty; this config needs it")
+            raise ValueError(f"config.models.{name} is None; this config needs it")
         shapes[name], origin = model_shapes(directory)
         sources[name] = f"{directory}: {origin}"
         if name != "prm" and shapes[name].head != "lm":
@@ -251,7 +250,7 @@ def find_largest(
 
         def needed(rows: int, name: str = name, compiled: dict[int, float] = compiled) -> float:
             if rows not in compiled:
-                made = plan(resized(config, name, rows), found, slice_devices)
+                made = plan(train_config(resized(config, name, rows)), found, slice_devices)
                 say(f"compiling {name} with {rows} rows")
                 compiled[rows] = measure(
                     next(p for p in made.programs if p.name == name), made, topology
@@ -265,7 +264,7 @@ def find_largest(
 def choices(config: ConfigDict, name: str, slice_devices: list[Any]) -> list[int]:
     """Rows of a micro-batch, or seats, that every device has the same number of: shares of the
     config's batch, and its multiples with as many times the prompts."""
-    mesh = mesh_of(config, slice_devices)
+    mesh = mesh_of(train_config(config), slice_devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     whole = _whole(config, name)
     shares = [size for size in range(parts, whole + 1, parts) if whole % size == 0]
@@ -277,7 +276,8 @@ def _whole(config: ConfigDict, name: str) -> int:
     seats."""
     if name == "rollout":
         return config.rollout.prompts * config.rollout.group
-    rows = config.rollout.prompts * final_group(config) // config.training.mini_batches
+    rows = config.rollout.prompts * train_config(config).rows_per_group
+    rows //= config.training.mini_batches
     return rows // config.training.length_buckets
 
 
@@ -287,7 +287,7 @@ def resized(config: ConfigDict, name: str, rows: int) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     changed.rollout.prompts *= max(rows // _whole(config, name), 1)
     if name == "rollout":
-        changed.rollout.slots = rows
+        changed.rollout.seats = rows
     else:
         changed.training.micro_batches = config.training.length_buckets * max(
             _whole(config, name) // rows, 1
@@ -449,15 +449,14 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     return text
 
 
-def _flags() -> None:
-    flags.DEFINE_string("topology", "", "The slice: kind:AxB or kind:AxBxC, such as v5e:2x4.")
-    flags.DEFINE_list("only", [], "Names of programs, such as rollout,update; default all.")
-    flags.DEFINE_bool(
-        "largest", False, "Look for the largest micro-batch and number of seats that fit, too."
-    )
-    flags.DEFINE_bool("json", False, "Print the report as JSON.")
+FLAGS = (
+    cli.Flag("topology", "The slice: kind:AxB or kind:AxBxC, such as v5e:2x4", ""),
+    cli.Flag("only", "Names of programs, such as rollout,update; default all", [], list),
+    cli.Flag("largest", "Look for the largest micro-batch and seats that fit, too", False, bool),
+    cli.Flag("json", "Print the report as JSON", False, bool),
+)
 
 
 def main() -> None:
     """`python -m scope_jax.fit`."""
-    cli.run(command, workdir=False, extra=_flags)
+    cli.run(command, TrainConfig, file="run.py", workdir=False, more=FLAGS)

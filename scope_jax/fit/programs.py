@@ -8,44 +8,39 @@ have.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from scope_jax import models
-from scope_jax.config import (
-    final_group,
-    lora_spec,
-    loss_spec,
-    needs_prm,
-    needs_teacher,
-    optimizer_spec,
-    steps_spec,
-)
-from scope_jax.correction.locate import bucket
-from scope_jax.devices.mesh import RULES, make_mesh, reshape_mesh
+from scope_jax import learning, models, rollout
+from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
+from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
+from scope_jax.devices.programs import program
+from scope_jax.devices.shapes import coarse_width, fine_width, part_size, row_count
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
     for_decoding,
     local_bytes,
+    request_structs,
     row_struct,
     row_structs,
     train_state,
     whole,
 )
-from scope_jax.learning.update import logprobs_program
+from scope_jax.learning.packing import rows_together
 from scope_jax.models.weights import abstract, shardings
-from scope_jax.prm.model import ProcessRewardModel, _probabilities
-from scope_jax.rollout.generate import _bucket, _generate
-from scope_jax.rollout.generator import part_size
-from scope_jax.training.learner import CLONING, _update_program
+from scope_jax.prm.model import ProcessRewardModel, score_batches, score_program
+from scope_jax.training.learner import (
+    buckets_and_passes,
+    cloning_spec,
+    loss_inputs,
+    update_spec,
+)
 
 # States of the table that ends a step at its separator, a blank line.
 STOP_STATES = 3
@@ -90,50 +85,53 @@ class Models:
     prm: models.ModelConfig | None = None
 
 
-def mesh_of(config: ConfigDict, devices: list[Any]) -> Mesh:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Writer:
+    """A model that writes tokens, in shapes."""
+
+    config: models.ModelConfig
+    weights: models.Params  # laid out for decoding
+    mesh: Mesh
+    uses: frozenset[str]  # names of `Plan.held` that are its arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of one call of `rollout.generate`."""
+
+    count: int
+    buffer: int  # positions of a row
+    longest: int  # tokens of the longest row at the start
+    shared: int = 1  # consecutive rows with the same prefix
+
+
+def mesh_of(config: TrainConfig, devices: list[Any]) -> Mesh:
     """The mesh of a run. Raises ValueError where it does not match the devices."""
-    return make_mesh(**config.mesh.to_dict(), devices=devices)
+    sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    return make_mesh(*sizes, devices=devices)
 
 
-def own_mesh(config: ConfigDict, who: str, mesh: Mesh) -> Mesh:
-    """The mesh of teacher or PRM. Raises ValueError where it does not match the devices."""
-    shape = config.meshes[who].to_dict()
-    try:
-        return reshape_mesh(mesh, **shape) if any(shape.values()) else mesh
-    except ValueError as error:
-        raise ValueError(f"config.meshes.{who}: {error}") from None
-
-
-def check_heads(who: str, config: models.ModelConfig, mesh: Mesh) -> None:
-    """Raise ValueError where the model's heads cannot be split over the mesh for decoding."""
-    if config.num_kv_heads % mesh.shape["tensor"]:
-        raise ValueError(
-            f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} key"
-            f" and value heads of the {who}: each device would keep a whole cache; choose a divisor"
-            f" of {config.num_kv_heads}"
-        )
-
-
-def plan(config: ConfigDict, found: Models, devices: list[Any]) -> Plan:
+def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
     """The programs of one step of `config`, on these devices. Raises ValueError for a mesh that
     does not match."""
     mesh = mesh_of(config, devices)
-    check_heads("policy", found.policy, mesh)
+    rollout.check_heads(found.policy, mesh, "policy")
     make = _Maker(config, found, mesh)
     return Plan(make.held, list(make.programs()), make.notes)
 
 
 class _Maker:
-    def __init__(self, config: ConfigDict, found: Models, mesh: Mesh):
+    def __init__(self, config: TrainConfig, found: Models, mesh: Mesh):
         self.config, self.found, self.mesh = config, found, mesh
         self.dtype = jnp.dtype(config.dtype)
         self.teacher_mesh, self.prm_mesh = (
-            own_mesh(config, who, mesh) for who in ("teacher", "prm")
+            own_mesh(mesh, dataclasses.asdict(shape), f"config.mesh.{who}")
+            for who, shape in (("teacher", config.mesh.teacher), ("prm", config.mesh.prm))
         )
         if found.teacher is not None:
-            check_heads("teacher", found.teacher, self.teacher_mesh)
+            rollout.check_heads(found.teacher, self.teacher_mesh, "teacher")
         self.notes: list[str] = []
-        self.lora, self.losses = lora_spec(config), loss_spec(config)
+        self.lora, self.losses = config.lora.spec, config.loss
         self.weights = abstract(found.policy, self.dtype, mesh)
         self.state = train_state(config, found.policy, self.dtype, mesh)
         self.decoding = for_decoding(found.policy, self.weights, mesh)
@@ -150,22 +148,25 @@ class _Maker:
         )
         if mesh.shape["fsdp"] > 1 or self.lora is not None or self.cast:
             self.held["policy for decoding"] = local_bytes(self.decoding)
+        name = "policy for decoding" if "policy for decoding" in self.held else "weights"
+        self.policy = Writer(found.policy, self.decoding, mesh, frozenset({name}))
+        self.teacher: Writer | None = None
         if found.teacher is not None:
             weights = abstract(found.teacher, self.dtype, self.teacher_mesh)
-            self.teacher_weights = for_decoding(found.teacher, weights, self.teacher_mesh)
-            self.held["teacher"] = local_bytes(self.teacher_weights)
+            weights = for_decoding(found.teacher, weights, self.teacher_mesh)
+            self.held["teacher"] = local_bytes(weights)
+            self.teacher = Writer(found.teacher, weights, self.teacher_mesh, frozenset({"teacher"}))
         if found.prm is not None:
             self.prm_weights = abstract(found.prm, self.dtype, self.prm_mesh)
             self.held["PRM"] = local_bytes(self.prm_weights)
         # Token ids, owners and log-probs of a step's rows.
-        rollout = config.rollout
-        self.held["rows"] = local_bytes(
-            row_structs(rollout.prompts * final_group(config), self.slots, mesh)
-        )
+        rows = config.rollout.prompts * config.rows_per_group
+        self.held["rows"] = local_bytes(row_structs(rows, self.buffer, mesh))
 
     @property
-    def slots(self) -> int:
-        return self.config.rollout.prompt_tokens + self.config.rollout.new_tokens
+    def buffer(self) -> int:
+        """Positions of a row."""
+        return self.config.rollout.length
 
     def parked(self, *own: str) -> frozenset[str]:
         """Who stands in host memory while `own` are at work."""
@@ -180,280 +181,241 @@ class _Maker:
         return frozenset(
             name
             for name, key in who.items()
-            if name not in own and self.config.placement[key] == "host"
+            if name not in own and getattr(self.config.placement, key) == "host"
         )
 
     def programs(self) -> Iterator[Program]:
-        config, rollout, found = self.config, self.config.rollout, self.found
-        group = rollout.group - config.demonstrations.per_group
-        policy = frozenset(
-            {"policy for decoding"} if "policy for decoding" in self.held else {"weights"}
-        )
+        config = self.config
+        group = config.rollout.group
+        if isinstance(config.method, Luffy):
+            group -= config.method.per_group
+        prompt, new = config.rollout.prompt_tokens, config.rollout.new_tokens
         if "policy for decoding" in self.held:
             yield self.decode_layout()
         yield self.generate(
-            "rollout", found.policy, self.decoding, self.mesh, policy | {"rows"}, rows=rollout.prompts * group, shared=group,
-            longest=rollout.prompt_tokens, slots=self.slots, new=rollout.new_tokens, seats=rollout.slots, runs=1 + rollout.resample,
-        )  # fmt: skip
-        if needs_prm(config):
+            "rollout",
+            dataclasses.replace(self.policy, uses=self.policy.uses | {"rows"}),
+            self.sampling(seats=config.rollout.seats),
+            Rows(config.rollout.prompts * group, self.buffer, prompt, shared=group),
+            runs=1 + config.resample,
+        )
+        if config.uses_prm:
             yield from self.scores()
-        if config.correction.enabled:
-            yield from self.corrections(policy)
-            if config.correction.localiser == "monte_carlo":
-                self.notes.append(
-                    "the continuations of correction.localiser 'monte_carlo' are not compiled"
-                )
-        if found.teacher is not None and needs_teacher(config) and self.shown:
+        if isinstance(config.method, Scope):
+            yield from self.corrections(config.method)
+            if config.localiser.kind == "monte_carlo":
+                self.notes.append("the continuations of localiser 'monte_carlo' are not compiled")
+        if self.teacher is not None and self.demonstrations:
             yield self.generate(
-                "demonstrations", found.teacher, self.teacher_weights, self.teacher_mesh, frozenset({"teacher"}), rows=self.shown,
-                shared=1, longest=rollout.prompt_tokens, slots=self.slots, new=rollout.new_tokens, own="teacher",
-            )  # fmt: skip
+                "demonstrations",
+                self.teacher,
+                rollout.SampleSpec(config.rollout.temperature, max_new_tokens=new),
+                Rows(self.demonstrations, self.buffer, prompt),
+            )
         if self.losses.kl_weight > 0 or self.recomputes:
             yield self.logprobs()
         yield self.update()
         evaluation = config.evaluation
-        samples = evaluation.samples
-        chunk = max(evaluation.rows // samples, 1)
-        prompt, new = (
-            evaluation.prompt_tokens or rollout.prompt_tokens,
-            evaluation.new_tokens or rollout.new_tokens,
-        )
+        chunk = max(evaluation.rows_at_once // evaluation.samples, 1)
+        prompt, new = evaluation.prompt_tokens or prompt, evaluation.new_tokens or new
         yield self.generate(
-            "evaluation", found.policy, self.decoding, self.mesh, policy, rows=chunk * samples, shared=samples,
-            longest=prompt, slots=prompt + new, new=new, runs=0, temperature=evaluation.temperature,
-        )  # fmt: skip
+            "evaluation",
+            self.policy,
+            rollout.SampleSpec(evaluation.temperature, max_new_tokens=new),
+            Rows(chunk * evaluation.samples, prompt + new, prompt, shared=evaluation.samples),
+            runs=0,
+        )
+
+    def sampling(self, **changes: Any) -> rollout.SampleSpec:
+        """How the policy's rollouts are sampled."""
+        return dataclasses.replace(self.config.rollout.sampling(()), **changes)
 
     @property
     def recomputes(self) -> bool:
         """Whether old log-probs are computed before the updates."""
-        training = self.config.training
-        return (
-            self.config.loss.old_logp == "recompute" and training.epochs * training.mini_batches > 1
-        )
+        return "policy" in loss_inputs(self.config).values()
 
     @property
-    def shown(self) -> int:
+    def demonstrations(self) -> int:
         """Rows of demonstrations asked for at once."""
-        shows, prompts = self.config.demonstrations, self.config.rollout.prompts
-        supervised = (shows.rows or prompts) if shows.supervised_steps else 0
-        return max(prompts * shows.per_group, supervised, shows.buffer)
+        config, prompts = self.config, self.config.rollout.prompts
+        method = config.method
+        rows = (config.sft.prompts or prompts) if config.sft.steps else 0
+        if isinstance(method, Luffy):
+            rows = max(rows, prompts * method.per_group)
+        if isinstance(method, Relift):
+            rows = max(rows, method.buffer)
+        return rows
 
     # ---- programs
 
     def decode_layout(self) -> Program:
         """The weights, as they are used, laid out for decoding. For a moment, merged or cast ones
         are there beside them."""
-        move = jax.jit(
-            lambda weights: weights,
-            out_shardings=shardings(self.found.policy, self.mesh, ("fsdp",)),
-        )
-        own = {"policy for decoding"} | (
-            {"weights"} if self.lora is None and not self.cast else set()
-        )
-        lower = lambda: move.lower(self.weights)
+        layout = shardings(self.found.policy, self.mesh, ("fsdp",))
+        move = program(lambda weights: weights, out_shardings=layout)
+        uses = {"policy for decoding"}
+        if self.lora is None and not self.cast:
+            uses |= {"weights"}
         return Program(
             "decode_layout",
             self.mesh,
-            lower,
+            lambda: move.lower(self.weights),
             Work(0.0),
-            frozenset(own),
+            frozenset(uses),
             self.parked("weights") | {"rows"},
         )
 
     def generate(
         self,
         name: str,
-        model: models.ModelConfig,
-        weights: models.Params,
-        mesh: Mesh,
-        uses: frozenset[str],
-        *,
-        rows: int,
-        shared: int,
-        longest: int,
-        slots: int,
-        new: int,
-        seats: int = 0,
+        writer: Writer,
+        sampling: rollout.SampleSpec,
+        rows: Rows,
         runs: float = 1.0,
-        temperature: float | None = None,
-        stops: bool = False,
-        own: str = "",
     ) -> Program:
-        """`rollout.generate` of `rows` rows whose prefixes have at most `longest` tokens."""
-        rollout = self.config.rollout
-        temperature = rollout.temperature if temperature is None else temperature
-        seats, width = min(seats or rows, rows), _bucket(longest, slots)
-        top = (rollout.top_p, rollout.top_k) if name in ("rollout", "tails") else (1.0, 0)
-        ends = model.end_ids or (0,)
+        """`rollout.generate` of these rows."""
+        model, mesh = writer.config, writer.mesh
+        sampling = dataclasses.replace(sampling, end_ids=model.end_ids or (0,))
+        spec = rollout.decode_spec(
+            sampling,
+            rows=rows.count,
+            buffer=rows.buffer,
+            longest=rows.longest,
+            shared_prefix=rows.shared,
+        )
 
         def lower() -> Any:
-            kind = rollout.cache if name in ("rollout", "tails") else "auto"
-            static = (
-                temperature,
-                *top,
-                new,
-                ends,
-                width,
-                shared,
-                seats,
-                models.unroll_layers(),
-                kind,
-            )
-            batch = row_structs(rows, slots, mesh)
-            number = functools.partial(whole, (), mesh=mesh)
-            stop = whole((STOP_STATES, model.vocab_size), jnp.int32, mesh) if stops else None
-            key = number(jax.eval_shape(lambda: jax.random.key(0)).dtype)
-            limit = whole((rows,), jnp.int32, mesh)
-            return _generate.lower(
-                weights, batch, key, number(jnp.int32), number(jnp.int8), limit, stop, model, static
-            )  # fmt: skip
+            stop = None if sampling.stop is None else sampling.stop.shape
+            request = request_structs(rows.count, rows.buffer, stop, mesh)
+            config = models.for_device(model)
+            return rollout.generate_program.lower(writer.weights, request, config, spec)
 
-        keys = min(width + new, slots)
+        keys = min(spec.width + spec.max_new_tokens, rows.buffer)
         work = generate_work(
             model,
-            prompts=rows // shared,
-            width=width,
-            rows=rows,
-            seats=seats,
-            tokens=new,
+            prompts=rows.count // rows.shared,
+            width=spec.width,
+            rows=rows.count,
+            seats=spec.seats,
+            tokens=spec.max_new_tokens,
             keys=keys,
         )
-        local = seats // math.prod(mesh.shape[axis] for axis in RULES["batch"])
-        int8 = rollout.cache == "int8" and name in ("rollout", "tails")
-        layer = (
-            local
-            * model.num_kv_heads
-            // mesh.shape["tensor"]
-            * keys
-            * model.head_size
-            * (1 if int8 else self.dtype.itemsize)
+        local = spec.seats // row_devices(mesh)
+        heads = model.num_kv_heads // mesh.shape["tensor"]
+        size = 1 if spec.cache == "int8" else self.dtype.itemsize
+        facts = Facts(
+            layer_cache=local * heads * keys * model.head_size * size,
+            rows=local,
+            layers=model.num_layers,
         )
-        facts = Facts(layer_cache=layer, rows=local, layers=model.num_layers)
-        return Program(name, mesh, lower, work, uses, self.parked(own), runs, seats, facts=facts)
+        gone = self.parked(*writer.uses & {"teacher"})
+        return Program(name, mesh, lower, work, writer.uses, gone, runs, spec.seats, facts=facts)
 
-    def corrections(self, policy: frozenset[str]) -> Iterator[Program]:
+    def corrections(self, method: Scope) -> Iterator[Program]:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
-        config, correction = self.config, self.config.correction
-        most = config.rollout.prompts * steps_spec(config).select.most(config.rollout.group)
-        rescued = bucket(most, most)
-        rows = part_size(rescued, correction.rows)
-        teacher, weights, mesh, uses, own = (
-            self.found.teacher,
-            None,
-            self.teacher_mesh,
-            frozenset({"teacher"}),
-            "teacher",
-        )
-        if config.teacher.kind == "self":
-            teacher, weights, mesh, uses, own = (
-                self.found.policy,
-                self.decoding,
-                self.mesh,
-                policy,
-                "",
+        config = self.config
+        most = config.rollout.prompts * method.select.most(config.rollout.group)
+        rescued = row_count(most, most)
+        rows = part_size(rescued, method.rows_at_once or 0)
+        teacher = self.policy if config.teacher.kind == "self" else self.teacher
+        prompted = config.teacher.prompted
+        if teacher is not None:
+            longest, buffer = self.buffer, self.buffer
+            if prompted:
+                longest = config.teacher.prompt_tokens
+                buffer = longest + config.teacher.step_tokens
+            sampling = rollout.SampleSpec(
+                config.teacher.temperature,
+                max_new_tokens=config.teacher.step_tokens,
+                stop=np.zeros((STOP_STATES, teacher.config.vocab_size), np.int32),
             )
-        elif teacher is not None:
-            weights = self.teacher_weights
-        prompted = config.teacher.template != "continue" or bool(config.teacher.prompt)
-        room = config.teacher.prompt_tokens + correction.step_tokens if prompted else self.slots
-        if teacher is not None and weights is not None:
             yield self.generate(
-                "teacher", teacher, weights, mesh, uses, rows=rows, shared=1, longest=config.teacher.prompt_tokens if prompted
-                else self.slots, slots=room, new=correction.step_tokens, temperature=correction.teacher_temperature, stops=True,
-                own=own, runs=rescued // rows,
-            )  # fmt: skip
-        if correction.tail == "none":
+                "teacher", teacher, sampling, Rows(rows, buffer, longest), rescued // rows
+            )
+        if method.tail == "none":
             return
-        model, written, where, who = self.found.policy, self.decoding, self.mesh, policy
-        if correction.tail == "teacher" and teacher is not None and weights is not None:
-            model, written, where, who = teacher, weights, mesh, uses
+        writer = teacher if method.tail == "teacher" and teacher is not None else self.policy
         yield self.generate(
-            "tails", model, written, where, who, rows=rows, shared=1, longest=self.slots, slots=self.slots,
-            new=config.rollout.new_tokens, runs=correction.tails * rescued // rows, own=own if correction.tail == "teacher" else "",
-        )  # fmt: skip
+            "tails",
+            writer,
+            self.sampling(),
+            Rows(rows, self.buffer, self.buffer),
+            method.tails * rescued // rows,
+        )
 
     def scores(self) -> Iterator[Program]:
         config, model, mesh = self.config, self.found.prm, self.prm_mesh
         assert model is not None
         rows = config.rollout.prompts * config.rollout.group
-        length = min(self.slots + TEMPLATE_TOKENS, model.max_positions)
-        with jax.set_mesh(self.mesh):
-            chunks = list(
-                ProcessRewardModel._chunks(
-                    cast(Any, SimpleNamespace(tokens_at_once=ProcessRewardModel.tokens_at_once)),
-                    [length] * rows,
-                    rows,
-                )
-            )
-        (count, width), choice = chunks[0][1], None if model.head != "lm" else (0, 1)
+        length = min(self.buffer + TEMPLATE_TOKENS, model.max_positions)
+        with jax.set_mesh(mesh):
+            batches = list(score_batches([length] * rows, rows, ProcessRewardModel.tokens_at_once))
+        (count, width), choice = batches[0][1], None if model.head != "lm" else (0, 1)
         tokens = row_struct((count, width), jnp.int32, mesh)
         lengths = row_struct((count,), jnp.int32, mesh)
-        lower = lambda: _probabilities.lower(
-            self.prm_weights, model, tokens, lengths, choice=choice
-        )
-        work = score_work(model, count, width)
         yield Program(
             "PRM",
             mesh,
-            lower,
-            work,
+            lambda: score_program.lower(self.prm_weights, model, tokens, lengths, choice=choice),
+            score_work(model, count, width),
             frozenset({"PRM"}),
             self.parked("PRM"),
-            runs=len(chunks),
+            runs=len(batches),
             rows=count,
         )
 
-    def packed(self, mini_batches: int, micro_batches: int) -> tuple[dict[str, Any], int]:
+    def packed(
+        self, mini_batches: int, micro_batches: int, inputs: Sequence[str]
+    ) -> tuple[dict[str, Any], int]:
         """(what `learning.pack` makes of a part of the step's rows, its passes), at the largest
-        widths."""
-        training, rollout = self.config.training, self.config.rollout
-        group, buckets = final_group(self.config), training.length_buckets
-        rows = rollout.prompts * group // mini_batches // buckets
-        passes = math.gcd(rows, max(micro_batches // buckets, 1))
-        devices = math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
-        together = math.gcd(group, rows // passes, max(rows // passes // devices, 1))
-        width, tokens = (-(-n // 8) * 8 for n in (rollout.prompt_tokens, rollout.new_tokens))
+        widths. `inputs`: names of the arrays with a number for each token."""
+        config, group = self.config, self.config.rows_per_group
+        groups = config.rollout.prompts // mini_batches
+        buckets, passes = buckets_and_passes(
+            groups, group, config.training.length_buckets, micro_batches
+        )
+        rows = groups // buckets * group
+        with jax.set_mesh(self.mesh):
+            together = rows_together(rows // passes, group)
+        round_width = coarse_width if buckets > 1 else fine_width
+        width, tokens = map(round_width, (config.rollout.prompt_tokens, config.rollout.new_tokens))
         struct = functools.partial(row_struct, mesh=self.mesh)
-        floats = ["on", "off"]
-        if self.config.loss.old_logp == "sampler" or training.epochs * training.mini_batches > 1:
-            floats.append("old_logp")
-        floats += ["reference_logp"] if self.losses.kl_weight > 0 else []
-        floats += ["sampler_logp"] if self.losses.tis_cap is not None else []
-        floats += ["teacher_logp"] if self.losses.teacher_term == "importance" else []
-        by_token = self.config.advantage.process != "none"
         batch = {
             "prompt": struct((rows // together, width), jnp.int32),
             "prompt_length": struct((rows // together,), jnp.int32),
             "completion": struct((rows, tokens), jnp.int32),
-            "advantage": (
-                struct((rows, tokens), jnp.float32)
-                if by_token
-                else whole((rows,), jnp.float32, self.mesh)
-            ),
-            **{name: struct((rows, tokens), jnp.float32) for name in floats},
+            **{name: struct((rows, tokens), jnp.float32) for name in inputs},
         }
         return batch, passes
 
     def update(self) -> Program:
         config, training = self.config, self.config.training
-        batch, passes = self.packed(training.mini_batches, training.micro_batches)
-        runs = training.epochs * training.mini_batches * training.length_buckets
-        losses = CLONING if config.demonstrations.supervised_steps >= config.steps else self.losses
-
-        def lower() -> Any:
-            program = _update_program(
-                self.found.policy, losses, optimizer_spec(config), self.lora, config.rollout.temperature, training.remat, passes,
-                models.unroll_layers(training.remat), config.dtype,
-            )  # fmt: skip
-            scalars: dict[str, Any] = {"teacher_weight": whole((), jnp.float32, self.mesh)}
-            if self.lora is not None:
-                scalars["base"] = self.weights
-            return jax.jit(program, donate_argnums=0).lower(self.state, batch, scalars)
-
-        uses = {"weights", "moments"} | ({"start weights"} if self.lora is not None else set())
+        cloning = config.sft.steps >= config.steps
+        spec = cloning_spec(config) if cloning else update_spec(config)
+        inputs = ["on", "off"] if cloning else ["on", "off", *loss_inputs(config)]
+        by_token = config.credit.scores_steps and not cloning
+        batch, passes = self.packed(
+            training.mini_batches,
+            training.micro_batches,
+            [*inputs, "advantage"] if by_token else inputs,
+        )
         prompts, width = batch["prompt"].shape
         rows, tokens = batch["completion"].shape
-        devices = math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
+        if not by_token:
+            batch["advantage"] = whole((rows,), jnp.float32, self.mesh)
+        scalars: dict[str, Any] = {"teacher_weight": whole((), jnp.float32, self.mesh)}
+        uses = {"weights", "moments"}
+        if self.lora is not None:
+            scalars["base"] = self.weights
+            uses |= {"start weights"}
+
+        def lower() -> Any:
+            model = dataclasses.replace(self.found.policy, remat=training.remat)
+            update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
+            return update.whole.lower(self.state, batch, scalars)
+
+        devices = row_devices(self.mesh)
         if rows // passes % devices:
             self.notes.append(
                 f"a micro-batch of {rows // passes} rows is no multiple of data x fsdp = {devices}:"
@@ -467,31 +429,28 @@ class _Maker:
             tokens=tokens,
             remat=training.remat,
         )
-        gone = self.parked("weights", "moments") | {"policy for decoding"}
-        facts = Facts(layers=self.found.policy.num_layers, passes=passes)
         return Program(
             "update",
             self.mesh,
             lower,
             work,
             frozenset(uses),
-            gone,
-            runs,
+            self.parked("weights", "moments") | {"policy for decoding"},
+            training.epochs * training.mini_batches * training.length_buckets,
             rows // passes,
-            True,
-            facts,
+            aliased=True,
+            facts=Facts(layers=self.found.policy.num_layers, passes=passes),
         )
 
     def logprobs(self) -> Program:
         config, training = self.config, self.config.training
-        batch, passes = self.packed(1, training.micro_batches * training.mini_batches)
-        rows = {name: batch[name] for name in ("prompt", "prompt_length", "completion")}
+        batch, passes = self.packed(1, training.micro_batches * training.mini_batches, ())
 
         def lower() -> Any:
-            program = logprobs_program(
-                self.found.policy, config.rollout.temperature, passes, models.unroll_layers()
+            run = learning.logprobs_program(
+                models.for_device(self.found.policy), config.rollout.temperature, passes
             )
-            return program.lower(self.weights, rows)
+            return run.lower(self.weights, batch)
 
         prompts, width = batch["prompt"].shape
         count, tokens = batch["completion"].shape

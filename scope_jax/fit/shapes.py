@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from scope_jax import learning, models
-from scope_jax.config import lora_spec, optimizer_spec
+from scope_jax.configuration import TrainConfig
 from scope_jax.devices.mesh import sharding
 from scope_jax.learning.update import TrainState
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings
+from scope_jax.rollout import Request
 from scope_jax.types import Rollout
 
 
@@ -29,13 +29,25 @@ def whole(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
-def row_structs(rows: int, slots: int, mesh: Mesh) -> Rollout:
-    """A `Rollout` of so many rows and slots."""
+def request_structs(rows: int, buffer: int, stop: tuple[int, ...] | None, mesh: Mesh) -> Request:
+    """A request to continue `rows` rows of `buffer` positions; `stop`: shape of a stop table."""
+    return Request(
+        rollout=row_structs(rows, buffer, mesh),
+        key=whole((), jax.eval_shape(lambda: jax.random.key(0)).dtype, mesh),
+        stream=whole((), jnp.int32, mesh),
+        owner=whole((), jnp.int8, mesh),
+        limit_B=whole((rows,), jnp.int32, mesh),
+        stop=None if stop is None else whole(stop, jnp.int32, mesh),
+    )
+
+
+def row_structs(rows: int, buffer: int, mesh: Mesh) -> Rollout:
+    """A `Rollout` of `rows` rows of `buffer` positions."""
     struct = functools.partial(row_struct, mesh=mesh)
     return Rollout(
-        tokens_BT=struct((rows, slots), jnp.int32),
-        owner_BT=struct((rows, slots), jnp.int8),
-        logp_BT=struct((rows, slots), jnp.float32),
+        tokens_BT=struct((rows, buffer), jnp.int32),
+        owner_BT=struct((rows, buffer), jnp.int8),
+        logp_BT=struct((rows, buffer), jnp.float32),
         length_B=struct((rows,), jnp.int32),
         prompt_length_B=struct((rows,), jnp.int32),
         finished_B=struct((rows,), jnp.bool_),
@@ -50,11 +62,11 @@ def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh)
 
 
 def train_state(
-    config: ConfigDict, model: models.ModelConfig, dtype: Any, mesh: Mesh
+    config: TrainConfig, model: models.ModelConfig, dtype: Any, mesh: Mesh
 ) -> TrainState:
     """The state that `Learner` starts with: weights (or adapters) as they are kept, and the
     optimiser's moments laid out like them. `dtype`: what the weights are used in."""
-    lora = lora_spec(config)
+    lora = config.lora.spec
     trained = abstract(
         model, jnp.float32 if config.training.master_weights == "float32" else dtype, mesh
     )
@@ -67,7 +79,7 @@ def train_state(
                 for path, w in table.items()
             }
         )
-    optimizer = learning.make_optimizer(optimizer_spec(config))
+    optimizer = learning.make_optimizer(config.optimizer)
     number = whole((), jnp.int32, mesh)
     moments = laid_out_like(jax.eval_shape(optimizer.init, trained), trained, mesh)
     return TrainState(trained, moments, number, number, number)

@@ -6,12 +6,18 @@ from scope_jax.learning.advantages import (
     zero_group_share,
     zero_groups,
 )
+from scope_jax.learning.logprobs import logprobs_program, make_logprobs
 from scope_jax.learning.losses import (
     LossSpec,
     finish_stats,
     merge_stats,
     policy_loss,
     token_weights,
+)
+from scope_jax.learning.objectives import (
+    cloning_objective,
+    policy_objective,
+    step_label_objective,
 )
 from scope_jax.learning.optimizer import (
     OptimizerSpec,
@@ -23,13 +29,12 @@ from scope_jax.learning.packing import length_order, pack
 from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.learning.update import (
     TrainState,
+    Update,
+    UpdateSpec,
     abstract_state,
-    cloning_objective,
     init_state,
-    make_logprobs,
     make_update,
-    policy_objective,
-    step_label_objective,
+    update_program,
 )
 
 __all__ = [
@@ -37,6 +42,8 @@ __all__ = [
     "LossSpec",
     "OptimizerSpec",
     "TrainState",
+    "Update",
+    "UpdateSpec",
     "abstract_state",
     "cloning_objective",
     "finish_stats",
@@ -44,6 +51,7 @@ __all__ = [
     "init_state",
     "learning_rate",
     "length_order",
+    "logprobs_program",
     "make_logprobs",
     "make_optimizer",
     "make_update",
@@ -57,6 +65,7 @@ __all__ = [
     "step_advantages",
     "step_label_objective",
     "token_weights",
+    "update_program",
     "zero_group_share",
     "zero_groups",
 ]

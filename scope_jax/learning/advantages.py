@@ -10,70 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-PROCESS = ("none", "sum", "min", "prefix")
-SHORTEN = ("fraction", "prompt", "fixed")
-
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageSpec:
-    """Where the advantage of a token comes from.
+    """The advantage of a row from the outcomes of its group. ValueError (one line) on a number that
+    makes no sense."""
 
-    std: divide by the group's standard deviation. overlong_tokens: a row longer than
-    max_new_tokens minus this is punished, linearly up to `overlong_penalty` (DAPO's soft overlong
-    punishment; 0: off).
+    std: bool = False  # divide by the group's standard deviation
+    overlong_tokens: int | None = None  # DAPO's soft overlong punishment: where it begins, before
+    # the limit; None: off
+    overlong_penalty: float = 1.0  # at full length
 
-    process: rewards of steps beside the outcome. `sum`: normalised over the group and summed to
-    go; `min`: PURE's min-form; `prefix`: VPPO, the good prefix of a failed row is worth `alpha`,
-    shortened by `shorten_by` (`fraction` of it, `fixed` number of tokens) or by the length of the
-    `prompt`. The advantage of `sum` and `min` is added, times `process_weight`, to
-    `outcome_weight` times the group's; `prefix` replaces it. min_temperature: of PURE's softmax
-    over the steps.
-
-    ValueError (one line) on a name or a number that makes no sense.
-    """
-
-    std: bool = False
-    overlong_tokens: int = 0
-    overlong_penalty: float = 1.0
-    process: str = "none"
-    process_weight: float = 1.0
-    outcome_weight: float = 1.0
-    min_temperature: float = 0.1
-    alpha: float = 0.5
-    shorten: str = "fraction"
-    shorten_by: float = 0.1
-
-    def __post_init__(self):
-        for name, value, known in (
-            ("process", self.process, PROCESS),
-            ("shorten", self.shorten, SHORTEN),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"advantage.{name} = {value!r} is unknown; one of {', '.join(known)}"
-                )
-        for name in (
-            "overlong_tokens",
-            "overlong_penalty",
-            "process_weight",
-            "outcome_weight",
-            "shorten_by",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"advantage.{name} = {getattr(self, name)} must be 0 or more")
-        if not self.min_temperature > 0:
-            raise ValueError(f"advantage.min_temperature = {self.min_temperature} must be above 0")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"advantage.alpha = {self.alpha} must lie in [0, 1]")
-        if self.process == "prefix" and self.std:
-            raise ValueError(
-                "advantage.process 'prefix' (VPPO) subtracts the group's mean only; set"
-                " advantage.std to False"
-            )
-        if self.shorten == "fraction" and self.shorten_by > 1:
-            raise ValueError(
-                f"advantage.shorten_by = {self.shorten_by}: a fraction of the prefix is at most 1"
-            )
+    def __post_init__(self) -> None:
+        for name in ("overlong_tokens", "overlong_penalty"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"advantage.{name} = {value} must be 0 or more")
 
 
 def group_advantages(

@@ -10,17 +10,13 @@ batch, whatever the split.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from scope_jax.types import Owner, Rollout, masked_sum, owner_mask
-
-TEACHER_TERMS = ("nll", "shaped", "reinforce", "importance", "mask")
-NORMALISERS = ("constant", "token", "sequence")
-TEACHER_NORMALISERS = ("shared", "own")
-RATIOS = ("token", "sequence")
+from scope_jax.types import Owner, Rollout, check_choices, masked_sum, owner_mask
 
 # Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp
 # would overflow soon after, and infinity times the 0 of the branch that `minimum` did not take is
@@ -32,46 +28,50 @@ LOG_RATIO_LIMIT = 20.0
 class LossSpec:
     """Switches of the objective. ValueError (one line) on a name or a number that makes no sense."""
 
-    clip_low: float | None = (
-        0.2  # None: no bound on that side (LUFFY's released script clips nothing)
-    )
-    clip_high: float | None = 0.28  # DAPO's clip-higher, arXiv 2503.14476
-    dual_clip: float | None = (
-        None  # c > 1: where A < 0, the surrogate is at least c A (arXiv 1912.09729)
-    )
-    ratio: str = (
-        "token"  # "sequence": geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
-    )
-    teacher_term: str = "nll"
-    teacher_weight: float = 1.0  # lambda; a schedule overrides it per call of policy_loss
-    shaping_gamma: float = 0.1  # f(p) = p / (p + gamma), arXiv 2504.14945
-    importance_cap: float = 1.0
-    normaliser: str = "token"
-    teacher_normaliser: str = "shared"
-    max_new_tokens: int | None = None  # the normaliser `constant` needs it
+    # The ratio is clipped to [1 - clip_low, 1 + clip_high]; None: no bound on that side (LUFFY's
+    # released script clips nothing). 0.28 is DAPO's clip-higher, arXiv 2503.14476.
+    clip_low: float | None = 0.2
+    clip_high: float | None = 0.28
+    dual_clip: float | None = None  # c > 1: the surrogate is at least c A where A < 0 (1912.09729)
+    # sequence: geometric mean over the row's POLICY tokens (GSPO, arXiv 2507.18071)
+    ratio: Literal["token", "sequence"] = "token"
+    teacher_term: Literal["nll", "shaped", "reinforce", "importance", "mask"] = "nll"
+    teacher_weight: float = 1.0  # lambda at the start of the run
+    teacher_schedule: Literal["constant", "linear", "cosine"] = "linear"  # of lambda over the run
+    teacher_weight_end: float = 0.0  # lambda at the end, where the schedule is not constant
+    shaping_gamma: float = 0.1  # of `shaped`: f(p) = p / (p + gamma), arXiv 2504.14945
+    importance_cap: float = 1.0  # of `importance`: the largest weight
+    normaliser: Literal["constant", "token", "sequence"] = "token"
+    teacher_normaliser: Literal["shared", "own"] = "shared"
+    max_new_tokens: int | None = field(default=None, metadata={"derived": True})  # of `constant`
     entropy_bonus: float = 0.0
     kl_weight: float = 0.0  # k3 estimator towards the reference log-probs
-    tis_cap: float | None = None  # truncated importance weight trainer/sampler, capped here
+    tis_cap: float | None = None  # cap of the importance weight trainer / sampler
+    # Old log-probs: as the sampler recorded them, or by the trainer before the first update.
+    old_logp: Literal["sampler", "recompute"] = "sampler"
 
     def __post_init__(self):
-        for name, names in (
-            ("teacher_term", TEACHER_TERMS),
-            ("normaliser", NORMALISERS),
-            ("teacher_normaliser", TEACHER_NORMALISERS),
-            ("ratio", RATIOS),
-        ):
-            value = getattr(self, name)
-            if value not in names:
-                raise ValueError(
-                    f"LossSpec.{name} = {value!r} is unknown; expected one of {', '.join(names)}"
-                )
-        for name in ("teacher_weight", "entropy_bonus", "kl_weight", "clip_low", "clip_high"):
+        check_choices(self, "loss")
+        for name in ("teacher_weight", "teacher_weight_end", "entropy_bonus", "kl_weight"):
+            self._require(name, lambda x: x >= 0, "a number of 0 or more")
+        for name in ("clip_low", "clip_high"):
             self._require(name, lambda x: x >= 0, "a number of 0 or more")
         for name in ("shaping_gamma", "importance_cap", "tis_cap"):
             self._require(name, lambda x: x > 0, "a number above 0")
         self._require("clip_low", lambda x: x <= 1, "at most 1 (a ratio is never below 0)")
         self._require("dual_clip", lambda x: x > 1, "a number above 1")
         self._require("max_new_tokens", lambda x: x >= 1, "at least 1")
+        if self.tis_cap is not None and self.old_logp == "sampler":
+            raise ValueError(
+                "config.loss.tis_cap weighs trainer against sampler; with loss.old_logp 'sampler'"
+                " they are the same: use 'recompute'"
+            )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether lambda is above 0 at any time."""
+        ends = self.teacher_schedule != "constant" and self.teacher_weight_end > 0
+        return self.teacher_weight > 0 or ends
 
     def _require(self, name, good, expected):
         value = getattr(self, name)

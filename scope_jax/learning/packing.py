@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.devices.mesh import RULES, constrain, current_mesh, to_host
+from scope_jax.devices.mesh import constrain, row_devices, to_host
+from scope_jax.devices.programs import program
+from scope_jax.devices.shapes import coarse_width, fine_width
 from scope_jax.types import Rollout
-
-# Widths are rounded up to a multiple of this.
-STEP = 8
 
 
 def pack(
@@ -28,10 +27,9 @@ def pack(
     repeated prompts and on padding between.
 
     Returns `prompt` int32[P, W], `prompt_length` [P], `completion` int32[B, C], and `arrays`:
-    those of shape [B, T] at the completions' slots as [B, C], 0 past a row's end; others as they
-    are. W and C are the longest rounded up to a multiple of 8, or to the few sizes of
-    `coarse_width`, so that few shapes occur. P is B / group, or more where a micro-batch, or a
-    device's part of it, is less than a group.
+    those of shape [B, T] at the completions' positions as [B, C], 0 past a row's end; others as
+    they are. W and C are the longest, rounded up by `fine_width`, or `coarse_width` if `coarse`. P
+    is B / group, or more where a micro-batch, or a device's part of it, is less than a group.
 
     Raises ValueError where the rows cannot be split into `micro_batches`.
     """
@@ -40,27 +38,30 @@ def pack(
         raise ValueError(
             f"{B} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {B}"
         )
-    mesh = current_mesh()
-    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    together = math.gcd(group, B // micro_batches, max(B // micro_batches // devices, 1))
     longest = jnp.stack(
         [jnp.max(rollout.prompt_length_B), jnp.max(rollout.length_B - rollout.prompt_length_B)]
     )
-    width = coarse_width if coarse else lambda n: max(-(-n // STEP) * STEP, STEP)
+    width = coarse_width if coarse else fine_width
     W, C = (width(int(n)) for n in to_host(longest))
-    return _pack(rollout, arrays, together, W, C)
+    return _pack(rollout, arrays, rows_together(B // micro_batches, group), W, C)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def rows_together(rows: int, group: int) -> int:
+    """Consecutive rows with one prompt for all of them, in a micro-batch of `rows` rows: a group,
+    or what a micro-batch or a device's part of it holds of one."""
+    return math.gcd(group, rows, max(rows // row_devices(), 1))
+
+
+@functools.partial(program, static_argnums=(2, 3, 4))
 def _pack(
     rollout: Rollout, arrays: dict[str, jax.Array], together: int, W: int, C: int
 ) -> dict[str, jax.Array]:
     B, T = rollout.tokens_BT.shape
-    slot_BC = rollout.prompt_length_B[:, None] + jnp.arange(C)[None]
-    written_BC = slot_BC < rollout.length_B[:, None]
+    position_BC = rollout.prompt_length_B[:, None] + jnp.arange(C)[None]
+    written_BC = position_BC < rollout.length_B[:, None]
 
     def completion(x_BT: jax.Array) -> jax.Array:
-        taken = jnp.take_along_axis(x_BT, jnp.minimum(slot_BC, T - 1), axis=1)
+        taken = jnp.take_along_axis(x_BT, jnp.minimum(position_BC, T - 1), axis=1)
         return constrain(jnp.where(written_BC, taken, jnp.zeros_like(taken)), "batch", None)
 
     prompt = jnp.pad(rollout.tokens_BT[::together, :W], ((0, 0), (0, max(W - T, 0))))
@@ -72,21 +73,14 @@ def _pack(
     return packed | {name: completion(x) if x.shape == (B, T) else x for name, x in arrays.items()}
 
 
-def coarse_width(n: int) -> int:
-    """`n` rounded up to 8, 16, 24, 32, ..., 64, 80, 96, 112, 128, 160, ...: four sizes from each
-    power of two to the next."""
-    step = max(STEP, 1 << max((n - 1).bit_length() - 3, 0))
-    return max(-(-n // step) * step, STEP)
-
-
 def length_order(rollout: Rollout, group: int, parts: int) -> tuple[np.ndarray, int]:
-    """(int[parts, B / parts], group of each part): the row numbers of `parts` parts of like
+    """(int[parts, B / parts], group of each part): the row numbers of `parts` parts of similar
     length, the shortest first.
 
-    Either whole groups stay together (and go by their longest completion), with the prompt once
-    for all of a group; or rows go by themselves, and the group of a part is 1, with the prompt
-    once for each row: whichever packs (`coarse`) into fewer slots. Raises ValueError where the
-    groups cannot be divided so.
+    Either whole groups stay together (ordered by their longest completion), with the prompt once
+    for all of a group; or rows are ordered one by one, and the group of a part is 1, with the
+    prompt once for each row: whichever packs (`coarse`) into fewer positions. Raises ValueError
+    where the groups cannot be divided like this.
     """
     B = rollout.tokens_BT.shape[0]
     if B // group % parts:
@@ -98,7 +92,7 @@ def length_order(rollout: Rollout, group: int, parts: int) -> tuple[np.ndarray, 
     written = length - prompt
 
     def arrange(unit: int) -> tuple[int, np.ndarray]:
-        """(slots when packed, order) where `unit` consecutive rows stay together."""
+        """(positions when packed, order) where `unit` consecutive rows stay together."""
         order = np.argsort(written.reshape(-1, unit).max(axis=1), kind="stable")
         rows = (order[:, None] * unit + np.arange(unit)[None]).reshape(parts, -1)
         widths = [
@@ -112,13 +106,13 @@ def length_order(rollout: Rollout, group: int, parts: int) -> tuple[np.ndarray, 
     return found[unit][1], unit
 
 
-@jax.jit
+@program
 def unpack(rollout: Rollout, x_BC: jax.Array) -> jax.Array:
     """`pack` of a [B, T] array undone: 0 outside the written tokens."""
     T = rollout.tokens_BT.shape[1]
-    slot_BT = jnp.arange(T)[None] - rollout.prompt_length_B[:, None]
-    written = (slot_BT >= 0) & (jnp.arange(T)[None] < rollout.length_B[:, None])
-    taken = jnp.take_along_axis(x_BC, jnp.clip(slot_BT, 0, x_BC.shape[1] - 1), axis=1)
+    column_BT = jnp.arange(T)[None] - rollout.prompt_length_B[:, None]
+    written = (column_BT >= 0) & (jnp.arange(T)[None] < rollout.length_B[:, None])
+    taken = jnp.take_along_axis(x_BC, jnp.clip(column_BT, 0, x_BC.shape[1] - 1), axis=1)
     return jnp.where(written, taken, 0.0)
 
 

@@ -31,11 +31,12 @@ def step_advantages(
     """float32[B, T]: for each token, the sum of what the steps that end at or after it are worth,
     without discount.
 
-    score_BJ      float, the probability p that the step is good
-    end_BJ        int, where step j ends; it starts where step j - 1 ends, the first one after the prompt
-    valid_BJ      bool, steps that exist and were scored; a NaN score counts as not scored. The others are worth nothing, and
-                  nothing else is read of them but the end, where the step before a scored one was not scored itself
-    include_B     bool[B], rows that count; the others get 0 and are read by no one
+    score_BJ      float: the probability p that the step is good
+    end_BJ        int: where step j ends; it starts where step j - 1 ends, the first one after the
+                  prompt
+    valid_BJ      bool: steps that exist and were scored; a NaN score counts as not scored. Others
+                  are worth nothing; of them only the end is read, where the next step was scored
+    include_B     bool[B]: rows that count; the others get 0 and are not read
 
     form "sum": process supervision of GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.3). A step
     is worth (p - mean) / (std + epsilon), mean and population std over all scored steps of the
@@ -133,8 +134,8 @@ def prefix_advantages(
     the rows' averages over their tokens; no division by a std.
 
     reward_B      float[B]: 1 is right, any other number failed, NaN not judged
-    prefix_end_B  int[B], where the good prefix of a failed row ends: where its first wrong step starts, or its prompt's
-                  length where nothing is good. Not read in other rows
+    prefix_end_B  int[B]: where the good prefix of a failed row ends, which is where its first wrong
+                  step starts, or its prompt ends where nothing is good. Not read in other rows
     include_B     bool[B]: rows that count
 
     Rows that do not count or were not judged get 0 and are out of the mean. The rewarded prefix is
@@ -235,7 +236,8 @@ def _normalised(score: np.ndarray, valid: np.ndarray, group: int, epsilon: float
 
 
 def _min_form(reward: np.ndarray, valid: np.ndarray, temperature: float) -> np.ndarray:
-    """[B, J] rewards weighted by the softmax of -reward / temperature over the row's scored steps."""
+    """[B, J]: rewards weighted by the softmax of -reward / temperature over the row's scored
+    steps."""
     logit = np.where(valid, -reward / temperature, -np.inf)
     highest = logit.max(axis=1, keepdims=True, initial=-1e300)
     weight = np.where(valid, np.exp(logit - highest), 0.0)

@@ -4,13 +4,13 @@ from scope_jax.models.config import FAMILIES, ModelConfig, config_from_json, rea
 from scope_jax.models.decoder import (
     REMAT,
     completion_logprobs,
+    for_device,
     good_step_probability,
     hidden_states,
     logits,
     prm_logits,
     token_choice_probability,
     token_logprobs,
-    unroll_layers,
     value_logits,
 )
 from scope_jax.models.hf import load, save
@@ -45,6 +45,8 @@ __all__ = [
     "attach",
     "completion_logprobs",
     "config_from_json",
+    "decode_layout",
+    "for_device",
     "good_step_probability",
     "hidden_states",
     "in_dtype",
@@ -57,13 +59,11 @@ __all__ = [
     "merge",
     "prm_logits",
     "read_config",
-    "decode_layout",
     "save",
     "save_lora",
     "shardings",
     "token_choice_probability",
     "token_logprobs",
-    "unroll_layers",
     "value_logits",
     "weight_table",
 ]

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain
-
-# How a cache is kept: in the parameters' dtype, or as int8 with one scale for each slot and head.
-KINDS = ("auto", "int8")
+from scope_jax.models.config import ModelConfig
 
 
 @flax.struct.dataclass
@@ -20,8 +18,8 @@ class Cache:
     Unrolled form: tuples of L arrays, v [B, K, S, H] and k [B, K, H, S], which is what the CPU's
     matrix product reads fastest.
 
-    As int8, keys are k times k_scale and values v times v_scale, float32 [L, B, K, S], unrolled
-    [B, K, S]; else these are None.
+    As int8, keys are k times k_scale and values v times v_scale, with one scale for each position
+    and head, float32 [L, B, K, S], unrolled [B, K, S]; else these are None.
     """
 
     k: Any
@@ -34,7 +32,7 @@ class Cache:
         return isinstance(self.v, tuple)
 
     @property
-    def slots(self) -> int:
+    def positions(self) -> int:
         return self.v[0].shape[2] if self.unrolled else self.v.shape[3]
 
 
@@ -57,8 +55,8 @@ def stored(k: jax.Array, v: jax.Array, int8: bool) -> Cache:
 
 
 def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
-    """The Cache of f(one array of each cache, rows=axis, slots=axis): for each array, which axes
-    are the rows and the slots."""
+    """The Cache of f(one array of each cache, rows=axis, positions=axis): for each array, which axes
+    are the rows and the positions."""
     unrolled = caches[0].unrolled
 
     def each(name: str) -> Any:
@@ -66,9 +64,10 @@ def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
         if found[0] is None:
             return None
         if not unrolled:
-            return f(*found, rows=1, slots=3)
+            return f(*found, rows=1, positions=3)
         return tuple(
-            f(*layer, rows=0, slots=3 if name == "k" else 2) for layer in zip(*found, strict=True)
+            f(*layer, rows=0, positions=3 if name == "k" else 2)
+            for layer in zip(*found, strict=True)
         )
 
     return Cache(*(each(name) for name in ("k", "v", "k_scale", "v_scale")))
@@ -79,29 +78,33 @@ def lay(x: jax.Array, rows: int) -> jax.Array:
     return constrain(x, *(None,) * rows, "batch", "kv_heads", *(None,) * (x.ndim - rows - 2))
 
 
-def decode_cache(cache: Cache, group: int, slots: int, unrolled: bool) -> Cache:
+def decode_cache(config: ModelConfig, prefixes: Cache, group: int, size: int) -> Cache:
     """The stacked cache of prefixes [L, P, K, W, ..] repeated for `group` consecutive rows and
-    grown to `slots` slots."""
+    grown to `size` positions, in the form that `config` asks for."""
 
-    def grow(x: jax.Array, rows: int, slots_axis: int) -> jax.Array:
+    def grow(x: jax.Array, rows: int, positions: int) -> jax.Array:
         x = jnp.repeat(x, group, axis=rows) if group > 1 else x
-        more = [(0, slots - x.shape[axis] if axis == slots_axis else 0) for axis in range(x.ndim)]
+        more = [(0, size - x.shape[axis] if axis == positions else 0) for axis in range(x.ndim)]
         return lay(jnp.pad(x, more), rows)
 
-    grown = map_arrays(lambda x, rows, slots: grow(x, rows, slots), cache)
-    return unstack_cache(grown) if unrolled else grown
+    return in_form(config, map_arrays(grow, prefixes))
 
 
-def empty_cache(like: Cache, rows: int, slots: int, unrolled: bool) -> Cache:
-    """Zeros for so many rows and slots; everything else as in `like`, which is stacked."""
+def empty_cache(config: ModelConfig, like: Cache, seats: int, size: int) -> Cache:
+    """Zeros for `seats` rows of `size` positions, in the form that `config` asks for; everything
+    else as in `like`, which is stacked."""
 
-    def zeros(x: jax.Array, **axes: int) -> jax.Array:
+    def zeros(x: jax.Array, rows: int, positions: int) -> jax.Array:
         shape = list(x.shape)
-        shape[axes["rows"]], shape[axes["slots"]] = rows, slots
-        return lay(jnp.zeros(shape, x.dtype), axes["rows"])
+        shape[rows], shape[positions] = seats, size
+        return lay(jnp.zeros(shape, x.dtype), rows)
 
-    cache = map_arrays(zeros, like)
-    return unstack_cache(cache) if unrolled else cache
+    return in_form(config, map_arrays(zeros, like))
+
+
+def in_form(config: ModelConfig, cache: Cache) -> Cache:
+    """A stacked cache in the form that `config` asks for."""
+    return unstack_cache(cache) if config.unrolled else cache
 
 
 def unstack_cache(cache: Cache) -> Cache:
@@ -121,12 +124,12 @@ def unstack_cache(cache: Cache) -> Cache:
 
 
 def put_in_layer(cache: Cache, number: int, new: Cache, position_B: jax.Array) -> Cache:
-    """Layer `number` of an unrolled cache, as [B, ..] arrays, with `new` [B, K, ..] at slot
+    """Layer `number` of an unrolled cache, as [B, ..] arrays, with `new` [B, K, ..] at position
     `position_B` of each row."""
     # Over rows by vmap, so that the partitioner sees that no row touches another: no collectives,
     # however rows are split.
-    put_key = jax.vmap(lambda c, x, slot: c.at[:, :, slot].set(x.astype(c.dtype)))
-    put = jax.vmap(lambda c, x, slot: c.at[:, slot].set(x.astype(c.dtype)))
+    put_key = jax.vmap(lambda c, x, at: c.at[:, :, at].set(x.astype(c.dtype)))
+    put = jax.vmap(lambda c, x, at: c.at[:, at].set(x.astype(c.dtype)))
     k, v = put_key(cache.k[number], new.k, position_B), put(cache.v[number], new.v, position_B)
     if new.k_scale is None:
         return Cache(k, v)
@@ -135,13 +138,13 @@ def put_in_layer(cache: Cache, number: int, new: Cache, position_B: jax.Array) -
 
 
 def put_stacked(cache: Cache, number: jax.Array, new: Cache, position_B: jax.Array) -> Cache:
-    """A stacked cache with `new` [B, K, ..] in layer `number` at slot `position_B` of each row."""
+    """A stacked cache with `new` [B, K, ..] in layer `number` at position `position_B` of each row."""
     B, K = new.k.shape[:2]
-    rows, heads, slots = jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None]
+    rows, heads, at = jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None]
     # Every index explicit, on the stacked cache itself: the one form that writes in place and lets
     # the read of the layer be fused into attention on TPU.
     return jax.tree.map(
-        lambda c, x: c.at[number, rows, heads, slots].set(x.astype(c.dtype)), cache, new
+        lambda c, x: c.at[number, rows, heads, at].set(x.astype(c.dtype)), cache, new
     )
 
 

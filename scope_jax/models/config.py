@@ -4,8 +4,9 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from scope_jax import types
 from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, write_rope
 
 
@@ -99,8 +100,15 @@ class ModelConfig:
     logit_cap: float = 0.0
     bos_id: int | None = None
     pad_id: int | None = None
+    # The last two say how the model is run, not what it is: no config.json has them.
+    # Layers in a scan (True) or a Python loop (False). None: a scan, unless `for_device` decides.
+    scan_layers: bool | None = None
+    # What the backward pass computes again instead of keeping: nothing; all but the products with
+    # a layer's weights; all but what enters a layer.
+    remat: Literal["none", "dots", "layer"] = "none"
 
     def __post_init__(self) -> None:
+        types.check_choices(self, "ModelConfig")
         if self.model_type not in FAMILIES:
             raise ValueError(
                 f"model_type {self.model_type!r} is not supported; known: {', '.join(FAMILIES)}"
@@ -137,6 +145,11 @@ class ModelConfig:
     def num_query_groups(self) -> int:
         """G: query heads per kv head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether layers are a Python loop."""
+        return self.scan_layers is False
 
     @property
     def query_scale(self) -> float:
@@ -295,7 +308,9 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
             }
     if config.head == "prm":
         written["num_labels"] = 2
-    again = config_from_json(written)
+    again = dataclasses.replace(
+        config_from_json(written), scan_layers=config.scan_layers, remat=config.remat
+    )
     lost = [
         f.name
         for f in dataclasses.fields(config)

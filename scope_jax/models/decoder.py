@@ -1,10 +1,11 @@
 """The decoder: one set of layer functions for training, scoring, prefill and decoding.
 
 Rows are right-padded. Attention is causal, so padding is never seen by a real token and no mask is
-needed for it. Projections are 2-D matrix products ([rows x slots, in] @ [in, out]); norms, softmax
+needed for it. Projections are 2-D matrix products ([rows x positions, in] @ [in, out]); norms, softmax
 and log-probs run in float32.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,8 @@ from scope_jax.models.weights import Params, gather_layer
 
 # [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements of one device.
 LOGITS_BUDGET = 1 << 24
-# What of a layer stays in memory for the backward pass: all of it; the products with its weights;
-# only what enters it.
+# ModelConfig.remat: what of a layer stays in memory for the backward pass. All of it; the products
+# with its weights; only what enters it.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda f: f,
     "dots": functools.partial(
@@ -41,33 +42,28 @@ def hidden_states(
     params: Params,
     config: ModelConfig,
     tokens_BT: jax.Array,
-    *,
-    remat: str = "none",
-    unrolled: bool = False,
 ) -> jax.Array:
-    """Final-norm hidden states, [B, T, D] in the parameters' dtype. `remat`: a key of `REMAT`;
-    what does not stay in memory is computed again in the backward pass. `unrolled`: see
-    `unroll_layers`."""
+    """Final-norm hidden states, [B, T, D] in the parameters' dtype."""
     position = jnp.arange(tokens_BT.shape[1])[None]
-    hidden, _ = _run_layers(
-        params, config, tokens_BT, position, _attend_causal(config), remat=remat, unrolled=unrolled
-    )
+    hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(config))
     return hidden
 
 
-def unroll_layers(remat: str = "none") -> bool:
-    """Whether the layers should be a Python loop instead of a scan on the device at hand: yes on
-    CPU, where a scan copies each layer's weights and activations out of stacked arrays and back;
-    no elsewhere, for compile time and memory, and no where something is to be recomputed: in a
+def for_device(config: ModelConfig) -> ModelConfig:
+    """`config` with `scan_layers` decided for the device at hand, where it is None: on CPU a Python
+    loop, as a scan copies each layer's weights and activations out of stacked arrays and back; a
+    scan elsewhere, for compile time and memory, and where something is to be computed again: in a
     Python loop the CPU's compiler finds the first computation again and keeps it. Reads the mesh
     that is set; not for use inside jit."""
-    return platform() == "cpu" and remat == "none"
+    if config.scan_layers is not None:
+        return config
+    return dataclasses.replace(config, scan_layers=platform() != "cpu" or config.remat != "none")
 
 
 def logits(
     params: Params, config: ModelConfig, tokens_BT: jax.Array, length_B: jax.Array
 ) -> jax.Array:
-    """Next-token logits, float32[B, T, V]; slots at and past `length_B` hold zeros.
+    """Next-token logits, float32[B, T, V]; positions at and past `length_B` hold zeros.
 
     Raises ValueError for a model without a vocabulary head.
     """
@@ -85,12 +81,10 @@ def good_step_probability(
     config: ModelConfig,
     tokens_BT: jax.Array,
     length_B: jax.Array,
-    *,
-    unrolled: bool = False,
 ) -> jax.Array:
-    """Probability that the step ending at each slot is right, float32[B, T]: softmax of the
+    """Probability that the step ending at each position is right, float32[B, T]: softmax of the
     two-class head, class 1, or sigmoid of the value head. Meaningful at a PRM's step positions;
-    zero at and past `length_B`. `unrolled`: see `unroll_layers`.
+    zero at and past `length_B`.
 
     Raises ValueError for a model without such a head.
     """
@@ -99,7 +93,7 @@ def good_step_probability(
             f"this checkpoint has head {config.head!r}; a PRM needs score.0 and score.2 (config"
             " head 'prm') or v_head.summary (config head 'value')"
         )
-    hidden = hidden_states(params, config, tokens_BT, unrolled=unrolled)
+    hidden = hidden_states(params, config, tokens_BT)
     if config.head == "prm":
         probability = jax.nn.softmax(prm_logits(params, hidden), axis=-1)[..., 1]
     else:
@@ -114,13 +108,10 @@ def token_choice_probability(
     length_B: jax.Array,
     good_id: int,
     bad_id: int,
-    *,
-    unrolled: bool = False,
 ) -> jax.Array:
     """Probability of `good_id` against `bad_id` as the next token, float32[B, T]: softmax over
     these two logits, which is how a causal LM judges steps in Math-Shepherd (arXiv 2312.08935).
-    Only two columns of the head are multiplied with. Zero at and past `length_B`. `unrolled`: see
-    `unroll_layers`.
+    Only two columns of the head are multiplied with. Zero at and past `length_B`.
 
     Raises ValueError for a model without a vocabulary head, or ids outside of it.
     """
@@ -132,7 +123,7 @@ def token_choice_probability(
     for token in (good_id, bad_id):
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token {token} is not in the vocabulary of {config.vocab_size}")
-    hidden = hidden_states(params, config, tokens_BT, unrolled=unrolled)
+    hidden = hidden_states(params, config, tokens_BT)
     pair = jnp.array([good_id, bad_id])
     columns = params["embed"][pair].T if config.tied else params["head"][:, pair]
     scores = _cap_logits(jnp.dot(hidden, columns, preferred_element_type=jnp.float32), config)
@@ -161,8 +152,6 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    remat: str = "none",
-    unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """(logp_BT, entropy_BT or None), float32: slot t holds log p(token t | tokens before t) of the
     temperature-scaled distribution and the entropy of the distribution that token t was drawn
@@ -170,7 +159,7 @@ def token_logprobs(
 
     Logits exist for one chunk of slots at a time, forward and backward.
     """
-    hidden = hidden_states(params, config, tokens_BT, remat=remat, unrolled=unrolled)
+    hidden = hidden_states(params, config, tokens_BT)
     out = _next_logprobs(
         params, config, hidden, jnp.roll(tokens_BT, -1, axis=1), temperature, entropy
     )
@@ -186,8 +175,6 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    remat: str = "none",
-    unrolled: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`token_logprobs` of completions only: (logp_BC, entropy_BC or None), float32. B = P M rows,
     of which M consecutive ones continue the same prompt, which goes through the model once for all
@@ -215,9 +202,7 @@ def completion_logprobs(
             q, k, v, W, M, prompt_length_P - 1, window=window, scale=scale, cap=cap
         )
 
-    hidden, _ = _run_layers(
-        params, config, tokens, position, attend, remat=remat, unrolled=unrolled
-    )
+    hidden, _ = _run_layers(params, config, tokens, position, attend)
     out = _next_logprobs(
         params, config, hidden[:, W:], completion_BC.reshape(P, M * C), temperature, entropy
     )
@@ -229,20 +214,12 @@ def prefill(
     config: ModelConfig,
     tokens_PW: jax.Array,
     length_P: jax.Array,
-    *,
-    unrolled: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Run prefixes through the model: (logits of the token after each prefix, float32[P, V];
     stacked Cache with S = W)."""
     position = jnp.arange(tokens_PW.shape[1])[None]
     hidden, cache = _run_layers(
-        params,
-        config,
-        tokens_PW,
-        position,
-        _attend_causal(config),
-        unrolled=unrolled,
-        keep_cache=True,
+        params, config, tokens_PW, position, _attend_causal(config), keep_cache=True
     )
     last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]
     return _vocabulary(params, config, last), cache
@@ -256,19 +233,19 @@ def decode_step(
     token_B: jax.Array,
     position_B: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """One token per row: `token_B` stands at slot `position_B`; its keys and values are written
-    there and it attends to slots 0..position, in a local layer to the last of them. Returns
+    """One token per row: `token_B` stands at `position_B`; its keys and values are written there
+    and it attends to positions 0..position, in a local layer to the last of them. Returns
     (float32[B, V] logits of the next token, Cache).
 
-    `layers` is what `decode_layers` gave; its form must be the cache's.
+    `layers`: from `decode_layers`. The cache has the form that `config` asks for.
     """
     x_BD = _embed(params, config, token_B)
-    slot, int8 = jnp.arange(cache.slots)[None], cache.k_scale is not None
+    position, int8 = jnp.arange(cache.positions)[None], cache.k_scale is not None
 
     def kind(local: bool) -> tuple[Rotation, jax.Array]:
-        seen = slot <= position_B[:, None]
+        seen = position <= position_B[:, None]
         if local:
-            seen = seen & (position_B[:, None] - slot < config.window)
+            seen = seen & (position_B[:, None] - position < config.window)
         return _rotation(position_B[:, None], config, local), seen
 
     def run(
@@ -286,13 +263,13 @@ def decode_step(
             seen_BS,
             k_scale=there.k_scale,
             v_scale=there.v_scale,
-            keys_transposed=cache.unrolled,
+            keys_transposed=config.unrolled,
             scale=config.query_scale,
             cap=config.attention_cap,
         )
         return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), kept
 
-    if cache.unrolled:
+    if config.unrolled:
         parts = []
         kinds, local_L = _kinds_apart(config, kind)
         for number, (layer, local) in enumerate(zip(layers, local_L, strict=True)):
@@ -325,10 +302,10 @@ def decode_step(
     return _vocabulary(params, config, x_BD), cache
 
 
-def decode_layers(params: Params, config: ModelConfig, unrolled: bool) -> Any:
+def decode_layers(params: Params, config: ModelConfig) -> Any:
     """The layer weights in the form that `decode_step` loops over: stacked, or a list sliced once,
     before the loop."""
-    if not unrolled:
+    if not config.unrolled:
         return params["layers"]
     return [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
 
@@ -340,8 +317,6 @@ def _run_layers(
     position_BT: jax.Array,
     attend: Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array],
     *,
-    remat: str = "none",
-    unrolled: bool = False,
     keep_cache: bool = False,
 ) -> tuple[jax.Array, Any]:
     """(final-norm hidden states, stacked Cache or None).
@@ -362,12 +337,12 @@ def _run_layers(
         return constrain(x, "batch", None, None), kept
 
     # What a kind holds is closed over, so that a Python window stays one under `jax.checkpoint`.
-    wrap = REMAT[remat]
-    if unrolled:
+    wrap = REMAT[config.remat]
+    if config.unrolled:
         kinds, local_L = _kinds_apart(config, kind)
         bodies = {local: wrap(functools.partial(body, value)) for local, value in kinds.items()}
         parts = []
-        for layer, local in zip(decode_layers(params, config, unrolled=True), local_L, strict=True):
+        for layer, local in zip(decode_layers(params, config), local_L, strict=True):
             x, part = bodies[local](x, layer)
             parts.append(part)
         kept = jax.tree.map(lambda *layers: jnp.stack(layers), *parts)

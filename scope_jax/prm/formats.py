@@ -10,8 +10,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-STEP_MARK = "<extra_0>"
+from scope_jax.text.tokenizers import STEP_MARK
+
+# The system turn that Qwen2.5-Math-PRM was trained with.
+QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 TAG, GOOD, BAD = "ки", "+", "-"
 
 # (ids, position of the mark of each step); no ids where a row cannot be scored.
@@ -20,11 +22,12 @@ Row = tuple[list[int], list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """head: what must stand on top of the decoder. encode(tokenizer, prompts, steps): one Row per
-    prompt. check(tokenizer): raises ValueError where a token that the format needs is missing."""
+    """How a solution is written down for a process reward model."""
 
-    head: str
+    head: str  # what must stand on top of the decoder
+    # encode(tokenizer, prompts, steps): one Row per prompt.
     encode: Callable[[Any, Sequence[str], Sequence[Sequence[str]]], list[Row]]
+    # check(tokenizer): raises ValueError where a token that the format needs is missing.
     check: Callable[[Any], Any]
 
 
@@ -82,7 +85,7 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
     """The chat template around the steps: text before (with a placeholder for the problem) and
     after."""
     messages = [
-        {"role": "system", "content": SYSTEM},
+        {"role": "system", "content": QWEN_SYSTEM},
         {"role": "user", "content": _USER},
         {"role": "assistant", "content": _ASSISTANT},
     ]
@@ -181,7 +184,7 @@ FORMATS = {
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of many texts in one call, which tokenizers do several times faster; no special tokens."""
+    """Ids of many texts in one call, which is several times faster; no special tokens."""
     return (
         [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         if texts

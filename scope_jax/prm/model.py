@@ -4,7 +4,6 @@ own."""
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scope_jax import models
-from scope_jax.devices.hosts import by_share, settle
+from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import (
-    RULES,
     constrain,
     current_mesh,
     put_rows,
+    row_devices,
     to_device_memory,
     to_host,
 )
+from scope_jax.devices.programs import program
+from scope_jax.devices.shapes import coarse_width
 from scope_jax.prm.formats import FORMATS, Row, recognise, shepherd_ids
 from scope_jax.text import load_tokenizer
 
@@ -33,22 +34,22 @@ BATCHES = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProcessRewardModel:
-    """A PRM: weights, tokenizer, and the published format that says how a solution is written down
-    for it and where its scores stand. `format`: "auto" (recognised from head and tokenizer),
-    "qwen" (Qwen2.5-Math-PRM), "math_shepherd" (math-shepherd-mistral-7b-prm) or "skywork"
-    (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go through the model
-    together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh
-    that is set). Parked weights (`mesh.to_host_memory`) are brought to the devices for each call of `score`.
+    """A process reward model and the published format that it reads.
 
     Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of
     the one that is named.
     """
 
+    # Those that wait in host memory are brought to the devices for each call of `score`.
     params: models.Params
     config: models.ModelConfig
-    tokenizer: Any
+    tokenizer: Any  # its own
+    # auto (recognised from head and tokenizer) | qwen (Qwen2.5-Math-PRM) | math_shepherd
+    # (math-shepherd-mistral-7b-prm) | skywork (Skywork-o1-Open-PRM).
     format: str = "auto"
+    # About how many padded tokens go through the model together at most; bounds its memory.
     tokens_at_once: int = 1 << 16
+    # The same devices in another shape; None: the mesh that is set.
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -116,20 +117,17 @@ class ProcessRewardModel:
         score = np.zeros((len(encoded), J), np.float32)
         valid = np.zeros((len(encoded), J), bool)
         longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
-        chunks = self._chunks(
-            [len(encoded[n][0]) for n in longest_first], max(rows or 0, len(encoded))
-        )
+        lengths = [len(encoded[n][0]) for n in longest_first]
+        chunks = list(score_batches(lengths, max(rows or 0, len(encoded)), self.tokens_at_once))
         params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             # All are on their way before the first is waited for.
             batches = [
                 (
-                    longest_first[c],
-                    settle(
-                        self._probability(params, [encoded[n][0] for n in longest_first[c]], shape)
-                    ),
+                    longest_first[part],
+                    self._probability(params, [encoded[n][0] for n in longest_first[part]], shape),
                 )
-                for c, shape in chunks
+                for part, shape in chunks
             ]
             for numbers, out in batches:
                 probability = to_host(out)
@@ -138,19 +136,6 @@ class ProcessRewardModel:
                     score[number, : len(marks)] = probability[place, marks]
                     valid[number, : len(marks)] = True
         return score, valid, len(encoded) - len(usable)
-
-    def _chunks(self, lengths: Sequence[int], rows: int) -> Iterator[tuple[slice, tuple[int, int]]]:
-        """(part of the rows, padded shape of its batch), lengths descending. The number of rows of
-        a batch depends on its width and `rows` alone, and widths come in few sizes: few programs.
-        """
-        shards = _row_shards()
-        start = 0
-        while start < len(lengths):
-            width = length_bucket(lengths[start])
-            most = max(self.tokens_at_once // (width * shards), 1)
-            count = min(-(-rows // (BATCHES * shards)), most) * shards
-            yield slice(start, start + count), (count, width)
-            start += count
 
     def _probability(
         self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]
@@ -161,18 +146,27 @@ class ProcessRewardModel:
             tokens[place, : len(row)] = row
             length[place] = len(row)
         choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
-        return _probabilities(params, self.config, *put_rows((tokens, length)), choice=choice)
+        return score_program(params, self.config, *put_rows((tokens, length)), choice=choice)
 
 
-def length_bucket(length: int) -> int:
-    """`length` rounded up to a multiple of 8, or of an eighth of the power of two above it where
-    that is more: at most four sizes for each doubling, at most a quarter of padding."""
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
+def score_batches(
+    lengths: Sequence[int], rows: int, tokens_at_once: int
+) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """(part of the rows, padded shape of its batch) for rows of these lengths, which descend. The
+    number of rows of a batch depends on its width and `rows` alone, and widths come in few sizes:
+    few programs."""
+    devices = row_devices()
+    start = 0
+    while start < len(lengths):
+        width = coarse_width(lengths[start])
+        most = max(tokens_at_once // (width * devices), 1)
+        count = min(-(-rows // (BATCHES * devices)), most) * devices
+        yield slice(start, start + count), (count, width)
+        start += count
 
 
-@functools.partial(jax.jit, static_argnames=("config", "choice"))
-def _probabilities(
+@functools.partial(program, static_argnames=("config", "choice"))
+def score_program(
     params: models.Params,
     config: models.ModelConfig,
     tokens_BT: jax.Array,
@@ -180,17 +174,14 @@ def _probabilities(
     *,
     choice: tuple[int, int] | None,
 ) -> jax.Array:
-    """float32[B, T], on every device, so that each host can read all of it. `choice`: the good and
-    the bad token of a causal LM. The layers are scanned on CPU too: without a backward pass that
-    is the faster form there (10 % on 32 rows of 48 tokens of the embedded task's PRM)."""
+    """float32[B, T]: the probability that a step ending here is good, on every device, so that each
+    host can read all of it. `choice`: the good and the bad token of a causal LM.
+
+    Layers are scanned on CPU too (`config` does not come from `models.for_device`): without a
+    backward pass that is the faster form there (by 10 % on 32 rows of 48 tokens of the embedded
+    task's PRM)."""
     if choice is None:
         out = models.good_step_probability(params, config, tokens_BT, length_B)
     else:
         out = models.token_choice_probability(params, config, tokens_BT, length_B, *choice)
     return constrain(out, None, None)
-
-
-def _row_shards() -> int:
-    """How many devices the rows of a batch are split over."""
-    mesh = current_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])

@@ -1,6 +1,7 @@
 """What a run shows: diversity and pass@k of samples, tables, charts, one HTML page.
 
-In: sampled texts and verdicts, lines of metrics, rescued rollouts. Out: numbers and files for people.
+In: sampled texts and verdicts, lines of metrics, rescued rollouts. Out: numbers and files for
+people to read.
 """
 
 from scope_jax.report.diversity import (
@@ -14,9 +15,10 @@ from scope_jax.report.diversity import (
     pass_at_k,
     self_bleu,
 )
-from scope_jax.report.page import write_report, write_run_report
+from scope_jax.report.page import Report, write_report, write_run_report
 
 __all__ = [
+    "Report",
     "SampleGroup",
     "answer_entropy",
     "distinct_n",

@@ -25,8 +25,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and sample standard deviation (n - 1) over sqrt(n); the error of one value is NaN,
-    both are of none."""
+    """Mean, and its standard error: the sample standard deviation (n - 1) over sqrt(n). The error
+    of one value is NaN; for no value both are."""
     values_N = np.asarray(values, np.float64)
     if values_N.size == 0:
         return math.nan, math.nan
@@ -35,15 +35,15 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def distinct_n(sequences: Sequence[Sequence[Hashable]], n: int = 4) -> float:
-    """Distinct n-grams over all n-grams of `sequences` taken together, in (0, 1]; NaN where there
-    is no n-gram."""
+    """Number of distinct n-grams over number of n-grams, of all `sequences` together: in (0, 1],
+    NaN where there is no n-gram."""
     grams = [gram for sequence in sequences for gram in _ngrams(sequence, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
-    """Mean BLEU of each sequence against all the others, in [0, 1]; 1 = all alike. NaN for fewer
-    than 2 sequences.
+    """Mean BLEU of each sequence against all the others, in [0, 1]; 1 where all are alike, NaN for
+    fewer than 2 sequences.
 
     Zhu et al. 2018 (arXiv 1802.01886). BLEU here: geometric mean of the clipped n-gram precisions,
     n = 1..max_n, times the brevity penalty against the reference nearest in length (the shorter of
@@ -59,13 +59,13 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
     for n in range(1, max_n + 1):
         counts = [Counter(_ngrams(sequence, n)) for sequence in sequences]
         first, second = _two_largest(counts)
-        for i, own in enumerate(counts):
+        for i, count_of in enumerate(counts):
             total = lengths[i] - n + 1
             if total < 1:
                 continue
-            # The most often that any *other* sequence has the gram.
+            # A gram counts at most as often as it occurs in any one of the other sequences.
             matched = 0
-            for gram, count in own.items():
+            for gram, count in count_of.items():
                 elsewhere = second.get(gram, 0) if first[gram][1] == i else first[gram][0]
                 matched += count if count < elsewhere else elsewhere
             smooth = 1 if n > 1 else 0
@@ -86,18 +86,18 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
 
 
 def equation_diversity(texts: Sequence[str], extract: Callable[[str], list[str]]) -> float:
-    """Div-Equ: distinct equations over equations of `texts` taken together; NaN where there is
-    none.
+    """Div-Equ: number of distinct equations over number of equations, of all `texts` together; NaN
+    where there is none.
 
     `extract(text)` gives the equations of one text as normalised strings (`Domain.equations`).
     """
-    found = [equation for text in texts for equation in extract(text)]
-    return len(set(found)) / len(found) if found else math.nan
+    equations = [equation for text in texts for equation in extract(text)]
+    return len(set(equations)) / len(equations) if equations else math.nan
 
 
 def answer_entropy(answers: Sequence[Hashable | None]) -> float:
-    """Entropy, in nats, of the final answers' frequencies; None (no answer) does not count; NaN if
-    all are None."""
+    """Entropy of the final answers, in nats. None (no answer) does not count; NaN where all are
+    None."""
     counts = np.array(
         list(Counter(answer for answer in answers if answer is not None).values()), np.float64
     )
@@ -108,22 +108,20 @@ def answer_entropy(answers: Sequence[Hashable | None]) -> float:
 
 
 def distinct_paths(paths: Sequence[Hashable | None]) -> int:
-    """Number of different solution paths among those of the correct samples of one problem; None
-    does not count."""
+    """Number of different solution paths of one problem's correct samples. None does not count."""
     return len({path for path in paths if path is not None})
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleGroup:
-    """The policy's own samples of one problem, index i the same sample in every list."""
+    """The policy's own samples of one problem; index i is the same sample in every list."""
 
-    tokens: Sequence[Sequence[int]]  # Ids that the policy wrote, no prompt.
-    answers: Sequence[str | None]  # None where no final answer was found.
+    tokens: Sequence[Sequence[int]]  # ids that the policy wrote, without the prompt
+    answers: Sequence[str | None]  # final answers; None where there is none
     correct: Sequence[bool]
-    paths: Sequence[Hashable | None] | None = (
-        None  # None as a whole where the task defines no paths.
-    )
-    texts: Sequence[str] | None = None  # Decoded; needed for equations only.
+    # Ways of the solutions; None where the task defines none.
+    paths: Sequence[Hashable | None] | None = None
+    texts: Sequence[str] | None = None  # decoded tokens; needed for equations only
 
 
 def group_metrics(
@@ -132,15 +130,18 @@ def group_metrics(
     extract: Callable[[str], list[str]],
     bleu_groups: int = 256,
 ) -> dict[str, float]:
-    """The flat `diversity/*` metrics: each is the mean over problems where it is defined, NaN
-    where it is nowhere.
+    """The flat `diversity/*` metrics: means over the problems where they are defined, NaN where
+    that is nowhere.
 
-    `distinct_4` and `one_minus_self_bleu` over token ids; `answer_entropy` in nats; `div_equ`
-    where texts are given, of the equations that `extract` finds in them; `distinct_paths`, the
-    mean number of different correct solutions of a problem (0 where none is correct), where the
-    task defines paths. Self-BLEU, the costly one, takes at most `bleu_groups` problems, spread
-    evenly over the list (the same ones each time). Raises ValueError for lists of different
-    lengths within a group.
+        distinct_4           of token ids
+        one_minus_self_bleu  of token ids; costly, so of at most `bleu_groups` problems, spread
+                             evenly over the list (the same ones each time)
+        answer_entropy       in nats
+        div_equ              where texts are given: of the equations that `extract` finds in them
+        distinct_paths       where the task defines paths: number of different correct solutions
+                             of a problem, 0 where none is correct
+
+    Raises ValueError for lists of different lengths within a group.
     """
     for number, group in enumerate(groups):
         sizes = {
@@ -185,11 +186,11 @@ def _ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple]:
 
 
 def _two_largest(counts: list[Counter]) -> tuple[dict, dict]:
-    """Per gram, ({gram: (largest count, whose)}, {gram: largest count of anyone else})."""
+    """({gram: (largest count, index of the sequence)}, {gram: largest count elsewhere})."""
     first: dict[tuple, tuple[int, int]] = {}
     second: dict[tuple, int] = {}
-    for i, own in enumerate(counts):
-        for gram, count in own.items():
+    for i, count_of in enumerate(counts):
+        for gram, count in count_of.items():
             top = first.get(gram)
             if top is None:
                 first[gram] = (count, i)

@@ -1,5 +1,5 @@
-"""Results of a benchmark: kept problem by problem so that a killed evaluation goes on, summed up,
-shown as a table."""
+"""Results of a benchmark: a file of them that a killed evaluation goes on from, their summary, and
+a table."""
 
 import json
 import math
@@ -8,26 +8,30 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scope_jax.report import tables
 from scope_jax.report.diversity import mean_and_standard_error, pass_at_k
 from scope_jax.report.voting import best_of_n, weighted_vote
 
-# A result: {"problem": index, "id": str, "scores": [float | None], "answers": [str | None],
-# "finished": [bool], "tokens": [int], "texts": [str], "weights": [float | None] or None}, one
-# entry per sample in each list.
+# The samples of one problem: {"problem": index, "id": str, "scores": [float | None], "answers":
+# [str | None], "finished": [bool], "tokens": [int], "texts": [str], "weights": [float | None] or
+# None}, one entry per sample in each list.
 Result = dict[str, Any]
 
 
 class ResultsFile:
-    """`path`: JSON lines {"key": ..., "results": [...]}, one for each chunk of problems. `done`
-    has the results that were made under `key` (what identifies the settings), by problem index.
+    """A file of JSON lines {"key": ..., "results": [...]}, one for each chunk of problems.
 
-    A last line that a kill left torn is cut off. Raises ValueError, with file and line, for any
-    other line that is not one of these or has another key.
+    `key` identifies the settings. A torn last line, which a kill leaves behind, is cut off. Raises
+    ValueError, with file and line, for any other line of another form or with another key.
     """
+
+    path: pathlib.Path
+    key: str
+    done: dict[int, Result]  # the results in the file, by index of the problem
 
     def __init__(self, path: str | os.PathLike, key: str):
         self.path, self.key = pathlib.Path(path), key
-        self.done: dict[int, Result] = {}
+        self.done = {}
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
@@ -37,10 +41,10 @@ class ResultsFile:
             os.truncate(self.path, len(whole))
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
-                found = json.loads(line)
-                if found["key"] != key:
-                    raise ValueError(f"key {found['key']!r}, here {key!r}")
-                self.done |= {int(result["problem"]): result for result in found["results"]}
+                chunk = json.loads(line)
+                if chunk["key"] != key:
+                    raise ValueError(f"key {chunk['key']!r}, here {key!r}")
+                self.done |= {int(result["problem"]): result for result in chunk["results"]}
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self.path}:{number}: not results of this evaluation ({error}); use another"
@@ -48,7 +52,7 @@ class ResultsFile:
                 ) from None
 
     def add(self, results: Sequence[Result]) -> None:
-        """Appends a chunk; it is on disk when this returns."""
+        """Append a chunk. It is on disk when this returns."""
         line = json.dumps({"key": self.key, "results": list(results)}) + "\n"
         with open(self.path, "a", encoding="ascii") as file:
             file.write(line)
@@ -58,16 +62,20 @@ class ResultsFile:
 
 
 def summarise(results: Sequence[Result]) -> dict[str, float | None]:
-    """The figures over problems, with `/se` the standard error over problems (None where it is not
-    defined).
+    """Means over problems, each with its standard error over problems (`<name>/se`; None where it
+    is not defined). n is the number of samples of a problem; a sample that could not be judged
+    counts as 0.
 
-    n is the number of samples per problem. `avg@n`: mean score; `pass@k` for powers of two and n:
-    unbiased, a sample counts with the full score 1; `maj@n`: score of the answer most samples
-    agree on, the earliest of equal ones; with weights `bon@n`: score of the sample of the greatest
-    weight, and `vote@n`: of the answer with most weight. A sample that could not be judged counts
-    0 in all of these; `unscored` is the share of such. `truncated_share`: samples that did not end
-    by themselves (they are judged as they are). `tokens`: mean length in tokens. Raises ValueError
-    where there is no result.
+        avg@n            mean score
+        pass@k           unbiased, for powers of two and n; only the full score of 1 passes
+        maj@n            score of the most frequent answer; of equal ones the earliest
+        bon@n            with weights: score of the sample with the greatest weight
+        vote@n           with weights: score of the answer with the greatest sum of weights
+        truncated_share  samples that did not end by themselves (judged as they are)
+        unscored         share of samples that could not be judged
+        tokens           mean length in tokens
+
+    Raises ValueError where there is no result.
     """
     if not results:
         raise ValueError("summarise: no result")
@@ -91,12 +99,9 @@ def summarise(results: Sequence[Result]) -> dict[str, float | None]:
         mean, error = mean_and_standard_error(values)
         out[name], out[f"{name}/se"] = mean, None if math.isnan(error) else error
     samples = n * len(results)
-    out["truncated_share"] = (
-        sum(not finished for result in results for finished in result["finished"]) / samples
-    )
-    out["unscored"] = (
-        sum(score is None for result in results for score in result["scores"]) / samples
-    )
+    truncated = sum(result["finished"].count(False) for result in results)
+    unscored = sum(result["scores"].count(None) for result in results)
+    out["truncated_share"], out["unscored"] = truncated / samples, unscored / samples
     out["tokens"] = sum(sum(result["tokens"]) for result in results) / samples
     return out
 
@@ -112,24 +117,19 @@ def _voted(
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
     """One row per benchmark, in percent with the standard error. A record: {"title", "problems",
     "temperature", "samples", "result"}."""
-    head = ["benchmark", "problems", "T", "n", "avg@n", "pass@n", "maj@n"]
     weighted = any(f"bon@{record['samples']}" in record["result"] for record in records)
-    head += ["bon@n", "vote@n"] if weighted else []
-    head += ["truncated", "unscored"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    kinds = ["avg", "pass", "maj", *(["bon", "vote"] if weighted else [])]
+    rows = []
     for record in records:
         n, result = record["samples"], record["result"]
         cells = [record["title"], str(record["problems"]), f"{record['temperature']:g}", str(n)]
-        for kind in ("avg", "pass", "maj", *(("bon", "vote") if weighted else ())):
+        for kind in kinds:
             value, error = result.get(f"{kind}@{n}"), result.get(f"{kind}@{n}/se")
-            cells.append(
-                "-"
-                if value is None
-                else _percent(value) + (f" ± {_percent(error)}" if error is not None else "")
-            )
-        cells += [_percent(result["truncated_share"]), _percent(result["unscored"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            margin = f" ± {_percent(error)}" if error is not None else ""
+            cells.append("-" if value is None else _percent(value) + margin)
+        rows.append(cells + [_percent(result[name]) for name in ("truncated_share", "unscored")])
+    head = ["benchmark", "problems", "T", "n", *(f"{kind}@n" for kind in kinds)]
+    return tables.markdown([*head, "truncated", "unscored"], rows) + "\n"
 
 
 def _percent(value: float) -> str:

@@ -1,7 +1,6 @@
-"""Choosing among several solutions of one problem by their step scores: best of n and the weighted
-vote.
+"""Choosing among several solutions of one problem: best of n and the weighted vote.
 
-Pure functions on plain numbers; the scores come from `ProcessRewardModel.score`.
+Pure functions on plain numbers; the step scores come from `ProcessRewardModel.score`.
 """
 
 import math
@@ -11,11 +10,9 @@ AGGREGATES = ("min", "product", "last", "mean")
 
 
 def aggregate(score_J: Sequence[float], how: str) -> float:
-    """One weight for a solution from the scores of its steps: their `min`, their `product`, the
-    `last` one or the `mean`.
+    """One weight for a solution from the scores of its steps; `how` is one of AGGREGATES.
 
-    A solution without a scored step has the weight 0: nothing speaks for it. Raises ValueError for
-    another `how`.
+    A solution without a scored step has the weight 0. Raises ValueError for another `how`.
     """
     if how not in AGGREGATES:
         raise ValueError(f"aggregate {how!r} is unknown; one of {', '.join(AGGREGATES)}")
@@ -30,9 +27,8 @@ def aggregate(score_J: Sequence[float], how: str) -> float:
 
 
 def best_of_n(weights: Sequence[float]) -> int:
-    """The sample with the greatest weight; of equal ones the earliest. NaN is below every number.
-
-    Raises ValueError where there is no sample.
+    """Index of the sample with the greatest weight; of equal ones the earliest. NaN ranks below
+    every number. Raises ValueError where there is no sample.
     """
     if not len(weights):
         raise ValueError("best_of_n: no sample to choose from; give at least one weight")
@@ -42,10 +38,10 @@ def best_of_n(weights: Sequence[float]) -> int:
 
 
 def weighted_vote(answers: Sequence[str | None], weights: Sequence[float]) -> str | None:
-    """The answer whose samples weigh most together; of equal ones that of the earliest sample.
-    Samples without an answer (None) do not vote; None comes back where no sample has one. With all
-    weights 1 this is the majority vote.
+    """The answer with the greatest sum of weights; of equal ones that of the earliest sample. With
+    all weights 1 this is the majority vote.
 
+    Samples without an answer (None) do not vote; where no sample has one, the result is None.
     Raises ValueError for another number of weights than answers.
     """
     if len(answers) != len(weights):
@@ -59,7 +55,7 @@ def weighted_vote(answers: Sequence[str | None], weights: Sequence[float]) -> st
             votes.setdefault(answer, []).append(weight)
     if not votes:
         return None
-    # fsum, so that equal sums are equal whatever the order of their parts; a dict keeps the order
-    # of first appearance.
+    # fsum: equal sums are equal whatever the order of their parts. The dict keeps the order of
+    # first appearance.
     names = list(votes)
     return names[best_of_n([math.fsum(votes[name]) for name in names])]

@@ -1,12 +1,13 @@
-"""Drawing one token per row from logits, with a random key per (row, slot)."""
+"""Drawing one token per row from logits, with a random key per (row, position)."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax.models.cache import KINDS
+from scope_jax.types import check_choices
 
 # Width of the blocks that the inverse-CDF draw looks through.
 BLOCK = 128
@@ -14,28 +15,25 @@ BLOCK = 128
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampleSpec:
-    """How to continue a row.
+    """How rows are continued."""
 
-    temperature: 0 is greedy. top_p in (0, 1], top_k >= 0 (0: off) truncate the draw, not the
-    recorded log-probs. max_new_tokens: tokens written by one call at the most. end_ids: tokens
-    that finish a row. stop: int32[states, V] from `tasks.stop_table`; a row pauses (unfinished)
-    when the last state is reached. cache: how keys and values are kept meanwhile, `auto` (in the
-    parameters' dtype) or `int8`; recorded log-probs are those of the model that reads them.
-    """
-
-    temperature: float = 1.0
+    temperature: float = 1.0  # 0 is greedy
+    # In (0, 1], and 0 for off: truncate what is drawn, not the recorded log-probs.
     top_p: float = 1.0
     top_k: int = 0
-    max_new_tokens: int = 256
-    end_ids: tuple[int, ...] = ()
+    max_new_tokens: int = 256  # at most, in one call
+    end_ids: tuple[int, ...] = ()  # tokens that finish a row
+    # int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) in the last state.
     stop: np.ndarray | None = None
-    cache: str = "auto"
+    # How keys and values are kept: in the parameters' dtype, or as 8-bit numbers. Recorded
+    # log-probs are those of the model that reads them.
+    cache: Literal["auto", "int8"] = "auto"
+    # Rows decoded at once (None: all); a seat whose row has ended is given a waiting row. Tokens do
+    # not depend on it.
+    seats: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cache not in KINDS:
-            raise ValueError(
-                f"SampleSpec.cache {self.cache!r} is unknown; one of {', '.join(KINDS)}"
-            )
+        check_choices(self, "SampleSpec")
         if self.temperature < 0:
             raise ValueError(
                 f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)"
@@ -47,10 +45,12 @@ class SampleSpec:
                 f"SampleSpec: top_k {self.top_k} must be >= 0 and max_new_tokens"
                 f" {self.max_new_tokens} >= 1"
             )
+        if self.seats is not None and self.seats < 1:
+            raise ValueError(f"SampleSpec.seats {self.seats} must be >= 1, or None for all rows")
 
 
 def row_keys(key: jax.Array, stream: jax.Array | int, row_id_B: jax.Array) -> jax.Array:
-    """One key per row: key -> stream -> row id. The slot is folded in when a token is drawn."""
+    """One key per row: key -> stream -> row id. The position is folded in when a token is drawn."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.fold_in(key, stream), row_id_B
     )
@@ -59,7 +59,7 @@ def row_keys(key: jax.Array, stream: jax.Array | int, row_id_B: jax.Array) -> ja
 def sample(
     logits_BV: jax.Array,
     key_B: jax.Array,
-    slot_B: jax.Array,
+    position_B: jax.Array,
     temperature: float,
     top_p: float,
     top_k: int,
@@ -75,7 +75,9 @@ def sample(
     if temperature == 0:
         token = jnp.argmax(scaled, axis=-1)
     else:
-        uniform = jax.vmap(lambda k, s: jax.random.uniform(jax.random.fold_in(k, s)))(key_B, slot_B)
+        uniform = jax.vmap(lambda k, s: jax.random.uniform(jax.random.fold_in(k, s)))(
+            key_B, position_B
+        )
         token = _inverse_cdf(_truncate(scaled, top_p, top_k), uniform)
     chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
     return token.astype(jnp.int32), chosen - normaliser
@@ -99,8 +101,8 @@ def _inverse_cdf(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     place = jnp.sum(running <= target[:, None], axis=-1)
     likely = inside > 0
     last = BLOCK - 1 - jnp.argmax(likely[:, ::-1], axis=-1)
-    slots = jnp.arange(BLOCK)[None]
-    place = jnp.min(jnp.where(likely & (slots >= place[:, None]), slots, last[:, None]), axis=-1)
+    column = jnp.arange(BLOCK)[None]
+    place = jnp.min(jnp.where(likely & (column >= place[:, None]), column, last[:, None]), axis=-1)
     return block * BLOCK + place
 
 

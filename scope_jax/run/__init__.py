@@ -5,12 +5,11 @@ on from. Importing it is cheap: Orbax and TensorBoard are imported where they ar
 """
 
 from scope_jax.run.checkpoints import Checkpoints
+from scope_jax.run.failures import NoRoom, StorageError
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (
-    NoRoom,
     config_changes,
-    is_full,
     prepare_workdir,
     record_config,
     write_atomically,
@@ -24,8 +23,8 @@ __all__ = [
     "PhaseTimer",
     "StopSignal",
     "Stopped",
+    "StorageError",
     "config_changes",
-    "is_full",
     "prepare_workdir",
     "progress",
     "read_metrics",

@@ -1,12 +1,9 @@
 """Checkpoints of a run: saved atomically, verified when read, restored onto any mesh."""
 
 import contextlib
-import errno
 import json
 import os
-import re
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,68 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scope_jax.devices.hosts import exchange, settle
+from scope_jax.devices.hosts import exchange
 from scope_jax.devices.mesh import to_device_memory
-from scope_jax.run.workdir import NoRoom, is_full, say_a_full_disk_once
+from scope_jax.devices.programs import program
+from scope_jax.run import failures
+from scope_jax.run.failures import StorageError
 
 PyTree = Any
 
-# Of the system, and of gRPC and TensorStore: what a storage or a network says that does not answer
-# at the moment.
-_PASSING_NAMES = (
-    "EIO",
-    "EAGAIN",
-    "ESTALE",
-    "EREMOTEIO",
-    "ENOTCONN",
-    "ENETDOWN",
-    "ENETUNREACH",
-    "ENETRESET",
-    "EHOSTDOWN",
-    "EHOSTUNREACH",
-)
-_PASSING = {getattr(errno, name) for name in _PASSING_NAMES if hasattr(errno, name)}
-# What speaks to buckets and to the metadata server of a machine; a file that is not there is a
-# FileNotFoundError of theirs too.
-_PASSING_MODULES = (
-    "aiohttp.",
-    "gcsfs.",
-    "google.api_core.",
-    "google.auth.",
-    "google.cloud.",
-    "requests.",
-    "urllib3.",
-)
-_PASSING_WORDS = re.compile(
-    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED): "
-)
-# What a folder says in which something is missing; another error of the system is none of the
-# checkpoint.
+# What the system says of a folder in which something is missing. Its other errors are of the
+# storage, not of the checkpoint.
 _MISSING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-
-
-class StorageError(OSError):
-    """Where checkpoints lie does not let them be written or read at the moment. Nothing is said
-    about the run: another attempt may get past it."""
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of a storage or a network that does not answer,
-    and not of what was asked."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, StorageError | ConnectionError | TimeoutError):
-            return True
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            return True
-        if f"{type(error).__module__}.".startswith(_PASSING_MODULES):
-            return True
-        told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
-        if _PASSING_WORDS.search(str(error)) or (told and int(told[1]) in _PASSING):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class Checkpoints:
@@ -97,10 +43,10 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}: at least 1 checkpoint has to be kept")
         path = os.fspath(directory)
         self.directory = path if "://" in path else os.path.abspath(path)
-        logging.get_absl_logger().addFilter(_worth_saying)
-        say_a_full_disk_once()
+        failures.quiet_threads()
         self._args = ocp.args
-        try:
+        # A folder that cannot be made is the fault of whoever named it.
+        with failures.storage(self.directory, "it could not be opened", only_passing=True):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
@@ -109,11 +55,6 @@ class Checkpoints:
                     enable_async_checkpointing=True,
                 ),
             )
-        except Exception as error:
-            # What is left, a folder that cannot be made for one, is the fault of who named it.
-            if not is_passing(error) or _of_the_program(error):
-                raise
-            raise StorageError(f"{self.directory}: {_in_short(error)}") from error
         # Reads by itself: a process that cannot read its part must not leave the others waiting
         # for it in the middle of Orbax.
         alone = ocp.options.MultiprocessingOptions(
@@ -139,11 +80,10 @@ class Checkpoints:
         already.
 
         Returns once the arrays are copied to the host (they may then be donated); the files are
-        written in the background. An error of that writing is raised by the next `save`, `wait` or
-        `close`: NoRoom where the disk is full, StorageError for what else went wrong, and the
-        checkpoints before it are as they were (end the process with `cli.leave` then). `state` has
-        jax or numpy arrays as leaves (no typed PRNG keys). Raises ValueError where `extra` is not
-        JSON.
+        written in the background. If that fails, the next `save`, `wait` or `close` raises NoRoom
+        (the disk is full) or StorageError; earlier checkpoints are intact, and the process should
+        end by `failures.leave`. `state` has jax or numpy arrays as leaves (no typed PRNG keys).
+        Raises ValueError where `extra` is not JSON.
         """
         try:
             # Through text and back, so that what is summed is what will be read (tuples are lists,
@@ -162,7 +102,7 @@ class Checkpoints:
         items = self._args.Composite(
             state=self._args.StandardSave(state), record=self._args.JsonSave(record)
         )
-        with self._one_line():
+        with self._writing():
             return bool(self._manager.save(step, args=items, force=True))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
@@ -189,7 +129,7 @@ class Checkpoints:
                 if state is not None:
                     reason = _difference(state, record["leaves"])
                 if not reason:
-                    with self._one_line():
+                    with self._writing():
                         for bad in damaged:
                             self._manager.delete(bad)
                     return step, state, record["extra"]
@@ -210,7 +150,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk."""
-        with self._one_line():
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -227,35 +167,22 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             self.close()
 
-    @contextlib.contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """What went wrong while something was written as one clear error, whatever the layer below
-        calls it."""
-        try:
-            yield
-        except Exception as error:
-            if is_full(error):
-                raise NoRoom(self.directory) from error
-            if _of_the_program(error):
-                raise
-            raise StorageError(
-                f"{self.directory}: a checkpoint could not be written: {_in_short(error)}"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return failures.storage(self.directory, "a checkpoint could not be written")
 
     def _attempt(self, read, *args) -> tuple[Any, str]:
-        """(result, "") of `read(*args)`, in which no process waits for another, or (None, one line
-        of reason); one verdict for all processes. Raises StorageError where it is the storage of
-        any of them that does not answer."""
+        """(result of `read(*args)`, "") or (None, why not); the same verdict on all processes.
+        `read` must not wait for other processes. Raises StorageError where the storage of any
+        process does not answer."""
         result, reason, passing = None, "", False
         try:
             result = read(*args)
-        except jax.errors.JaxRuntimeError:  # of the device; no damage
-            raise
-        except Exception as error:  # Every layer below (json, Orbax, TensorStore, the file system) has its own kinds.
-            reason, passing = (
-                _in_short(error),
-                is_passing(error)
-                or (isinstance(error, OSError) and not isinstance(error, _MISSING)),
+        except jax.errors.JaxRuntimeError:
+            raise  # the device failed; the checkpoint may be sound
+        except Exception as error:  # json, Orbax, TensorStore and the system all have their own
+            reason = failures.in_short(error)
+            passing = failures.is_passing(error) or (
+                isinstance(error, OSError) and not isinstance(error, _MISSING)
             )
         for number, (why, may_pass) in enumerate(exchange([reason, passing])):
             if may_pass:
@@ -276,18 +203,6 @@ class Checkpoints:
         return self._reader.restore(self._manager.directory / str(step), args=items)["state"]
 
 
-def _in_short(error: BaseException) -> str:
-    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first_line}"[:200]
-
-
-def _of_the_program(error: BaseException | None) -> bool:
-    """Whether an error says that the devices failed, or another process of the run in a
-    collective, or that there is a mistake in the program: nothing of the storage."""
-    ours = (jax.errors.JaxRuntimeError, TypeError, AttributeError, AssertionError)
-    return isinstance(error, ours) or "Gloo" in str(error)
-
-
 def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
     """Which array does not have the bits that were saved; empty where all have. All processes call
     it."""
@@ -295,15 +210,6 @@ def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
         name for name, found in _describe(state).items() if found["sum"] != leaves[name]["sum"]
     ]
     return f"ValueError: the checksum of {differing[0]} differs" if differing else ""
-
-
-def _worth_saying(record: Any) -> bool:
-    """Whether a log record is to be printed. Of a storage that fails, every thread of Orbax logs a
-    traceback of its own, before we hear of it and say the same in one line; those that are still
-    waiting when the program ends log another."""
-    return not (record.exc_info and "orbax" in record.pathname) or _of_the_program(
-        record.exc_info[1]
-    )
 
 
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
@@ -316,7 +222,7 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 def _describe(state: PyTree) -> dict[str, dict]:
     """{path: {shape, dtype, sum}} of each array."""
     named = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([settle(_array_sum(leaf)) for _, leaf in named])
+    sums = jax.device_get([_array_sum(leaf) for _, leaf in named])
     return {
         jax.tree_util.keystr(path): {
             "shape": list(leaf.shape),
@@ -327,7 +233,7 @@ def _describe(state: PyTree) -> dict[str, dict]:
     }
 
 
-@jax.jit
+@program
 def _array_sum(array: jax.Array) -> jax.Array:
     """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32.
 
@@ -354,7 +260,7 @@ def _text_sum(extra: dict[str, Any], leaves: dict[str, dict]) -> int:
 
 
 def _check_layout(leaves: dict[str, dict], like: PyTree, where: str) -> None:
-    """Raises ValueError where the saved arrays are not those of `like`, naming up to five of them."""
+    """Raises ValueError, naming up to five arrays, where those saved are not those of `like`."""
     wanted = {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(like)

@@ -2,6 +2,7 @@
 progress bar."""
 
 import contextlib
+import contextvars
 import json
 import math
 import os
@@ -12,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scope_jax.devices.hosts import is_main
-from scope_jax.run.workdir import say_a_full_disk_once, write_atomically
+from scope_jax.run.failures import quiet_threads
+from scope_jax.run.workdir import write_atomically
 
 
 class MetricsWriter:
@@ -40,7 +42,7 @@ class MetricsWriter:
         # Without a buffer: what a full disk did not take is not tried again at the end of the
         # process.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  Closed by close().
-        say_a_full_disk_once()
+        quiet_threads()
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
         # A START record makes readers drop what an earlier, killed process wrote at or past this
         # step.
@@ -148,16 +150,36 @@ class PhaseTimer:
         return {f"time/{phase}": value for phase, value in seconds.items()}
 
 
+_transient = contextvars.ContextVar("transient", default=False)
+
+
+@contextlib.contextmanager
+def transient_progress() -> Iterator[None]:
+    """Inside, the bars of a terminal vanish when they are done."""
+    token = _transient.set(True)
+    try:
+        yield
+    finally:
+        _transient.reset(token)
+
+
 def progress(total: int, initial: int = 0, desc: str = ""):
     """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per
-    10 s at most."""
+    10 s at most. A bar inside another one takes its line until it is done."""
     from tqdm import tqdm
 
     if not is_main():
         return tqdm(disable=True)
 
     if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
-        return tqdm(total=total, initial=initial, desc=desc, dynamic_ncols=True)
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=desc,
+            dynamic_ncols=True,
+            position=0,
+            leave=not _transient.get(),
+        )
     return tqdm(
         total=total,
         initial=initial,
@@ -166,6 +188,7 @@ def progress(total: int, initial: int = 0, desc: str = ""):
         ascii=True,
         mininterval=10,
         maxinterval=10,
+        position=0,
         file=_Lines(),
     )
 

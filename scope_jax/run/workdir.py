@@ -1,18 +1,16 @@
 """The folder of a run: its config written once, and checked against when the run goes on."""
 
 import datetime
-import errno
 import json
 import os
 import pathlib
-import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scope_jax.devices.hosts import is_main
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# From flat settings as an earlier version named them to today's.
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def prepare_workdir(
@@ -22,6 +20,7 @@ def prepare_workdir(
     may_differ: Sequence[str] = (),
     allow: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> pathlib.Path:
     """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file
@@ -29,7 +28,8 @@ def prepare_workdir(
 
     Where that file is there already, it must hold the same values, keys in `may_differ` aside
     (dotted names; "eval" covers "eval.every") and keys that it lacks and that stand at their
-    `defaults` here (it was written by an earlier version); it is then written anew. Keys in
+    `defaults` here (it was written by an earlier version, whose names `upgrade` turns into
+    today's); it is then written anew. Keys in
     `allow` ("all": every key) may differ as well, but then the file is left for `record_config`,
     once the run is known to go on. None: the command has no flag to allow anything.
 
@@ -39,7 +39,9 @@ def prepare_workdir(
     workdir = pathlib.Path(workdir)
     path = workdir / name
     text = _as_text(config, path)
-    changed = config_changes(workdir, config, may_differ=may_differ, defaults=defaults, name=name)
+    changed = config_changes(
+        workdir, config, may_differ=may_differ, defaults=defaults, upgrade=upgrade, name=name
+    )
     allowed = tuple(allow or ())
     refused = {
         key: both
@@ -73,6 +75,7 @@ def config_changes(
     *,
     may_differ: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> dict[str, tuple[str, str]]:
     """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what
@@ -82,7 +85,7 @@ def config_changes(
     if not path.exists():
         return {}
     try:
-        before = _flat(json.loads(path.read_text()))
+        before = upgrade(_flat(json.loads(path.read_text())))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
     now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))
@@ -131,57 +134,6 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)  # on a full disk, half a file is in the way
         raise
-
-
-class NoRoom(OSError):
-    """The disk is full where something was to be written."""
-
-    def __init__(self, place: str | os.PathLike):
-        super().__init__(
-            f"{os.fspath(place)}: no room to write (disk or quota is full); earlier checkpoints are"
-            " intact: make room and start the same command again"
-        )
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there was no room to write: a full disk,
-    a quota, a file's limit. Orbax and TensorStore have kinds of their own, which only keep the
-    system's words."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(os.strerror(number) in str(error) for number in _FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def say_a_full_disk_once() -> None:
-    """Leave the tracebacks of threads to which a full disk happened unprinted, where the same is
-    raised again to whoever waits for them: TensorBoard's writer keeps its error for the next call,
-    Orbax for the next save. And TensorStore's: the file system still answers writes of a save that
-    failed, and each answer finds the event loop of that save closed."""
-    in_thread, anywhere = threading.excepthook, sys.unraisablehook
-    if getattr(in_thread, "says_a_full_disk_once", False):
-        return
-
-    def of_thread(args: Any) -> None:
-        if not (
-            type(args.thread).__module__.startswith("tensorboard.") and is_full(args.exc_value)
-        ):
-            in_thread(args)
-
-    def unraisable(args: Any) -> None:
-        if not (
-            isinstance(args.exc_value, RuntimeError)
-            and str(args.exc_value) == "Event loop is closed"
-        ):
-            anywhere(args)
-
-    of_thread.says_a_full_disk_once = True  # type: ignore[attr-defined]
-    threading.excepthook, sys.unraisablehook = of_thread, unraisable
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

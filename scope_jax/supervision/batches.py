@@ -12,27 +12,28 @@ import numpy as np
 
 from scope_jax import tasks
 from scope_jax.data import Problems
+from scope_jax.devices.shapes import coarse_width, round_up
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.prm.formats import STEP_MARK
-from scope_jax.prm.model import length_bucket
+from scope_jax.streams import Host, host_rng
 from scope_jax.supervision.labels import LabelledRow
 from scope_jax.teachers.replies import encode_step, reference_steps, special_texts
 from scope_jax.text import encode_prompts, end_ids, split_steps
+from scope_jax.text.tokenizers import STEP_MARK
 
 Batch = dict[str, np.ndarray]
 # Of a trunk without a chat template, to be used in the format of Qwen2.5-Math-PRM.
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
+CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """style: of a domain's program. anyones_prefix: the first lines (none to all but one) are in
+    """style: of a domain's program. foreign_prefix: the first lines (none to all but one) are in
     random order and not trained on. in_steps: a reference solution is divided into the domain's
-    steps (`correction.replies.reference_steps`). chat: the prompt goes into the chat template.
+    steps (`teachers.replies.reference_steps`). chat: the prompt goes into the chat template.
     max_tokens: the longest row. end_id: the token behind a solution."""
 
     style: str
-    anyones_prefix: bool
+    foreign_prefix: bool
     in_steps: bool
     chat: bool
     max_tokens: int
@@ -71,7 +72,7 @@ class DemonstrationBatches:
             width,
         )
         self.position, self.dropped = 0, {"too_long": 0, "no_solution": 0, "untokenisable": 0}
-        self._rng = np.random.default_rng([seed, 7])
+        self._rng = host_rng(seed, Host.DEMONSTRATION_BATCHES)
 
     def __iter__(self) -> "DemonstrationBatches":
         return self
@@ -91,7 +92,7 @@ class DemonstrationBatches:
                     )
             else:
                 rows.append(row)
-        width = self.width or length_bucket(
+        width = self.width or coarse_width(
             max(len(given) + len(learned) for given, learned in rows)
         )
         tokens, weight = (
@@ -156,7 +157,7 @@ class DemonstrationBatches:
     def _texts(self, problem: tasks.Problem) -> tuple[str, str]:
         """(lines that are given, lines to learn)."""
         domain, spec, rng = self.domain, self.spec, self._rng
-        if not spec.anyones_prefix:
+        if not spec.foreign_prefix:
             text = domain.demonstration(problem, rng, spec.style) or problem.solution or ""
             if text and spec.in_steps:
                 text = "".join(reference_steps(text, domain.separator, domain.divider))
@@ -202,8 +203,8 @@ class LabelledSteps:
                 " cannot be scored"
             )
         self.batch, self.soft = batch, soft
-        self.width = -(-max(len(ids) for ids, _, _ in self.rows) // 8) * 8
-        self._rng = np.random.default_rng([seed, 8])
+        self.width = round_up(max(len(ids) for ids, _, _ in self.rows))
+        self._rng = host_rng(seed, Host.LABELLED_BATCHES)
 
     def __iter__(self) -> "LabelledSteps":
         return self
@@ -270,5 +271,5 @@ def with_step_mark(tokenizer: Any, vocab_size: int, name: str = "") -> Any:
                 " free row of the embedding"
             )
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        tokenizer.chat_template = CONTENTS_ONLY
     return tokenizer

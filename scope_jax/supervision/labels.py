@@ -12,57 +12,48 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scope_jax import correction, rollout, tasks
-from scope_jax.correction.monte_carlo import MONTE_CARLO_STREAM, successes
+from scope_jax import rollout, streams, tasks
+from scope_jax.correction import Scene, StepRows, first_error, in_steps
+from scope_jax.correction.monte_carlo import successes
 from scope_jax.devices.hosts import by_share, from_main, is_main
 from scope_jax.devices.mesh import put_rows, to_host
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import progress, write_atomically
-from scope_jax.text import encode_prompts
-from scope_jax.types import Rollout
+from scope_jax.text import encode_in_place
+from scope_jax.types import Rollout, check_choices
 
-KINDS = ("oracle", "monte_carlo")
-ESTIMATES = ("hard", "soft")
 THRESHOLDS = tuple(n / 10 for n in range(1, 10))
 ROWS_AT_ONCE = 256  # of the process reward model
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpec:
-    """kind: oracle | monte_carlo. continuations: of each prefix. estimate: of its value, hard (1
-    where any succeeded) or soft (the share that did)."""
+    """Where the labels of steps come from."""
 
-    kind: str = "oracle"
-    continuations: int = 8
-    estimate: str = "hard"
+    kind: Literal["oracle", "monte_carlo"] = "oracle"
+    continuations: int = 8  # of each prefix
+    # Of a prefix's value: hard (1 where any continuation succeeded) or soft (the share that did).
+    estimate: Literal["hard", "soft"] = "hard"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("kind", self.kind, KINDS),
-            ("estimate", self.estimate, ESTIMATES),
-        ):
-            if value not in known:
-                raise ValueError(f"labels.{name} = {value!r} is unknown; one of {', '.join(known)}")
+        check_choices(self, "labels")
         if self.continuations < 1:
             raise ValueError(f"labels.continuations = {self.continuations} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSpec:
-    """group: rollouts per problem. problems_at_once: problems of a chunk. prompt_tokens: longer
-    prompts are dropped and counted. chat: prompts go into the tokenizer's chat template."""
+    """The rollouts that are labelled."""
 
-    group: int
-    problems_at_once: int
-    prompt_tokens: int
-    chat: bool
-    sample: rollout.SampleSpec
+    group: int  # per problem
+    problems_at_once: int  # of a chunk
+    prompt_tokens: int  # longer prompts are dropped and counted
+    chat: bool  # prompts go into the tokenizer's chat template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +76,13 @@ def labelled_rows(
     path: str | Path,
     split: str,
     problems: Sequence[tasks.Problem],
-    policy: Callable[[], rollout.Generator],
-    tokenizer: Any,
-    domain: tasks.Domain,
-    *,
+    scene: Callable[[], Scene],
     rollouts: RolloutSpec,
     labels: LabelSpec,
-    key: jax.Array,
 ) -> tuple[list[LabelledRow], dict[str, int]]:
     """(rows, counters) of the rollouts of `problems`, read from the file at `path` as far as they
-    are there, else made and added to it. `split` tells apart several sets in one file. `policy()`
-    is called only if something is to be made.
+    are there, else made and added to it. `split` tells apart several sets in one file. `scene()`,
+    with the policy that writes them, is called only if something is to be made.
 
     The file has one JSON object for each row (split, row, id, prompt, steps, labels, oracle) and
     one at the end of each chunk (split, chunk, counters). Rows that did not end within the limit,
@@ -111,21 +98,12 @@ def labelled_rows(
     ]
     first_new = sum(line["split"] == split for line in done if "chunk" in line)
     bar = progress(len(chunks), initial=first_new, desc=f"rollouts {split}")
-    writer = policy() if first_new < len(chunks) else None
+    played = scene() if first_new < len(chunks) else None
     for number in range(first_new, len(chunks)):
-        assert writer is not None
-        place = number * rollouts.problems_at_once
-        rows, counts = _label_chunk(
-            writer,
-            tokenizer,
-            domain,
-            chunks[number],
-            place,
-            min(rollouts.problems_at_once, len(problems)),
-            rollouts,
-            labels,
-            key,
-        )
+        assert played is not None
+        size = min(rollouts.problems_at_once, len(problems))
+        first = number * rollouts.problems_at_once
+        rows, counts = _label_chunk(played, chunks[number], first, size, rollouts, labels)
         lines = [{"split": split, **row} for row in rows] + [
             {"split": split, "chunk": number, **counts}
         ]
@@ -174,52 +152,35 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _label_chunk(
-    policy: rollout.Generator,
-    tokenizer: Any,
-    domain: tasks.Domain,
+    scene: Scene,
     problems: Sequence[tasks.Problem],
     first: int,
     size: int,
     rollouts: RolloutSpec,
     labels: LabelSpec,
-    key: jax.Array,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """(rows, counters) of one chunk. `first`: number of its first problem, so that no two rows
-    have the same id."""
-    group, sample = rollouts.group, rollouts.sample
-    shown = [domain.policy_prompt(problem) for problem in problems]
-    encoded, dropped = encode_prompts(
-        tokenizer,
-        shown,
-        max_length=rollouts.prompt_tokens,
-        chat=rollouts.chat,
-        system=domain.system,
-    )
-    left, gone = iter(encoded), set(dropped)
-    # Dropped prompts, and places of the last chunk that no problem has, are rows in which nothing
-    # is written.
-    opened = np.array([n < len(problems) and n not in gone for n in range(size)])
-    ids = [next(left) if is_open else [0] for is_open in opened]
-    batch = rollout.from_prompts(
-        ids, group, rollouts.prompt_tokens + sample.max_new_tokens, first_row=first * group
-    )
-    opened_B = np.repeat(opened, group)
-    batch = batch.replace(finished_B=put_rows(~opened_B))
-    batch = rollout.generate(policy.params, policy.config, batch, key, sample, shared_prefix=group)
+    have the same id. `size`: problems of a full chunk."""
+    group, domain = rollouts.group, scene.domain
+    ids, batch = _roll_out(scene, problems, first, size, rollouts)
+    opened_B = np.repeat([row is not None for row in ids], group)
     finished = to_host(batch.finished_B)
-    rows = np.flatnonzero(finished & opened_B)
-    row_problems = [problems[min(b // group, len(problems) - 1)] for b in range(size * group)]
-    steps, ends, _ = correction.in_steps(batch, rows, tokenizer, domain.divider)
-    # What ended at once has no step.
-    full = [r for r in range(len(rows)) if steps[r]]
-    rows, steps, ends = rows[full], [steps[r] for r in full], [ends[r] for r in full]
-    check = lambda own, own_steps: [
-        domain.check_steps(row_problems[b], row) for b, row in zip(own, own_steps, strict=True)
-    ]
-    oracle = by_share(check, list(rows), steps)
+    rows = in_steps(
+        batch,
+        [problems[min(b // group, len(problems) - 1)] for b in range(size * group)],
+        np.flatnonzero(finished & opened_B),
+        scene.policy.tokenizer,
+        domain.divider,
+    )
+    rows = rows.take(np.flatnonzero(rows.count_R))  # what ended at once has no step
+
+    def check(problems: Sequence[tasks.Problem], lists: Sequence[list[str]]) -> list[Any]:
+        return [domain.check_steps(p, steps) for p, steps in zip(problems, lists, strict=True)]
+
+    oracle = by_share(check, rows.problems_R, rows.steps)
     counts = {
-        "rows": len(rows),
-        "prompt_too_long": len(gone),
+        "rows": len(rows.steps),
+        "prompt_too_long": sum(row is None for row in ids[: len(problems)]),
         "unfinished": int(np.sum(opened_B & ~finished)),
         "unjudged": 0,
         "rollout_tokens": int(jnp.sum(batch.length_B - batch.prompt_length_B)),
@@ -234,71 +195,82 @@ def _label_chunk(
     if labels.kind == "oracle":
         found = [[float(good) for good in row or []] for row in oracle]
     else:
-        found, more = monte_carlo_labels(
-            batch, rows, steps, ends, row_problems, policy, sample, tokenizer, domain, labels, key
-        )
+        found, more = monte_carlo_labels(rows, scene, labels)
         counts |= more
     lines = [
-        {"row": first * group + int(b), "id": row_problems[b].id, "prompt": row_problems[b].prompt}
-        | {"steps": steps[r], "labels": found[r], "oracle": oracle[r]}
-        for r, b in enumerate(rows)
+        {"row": first * group + int(b), "id": problem.id, "prompt": problem.prompt}
+        | {"steps": rows.steps[r], "labels": found[r], "oracle": oracle[r]}
+        for r, (b, problem) in enumerate(zip(rows.rows_R, rows.problems_R, strict=True))
         if found[r] is not None
     ]
-    return lines, counts | {"rows": len(lines), "unjudged": len(rows) - len(lines)}
+    return lines, counts | {"rows": len(lines), "unjudged": len(rows.steps) - len(lines)}
+
+
+def _roll_out(
+    scene: Scene,
+    problems: Sequence[tasks.Problem],
+    first: int,
+    size: int,
+    rollouts: RolloutSpec,
+) -> tuple[list[list[int] | None], Rollout]:
+    """(prompt ids of each of `size` problems, rollouts). Ids are None, and nothing is written to the
+    rows, where a prompt is too long or the last chunk has no problem left."""
+    policy, group = scene.policy, rollouts.group
+    ids = encode_in_place(
+        policy.tokenizer,
+        [scene.domain.policy_prompt(problem) for problem in problems],
+        max_length=rollouts.prompt_tokens,
+        chat=rollouts.chat,
+        system=scene.domain.system,
+    )
+    ids += [None] * (size - len(ids))
+    batch = rollout.from_prompts(
+        [row or [0] for row in ids],
+        group,
+        rollouts.prompt_tokens + policy.sampling.max_new_tokens,
+        first_row=first * group,
+    )
+    closed_B = np.repeat([row is None for row in ids], group)
+    batch = batch.replace(finished_B=put_rows(closed_B))
+    params, config = policy.generator.params, policy.generator.config
+    return ids, rollout.generate(
+        params, config, batch, scene.key, policy.sampling, shared_prefix=group
+    )
 
 
 def monte_carlo_labels(
-    batch: Rollout,
-    rows_R: np.ndarray,
-    steps: Sequence[Sequence[str]],
-    ends: Sequence[Sequence[int]],
-    problems: Sequence[tasks.Problem],
-    policy: rollout.Generator,
-    sample: rollout.SampleSpec,
-    tokenizer: Any,
-    domain: tasks.Domain,
-    spec: LabelSpec,
-    key: jax.Array,
+    rows: StepRows, scene: Scene, spec: LabelSpec
 ) -> tuple[list[list[float] | None], dict[str, int]]:
     """(labels of each row, None where its answer could not be judged; counters). The label of the
     last step is the row's own verdict; of another step, what `spec.estimate` makes of
     continuations after it. A row that is right is itself a success after each of its steps: under
     `hard` nothing of it is continued. After the first 0 the row is not looked at further.
     """
-    verdicts = tasks.verdicts(
-        domain, [problems[b] for b in rows_R], ["".join(row) for row in steps]
-    )
+    hard, count = spec.estimate == "hard", rows.count_R
+    verdicts = tasks.verdicts(scene.domain, rows.problems_R, ["".join(row) for row in rows.steps])
     right = np.array([verdict is True for verdict in verdicts], bool)
     alive = np.array([verdict is not None for verdict in verdicts], bool)
-    labels = [
-        [float(spec.estimate == "hard" and right[r])] * len(row) for r, row in enumerate(steps)
-    ]
-    prompt_length = to_host(batch.prompt_length_B)
-    count = np.array([len(row) for row in steps])
+    labels = [[float(hard and right[r])] * len(row) for r, row in enumerate(rows.steps)]
+    prompt_length = to_host(rows.rollout.prompt_length_B)[rows.rows_R]
     tokens = prefixes = 0
     for step in range(max(count, default=0) - 1):
-        asked = np.flatnonzero(alive & (count > step + 1) & ~(right & (spec.estimate == "hard")))
+        asked = np.flatnonzero(alive & (count > step + 1) & ~(right & hard))
         if not asked.size:
             continue
         won, spent = successes(
-            batch,
-            rows_R[asked],
-            prompt_length[rows_R[asked]] + np.array([ends[int(r)][step] for r in asked]),
-            problems,
+            rows.rollout,
+            rows.problems,
+            rows.rows_R[asked],
+            prompt_length[asked] + np.array([rows.ends[int(r)][step] for r in asked]),
+            scene,
             continuations=spec.continuations,
-            policy=policy,
-            sample_spec=sample,
-            key=key,
-            domain=domain,
-            tokenizer=tokenizer,
-            stream=MONTE_CARLO_STREAM + step,
+            stream=streams.MONTE_CARLO + step,
         )
         tokens, prefixes = tokens + spent, prefixes + len(asked)
         for r, n in zip(asked, won, strict=True):
-            value = (
-                max(n, int(right[r])) / spec.continuations
-            )  # a right row is one success at the least
-            labels[r][step] = float(n > 0) if spec.estimate == "hard" else value
+            # A right row is itself one success at least.
+            share = max(n, int(right[r])) / spec.continuations
+            labels[r][step] = float(n > 0) if hard else share
         alive[asked[(won == 0) & ~right[asked]]] = False
     for r in np.flatnonzero(alive):
         labels[r][-1] = float(right[r])
@@ -340,7 +312,10 @@ def score_rows(
         for part in parts
     ]
     J = max((len(row.steps) for row in rows), default=0)
-    widen = lambda x: np.pad(x, ((0, 0), (0, J - x.shape[1])))
+
+    def widen(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, J - x.shape[1])))
+
     score = [widen(score) for score, _ in scored] or [np.zeros((0, J), np.float32)]
     valid = [widen(valid) for _, valid in scored] or [np.zeros((0, J), bool)]
     return np.concatenate(score), np.concatenate(valid)
@@ -354,9 +329,7 @@ def first_error_rates(
     `truth`: per row, which steps are right."""
     counts = {"exact": 0, "not_later": 0, "later": 0, "none": 0}
     wrong = clean = right = 0
-    found = np.asarray(
-        correction.first_error(jnp.asarray(score_BJ), jnp.asarray(valid_BJ), threshold)
-    )
+    found = np.asarray(first_error(jnp.asarray(score_BJ), jnp.asarray(valid_BJ), threshold))
     for e, labels in zip(found, truth, strict=True):
         if False not in labels:
             right += 1

@@ -3,34 +3,35 @@
 In: a sweep file. Out: one JSON record per run, tables with intervals. `python -m scope_jax.sweep`.
 """
 
-from scope_jax.sweep.runs import (
-    Checkpoint,
-    Run,
+from scope_jax.sweep.records import (
     check_records,
-    chosen,
-    config_of,
-    finished,
-    load_sweep,
-    prepare,
+    is_finished,
     record_of,
-    run_config,
     settings_of,
-    work,
     write_failure,
     write_record,
 )
+from scope_jax.sweep.runs import (
+    Checkpoint,
+    Run,
+    config_of,
+    load_sweep,
+    run_config,
+    select_runs,
+)
+from scope_jax.sweep.worker import claim, work
 
 __all__ = [
     "Checkpoint",
     "Run",
     "check_records",
-    "chosen",
+    "claim",
     "config_of",
-    "finished",
+    "is_finished",
     "load_sweep",
-    "prepare",
     "record_of",
     "run_config",
+    "select_runs",
     "settings_of",
     "work",
     "write_failure",

@@ -1,75 +1,71 @@
-"""A sweep whose runs take a whole slice each, for launch/sweep_slice.sh: what is to be started,
-and records of what came back.
+"""A sweep whose runs take a whole slice each, for launch/sweep_slice.sh: which runs to start, and
+the records of those that came back.
 
     python -m scope_jax.sweep.slices plan --sweep=FILE --records=DIR [--only=PATTERN] [--shard=I/N]
     python -m scope_jax.sweep.slices record --sweep=FILE --records=DIR --name=RUN --workdir=DIR
     python -m scope_jax.sweep.slices failed --sweep=FILE --records=DIR --name=RUN --reason=TEXT
 
-`plan` prints the names of the runs without a record, each with a zero byte behind it, as bash's
-`mapfile -d ''` reads them. What is to be started is then `configs/sweeps/one.py:FILE:RUN`. Needs
-no accelerator. Exit code 2: bad input, also of `record`, where what came back is not that of a
+`plan` prints the names of the runs without a record, each followed by a zero byte, as bash's
+`mapfile -d ''` reads them; the config of such a run is `configs/sweeps/one.py:FILE:RUN`. No
+accelerator is needed. Exit code 2: bad input, also for `record` where the files are not those of a
 finished run; 1: a file could not be read or written, which says nothing about the run.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scope_jax.config import check_config
+from scope_jax import cli
+from scope_jax.configuration import train_config
 from scope_jax.run import read_metrics
-from scope_jax.sweep.runs import (
-    Run,
+from scope_jax.sweep.records import (
     check_records,
-    chosen,
     code_version,
-    config_of,
-    finished,
-    load_sweep,
+    is_finished,
     record_of,
     write_failure,
     write_record,
 )
+from scope_jax.sweep.runs import Run, config_of, load_sweep, select_runs
 
 
 def record(run: Run, workdir: Path, records: Path) -> None:
-    """Write the record of a run whose `metrics.jsonl` and `summary.json` lie in `workdir`. Raises
+    """Write the record of a run whose `metrics.jsonl` and `summary.json` are in `workdir`. Raises
     ValueError where they are not those of a finished run."""
     for name in ("metrics.jsonl", "summary.json"):
         if not (workdir / name).is_file():
             raise ValueError(f"{workdir / name}: missing; a finished run has it")
-    rows, summary = (
-        read_metrics(workdir / "metrics.jsonl"),
-        json.loads((workdir / "summary.json").read_text()),
-    )
+    rows = read_metrics(workdir / "metrics.jsonl")
+    summary = json.loads((workdir / "summary.json").read_text())
     if len(rows) != summary["steps"]:
         raise ValueError(f"{workdir}: {len(rows)} lines of metrics of {summary['steps']} steps")
+    config = config_of(run.config, run.overrides)
     seconds = sum(row.get("time/total") or 0.0 for row in rows)
-    write_record(
-        records,
-        record_of(
-            run, config_of(run.config, run.overrides), rows, summary, seconds, code_version()
-        ),
-    )
+    write_record(records, record_of(run, config, rows, summary, seconds, code_version()))
+
+
+WHAT = ("plan", "record", "failed")
+FLAGS = (
+    cli.Flag("sweep", "Python file with sweep()", kind=Path, required=True),
+    cli.Flag("records", "directory of the records", kind=Path, required=True),
+    cli.Flag("only", "of plan: pattern of names", "*"),
+    cli.Flag("shard", "of plan: I/N, this machine's share of the runs", "0/1"),
+    cli.Flag("name", "of record and failed: which run", ""),
+    cli.Flag("workdir", "of record: where the run's files lie", ".", Path),
+    cli.Flag("reason", "of failed: why", ""),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scope_jax.sweep.slices", description="For launch/sweep_slice.sh."
-    )
-    parser.add_argument("what", choices=("plan", "record", "failed"))
-    parser.add_argument("--sweep", required=True)
-    parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--only", default="*")
-    parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--name", default="")
-    parser.add_argument("--workdir", type=Path, default=Path())
-    parser.add_argument("--reason", default="")
-    args = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    what = words.pop(0) if words else ""
+    args = cli.parse(words, FLAGS)
     try:
+        if what not in WHAT:
+            raise ValueError(f"{what!r}: expected one of {', '.join(WHAT)}")
         runs, checkpoints = load_sweep(args.sweep)
-        if args.what == "plan":
+        if what == "plan":
             for checkpoint in checkpoints:
                 if not (Path(checkpoint.directory) / "config.json").is_file():
                     raise ValueError(
@@ -77,25 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         f" (python -m scope_jax.sweep --sweep={args.sweep} --only= ...) and send"
                         " them along"
                     )
-            runs = chosen(runs, args.only, args.shard)
+            runs = select_runs(runs, args.only, args.shard)
             for run in runs:
-                check_config(config_of(run.config, run.overrides))
+                train_config(config_of(run.config, run.overrides))
             check_records(runs, args.records)
             sys.stdout.write(
-                "".join(f"{run.name}\0" for run in runs if not finished(args.records, run.name))
+                "".join(f"{run.name}\0" for run in runs if not is_finished(args.records, run.name))
             )
             return 0
         named = [run for run in runs if run.name == args.name]
         if not named:
             raise ValueError(f"--name={args.name}: no run of {args.sweep}")
-        if args.what == "record":
+        if what == "record":
             record(named[0], args.workdir, args.records)
         else:
             write_failure(args.records, named[0], args.reason)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        # A disk that is full, say; what a plan cannot read was named by the caller.
-        return 1 if args.what != "plan" and isinstance(error, OSError) else 2
+        # A full disk, say, is no bad input. A file that a plan cannot read is: the caller named it.
+        return 1 if what != "plan" and isinstance(error, OSError) else 2
     return 0
 
 

@@ -70,6 +70,16 @@ class Arithmetic(GeneratedDomain):
                 f"arithmetic: misconception {self.misconception}: expected a probability"
             )
 
+    @property
+    def how_to_read(self) -> str:
+        """What the first line of a solution says, by an example."""
+        first, second = self.add((0, 0), "+7")
+        return (
+            f"+7{first}{second} takes the term +7 of the problem and writes the running totals"
+            f" after it, {first} modulo {self.moduli[0]} and {second} modulo {self.moduli[1]};"
+            " terms may come in any order, and the last two totals are the answer"
+        )
+
     # ---- problems
 
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:

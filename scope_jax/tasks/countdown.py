@@ -100,6 +100,15 @@ class Countdown(GeneratedDomain):
                 f"countdown: misconception {self.misconception}: expected a probability"
             )
 
+    @property
+    def how_to_read(self) -> str:
+        """What a line of a solution says, by an example."""
+        return (
+            "5-3=2 8 4 takes 5 and 3 from the numbers at hand, writes their difference 2, and lists"
+            " the numbers that are left beside it, 8 and 4; all numbers must be used, and the last"
+            " result must be the target"
+        )
+
     # ---- problems
 
     def problem(self, seed: int, split: str, index: int, k: int | Sequence[int]) -> Problem:

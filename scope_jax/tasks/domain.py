@@ -48,6 +48,22 @@ class Domain(abc.ABC):
         """What divides a text into steps."""
         return re.compile(self.boundary) if self.boundary else self.separator
 
+    @property
+    def writes_steps(self) -> bool:
+        """Whether a program can write the next step of a solution (`next_step`)."""
+        return type(self).next_step is not Domain.next_step
+
+    @property
+    def checks_steps(self) -> bool:
+        """Whether steps can be checked without a model (`check_steps`)."""
+        return type(self).check_steps is not Domain.check_steps
+
+    @property
+    def how_to_read(self) -> str:
+        """One line for people who see a step of this domain for the first time; empty where steps
+        are plain language."""
+        return ""
+
     def policy_prompt(self, problem: Problem) -> str:
         """What the policy is shown of a problem: the user's turn, or all of the prompt without a
         chat template."""

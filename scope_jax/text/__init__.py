@@ -7,6 +7,7 @@ importing it is cheap (transformers is imported where a tokenizer is loaded).
 from scope_jax.text.steps import split_steps, step_ends, stop_table
 from scope_jax.text.tokenizers import (
     character_tokenizer,
+    encode_in_place,
     encode_prompts,
     end_ids,
     load_tokenizer,
@@ -15,6 +16,7 @@ from scope_jax.text.tokenizers import (
 
 __all__ = [
     "character_tokenizer",
+    "encode_in_place",
     "encode_prompts",
     "end_ids",
     "load_tokenizer",

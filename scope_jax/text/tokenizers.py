@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_TOKEN = "<|endoftext|>"
-STEP_TOKEN = (  # the step mark of Qwen2.5-Math-PRM, so that our PRMs are used like that one
-    "<extra_0>"
-)
+# The step mark of Qwen2.5-Math-PRM: our process reward models are used like that one.
+STEP_MARK = "<extra_0>"
 
 # No role marks: a conversation is the prompt followed by the solution, exactly as in training.
-_PLAIN_TEMPLATE = (
+_PROMPT_THEN_SOLUTION = (
     "{% for message in messages %}{% if message['role'] in ['user', 'assistant'] %}{{"
     " message['content'] }}{% endif %}{% endfor %}"
 )
@@ -55,7 +54,7 @@ def character_tokenizer(characters: str, *, multiple: int = 8) -> "PreTrainedTok
             f"character_tokenizer: {characters!r}: expected ASCII characters without repetition"
         )
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    names = [END_TOKEN, STEP_TOKEN, *(byte_level.pre_tokenize_str(c)[0][0] for c in characters)]
+    names = [END_TOKEN, STEP_MARK, *(byte_level.pre_tokenize_str(c)[0][0] for c in characters)]
     reserved = [f"<reserved_{i}>" for i in range(-len(names) % multiple)]
     vocabulary = {name: i for i, name in enumerate(names + reserved)}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
@@ -65,10 +64,10 @@ def character_tokenizer(characters: str, *, multiple: int = 8) -> "PreTrainedTok
         tokenizer_object=backend,
         eos_token=END_TOKEN,
         pad_token=END_TOKEN,
-        additional_special_tokens=[STEP_TOKEN, *reserved],
+        additional_special_tokens=[STEP_MARK, *reserved],
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = _PLAIN_TEMPLATE
+    tokenizer.chat_template = _PROMPT_THEN_SOLUTION
     return tokenizer
 
 
@@ -197,6 +196,22 @@ def encode_prompts(
         else:
             dropped.append(index)
     return kept, dropped
+
+
+def encode_in_place(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_length: int,
+    chat: bool = False,
+    system: str | None = None,
+) -> list[list[int] | None]:
+    """`encode_prompts` with every prompt in its place: None where it does not fit."""
+    kept, dropped = encode_prompts(
+        tokenizer, prompts, max_length=max_length, chat=chat, system=system
+    )
+    fitting, too_long = iter(kept), set(dropped)
+    return [None if n in too_long else next(fitting) for n in range(len(prompts))]
 
 
 def end_ids(source: "str | pathlib.Path | PreTrainedTokenizerBase") -> tuple[int, ...]:

@@ -6,35 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from scope_jax import models, rollout, tasks, teachers
-from scope_jax.config import endpoint_spec, needs_prm, needs_teacher, teacher_spec
+from scope_jax import models, rollout, teachers
+from scope_jax.configuration import Scope, TrainConfig
+from scope_jax.correction import Localiser, make_localiser
 from scope_jax.data.load import Task, load_task
-from scope_jax.devices.mesh import reshape_mesh, to_host_memory
+from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Actors:
-    """Who takes part in a run: the policy (before training), teacher and PRM where there is a
-    correction, the task."""
+    """Who takes part in a run."""
 
-    config: models.ModelConfig
-    params: models.Params
-    tokenizer: Any
+    config: models.ModelConfig  # of the policy
+    params: models.Params  # of the policy; empty once a `Learner` has taken them over
+    tokenizer: Any  # of the policy
     task: Task
-    teacher: teachers.Teacher | None
-    prm: ProcessRewardModel | None
+    teacher: teachers.Teacher | None  # where the method asks one
+    localiser: Localiser | None  # where the method looks for wrong steps
 
 
-def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | None = None) -> Actors:
+def load_actors(
+    config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None = None
+) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
     answers are kept in `workdir` where the config names no other place."""
     if not config.models.policy:
         raise ValueError(
-            "config.models.policy is empty; give the Hugging Face directory of the policy to train"
+            "config.models.policy is None; give the Hugging Face directory of the policy to train"
         )
     model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
     rollout.check_heads(model_config, mesh)
@@ -48,26 +49,35 @@ def load_actors(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path | Non
     model_config = dataclasses.replace(
         model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
     )
-    task = load_task(**config.task.to_dict(), tokenizer=tokenizer)
-    teacher = prm = None
-    if needs_teacher(config):
+    task = load_task(config.task, tokenizer)
+    teacher = localiser = None
+    if config.uses_teacher:
         teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
-    if needs_prm(config):
-        if not config.models.prm:
-            raise ValueError(
-                "config.models.prm is empty; this config scores steps with a process reward model"
-            )
-        own = _own_mesh(config, "prm", mesh)
-        prm = ProcessRewardModel.load(
-            config.models.prm, dtype=config.dtype, mesh=own, format=config.models.prm_format
+    if config.uses_localiser:
+        prm = load_prm(config, mesh) if config.uses_prm else None
+        localiser = make_localiser(config.localiser, prm)
+    return Actors(model_config, params, tokenizer, task, teacher, localiser)
+
+
+def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel:
+    """The process reward model that the config names."""
+    if not config.models.prm:
+        raise ValueError(
+            "config.models.prm is None; this config scores steps with a process reward model"
         )
-        if config.placement.prm == "host":
-            prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
-    return Actors(model_config, params, tokenizer, task, teacher, prm)
+    prm = ProcessRewardModel.load(
+        config.models.prm,
+        dtype=config.dtype,
+        mesh=_own_mesh(config, "prm", mesh),
+        format=config.models.prm_format,
+    )
+    if config.placement.prm == "host":
+        prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
+    return prm
 
 
 def load_teacher(
-    config: ConfigDict,
+    config: TrainConfig,
     policy: models.ModelConfig,
     tokenizer: Any,
     task: Task,
@@ -75,7 +85,8 @@ def load_teacher(
     workdir: Path | None = None,
 ) -> teachers.Teacher:
     """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
-    spec, endpoint = teacher_spec(config), endpoint_spec(config)
+    spec, endpoint = config.teacher, config.teacher.endpoint
+    teacher_writes_tails = isinstance(config.method, Scope) and config.method.tail == "teacher"
     if spec.kind == "endpoint":
         if not endpoint.cache and workdir is not None:
             endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
@@ -83,7 +94,7 @@ def load_teacher(
     if spec.kind == "self":
         return teachers.ModelTeacher(None, spec)
     if spec.kind == "program":
-        if type(task.domain).next_step is tasks.Domain.next_step:
+        if not task.domain.writes_steps:
             raise ValueError(
                 f"teacher.kind 'program': domain {task.domain.name!r} has no program that writes"
                 " steps; use 'model'"
@@ -94,23 +105,23 @@ def load_teacher(
                 f"config.teacher.style = {spec.style!r} is no style of {task.domain.name!r}; one of"
                 f" {', '.join(styles)}"
             )
-        return teachers.ProgramTeacher(spec.style)
+        return teachers.ProgramTeacher(spec)
     if spec.kind == "reference":
         if not any(problem.solution for problem in task.train[:16]):
             raise ValueError(
                 f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a"
                 " solution"
             )
-        return teachers.ReferenceTeacher()
+        return teachers.ReferenceTeacher(spec)
     directory = config.models.teacher
     if not directory:
         raise ValueError(
-            "config.models.teacher is empty; the correction needs a teacher (a Hugging Face"
+            "config.models.teacher is None; the correction needs a teacher (a Hugging Face"
             " directory)"
         )
-    own_mesh = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=own_mesh)
-    rollout.check_heads(teacher_config, own_mesh)
+    where = _own_mesh(config, "teacher", mesh)
+    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=where)
+    rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(
             f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')"
@@ -120,26 +131,21 @@ def load_teacher(
         same = own.get_vocab() == tokenizer.get_vocab()
     except FileNotFoundError:
         own, same = None, teacher_config.vocab_size == policy.vocab_size
-    if not same and (own is None or not spec.prompted or config.correction.tail == "teacher"):
+    if not same and (own is None or not spec.prompted or teacher_writes_tails):
         raise ValueError(
             f"{directory}: another tokenizer than the policy's (vocabulary of"
             f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
             " continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    params = models.decode_layout(teacher_config, params, own_mesh)
+    params = models.decode_layout(teacher_config, params, where)
     if config.placement.teacher == "host":
         params = to_host_memory(params)
-    writer = rollout.Generator(params, teacher_config, own_mesh)
+    writer = rollout.Generator(params, teacher_config, where)
     return teachers.ModelTeacher(writer, spec, None if same else own)
 
 
-def _own_mesh(config: ConfigDict, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def _own_mesh(config: TrainConfig, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The mesh of the teacher or the PRM. Raises ValueError where it does not hold the run's
     devices."""
-    shape = config.meshes[name].to_dict()
-    if not any(shape.values()):
-        return mesh
-    try:
-        return reshape_mesh(mesh, **shape)
-    except ValueError as error:
-        raise ValueError(f"config.meshes.{name}: {error}") from None
+    shape = dataclasses.asdict(getattr(config.mesh, name))
+    return own_mesh(mesh, shape, f"config.mesh.{name}")

@@ -1,79 +1,147 @@
 """What learns in a run: the trained parameters, their optimiser, and the compiled updates."""
 
 import dataclasses
-import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from scope_jax import learning, models, rollout
-from scope_jax.config import lora_spec, loss_spec, optimizer_spec
-from scope_jax.devices.hosts import settle
+from scope_jax import learning, models, rollout, streams
+from scope_jax.configuration import TrainConfig
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
+from scope_jax.devices.programs import program
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
-# Keys of steps count up from 0: this one is none of theirs.
-LORA_STREAM = 2**31 - 1
-# Streams of a step's key that no row has: the order of groups in an epoch.
-ORDER_STREAM = 1 << 21
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
 
-_take_rows = jax.jit(rollout.take_rows)
+_token_weights = program(learning.token_weights, static_argnames="spec")
+
+
+# ---- what a config asks for
+
+
+def update_spec(config: TrainConfig) -> learning.UpdateSpec:
+    """The update of a rollout batch, in one micro-batch."""
+    return learning.UpdateSpec(
+        loss=config.loss,
+        optimizer=config.optimizer,
+        temperature=config.rollout.temperature,
+        lora=config.lora.spec,
+        dtype=config.dtype,
+    )
+
+
+def cloning_spec(config: TrainConfig) -> learning.UpdateSpec:
+    """The update of a supervised step, in one micro-batch."""
+    return dataclasses.replace(update_spec(config), loss=CLONING, temperature=1.0, entropy=False)
+
+
+def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "reference"]]:
+    """{name of a log-prob that the loss needs beside the trained one: whose it is}. The sampler's
+    are recorded in the rollout; the policy's (before the updates) and the reference's are computed.
+    """
+    training, loss = config.training, config.loss
+    inputs: dict[str, Literal["sampler", "policy", "reference"]] = {}
+    if loss.old_logp == "sampler":
+        inputs["old_logp"] = "sampler"
+    elif training.epochs * training.mini_batches > 1:
+        inputs["old_logp"] = "policy"
+    if loss.kl_weight > 0:
+        inputs["reference_logp"] = "reference"
+    if loss.tis_cap is not None:
+        inputs["sampler_logp"] = "sampler"
+    if loss.teacher_term == "importance":
+        inputs["teacher_logp"] = "sampler"
+    return inputs
+
+
+def buckets_and_passes(
+    groups: int, group: int, length_buckets: int, micro_batches: int
+) -> tuple[int, int]:
+    """(length buckets that the rows of an update are divided into, micro-batches of each bucket)
+    for `groups` groups of `group` rows."""
+    buckets = math.gcd(groups, length_buckets)
+    return buckets, math.gcd(groups // buckets * group, max(micro_batches // buckets, 1))
+
+
+# ---- the learner
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows of one update, and the arrays that its loss needs."""
+
+    rows: Rollout
+    arrays: dict[str, jax.Array]  # [B], or [B, T] at the rows' tokens
+    group: int  # consecutive rows with the same prompt
+
+    def take(self, index: Any, group: int | None = None) -> "Batch":
+        """The rows of these numbers, in groups of `group` (None: as here)."""
+        rows, arrays = _take((self.rows, self.arrays), jnp.asarray(index))
+        return Batch(rows, arrays, group or self.group)
+
+
+@program
+def _take(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 class Learner:
-    """The state of a run and the moves that change it. `state` may be replaced by a restored one.
+    """The state of a run and the moves that change it.
 
-    With adapters (`lora.rank`), they are all that is trained and checkpointed; the weights stay
-    those of models.policy.
+    With adapters (`lora.rank`), only they are trained and checkpointed; the weights stay those of
+    models.policy.
     """
 
-    def __init__(self, config: ConfigDict, actors: Actors, mesh: Mesh, root: jax.Array):
+    def __init__(self, config: TrainConfig, actors: Actors, mesh: Mesh, root: jax.Array):
+        """Takes the weights over: afterwards `actors` has none, and those that are not needed any
+        more are freed."""
         self.config, self.model, self.mesh = config, actors.config, mesh
-        self.losses, self.lora = loss_spec(config), lora_spec(config)
-        self.optimizer = optimizer_spec(config)
+        self.spec = update_spec(config)
+        weights, actors.params = actors.params, {}
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
-        self.start: models.Params = (
-            actors.params if self.lora is not None or self.losses.kl_weight > 0 else {}
-        )
+        needed = self.spec.lora is not None or self.spec.loss.kl_weight > 0
+        self.start: models.Params = weights if needed else {}
         if config.placement.reference == "host":
             self.start = to_host_memory(self.start)
-        trained = actors.params
-        if self.lora is not None:
-            trained = models.init_lora(
-                actors.config, self.lora, jax.random.fold_in(root, LORA_STREAM), mesh
-            )
-        # What weights are used in; what they are kept in may be wider.
+        if self.spec.lora is not None:
+            key = jax.random.fold_in(root, streams.LORA)
+            weights = models.init_lora(self.model, self.spec.lora, key, mesh)
+        # The dtype that weights are used in; they may be kept in a wider one.
         self.dtype = jnp.dtype(config.dtype)
         kept = "float32" if config.training.master_weights == "float32" else None
-        self.state = learning.init_state(trained, learning.make_optimizer(self.optimizer), kept)
+        self.state = learning.init_state(
+            weights, learning.make_optimizer(self.spec.optimizer), kept
+        )
 
     # ---- moves
 
-    def policy(self) -> rollout.Generator:
-        """The policy of the moment, laid out for decoding. With `placement.optimizer` the moments,
-        and weights that are kept in another dtype than they are used in, wait in host memory from
-        now on, until the next update."""
-        parks = self.config.placement.optimizer == "host"
-        if parks:
+    def publish(self) -> rollout.Generator:
+        """The policy as it is now, laid out for decoding. With `placement.optimizer`, the moments,
+        and weights that are kept in another dtype than the one in use, move to host memory until
+        the next update."""
+        to_host = self.config.placement.optimizer == "host"
+        if to_host:
             self.state = dataclasses.replace(
                 self.state, opt_state=to_host_memory(self.state.opt_state)
             )
-        writer = rollout.Generator(
+        generator = rollout.Generator(
             models.decode_layout(self.model, self._params(), self.mesh), self.model
         )
-        if parks and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
+        if to_host and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
             self.state = dataclasses.replace(self.state, params=to_host_memory(self.state.params))
-        return writer
+        return generator
+
+    def restore(self, state: learning.TrainState) -> None:
+        """Go on from the state of a checkpoint."""
+        self.state = state
 
     def update(
         self,
@@ -84,239 +152,157 @@ class Learner:
         key: jax.Array,
         step: int,
     ) -> dict[str, float]:
-        """The updates of one rollout batch: `training.epochs` times over its groups, in
-        `training.mini_batches` parts of whole groups each. `advantage` [B] or [B, T]. Returns
-        metrics."""
-        config, losses = self.config, self.losses
-        parts, epochs, micro = (
-            config.training.mini_batches,
-            config.training.epochs,
-            config.training.micro_batches,
-        )
-        B = rows.tokens_BT.shape[0]
-        arrays = {"advantage": jnp.asarray(advantage)}
-        several = parts * epochs > 1
-        if config.loss.old_logp == "sampler":
-            arrays["old_logp"] = rows.logp_BT
-        elif several:
-            arrays["old_logp"] = self._logprobs(self._params(), rows, group)
-        if losses.kl_weight > 0:
-            arrays["reference_logp"] = self._logprobs(to_device_memory(self.start), rows, group)
-        if losses.tis_cap is not None:
-            arrays["sampler_logp"] = rows.logp_BT
-        if losses.teacher_term == "importance":
-            arrays["teacher_logp"] = rows.logp_BT
+        """The updates of one rollout batch: `training.epochs` times over its groups, each time in
+        `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]. Returns metrics.
+        """
+        config, loss = self.config, self.spec.loss
+        parts, epochs = config.training.mini_batches, config.training.epochs
+        arrays = {"advantage": jnp.asarray(advantage), "include": jnp.asarray(include_B)}
+        for name, whose in loss_inputs(config).items():
+            if whose == "sampler":
+                arrays[name] = rows.logp_BT
+            else:
+                params = self._params() if whose == "policy" else to_device_memory(self.start)
+                arrays[name] = self._logprobs(params, rows, group)
+        whole = Batch(rows, arrays, group)
         weight = learning.schedule_value(
-            config.loss.teacher_schedule,
-            losses.teacher_weight,
-            config.loss.teacher_weight_end,
+            loss.teacher_schedule,
+            loss.teacher_weight,
+            loss.teacher_weight_end,
             step,
             config.steps,
         )
-        include = jnp.asarray(include_B)
-        seen = []
+        step_stats = []
         for epoch in range(epochs):
-            for index in _mini_batches(B // group, parts, group, key, epoch):
-                if parts == 1:
-                    part, own, counts = rows, arrays, include
-                else:
-                    part = _rows(rows, index)
-                    own, counts = {name: x[index] for name, x in arrays.items()}, include[index]
-                settle((part, own, counts))
-                on, off = settle(learning.token_weights(part, losses, include_B=counts))
-                seen.append(
-                    self._step(
-                        losses,
-                        config.rollout.temperature,
-                        part,
-                        own | {"on": on, "off": off},
-                        group,
-                        micro,
-                        weight,
-                    )
+            groups = rows.tokens_BT.shape[0] // group
+            for index in _mini_batches(groups, parts, group, key, epoch):
+                batch = whole if parts == 1 else whole.take(index)
+                step_stats.append(
+                    self._step(self.spec, batch, config.training.micro_batches, weight)
                 )
-        return self._metrics(seen) | {"loss/teacher_weight": float(weight)}
+        return self._metrics(step_stats) | {"loss/teacher_weight": float(weight)}
 
     def clone(self, rows: Rollout, include_B: np.ndarray, parts: int = 1) -> dict[str, float]:
-        """Supervised updates on the TEACHER tokens of `rows`, one for each of `parts` runs of
-        rows; none for a part where `include_B` is nowhere set."""
+        """Supervised updates on the TEACHER tokens of `rows`, one for each of `parts` equal runs of
+        rows; none for a part that `include_B` leaves out altogether. Returns metrics."""
         B = rows.tokens_BT.shape[0]
-        seen = []
+        spec, whole = cloning_spec(self.config), Batch(rows, {"advantage": jnp.zeros(B)}, 1)
+        step_stats = []
         for index in np.arange(B).reshape(parts, -1):
             if not include_B[index].any():
                 continue
-            part = rows if parts == 1 else _rows(rows, index)
-            on, off = learning.token_weights(part, CLONING)
-            micro = int(np.gcd(len(index), self.config.training.micro_batches))
-            arrays = {"advantage": jnp.zeros(len(index)), "on": on, "off": off}
-            seen.append(self._step(CLONING, 1.0, part, arrays, 1, micro, 1.0))
-        return self._metrics(seen)
+            batch = whole if parts == 1 else whole.take(index)
+            micro_batches = math.gcd(len(index), self.config.training.micro_batches)
+            step_stats.append(self._step(spec, batch, micro_batches, 1.0))
+        return self._metrics(step_stats)
 
     def save(self, workdir: Path) -> None:
-        """The policy as `workdir/model`, adapters as `workdir/adapter`."""
+        """Write the policy as `workdir/model`, adapters as `workdir/adapter`."""
         models.save(workdir / "model", self.model, self._params(), None)
-        if self.lora is not None:
+        if self.spec.lora is not None:
             models.save_lora(
                 workdir / "adapter",
                 self.model,
                 self.state.params,
-                self.lora,
-                base=self.config.models.policy,
+                self.spec.lora,
+                base=self.config.models.policy or "",
             )
 
     # ---- parts
 
     def _params(self) -> models.Params:
-        """The weights of the moment, as they are used."""
+        """The weights as they are now, in the dtype in use."""
         trained = to_device_memory(self.state.params)
-        if self.lora is None:
+        if self.spec.lora is None:
             return models.in_dtype(trained, self.dtype)
-        return models.merge(self.model, self.start, trained, self.lora)
+        return models.merge(self.model, self.start, trained, self.spec.lora)
 
     def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
-        micro = self.config.training.micro_batches * self.config.training.mini_batches
-        buckets, passes = self._buckets(rows, group, micro)
-        run = _logprobs_program(
-            self.model, self.config.rollout.temperature, passes, models.unroll_layers()
+        training = self.config.training
+        groups = rows.tokens_BT.shape[0] // group
+        micro_batches = training.micro_batches * training.mini_batches
+        buckets, passes = buckets_and_passes(groups, group, training.length_buckets, micro_batches)
+        run = learning.make_logprobs(
+            self.model, temperature=self.spec.temperature, micro_batches=passes
         )
         if buckets == 1:
             return run(params, rows, group)
         order, unit = learning.length_order(rows, group, buckets)
-        parts = [
-            settle(run(params, settle(_rows(rows, index)), unit, coarse=True)) for index in order
-        ]
-        return jnp.concatenate(parts)[np.argsort(order.ravel())]
-
-    def _buckets(self, rows: Rollout, group: int, micro_batches: int) -> tuple[int, int]:
-        """Into how many parts of like length the rows of an update go, and in how many passes each
-        of them."""
-        groups = rows.tokens_BT.shape[0] // group
-        buckets = math.gcd(groups, self.config.training.length_buckets)
-        return buckets, math.gcd(groups // buckets * group, max(micro_batches // buckets, 1))
+        whole = Batch(rows, {}, unit)
+        parts = [run(params, whole.take(index).rows, unit, coarse=True) for index in order]
+        return _in_order(parts, np.argsort(order.ravel()))
 
     def _step(
-        self,
-        spec: learning.LossSpec,
-        temperature: float,
-        rows: Rollout,
-        arrays: dict[str, jax.Array],
-        group: int,
-        micro_batches: int,
-        weight: Any,
+        self, spec: learning.UpdateSpec, batch: Batch, micro_batches: int, teacher_weight: Any
     ) -> dict[str, Any]:
-        buckets, passes = self._buckets(rows, group, micro_batches)
-        update = _update_program(
-            self.model,
-            spec,
-            self.optimizer,
-            self.lora,
-            temperature,
-            self.config.training.remat,
-            passes,
-            models.unroll_layers(self.config.training.remat),
-            self.config.dtype,
+        """One update; returns its statistics."""
+        groups = batch.rows.tokens_BT.shape[0] // batch.group
+        buckets, passes = buckets_and_passes(
+            groups, batch.group, self.config.training.length_buckets, micro_batches
         )
+        model = dataclasses.replace(self.model, remat=self.config.training.remat)
+        update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
+        arrays = dict(batch.arrays)
+        on, off = _token_weights(batch.rows, spec.loss, include_B=arrays.pop("include", None))
+        batch = dataclasses.replace(batch, arrays=arrays | {"on": on, "off": off})
         if buckets == 1:
-            packed = settle(learning.pack(rows, arrays, group, passes))
+            parts = [batch]
         else:
-            packed, (order, unit) = [], learning.length_order(rows, group, buckets)
-            for index in order:
-                part, own = settle(
-                    (_rows(rows, index), {name: x[index] for name, x in arrays.items()})
-                )
-                packed.append(settle(learning.pack(part, own, unit, passes, coarse=True)))
-        fixed = {"teacher_weight": jnp.float32(weight)} | (
-            {} if self.lora is None else {"base": self.start}
-        )
-        self.state, stats = update(to_device_memory(self.state), packed, fixed)
+            order, unit = learning.length_order(batch.rows, batch.group, buckets)
+            parts = [batch.take(index, unit) for index in order]
+        packed = [
+            learning.pack(part.rows, part.arrays, part.group, passes, coarse=buckets > 1)
+            for part in parts
+        ]
+        scalars: dict[str, Any] = {"teacher_weight": jnp.float32(teacher_weight)}
+        if spec.lora is not None:
+            scalars["base"] = self.start
+        self.state, stats = update(to_device_memory(self.state), packed, scalars)
         return stats
 
-    def _metrics(self, seen: list[dict[str, Any]]) -> dict[str, float]:
+    def _metrics(self, step_stats: list[dict[str, Any]]) -> dict[str, float]:
         """Statistics of a step's updates as metrics: means over tokens, means of loss and norm
         over the updates."""
-        seen = jax.device_get(seen)
+        step_stats = jax.device_get(step_stats)
         metrics = {
             "grad/skipped": float(jax.device_get(self.state.skipped)),
-            "grad/skipped_now": float(sum(stats["skipped"] for stats in seen)),
-            "update/count": float(len(seen)),
+            "grad/skipped_now": float(sum(stats["skipped"] for stats in step_stats)),
+            "update/count": float(len(step_stats)),
         }
-        if not seen:
+        if not step_stats:
             return metrics
         stats = learning.merge_stats(
             *(
                 {k: v for k, v in s.items() if k not in ("loss", "grad_norm", "skipped")}
-                for s in seen
+                for s in step_stats
             )
         )
         metrics |= {name: float(value) for name, value in learning.finish_stats(stats).items()}
         for name in ("loss/policy", "loss/teacher"):
-            metrics[name] /= len(seen)
+            metrics[name] /= len(step_stats)
         taken = int(jax.device_get(self.state.updates))
         return metrics | {
-            "loss/total": float(np.mean([s["loss"] for s in seen])),
-            "grad/norm": float(np.mean([s["grad_norm"] for s in seen])),
+            "loss/total": float(np.mean([s["loss"] for s in step_stats])),
+            "grad/norm": float(np.mean([s["grad_norm"] for s in step_stats])),
             "optimizer/learning_rate": float(
-                learning.learning_rate(self.optimizer, max(taken - 1, 0))
+                learning.learning_rate(self.spec.optimizer, max(taken - 1, 0))
             ),
         }
 
 
-def _rows(rows: Rollout, index: Any) -> Rollout:
-    return _take_rows(rows, jnp.asarray(index), jnp.ones(len(index), bool))
+@program
+def _in_order(parts: list[jax.Array], order: jax.Array) -> jax.Array:
+    return jnp.concatenate(parts)[order]
 
 
 def _mini_batches(
     groups: int, parts: int, group: int, key: jax.Array, epoch: int
 ) -> list[jax.Array]:
-    """Row numbers of each mini-batch of an epoch: whole groups, in an order of the epoch's own."""
+    """Row numbers of each mini-batch of an epoch: whole groups, in a random order per epoch."""
     if parts == 1:
         return [jnp.arange(groups * group)]
     order = jax.random.permutation(
-        jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch), groups
+        jax.random.fold_in(jax.random.fold_in(key, streams.ORDER), epoch), groups
     )
     rows = order[:, None] * group + jnp.arange(group)[None]
     return list(rows.reshape(parts, -1))
-
-
-# Programs are kept beyond a run: several runs of one process (a sweep) share what is equal.
-@functools.lru_cache(maxsize=64)
-def _update_program(
-    config: models.ModelConfig,
-    spec: learning.LossSpec,
-    optimizer: learning.OptimizerSpec,
-    lora: models.LoraSpec | None,
-    temperature: float,
-    remat: str,
-    micro_batches: int,
-    unrolled: bool,
-    dtype: str,
-) -> Any:
-    objective = learning.policy_objective(
-        config,
-        spec,
-        temperature=temperature,
-        entropy=spec != CLONING,
-        remat=remat,
-        lora=lora,
-        unrolled=unrolled,
-    )
-    table = None if lora is None else models.lora_table(config, lora)
-    # Adapters are actors where they are attached.
-    used = dtype if lora is None else None
-    return learning.make_update(
-        objective,
-        learning.make_optimizer(optimizer),
-        config,
-        micro_batches,
-        table=table,
-        dtype=used,
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def _logprobs_program(
-    config: models.ModelConfig, temperature: float, micro_batches: int, unrolled: bool
-) -> Any:
-    return learning.make_logprobs(
-        config, temperature=temperature, micro_batches=micro_batches, unrolled=unrolled
-    )

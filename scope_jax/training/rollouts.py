@@ -1,21 +1,20 @@
-"""The rows of one training step: problems drawn, rollouts written, verdicts, and the teacher's
-demonstrations among them."""
+"""The rows of one training step: problems drawn, rollouts written and judged, demonstrations."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from scope_jax import learning, rollout, tasks, teachers
-from scope_jax.config import demonstration_spec
-from scope_jax.data import Problems
+from scope_jax.configuration import Luffy, TrainConfig
+from scope_jax.correction import Groups, Scene
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.report import SampleGroup, group_metrics
+from scope_jax.run import PhaseTimer
 from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
@@ -23,227 +22,210 @@ from scope_jax.types import Rollout
 _take_rows = jax.jit(rollout.take_rows)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Groups:
-    """Judged rows in whole groups of `group` consecutive ones.
-
-    reward_B: 1 right, 0 wrong, NaN where there is no verdict. include_B: rows that count in the
-    group mean and in the update. own_B: rows that the policy wrote (the others are
-    demonstrations). problems: one per row.
-    """
-
-    rollout: Rollout
-    group: int
-    problems: list[tasks.Problem]
-    reward_B: np.ndarray
-    include_B: np.ndarray
-    own_B: np.ndarray
-    metrics: dict[str, float]
-
-
 @dataclasses.dataclass
-class Cursor:
-    """Where the run stands in its problems: `position` counts those consumed, `dropped` ones (too
-    long) included."""
+class Progress:
+    """Where a run stands, beside what is learned."""
 
-    position: int = 0
-    dropped: int = 0
+    position: int = 0  # problems consumed, those that were dropped included
+    dropped: int = 0  # of these: prompts that were too long
+    # Prompts whose group failed altogether, until a supervised step on them (ReLIFT).
+    waiting: list[tasks.Problem] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint."""
+        waiting = [dataclasses.asdict(problem) for problem in self.waiting]
+        return {"position": self.position, "dropped": self.dropped, "waiting": waiting}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take up what `to_json` made."""
+        self.position, self.dropped = saved["position"], saved["dropped"]
+        self.waiting = [tasks.Problem(**problem) for problem in saved.get("waiting", ())]
 
 
-def next_problems(
-    source: Problems,
-    tokenizer: Any,
-    *,
-    seed: int,
-    position: int,
-    count: int,
-    max_tokens: int,
-    chat: bool,
-    domain: tasks.Domain | None = None,
-) -> tuple[list[tasks.Problem], list[list[int]], int, int]:
-    """(problems, their prompt ids, new position, dropped): the next `count` problems whose prompts
-    fit. `position` counts the problems consumed so far, dropped ones included; the order is a pure
-    function of seed and position. `domain` says how a problem is shown."""
-    shown = (lambda problem: problem.prompt) if domain is None else domain.policy_prompt
-    system = None if domain is None else domain.system
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """What every stage of a step works with."""
 
-    def encode(own: Sequence[tasks.Problem]) -> list[list[int] | None]:
-        fitting, gone = encode_prompts(
-            tokenizer, [shown(p) for p in own], max_length=max_tokens, chat=chat, system=system
-        )
-        left = iter(fitting)
-        return [None if n in set(gone) else next(left) for n in range(len(own))]
+    number: int
+    key: jax.Array  # of random draws on the devices
+    seed: int  # of random draws on the host
+    timer: PhaseTimer
+
+
+def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, step: Step) -> Scene:
+    """What the correction and the credit of a step are played in."""
+    sampling = config.rollout.sampling(actors.config.end_ids)
+    return Scene(
+        actors.task.domain,
+        rollout.Policy(policy, actors.tokenizer, sampling),
+        step.key,
+        teacher=actors.teacher,
+        localiser=actors.localiser,
+        seed=step.seed,
+        timer=step.timer,
+    )
+
+
+def draw(
+    actors: Actors, config: TrainConfig, progress: Progress, count: int
+) -> tuple[list[tasks.Problem], list[list[int]]]:
+    """(problems, their prompt ids): the next `count` problems whose prompts fit; moves `progress`.
+
+    The order is a pure function of seed and position. Raises ValueError where no prompt fits.
+    """
+    source, limit = actors.task.train, config.rollout.prompt_tokens
+
+    def encode(drawn: Sequence[tasks.Problem]) -> list[list[int] | None]:
+        return encoded_or_none(actors, config, drawn)
 
     problems: list[tasks.Problem] = []
     ids: list[list[int]] = []
     dropped = 0
     while len(problems) < count:
         need = count - len(problems)
-        drawn = source.draw(seed, position, need)
-        position += need
+        drawn = source.draw(config.seed, progress.position, need)
+        progress.position += need
         encoded = by_share(encode, drawn)
         problems += [p for p, row in zip(drawn, encoded, strict=True) if row is not None]
         ids += [row for row in encoded if row is not None]
         dropped += sum(row is None for row in encoded)
         if dropped > 10 * count + len(source):
             raise ValueError(
-                f"{source.name}: no prompt fits into rollout.prompt_tokens = {max_tokens}; raise it"
+                f"{source.name}: no prompt fits into rollout.prompt_tokens = {limit}; raise it"
             )
-    return problems, ids, position, dropped
-
-
-def draw(
-    actors: Actors, config: ConfigDict, cursor: Cursor, count: int
-) -> tuple[list[tasks.Problem], list[list[int]]]:
-    """`next_problems` of the run; moves the cursor."""
-    problems, ids, cursor.position, gone = next_problems(
-        actors.task.train,
-        actors.tokenizer,
-        seed=config.seed,
-        position=cursor.position,
-        count=count,
-        max_tokens=config.rollout.prompt_tokens,
-        chat=config.rollout.chat,
-        domain=actors.task.domain,
-    )
-    cursor.dropped += gone
+    progress.dropped += dropped
     return problems, ids
+
+
+def encoded_or_none(
+    actors: Actors, config: TrainConfig, problems: Sequence[tasks.Problem]
+) -> list[list[int] | None]:
+    """Prompt ids of each problem as the policy is shown it; None where they are too long."""
+    domain = actors.task.domain
+    fitting, gone = encode_prompts(
+        actors.tokenizer,
+        [domain.policy_prompt(problem) for problem in problems],
+        max_length=config.rollout.prompt_tokens,
+        chat=config.rollout.chat,
+        system=domain.system,
+    )
+    left, dropped = iter(fitting), set(gone)
+    return [None if n in dropped else next(left) for n in range(len(problems))]
 
 
 def collect_rollouts(
     actors: Actors,
     policy: rollout.Generator,
-    config: ConfigDict,
-    sampling: rollout.SampleSpec,
-    key: jax.Array,
-    cursor: Cursor,
-    timer: Callable[[str], Any],
+    config: TrainConfig,
+    progress: Progress,
+    step: Step,
 ) -> Groups:
     """One step's rollouts with their verdicts: an unfinished row is wrong, a row that could not be
     judged has reward NaN.
 
-    With `rollout.resample` further batches of prompts are rolled out, so many at the most, until
+    With `method.resample`, up to that many further batches of prompts are rolled out until
     `rollout.prompts` groups with two different rewards are found (DAPO, arXiv 2503.14476, section
     3.2); groups of one reward fill up what is missing then. The metrics speak of all rollouts,
     those that were left out included.
     """
-    P, M = config.rollout.prompts, config.rollout.group - config.demonstrations.per_group
+    P, M = config.rollout.prompts, config.rollout.group
+    if isinstance(config.method, Luffy):
+        M -= config.method.per_group
+    domain = actors.task.domain
+    sampling = config.rollout.sampling(actors.config.end_ids)
+    sampling = dataclasses.replace(sampling, seats=config.rollout.seats)
     parts: list[Rollout] = []
     problems: list[tasks.Problem] = []
     written: list[list[int]] = []
     text: list[str] = []
     rewards: list[np.ndarray] = []
     finished: list[np.ndarray] = []
-    for attempt in range(1 + config.rollout.resample):
-        drawn, ids = draw(actors, config, cursor, P)
-        with timer("rollout"):
-            batch = rollout.from_prompts(
-                ids,
-                M,
-                config.rollout.prompt_tokens + config.rollout.new_tokens,
-                first_row=attempt * P * M,
-            )
-            batch = policy.extend(
-                batch,
-                key,
-                sampling,
-                shared_prefix=M,
-                slots=config.rollout.slots or None,
-            )
+    for attempt in range(1 + config.resample):
+        drawn, ids = draw(actors, config, progress, P)
+        with step.timer("rollout"):
+            first_row = attempt * P * M
+            batch = rollout.from_prompts(ids, M, config.rollout.length, first_row=first_row)
+            batch = policy.extend(batch, step.key, sampling, shared_prefix=M)
             own = rollout.completion_ids(batch)
-        with timer("verify"):
+        with step.timer("verify"):
             words = rollout.texts(own, actors.tokenizer)
-            rows = [p for p in drawn for _ in range(M)]
+            rows = [problem for problem in drawn for _ in range(M)]
             ended = to_host(batch.finished_B)
-            rewards.append(judge(actors.task.domain, rows, words, ended))
+            rewards.append(judge(domain, rows, words, ended))
             finished.append(ended)
         parts.append(batch)
         problems += rows
         written += own
         text += words
         reward = np.concatenate(rewards)
-        telling = np.flatnonzero(~learning.zero_groups(reward, M))
-        if len(telling) >= P:
+        informative = np.flatnonzero(~learning.zero_groups(reward, M))
+        if len(informative) >= P:
             break
-    metrics = rollout_metrics(
-        np.concatenate(finished), reward, written, text, problems, M, actors.task.domain
-    )
-    metrics |= {
-        "rollout/batches": float(len(parts)),
-        "cost/rollout_tokens": float(sum(len(x) for x in written)),
-    }
+    metrics = rollout_metrics(np.concatenate(finished), reward, written, text, problems, M, domain)
+    metrics["rollout/batches"] = float(len(parts))
+    metrics["cost/rollout_tokens"] = float(sum(len(x) for x in written))
     batch = parts[0]
     if len(parts) > 1:
-        others = [g for g in range(len(parts) * P) if g not in set(telling.tolist())]
-        chosen = np.array(sorted([*telling[:P], *others[len(others) - max(P - len(telling), 0) :]]))
-        index = (chosen[:, None] * M + np.arange(M)).reshape(-1)
+        index = _kept_rows(informative, P, len(parts) * P, M)
         batch = _take_rows(
             jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
             jnp.asarray(index),
             jnp.ones(len(index), bool),
         )
         problems, reward = [problems[b] for b in index], reward[index]
-    return Groups(
-        batch, M, problems, reward, ~np.isnan(reward), np.ones(len(reward), bool), metrics
-    )
+    own_B = np.ones(len(reward), bool)
+    return Groups(batch, M, problems, reward, ~np.isnan(reward), own_B, metrics)
+
+
+def _kept_rows(informative: np.ndarray, P: int, groups: int, M: int) -> np.ndarray:
+    """The rows of P of all groups: those with two rewards first, the last of the others."""
+    others = [g for g in range(groups) if g not in set(informative.tolist())]
+    filler = others[len(others) - max(P - len(informative), 0) :]
+    chosen = np.array(sorted([*informative[:P], *filler]))
+    return (chosen[:, None] * M + np.arange(M)).reshape(-1)
 
 
 def collect_demonstrations(
     actors: Actors,
-    config: ConfigDict,
-    sampling: rollout.SampleSpec,
+    config: TrainConfig,
     problems: Sequence[tasks.Problem],
-    key: jax.Array,
-    seed: int,
-    timer: Callable[[str], Any],
+    step: Step,
     first_row: int = 0,
 ) -> Groups:
     """The teacher's demonstrations, one row for each problem, with their verdicts. Rows without a
     demonstration, and with `demonstrations.verified` those that the verifier does not accept, are
     not included and hold the prompt alone."""
-    spec = demonstration_spec(config)
+    spec, domain = config.demonstrations, actors.task.domain
     assert actors.teacher is not None
-    with timer("demonstrate"):
-        shown = [actors.task.domain.policy_prompt(problem) for problem in problems]
-        ids, dropped = encode_prompts(
-            actors.tokenizer,
-            shown,
-            max_length=config.rollout.prompt_tokens,
-            chat=config.rollout.chat,
-            system=actors.task.domain.system,
+    with step.timer("demonstrate"):
+        ids = [row for row in encoded_or_none(actors, config, problems) if row is not None]
+        assert len(ids) == len(problems)  # the same prompts were rolled out
+        demonstrated = actors.teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems=problems,
+                rows=rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row),
+                tokenizer=actors.tokenizer,
+                sampling=config.rollout.sampling(actors.config.end_ids),
+                domain=domain,
+                temperature=spec.temperature,
+                key=step.key,
+                seed=step.seed,
+            )
         )
-        assert not dropped  # the same prompts were rolled out
-        found = teachers.demonstrate(
-            actors.teacher,
-            problems,
-            ids,
-            max_length=config.rollout.prompt_tokens + config.rollout.new_tokens,
-            first_row=first_row,
-            sample_spec=sampling,
-            temperature=spec.temperature,
-            key=key,
-            seed=seed,
-            domain=actors.task.domain,
-            tokenizer=actors.tokenizer,
-            prompt_tokens=config.teacher.prompt_tokens,
-        )
-    with timer("verify"):
-        there = np.array([reason is None for reason in found.failed])
-        reward = judge(
-            actors.task.domain,
-            problems,
-            rollout.completion_texts(found.rollout, actors.tokenizer),
-            there,
-        )
-    reward[~there] = np.nan
-    include = there & ((reward == 1) if spec.verified else ~np.isnan(reward))
-    metrics = found.metrics | {
-        "demonstrations/right_share": float(np.mean(reward[there] == 1)) if there.any() else 0.0,
+    with step.timer("verify"):
+        given = np.array([reason is None for reason in demonstrated.failed])
+        texts = rollout.completion_texts(demonstrated.rollout, actors.tokenizer)
+        reward = judge(domain, problems, texts, given)
+    reward[~given] = np.nan
+    include = given & ((reward == 1) if spec.verified else ~np.isnan(reward))
+    right = float(np.mean(reward[given] == 1)) if given.any() else 0.0
+    metrics = demonstrated.metrics | {
+        "demonstrations/right_share": right,
         "demonstrations/used": float(include.sum()),
     }
-    own = np.zeros(len(reward), bool)
-    rows = teachers.without(found.rollout, jnp.asarray(~include))
-    return Groups(rows, 1, list(problems), reward, include, own, metrics)
+    rows = teachers.without(demonstrated.rollout, jnp.asarray(~include))
+    own_B = np.zeros(len(reward), bool)
+    return Groups(rows, 1, list(problems), reward, include, own_B, metrics)
 
 
 def with_demonstrations(own: Groups, shown: Groups) -> Groups:
@@ -254,7 +236,10 @@ def with_demonstrations(own: Groups, shown: Groups) -> Groups:
     index = np.concatenate(
         [np.arange(P * M).reshape(P, M), P * M + np.arange(P * d).reshape(P, d)], axis=1
     ).reshape(-1)
-    both = lambda a, b: np.concatenate([a, b])[index]
+
+    def both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.concatenate([a, b])[index]
+
     rows = _take_rows(
         jax.tree.map(lambda a, b: jnp.concatenate([a, b]), own.rollout, shown.rollout),
         jnp.asarray(index),

@@ -13,14 +13,13 @@ from support.fixtures import CHARACTERS, TINY, tiny_params
 from support.tiny_runs import Tiny
 
 from scope_jax import models, rollout, tasks
-from scope_jax.correction import in_steps
+from scope_jax.correction import Scene, in_steps
 from scope_jax.correction.monte_carlo import (
-    MONTE_CARLO_STREAM,
     locate_first_error,
     search_first_error,
     successes,
 )
-from scope_jax.rollout import Generator
+from scope_jax.rollout import Generator, Policy
 from scope_jax.text import character_tokenizer, encode_prompts, load_tokenizer
 from scope_jax.types import Owner
 
@@ -115,18 +114,18 @@ def made():
     return tokenizer, policy, key, batch
 
 
-def ask(made, rows, length, **more):
+def ask(made, rows, length, *, continuations=K, stream=9, sampling=SPEC):
     tokenizer, policy, key, batch = made
-    settings = dict(
-        continuations=K,
-        policy=policy,
-        sample_spec=SPEC,
-        key=key,
-        domain=EvenTexts(),
-        tokenizer=tokenizer,
-        stream=9,
+    scene = Scene(EvenTexts(), Policy(policy, tokenizer, sampling), key)
+    return successes(
+        batch,
+        PROBLEMS,
+        np.array(rows),
+        np.array(length),
+        scene,
+        continuations=continuations,
+        stream=stream,
     )
-    return successes(batch, np.array(rows), np.array(length), PROBLEMS, **(settings | more))
 
 
 def one_by_one(made, row: int, length: int, stream: int) -> tuple[int, int]:
@@ -186,7 +185,7 @@ def test_whole_rows_are_judged_and_not_continued(made):
 def test_unfinished_continuations_are_no_success(made):
     batch = made[3]
     spec = dataclasses.replace(SPEC, max_new_tokens=2, end_ids=(47,))
-    won, tokens = ask(made, [0, 2], np.asarray(batch.prompt_length_B)[[0, 2]], sample_spec=spec)
+    won, tokens = ask(made, [0, 2], np.asarray(batch.prompt_length_B)[[0, 2]], sampling=spec)
     assert won.tolist() == [0, 0] and tokens == 2 * K * 2
     with pytest.raises(ValueError, match="continuations = 0 must be at least 1"):
         ask(made, [0], [3], continuations=0)
@@ -211,17 +210,11 @@ def test_first_errors_of_a_trained_policy_against_the_step_check(checkpoints: Ti
     )
     text = rollout.completion_texts(batch, tokenizer)
     failed = np.flatnonzero(~np.array(domain.verify(problems, text)) & np.asarray(batch.finished_B))
-    failed = failed[[len(row) == 2 for row in in_steps(batch, failed, tokenizer, "\n")[0]]]
-    steps, ends, _ = in_steps(batch, failed, tokenizer, "\n")
-    settings = dict(
-        continuations=4,
-        policy=policy,
-        sample_spec=spec,
-        key=key,
-        domain=domain,
-        tokenizer=tokenizer,
-    )
-    found = locate_first_error(batch, failed, ends, problems, **settings)
+    rows = in_steps(batch, problems, failed, tokenizer, "\n")
+    rows = rows.take(np.flatnonzero(rows.count_R == 2))
+    failed, steps, ends = rows.rows_R, rows.steps, rows.ends
+    scene = Scene(domain, Policy(policy, tokenizer, spec), key)
+    found = locate_first_error(rows, scene, continuations=4)
     assert found.probes == len(failed) > 10 and found.tokens > 0
     truth = np.array(
         [
@@ -235,7 +228,7 @@ def test_first_errors_of_a_trained_policy_against_the_step_check(checkpoints: Ti
     assert 0 < np.sum(found.error_R == 1) < np.sum(truth == 1) < len(failed)
     # The same by hand: one prefix of one step each, in the search's only round.
     length = np.asarray(batch.prompt_length_B)[failed] + np.array([row[0] for row in ends])
-    won, tokens = successes(batch, failed, length, problems, **settings, stream=MONTE_CARLO_STREAM)
+    won, tokens = successes(batch, problems, failed, length, scene, continuations=4)
     assert found.error_R.tolist() == (won > 0).astype(int).tolist() and tokens == found.tokens
     assert np.all(
         np.asarray(batch.owner_BT)[failed] <= Owner.POLICY

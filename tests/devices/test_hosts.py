@@ -80,9 +80,12 @@ seen = []
 def work(own):
     seen.extend(own)
     return [[row * 2, "é" * row] for row in own]
-print("RESULT", hosts.by_share(work, list(range(7))) == [[n * 2, "é" * n] for n in range(7)], seen)
-print("RESULT", hosts.by_share(lambda own: list(own), ["a"]), hosts.by_share(lambda own: list(own), []))
-print("RESULT", hosts.exchange(jax.process_index()), hosts.any_process(jax.process_index() == 2), hosts.any_process(False))
+made = hosts.by_share(work, list(range(7)))
+print("RESULT", made == [[n * 2, "é" * n] for n in range(7)], seen)
+print("RESULT", *(hosts.by_share(lambda own: list(own), rows) for rows in (["a"], [])))
+number = jax.process_index()
+asked = hosts.any_process(number == 2), hosts.any_process(False)
+print("RESULT", hosts.exchange(number), *asked)
 hosts.finish()
 """
     codes, said = wait(start(program(body), tmp_path, 3, 2), tmp_path, 120)
@@ -103,10 +106,12 @@ def command_line(tmp_path: Path, entry: str) -> list[str]:
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
     )
     body = (
-        "import os, time\nimport jax\nfrom scope_jax import cli\nfrom scope_jax.devices import hosts\n"
+        "import os, time\nimport jax\nfrom scope_jax import cli\n"
+        "from scope_jax.configuration import TrainConfig\nfrom scope_jax.devices import hosts\n"
         f"def entry(*_):\n{textwrap.indent(entry, '    ')}\n"
     )
-    return [sys.executable, "-c", f"{body}cli.run(entry, workdir=False)", f"--config={config}"]
+    body += "cli.run(entry, TrainConfig, file='run.py', workdir=False)"
+    return [sys.executable, "-c", body, f"--config={config}"]
 
 
 def test_processes_on_cpus_need_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -191,7 +196,8 @@ like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.
 with Checkpoints(root / "whole") as checkpoints:
     for step in (1, 2):
         checkpoints.save(step, made(step), {"step": step})
-files = sorted(path.relative_to(root / "whole") for path in (root / "whole" / "2").glob("state/ocdbt.process_*/d/*"))
+found = (root / "whole" / "2").glob("state/ocdbt.process_*/d/*")
+files = sorted(path.relative_to(root / "whole") for path in found)
 for number, file in enumerate(files):
     folder = root / str(number)
     if hosts.is_main():
@@ -314,9 +320,9 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(
     process on another mesh, and ends where the undisturbed run ends."""
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     mesh |= {
-        f"meshes.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
+        f"mesh.teacher.{axis}": size for axis, size in (("data", 8), ("fsdp", 1), ("tensor", 1))
     }
-    mesh |= {f"meshes.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
+    mesh |= {f"mesh.prm.{axis}": size for axis, size in (("data", 1), ("fsdp", 4), ("tensor", 2))}
     one, two = tmp_path / "one", tmp_path / "two"
     train(checkpoints, checkpoints.folder, one, 1, 8, {"steps": 3, **mesh})
     running = start(run(checkpoints, two, {"steps": 2, **mesh}), checkpoints.folder, 2, 4)
@@ -356,7 +362,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_checkpoint(
             assert found[k] == wanted[k] or found[k] == pytest.approx(
                 wanted[k], abs=2e-5, rel=1e-4
             ), k
-    changed = ("--allow_changed_config=steps,mesh,meshes",)
+    changed = ("--allow_changed_config=steps,mesh",)
     train(
         checkpoints,
         checkpoints.folder,

@@ -1,6 +1,7 @@
 """Layout: which device holds what, and the same update on every mesh and with every split into
 micro-batches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
 
 from scope_jax import learning, models
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec, put_rows
+from scope_jax.learning.objectives import Loss
 from scope_jax.types import Owner, Rollout
 
 SPEC = learning.LossSpec(
@@ -62,8 +64,10 @@ def batch() -> tuple[Rollout, dict[str, np.ndarray]]:
     }
 
 
-def objective() -> learning.update.Loss:
-    return learning.policy_objective(TINY, SPEC, temperature=0.9, entropy=True, remat="layer")
+def objective() -> Loss:
+    return learning.policy_objective(
+        dataclasses.replace(TINY, remat="layer"), SPEC, temperature=0.9, entropy=True
+    )
 
 
 def numbers(tree) -> dict[str, np.ndarray]:
@@ -74,7 +78,9 @@ def numbers(tree) -> dict[str, np.ndarray]:
 
 
 def adam_state(opt_state) -> optax.ScaleByAdamState:
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+    def is_adam(x) -> bool:
+        return isinstance(x, optax.ScaleByAdamState)
+
     (found,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
     return found
 

@@ -1,6 +1,7 @@
 """`scope_jax.fit`: slices, rooflines, reading compiled programs, the programs themselves; with
 libtpu also compiling for a TPU."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh
 
 from scope_jax import learning, models
-from scope_jax.config import default_config, loss_spec, optimizer_spec
+from scope_jax.configuration import default_config, lora_spec, loss_spec, optimizer_spec
 from scope_jax.fit import command, hlo, lint, topology
 from scope_jax.fit.costs import (
     attention_flops,
@@ -36,7 +37,6 @@ from scope_jax.fit.topology import parse_topology
 from scope_jax.models.weights import weight_table
 from scope_jax.rollout import SampleSpec, from_prompts
 from scope_jax.sweep.runs import config_of
-from scope_jax.training import learner
 
 # The function of this name hides its module in the package.
 generate_module = importlib.import_module("scope_jax.rollout.generate")
@@ -66,8 +66,8 @@ def small_config(directory: Path):
     config.task.name, config.task.data = "math", "data"
     config.task.train = {"some": {"path": "x", "fields": {"prompt": "p"}, "answer_from": "boxed"}}
     config.models.policy = config.models.teacher = str(directory)
-    config.correction.enabled, config.correction.localiser = True, "oracle"
-    config.rollout.prompts, config.rollout.group, config.rollout.slots = 16, 4, 0
+    config.correction.enabled, config.localiser.kind = True, "oracle"
+    config.rollout.prompts, config.rollout.group, config.rollout.seats = 16, 4, 0
     config.rollout.prompt_tokens, config.rollout.new_tokens = 64, 192
     config.training.micro_batches, config.training.remat = 4, "layer"
     return config
@@ -395,7 +395,7 @@ def test_shapes_of_the_state_are_those_of_a_run(moments, rank):
     with on_mesh("2x2x2") as params:
         trained = params
         if rank:
-            spec = learner.lora_spec(config)
+            spec = lora_spec(config)
             trained = models.init_lora(TINY, spec, jax.random.key(0), mesh)
         real = learning.init_state(trained, learning.make_optimizer(optimizer_spec(config)))
     made = train_state(config, TINY, jnp.float32, mesh)
@@ -435,7 +435,9 @@ def test_a_rollout_is_the_trainers_own_program(tmp_path, monkeypatch):
     made = plan(config, Models(TINY, TINY), list(mesh_of("2x2x2").devices.flat))
     (rollout,) = (program for program in made.programs if program.name == "rollout")
     calls = []
-    monkeypatch.setattr(generate_module, "_generate", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(
+        generate_module, "generate_program", lambda *arguments: calls.append(arguments)
+    )
     with on_mesh("2x2x2") as params:
         batch = from_prompts([[1, 2, 3], [4] * 8], 4, 32)
         generate_module.generate(
@@ -447,7 +449,8 @@ def test_a_rollout_is_the_trainers_own_program(tmp_path, monkeypatch):
             shared_prefix=4,
         )
         monkeypatch.undo()
-        assert generate_module._generate.lower(*calls[0]).as_text() == rollout.lower().as_text()
+        program = generate_module.generate_program
+        assert program.lower(*calls[0]).as_text() == rollout.lower().as_text()
 
 
 def test_an_update_is_the_trainers_own_program(tmp_path):
@@ -467,22 +470,15 @@ def test_an_update_is_the_trainers_own_program(tmp_path):
         arrays |= dict(zip(("on", "off"), learning.token_weights(rows, loss_spec(config))))
         packed = learning.pack(rows, arrays, 4, 2)
         state = learning.init_state(params, learning.make_optimizer(optimizer_spec(config)))
-        program = learner._update_program(
-            TINY,
-            loss_spec(config),
-            optimizer_spec(config),
-            None,
-            1.0,
-            "layer",
-            2,
-            models.unroll_layers("layer"),
-            "float32",
+        spec = learning.UpdateSpec(
+            loss_spec(config), optimizer_spec(config), micro_batches=2, dtype="float32"
         )
+        program = learning.update_program(dataclasses.replace(TINY, remat="layer"), spec)
         scalars = {"teacher_weight": jnp.float32(1)}
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (state, packed)
         )
-        assert jax.jit(program, donate_argnums=0).lower(*shapes, scalars).as_text() == lowered
+        assert program.whole.lower(*shapes, scalars).as_text() == lowered
 
 
 def test_a_plan_names_what_stays_in_memory(tmp_path):
@@ -516,7 +512,7 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
     assert by_name["rollout"].gone == {"teacher", "weights", "moments"}
     assert by_name["teacher"].gone == {"weights", "moments"}
     config.training.master_weights = "none"
-    config.correction.rows, config.rollout.cache = 8, "int8"
+    config.method.rows_at_once, config.rollout.cache = 8, "int8"
     made = plan(config, found, jax.devices())
     assert made.held["weights"] == pytest.approx(2 * count / 8, rel=0.02)
     by_name = {program.name: program for program in made.programs}
@@ -566,7 +562,7 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
     ]
     config.training.micro_batches = 4
     config.loss.kl_weight = 0.0
-    config.demonstrations.per_group = 1
+    config.method.per_group = 1
     made = plan(config, Models(shapes, shapes), jax.devices())
     assert [program.name for program in made.programs] == [
         "rollout",
@@ -582,14 +578,14 @@ def test_more_programs_where_the_config_needs_them(tmp_path):
         (lambda config: config.mesh.update(data=3), "needs 24 devices, 8 are here"),
         (
             lambda config: config.mesh.update(fsdp=2, tensor=4),
-            "does not divide the 2 key and value heads of the policy",
+            "does not divide the 2 kv heads of the policy",
         ),
         (
-            lambda config: config.meshes.teacher.update(data=1, fsdp=1, tensor=8),
-            "2 key and value heads of the teacher",
+            lambda config: config.mesh.teacher.update(data=1, fsdp=1, tensor=8),
+            "2 kv heads of the teacher",
         ),
         (
-            lambda config: config.meshes.teacher.update(data=3, fsdp=1, tensor=2),
+            lambda config: config.mesh.teacher.update(data=3, fsdp=1, tensor=2),
             r"config\.meshes\.teacher: mesh .* 8 devices",
         ),
     ],
@@ -650,7 +646,7 @@ def test_sizes_that_every_device_has_its_share_of(tmp_path):
     assert command.resized(config, "rollout", 32).rollout.slots == 32
     larger = command.resized(config, "rollout", 128)
     assert (larger.rollout.prompts, larger.rollout.slots) == (2 * prompts, 128)
-    assert (config.rollout.slots, config.rollout.prompts) == (0, prompts)
+    assert (config.rollout.seats, config.rollout.prompts) == (0, prompts)
     # A pass never has more rows than a length bucket has.
     config.training.length_buckets = 2
     assert command.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
@@ -791,7 +787,7 @@ def run_fit(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_bad_input_is_one_line_and_exit_code_2():
-    done = run_fit("--config=configs/math/scope_qwen2_5_math_1_5b.py", "--topology=v5litepod-8")
+    done = run_fit("--config=scope,math_1_5b", "--topology=v5litepod-8")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --topology='v5litepod-8': expected kind:AxB")
@@ -889,4 +885,4 @@ def test_heads_of_the_shipped_configs_can_be_split(name):
     assert set(sources) == {"policy", "teacher", "prm"}
     assert found.policy.num_kv_heads % config.mesh.tensor == 0
     assert found.teacher is not None
-    assert found.teacher.num_kv_heads % config.meshes.teacher.tensor == 0
+    assert found.teacher.num_kv_heads % config.mesh.teacher.tensor == 0

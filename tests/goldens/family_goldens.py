@@ -1,6 +1,7 @@
 """The part of make_goldens.py about model families: what transformers and torch say of the
 checkpoints in families_fixture.py, and live checks of what `models.save` writes of them."""
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -154,10 +155,9 @@ def check_family(name: str, made: dict[str, np.ndarray], source: Path) -> list[s
         prompts = [made["tokens"][0, :size].tolist() for size in PROMPTS]
         rows = rollout.from_prompts(prompts, 1, 16 + NEW)
         spec = rollout.SampleSpec(temperature=0.0, max_new_tokens=NEW, end_ids=())
-        for unrolled in (True, False):
-            written = rollout.generate(
-                params, config, rows, jax.random.key(0), spec, unrolled=unrolled
-            )
+        for scan_layers in (False, True):
+            form = dataclasses.replace(config, scan_layers=scan_layers)
+            written = rollout.generate(params, form, rows, jax.random.key(0), spec)
             for number, prompt in enumerate(prompts):
                 # Without a mask, generate() takes tokens that equal the pad token for padding.
                 row = torch.tensor([prompt])

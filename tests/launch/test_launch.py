@@ -347,7 +347,7 @@ DRY = {
     "common.sh": [()],
     "slice.sh": [()],
     "watch.sh": [()],
-    "run_local.sh": [(CONFIG, "my run", "--config.x=a 'b'")],
+    "run_local.sh": [(CONFIG, "my run", "--config.x=a 'b'"), ("scope,arithmetic", "my run")],
     "sweep_slice.sh": [(SWEEP, "my records", *SLICE, "--secrets=my secrets", "--delete-after")],
     "sweep_tpu.sh": [(SWEEP, "my records", "tpu-0", "tpu-1")],
     "tpu.sh": [
@@ -356,6 +356,7 @@ DRY = {
             for verb in ("create", "setup", "status", "logs", "tensorboard", "fetch", "stop")
         ),
         *((verb, "tpu-0", CONFIG, *SLICE[1:]) for verb in ("run", "watch")),
+        ("run", "tpu-0", "scope,arithmetic", *SLICE[1:]),
     ],
     "worker.sh": [
         ("setup", "", "tpu"),
@@ -432,13 +433,22 @@ def test_a_dry_run_writes_and_calls_nothing(tmp_path, script):
     assert after == before
 
 
-def test_a_dry_run_of_a_local_run_prints_its_words(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("my config.py", "{here}/my config.py"),
+        ("my config.py:words, more", "{here}/my config.py:words, more"),
+        ("configs/run.py:scope,arithmetic", "configs/run.py:scope,arithmetic"),
+        ("scope,arithmetic", "scope,arithmetic"),
+    ],
+)
+def test_a_dry_run_of_a_local_run_prints_its_words(tmp_path, given, taken):
     (tmp_path / "my config.py").write_text("")
     done = subprocess.run(
         [
             "bash",
             str(ROOT / "launch" / "run_local.sh"),
-            "my config.py",
+            given,
             "my run",
             "--config.x=a 'b'",
         ],
@@ -454,7 +464,7 @@ def test_a_dry_run_of_a_local_run_prints_its_words(tmp_path):
             f"{tmp_path}/no python",
             "-m",
             "scope_jax.train",
-            f"--config={tmp_path}/my config.py",
+            f"--config={taken.format(here=tmp_path)}",
             f"--workdir={tmp_path}/my run",
         ),
         "--config.x=a 'b'",

@@ -702,7 +702,7 @@ def test_a_sweep_on_a_slice_of_two_workers(cloud):
     """Three runs, one after another; the first one's slice is refused once, the second one gives
     up; then nothing is left to do."""
     (cloud.repository / "my config's.py").write_text(
-        "from scope_jax.config import default_config as get_config\n"
+        "from scope_jax.configuration import default_config as get_config\n"
     )
     (cloud.repository / "my sweep.py").write_text(SWEEP)
     (cloud.repository / "configs" / "sweeps").mkdir(parents=True)

@@ -131,20 +131,8 @@ def test_zero_groups_are_known_on_the_host():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (
-            {"process": "dense"},
-            "advantage.process = 'dense' is unknown; one of none, sum, min, prefix",
-        ),
-        (
-            {"shorten": "half"},
-            "advantage.shorten = 'half' is unknown; one of fraction, prompt, fixed",
-        ),
         ({"overlong_tokens": -1}, "advantage.overlong_tokens = -1 must be 0 or more"),
-        ({"process_weight": NAN}, "advantage.process_weight = nan must be 0 or more"),
-        ({"min_temperature": 0.0}, "advantage.min_temperature = 0.0 must be above 0"),
-        ({"alpha": 1.5}, "advantage.alpha = 1.5 must lie in [0, 1]"),
-        ({"process": "prefix", "std": True}, "set advantage.std to False"),
-        ({"shorten_by": 1.5}, "a fraction of the prefix is at most 1"),
+        ({"overlong_penalty": NAN}, "advantage.overlong_penalty = nan must be 0 or more"),
     ],
 )
 def test_bad_specs_are_named_in_one_line(wrong, message):

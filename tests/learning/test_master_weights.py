@@ -16,7 +16,7 @@ from test_mesh import GROUP, batch, direct_gradient, numbers, objective
 
 from scope_jax import learning, models
 from scope_jax import train as train_module
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.models import decoder
 from scope_jax.training.actors import Actors
@@ -128,7 +128,7 @@ def test_weights_are_cast_for_decoding_and_wait_on_the_host(name):
     kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
     with jax.set_mesh(made.mesh):
         at_first = numbers(made.state.params)
-        policy = made.policy()
+        policy = made.publish()
         assert {x.dtype.name for x in jax.tree.leaves(policy.params)} == {"bfloat16"}
         assert kinds(made.state.params) == kinds(made.state.opt_state) == {"pinned_host"}
         assert "pinned_host" not in kinds(policy.params)

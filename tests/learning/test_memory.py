@@ -1,5 +1,6 @@
 """What saves memory: the same numbers (or a stated error) as without, and bytes that are counted."""
 
+import dataclasses
 import functools
 import gc
 import math
@@ -26,10 +27,10 @@ from test_mesh import (
 
 from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
+from scope_jax.devices.shapes import coarse_width
 from scope_jax.learning.optimizer import matrix_mask, round_at_random
-from scope_jax.learning.packing import coarse_width
 from scope_jax.models import attention, cache
 from scope_jax.models.weights import flatten
 from scope_jax.run import Checkpoints
@@ -315,7 +316,8 @@ def deep_gradient(remat: str) -> tuple[dict[str, np.ndarray], int]:
     """(gradient, bytes of temporaries of its program) of log-probs of 8 rows of 64 slots; layers
     scanned, as on accelerators."""
     tokens = np.random.RandomState(5).randint(0, 64, (8, 64)).astype(np.int32)
-    loss = lambda p: jnp.mean(models.token_logprobs(p, DEEP, tokens, remat=remat)[0])
+    config = dataclasses.replace(DEEP, remat=remat)
+    loss = lambda p: jnp.mean(models.token_logprobs(p, config, tokens)[0])
     params = models.init(DEEP, jax.random.key(0))
     program = jax.jit(jax.grad(loss)).lower(params).compile()
     return numbers(program(params)), program.memory_analysis().temp_size_in_bytes
@@ -574,10 +576,9 @@ def test_quantised_keys_by_hand():
 def sampled(kind: str, unrolled: bool = True, temperature: float = 1.0) -> Rollout:
     """Eight rows of 24 new tokens by the tiny model, all decoded together."""
     spec = rollout.SampleSpec(temperature=temperature, max_new_tokens=24, cache=kind)
+    config = dataclasses.replace(TINY, scan_layers=not unrolled)
     rows = rollout.from_prompts(PROMPTS, 2, 32)
-    return jax.device_get(
-        rollout.generate(tiny_params(), TINY, rows, KEY, spec, shared_prefix=2, unrolled=unrolled)
-    )
+    return jax.device_get(rollout.generate(tiny_params(), config, rows, KEY, spec, shared_prefix=2))
 
 
 def same_rows(one: Rollout, two: Rollout) -> None:
@@ -610,19 +611,14 @@ def test_int8_rows_do_not_depend_on_form_place_or_mesh():
     same_rows(sampled("int8", unrolled=False), wanted)
     rows = rollout.from_prompts(PROMPTS, 2, 32)
     for unrolled in (True, False):
-        same_rows(
-            jax.device_get(
-                rollout.generate(tiny_params(), TINY, rows, KEY, spec, slots=3, unrolled=unrolled)
-            ),
-            wanted,
-        )
+        config = dataclasses.replace(TINY, scan_layers=not unrolled)
+        few = dataclasses.replace(spec, seats=3)
+        same_rows(jax.device_get(rollout.generate(tiny_params(), config, rows, KEY, few)), wanted)
     with on_mesh("2x2x2") as params:
         rows = rollout.from_prompts(PROMPTS, 2, 32)
+        few = dataclasses.replace(spec, seats=4)
         same_rows(
-            jax.device_get(
-                rollout.generate(params, TINY, rows, KEY, spec, slots=4, shared_prefix=2)
-            ),
-            wanted,
+            jax.device_get(rollout.generate(params, TINY, rows, KEY, few, shared_prefix=2)), wanted
         )
 
 
@@ -631,11 +627,12 @@ def test_bytes_of_the_cache():
     bfloat16, in either form."""
     full = lambda dtype: cache.Cache(*(jnp.zeros((3, 2, 2, 5, 64), dtype) for _ in "kv"))
     for unrolled in (True, False):
-        size = lambda kept, unrolled=unrolled: bytes_of(cache.decode_cache(kept, 4, 40, unrolled))
+        config = dataclasses.replace(TINY, scan_layers=not unrolled)
+        size = lambda kept, config=config: bytes_of(cache.decode_cache(config, kept, 4, 40))
         found = cache.decode_cache(
-            cache.stored(full(jnp.float32).k, full(jnp.float32).v, True), 4, 40, unrolled
+            config, cache.stored(full(jnp.float32).k, full(jnp.float32).v, True), 4, 40
         )
-        assert bytes_of(found) == 2 * 3 * 8 * 2 * 40 * (64 + 4) and found.slots == 40
+        assert bytes_of(found) == 2 * 3 * 8 * 2 * 40 * (64 + 4) and found.positions == 40
         assert bytes_of(found) == pytest.approx(size(full(jnp.float32)) / 4, rel=0.07)
         assert bytes_of(found) == pytest.approx(size(full(jnp.bfloat16)) / 2, rel=0.07)
     with pytest.raises(ValueError, match=r"SampleSpec\.cache 'int4' is unknown; one of auto, int8"):

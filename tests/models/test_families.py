@@ -108,9 +108,15 @@ def test_greedy_rows_are_those_of_transformers(family):
     sizes = (3, 9)
     rows = rollout.from_prompts([tokens[0, :size].tolist() for size in sizes], 1, 9 + NEW)
     spec = rollout.SampleSpec(temperature=0.0, max_new_tokens=NEW, end_ids=())
-    for unrolled in (True, False) if name == "gemma3" else (None,):
+    for scan_layers in (False, True) if name == "gemma3" else (None,):
         written = jax.device_get(
-            rollout.generate(params, config, rows, jax.random.key(0), spec, unrolled=unrolled)
+            rollout.generate(
+                params,
+                dataclasses.replace(config, scan_layers=scan_layers),
+                rows,
+                jax.random.key(0),
+                spec,
+            )
         )
         for row, size in enumerate(sizes):
             np.testing.assert_array_equal(
@@ -118,9 +124,8 @@ def test_greedy_rows_are_those_of_transformers(family):
             )
     score = jax.jit(lambda p, t: models.token_logprobs(p, config, t)[0])
     forced = np.asarray(score(params, written.tokens_BT))
-    packed = jax.jit(
-        lambda p, w, n, c: models.completion_logprobs(p, config, w, n, c, unrolled=True)[0]
-    )
+    unrolled = dataclasses.replace(config, scan_layers=False)
+    packed = jax.jit(lambda p, w, n, c: models.completion_logprobs(p, unrolled, w, n, c)[0])
     completion = np.stack(
         [written.tokens_BT[row, size : size + NEW] for row, size in enumerate(sizes)]
     )
@@ -334,7 +339,11 @@ def test_packed_rows_train_as_whole_rows_under_windows(place):
 
     def packed(p, unrolled):
         logp, _ = models.completion_logprobs(
-            p, config, prompt, length, completion, remat="layer", unrolled=unrolled
+            p,
+            dataclasses.replace(config, remat="layer", scan_layers=not unrolled),
+            prompt,
+            length,
+            completion,
         )
         return jnp.sum(weight * logp)
 

@@ -1,5 +1,6 @@
 """Adapters: what they add, what is trained, and the directories of PEFT."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_merged_weights_are_w_plus_scaled_product_by_numpy():
 def test_attached_and_merged_adapters_are_one_model(unrolled):
     tokens, _ = ragged_tokens(TINY, 1)
     lora = random_adapters(TINY)
-    score = jax.jit(lambda p: models.token_logprobs(p, TINY, tokens, unrolled=unrolled)[0])
+    config = dataclasses.replace(TINY, scan_layers=not unrolled)
+    score = jax.jit(lambda p: models.token_logprobs(p, config, tokens)[0])
     merged = score(models.merge(TINY, tiny_params(), lora, SPEC))
     np.testing.assert_allclose(score(models.attach(tiny_params(), lora, SPEC)), merged, atol=2e-5)
     assert np.abs(np.asarray(merged - score(tiny_params()))).max() > 0.1
@@ -90,11 +92,10 @@ def test_the_update_is_the_same_on_a_mesh():
     }
     optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.01, eps=1e-3))
     objective = learning.policy_objective(
-        TINY,
+        dataclasses.replace(TINY, remat="layer"),
         learning.LossSpec(max_new_tokens=8),
         temperature=1.0,
         entropy=False,
-        remat="layer",
         lora=SPEC,
     )
 

@@ -1,6 +1,7 @@
 """The decoder against goldens of torch (goldens/make_goldens.py), directories in and out, and what
 bad ones say."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
     tokens, _ = ragged_tokens(TINY, 5)
 
     def gradient(remat: str):
-        loss = lambda p: jnp.sum(jnp.sin(models.token_logprobs(p, TINY, tokens, remat=remat)[0]))
+        config = dataclasses.replace(TINY, remat=remat)
+        loss = lambda p: jnp.sum(jnp.sin(models.token_logprobs(p, config, tokens)[0]))
         return flatten(jax.device_get(jax.jit(jax.grad(loss))(tiny_params())))
 
     plain = gradient("none")
@@ -152,7 +154,7 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_completions_that_share_a_prompt_score_as_whole_rows(unrolled):
     """Three ragged completions behind each of two ragged prompts, against `token_logprobs` of
-    every row by itself: values and gradients; more slots than one block of queries holds, so that
+    every row by itself: values and gradients; more positions than one block of queries holds, so that
     blocks are joined."""
     stream = np.random.RandomState(9)
     W, C, M = 80, 144, 3
@@ -172,16 +174,11 @@ def test_completions_that_share_a_prompt_score_as_whole_rows(unrolled):
         rows[row, begin : begin + C] = completion[row]
         weight_rows[row, begin : begin + C] = weight[row]
 
+    config = dataclasses.replace(TINY, scan_layers=not unrolled)
+
     def packed(params):
         out = models.completion_logprobs(
-            params,
-            TINY,
-            prompt,
-            prompt_length,
-            completion,
-            temperature=0.8,
-            entropy=True,
-            unrolled=unrolled,
+            params, config, prompt, prompt_length, completion, temperature=0.8, entropy=True
         )
         return jnp.sum(weight * (out[0] + 0.3 * out[1])), out
 

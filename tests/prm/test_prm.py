@@ -23,8 +23,9 @@ from support.prm_fixtures import (
 )
 
 from scope_jax import evaluate_prm, models
-from scope_jax.config import check_config, default_config
+from scope_jax.configuration import check_config, default_config
 from scope_jax.data.processbench import LabelledSolution, load_processbench
+from scope_jax.devices.shapes import coarse_width
 from scope_jax.evaluate_prm import (
     UNSCORED,
     Scores,
@@ -35,7 +36,7 @@ from scope_jax.evaluate_prm import (
 )
 from scope_jax.models.weights import weight_table
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.prm.model import length_bucket
+from scope_jax.prm.model import score_batches
 from scope_jax.report import voting
 from scope_jax.text import load_tokenizer
 
@@ -362,9 +363,8 @@ def test_chunks_change_nothing(prms, name):
 
 
 def test_chunks_have_few_shapes():
-    prm = dataclasses.replace(bare("qwen"), tokens_at_once=1024)
     lengths = sorted([300, 130, 128, 127, 65, 64, 20] + [8] * 300, reverse=True)
-    chunks = list(prm._chunks(lengths, 512))
+    chunks = list(score_batches(lengths, 512, 1024))
     assert [shape for _, shape in chunks] == [(3, 320), (8, 128), (128, 8), (128, 8), (128, 8)]
     assert [c for part, _ in chunks for c in lengths[part]] == lengths  # each row once
     assert all(
@@ -372,10 +372,14 @@ def test_chunks_have_few_shapes():
     )
     # Where more fits, a quarter of the rows that were asked for, whatever their number is: long
     # rows do not widen short ones.
-    room = dataclasses.replace(prm, tokens_at_once=1 << 20)
-    assert [shape for _, shape in room._chunks(lengths, 512)] == [(128, 320), (128, 8), (128, 8)]
-    assert [shape for _, shape in room._chunks(lengths[:7], 512)] == [(128, 320)]
-    assert [length_bucket(n) for n in (1, 8, 9, 64, 65, 80, 81, 1025, 4096)] == [
+    room = 1 << 20
+    assert [shape for _, shape in score_batches(lengths, 512, room)] == [
+        (128, 320),
+        (128, 8),
+        (128, 8),
+    ]
+    assert [shape for _, shape in score_batches(lengths[:7], 512, room)] == [(128, 320)]
+    assert [coarse_width(n) for n in (1, 8, 9, 64, 65, 80, 81, 1025, 4096)] == [
         8,
         8,
         16,
@@ -386,7 +390,7 @@ def test_chunks_have_few_shapes():
         1280,
         4096,
     ]
-    assert len({length_bucket(n) for n in range(1, 4097)}) == 32
+    assert len({coarse_width(n) for n in range(1, 4097)}) == 32
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -397,7 +401,7 @@ def test_scores_on_a_mesh(prms, name):
         laid_out = dataclasses.replace(
             prm, params=jax.device_put(prm.params, models.shardings(prm.config, mesh))
         )
-        assert [shape for _, shape in laid_out._chunks([100, 50, 20], 3)] == [
+        assert [shape for _, shape in score_batches([100, 50, 20], 3, prm.tokens_at_once)] == [
             (4, 112)
         ]  # rows over data x fsdp
         spread, valid, _ = laid_out.score(PROBLEMS, STEPS)

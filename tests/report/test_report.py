@@ -6,10 +6,12 @@ import re
 
 import pytest
 
-from scope_jax.report.charts import line_chart
-from scope_jax.report.gallery import rescue
-from scope_jax.report.page import write_report, write_run_report
+from scope_jax.report.charts import figure_of
+from scope_jax.report.page import Report, write_report, write_run_report
 from scope_jax.run.metrics import MetricsWriter
+from scope_jax.tasks import Problem
+from scope_jax.tasks.arithmetic import Arithmetic
+from scope_jax.tasks.countdown import Countdown
 
 EVIL = "<script>alert('x')</script><img src=http://evil/>\"&"
 
@@ -56,8 +58,20 @@ def item(**changes):
     return base | {"verdict_before": False, "verdict_after": True} | changes
 
 
-def test_a_rescue_in_order():
-    page = Page(rescue(item(threshold=0.5)))
+def article(folder, shown):
+    """The part of a page that shows one rescue."""
+    text = write_report(folder / "r.html", Report("t", gallery=[shown])).read_text()
+    return re.search(r"<article.*</article>", text, re.DOTALL)[0]
+
+
+def figure(folder, curve):
+    """The part of a page that shows one chart."""
+    text = write_report(folder / "r.html", Report("t", curves=[curve])).read_text()
+    return re.search(r"<figure.*</figure>", text, re.DOTALL)[0]
+
+
+def test_a_rescue_in_order(tmp_path):
+    page = Page(article(tmp_path, item(threshold=0.5)))
     # Row by row, left and right: the kept step twice, then wrong | teacher, thrown away | policy
     # again, nothing | tail.
     assert page.words == [
@@ -74,60 +88,55 @@ def test_a_rescue_in_order():
     assert [attrs["style"] for tag, attrs in page.tags if tag == "b"] == ["left:50%"] * 3
 
 
-def test_a_rollout_that_was_not_repaired():
+def test_a_rollout_that_was_not_repaired(tmp_path):
     steps = [step("a", "wrong", score=float("nan")), step("b", "discarded")]
-    page = Page(
-        rescue(item(steps=steps, verdict_before=None, verdict_after=None, first_error=None))
-    )
+    shown = item(steps=steps, verdict_before=None, verdict_after=None, first_error=None)
+    page = Page(article(tmp_path, shown))
     assert page.words[-5:] == ["a", "not repaired", "thrown away", "b", "? not judged"]
     assert not [tag for tag, _ in page.tags if tag == "i"]  # No bar for a score that is no number.
 
 
-def test_an_unknown_status_is_an_error():
+def test_an_unknown_status_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="step 0: status 'good'; one of kept, wrong"):
-        rescue(item(steps=[step("a", "good")]))
+        article(tmp_path, item(steps=[step("a", "good")]))
 
 
-def test_chart_by_hand():
-    chart = line_chart(
-        {
-            "title": "t",
-            "x_label": "step",
-            "y_label": "y",
-            "series": [
-                {
-                    "label": "a",
-                    "x": [0, 10, 20],
-                    "y_by_seed": [[0.0, 1.0, None], [0.0, 3.0, float("nan")]],
-                }
-            ],
-        }
-    )
-    page = Page(chart)
-    # Drawn area x 52..448, where the values lie at 0..10; y 230..10 for -0.18..3.18. The mean goes
-    # from 0 to 2.
-    line = next(attrs["points"] for tag, attrs in page.tags if tag == "polyline")
-    assert line == "52.0,218.2 448.0,87.3"
-    band = next(attrs["points"] for tag, attrs in page.tags if tag == "polygon")
-    assert band == "52.0,218.2 448.0,21.8 448.0,152.7 52.0,218.2"
-    assert "a (2 seeds)" in page.words and {"0", "1", "2", "3", "10"} <= set(page.words)
+def test_chart_by_hand(tmp_path):
+    seeds = [[0.0, 1.0, None], [0.0, 3.0, float("nan")]]
+    series = [{"label": "a", "x": [0, 10, 20], "y_by_seed": seeds}]
+    curve = {"title": "t", "x_label": "step", "y_label": "y", "series": series}
+    axes = figure_of(curve).axes[0]
+    # The mean goes from 0 to 2, the band from 0 to 1 and 3; nobody has a value at 20.
+    [line], [band] = axes.lines, axes.patches
+    assert line.get_xydata().tolist() == [[0, 0], [10, 2]]
+    assert band.get_xy().tolist() == [[0, 0], [10, 3], [10, 1], [0, 0]]
+    page = Page(figure(tmp_path, curve))
+    assert {"a (2 seeds)", "t", "step", "y"} <= set(page.words)
+    assert {"0", "1", "2", "3", "10"} <= set(page.words)  # the ticks
+    # Drawn area x 46..450, where the values lie at 0..10; y 208..8 for -0.18..3.18.
+    paths = [attrs["d"] for tag, attrs in page.tags if tag == "path"]
+    assert {"M 46 197.2 L 450 18.7 L 450 137.7 z", "M 46 197.2 L 450 78.2"} <= set(paths)
+    styles = [attrs["style"] for tag, attrs in page.tags if tag == "path"]
+    assert all("var(--" in style and "#" not in style for style in styles)
 
 
-def test_chart_gaps_constants_and_long_series():
+def test_chart_gaps_constants_and_long_series(tmp_path):
     def lines(x, *seeds):
-        chart = line_chart(
-            {"title": "t", "series": [{"label": "a", "x": x, "y_by_seed": list(seeds)}]}
-        )
-        assert "nan" not in chart and "inf" not in chart.replace("infinite", "")
-        return [attrs["points"].split() for tag, attrs in Page(chart).tags if tag == "polyline"]
+        series = [{"label": "a", "x": x, "y_by_seed": list(seeds)}]
+        curve = {"title": "t", "series": series}
+        chart = figure(tmp_path, curve)
+        assert "nan" not in chart and "inf" not in chart
+        return [line.get_xydata().tolist() for line in figure_of(curve).axes[0].lines]
 
-    assert [len(points) for points in lines([0, 1, 2, 3], [1, 2, None, 5])] == [
-        2,
-        2,
-    ]  # A lone point is a dot.
-    assert lines([5], [0.3])[0][0] == "250.0,120.0"  # In the middle.
+    gap, dot = lines([0, 1, 2, 3], [1, 2, None, 5])
+    assert gap == [[0, 1], [1, 2]] and dot == [[3, 5], [3, 5]]  # a lone point is a dot
+    assert lines([5], [0.3]) == [[[5, 0.3]] * 2]
+    dots = [
+        attrs["d"] for tag, attrs in Page((tmp_path / "r.html").read_text()).tags if "d" in attrs
+    ]
+    assert dots[-1] == "M 248 108 L 248 108"  # in the middle
     assert lines([], []) == [] and lines([0, 1], [None, None]) == []
-    assert len(lines(range(1000), range(1000))[0]) == 334  # Bins of three.
+    assert len(lines(range(1000), range(1000))[0]) == 334  # bins of three
     with pytest.raises(ValueError, match="chart 't', series 'a': 2 x and 1 y values"):
         lines([0, 1], [1])
 
@@ -137,10 +146,10 @@ def test_the_page_is_one_file_and_nothing_in_it_runs(tmp_path):
         step(EVIL, status, owner=EVIL, score=0.5)
         for status in ("kept", "wrong", "corrected", "tail")
     ]
-    path = write_report(
-        tmp_path / "deep" / "report.html",
+    report = Report(
         title=EVIL,
         intro=[EVIL],
+        highlights=[EVIL],
         table={
             "columns": [EVIL, "v"],
             "rows": [[EVIL, 0.41234], [EVIL, None], ["tiny", 3.2e-5], ["int", 7]],
@@ -154,8 +163,10 @@ def test_the_page_is_one_file_and_nothing_in_it_runs(tmp_path):
             }
         ],
         gallery=[item(prompt=EVIL, answer=EVIL, steps=evil_steps)],
+        how_to_read=EVIL,
         notes=[EVIL],
     )
+    path = write_report(tmp_path / "deep" / "report.html", report)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert {"script", "img", "link", "iframe"}.isdisjoint(tag for tag, _ in page.tags)
@@ -163,16 +174,15 @@ def test_the_page_is_one_file_and_nothing_in_it_runs(tmp_path):
     assert not [name for name, _ in attributes if name in ("src", "href") or name.startswith("on")]
     assert not re.search(r"url\(|@import", text)
     assert (
-        sum(EVIL in word for word in page.words) >= 14
+        sum(EVIL in word for word in page.words) >= 16
     )  # Shown, as text, everywhere it was given.
     assert {"0.412", "–", "3.2e-05", "7"} <= set(page.words)
 
 
 def test_a_row_of_another_length_is_an_error(tmp_path):
+    table = {"columns": ["a", "b"], "rows": [[1, 2], [3]]}
     with pytest.raises(ValueError, match="table, row 1: 1 values for 2 columns"):
-        write_report(
-            tmp_path / "r.html", title="t", table={"columns": ["a", "b"], "rows": [[1, 2], [3]]}
-        )
+        write_report(tmp_path / "r.html", Report("t", table=table))
     assert not (tmp_path / "r.html").exists()
 
 
@@ -207,6 +217,21 @@ def test_report_of_a_run(tmp_path):
     )
     one = Page(write_run_report(tmp_path, most_samples=1).read_text(encoding="utf-8"))
     assert "rescued" in one.words and "older" not in one.words
+    read = write_run_report(tmp_path, how_to_read="a < b").read_text()
+    assert "How to read a step: a &lt; b" in read
+    assert write_run_report(tmp_path, how_to_read="a < b").read_text() == read  # the same again
+
+
+def test_how_to_read_a_step_is_true_of_its_domain():
+    for moduli in ((10, 9), (5, 4)):
+        domain = Arithmetic(start="zero", moduli=moduli)
+        shown = domain.how_to_read.split()[0]
+        problem = domain.make_problem([shown[:2], "-1"])
+        assert domain.check_steps(problem, [shown + "\n"], complete=False) == [True]
+    domain = Countdown()
+    shown = " ".join(domain.how_to_read.split()[:3])
+    problem = Problem("", "8 5 4 3>2:", "2")
+    assert domain.check_steps(problem, [shown + "\n"], complete=False) == [True]
 
 
 def test_nothing_to_report_on(tmp_path):

@@ -6,6 +6,7 @@ table or a limit does is compared with a run without them, cut in plain Python: 
 depend on row and slot only.
 """
 
+import dataclasses
 import functools
 import importlib
 import re
@@ -18,7 +19,8 @@ from support.fixtures import MESHES, TINY, make_params, mesh_of, on_mesh, tiny_p
 
 from scope_jax import models, rollout
 from scope_jax.devices.mesh import put_rows
-from scope_jax.rollout import cut
+from scope_jax.devices.programs import program
+from scope_jax.rollout import cut, decoding, refill
 from scope_jax.rollout.sampling import row_keys, sample
 from scope_jax.types import Owner, Rollout
 
@@ -30,7 +32,7 @@ FREE = rollout.SampleSpec(temperature=1.0, max_new_tokens=NEW)
 KEY = jax.random.key(7)
 draw = jax.jit(sample, static_argnums=(3, 4, 5))
 # The module; the package exports the function under the same name.
-loop = importlib.import_module("scope_jax.rollout.generate")
+generate_module = importlib.import_module("scope_jax.rollout.generate")
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -47,9 +49,25 @@ def fresh_rows() -> Rollout:
     return rollout.from_prompts(PROMPTS, GROUP, SLOTS)
 
 
-def run(rows: Rollout, spec: rollout.SampleSpec = FREE, params=None, **options) -> Rollout:
-    params = tiny_params() if params is None else params
-    return jax.device_get(rollout.generate(params, TINY, rows, KEY, spec, **options))
+def run(
+    rows: Rollout,
+    spec: rollout.SampleSpec = FREE,
+    params=None,
+    seats: int | None = None,
+    unrolled: bool | None = None,
+    **options,
+) -> Rollout:
+    config = dataclasses.replace(TINY, scan_layers=None if unrolled is None else not unrolled)
+    generator = rollout.Generator(tiny_params() if params is None else params, config)
+    spec = dataclasses.replace(spec, seats=seats)
+    return jax.device_get(generator.extend(rows, KEY, spec, **options))
+
+
+def traced_anew():
+    """`generate_program` as a new function: else programs that were traced before a patch would be
+    found again."""
+    inner = generate_module.generate_program.__wrapped__
+    return program(lambda *arguments: inner(*arguments), static_argnums=(2, 3))
 
 
 @functools.cache
@@ -241,10 +259,10 @@ def test_scanned_and_unrolled_layers_write_the_same():
 
 
 @pytest.mark.parametrize(
-    ("slots", "unrolled", "shared"), [(1, True, 1), (3, True, 1), (3, False, 2), (99, True, 1)]
+    ("seats", "unrolled", "shared"), [(1, True, 1), (3, True, 1), (3, False, 2), (99, True, 1)]
 )
-def test_refilled_slots_write_the_same(slots, unrolled, shared):
-    assert_same(run(fresh_rows(), slots=slots, unrolled=unrolled, shared_prefix=shared), free_run())
+def test_refilled_seats_write_the_same(seats, unrolled, shared):
+    assert_same(run(fresh_rows(), seats=seats, unrolled=unrolled, shared_prefix=shared), free_run())
 
 
 @pytest.mark.parametrize("name", list(MESHES))
@@ -266,10 +284,10 @@ def test_meshes_write_the_same(name):
         )
 
 
-@pytest.mark.parametrize(("name", "slots"), [("2x2x2", 4)])
-def test_refill_on_a_mesh_writes_the_same(name, slots):
+@pytest.mark.parametrize(("name", "seats"), [("2x2x2", 4)])
+def test_refill_on_a_mesh_writes_the_same(name, seats):
     with on_mesh(name) as params:
-        assert_same(run(fresh_rows(), params=params, slots=slots, shared_prefix=GROUP), free_run())
+        assert_same(run(fresh_rows(), params=params, seats=seats, shared_prefix=GROUP), free_run())
 
 
 @functools.cache
@@ -289,21 +307,19 @@ def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monk
     mesh's row devices)."""
     rows, limit, wanted = uneven_rows()
     sizes: set[int] = set()
-    inner = loop.decode_step
+    inner = decoding.decode_step
 
     def watched(params, layers, config, cache, token_B, position_B):
         sizes.add(len(token_B))
         return inner(params, layers, config, cache, token_B, position_B)
 
-    monkeypatch.setattr(loop, "decode_step", watched)
-    monkeypatch.setattr(loop, "SMALLEST_BATCH", 2)
-    monkeypatch.setattr(
-        loop, "_generate", jax.jit(loop._generate.__wrapped__, static_argnames=("config", "static"))
-    )
+    monkeypatch.setattr(decoding, "decode_step", watched)
+    monkeypatch.setattr(refill, "SMALLEST_BATCH", 2)
+    monkeypatch.setattr(generate_module, "generate_program", traced_anew())
     with on_mesh(name) as params:
         assert_same(
             run(
-                rows, params=params, slots=32, limit_B=limit, unrolled=unrolled, shared_prefix=GROUP
+                rows, params=params, seats=32, limit_B=limit, unrolled=unrolled, shared_prefix=GROUP
             ),
             wanted,
         )
@@ -351,7 +367,7 @@ def test_rows_end_at_the_first_of_several_end_tokens():
 def test_end_tokens_with_refilled_slots_on_a_mesh():
     wanted = truncated(free_run(), *first_end(free_run(), end_pair()))
     with on_mesh("8x1x1") as params:
-        assert_same(run(fresh_rows(), ending(), params=params, slots=3), wanted)
+        assert_same(run(fresh_rows(), ending(), params=params, seats=3), wanted)
 
 
 def end_at_once(config: models.ModelConfig, end: int) -> models.Params:
@@ -397,14 +413,14 @@ def test_finished_rows_stay_as_they_are():
     assert_same(take(some, [0, 2, 4, 6]), take(jax.device_get(rows), [0, 2, 4, 6]))
 
 
-@pytest.mark.parametrize("slots", [None, 3])
-def test_limits_of_single_rows(slots):
+@pytest.mark.parametrize("seats", [None, 3])
+def test_limits_of_single_rows(seats):
     full = free_run()
     # Below the row's own length, at it, one token, several, and past max_new_tokens.
     limit = full.prompt_length_B + np.array([-2, 0, 1, 2, 5, NEW - 1, NEW, NEW + 3])
     wanted = np.clip(limit, full.prompt_length_B, full.prompt_length_B + NEW)
     assert_same(
-        run(fresh_rows(), limit_B=jnp.asarray(limit), slots=slots),
+        run(fresh_rows(), limit_B=jnp.asarray(limit), seats=seats),
         truncated(full, wanted, [False] * 8),
     )
 
@@ -509,16 +525,14 @@ def test_the_stop_table_sees_a_separator_inside_a_merged_token():
 def steps(monkeypatch):
     """Counts, while the program runs, how often the loop asks the model for a token."""
     counted: list[int] = []
-    decode_step, inner = loop.decode_step, loop._generate.__wrapped__
+    decode_step = decoding.decode_step
 
     def counting(*arguments):
         jax.debug.callback(lambda: counted.append(1))
         return decode_step(*arguments)
 
-    # A new function to trace: else programs traced without the counter would be found again.
-    counted_program = jax.jit(lambda *arguments: inner(*arguments), static_argnums=(7, 8))
-    monkeypatch.setattr(loop, "decode_step", counting)
-    monkeypatch.setattr(loop, "_generate", counted_program)
+    monkeypatch.setattr(decoding, "decode_step", counting)
+    monkeypatch.setattr(generate_module, "generate_program", traced_anew())
 
     def count(*arguments, **options) -> tuple[int, Rollout]:
         counted.clear()
@@ -546,9 +560,9 @@ def test_the_loop_stops_when_all_rows_are_done(steps):
     assert_same(rows, full.replace(finished_B=np.ones(8, bool)))
 
 
-def test_refilled_slots_are_never_idle_while_rows_wait(steps):
+def test_refilled_seats_are_never_idle_while_rows_wait(steps):
     new = np.array([1, 14, 2, 1, 3, 9, 1, 5])
-    count, _ = steps(fresh_rows(), limit_B=free_run().prompt_length_B + new, slots=3)
+    count, _ = steps(fresh_rows(), limit_B=free_run().prompt_length_B + new, seats=3)
     # Each waiting row sits down, in order, at the seat that is free first; rows with one token
     # never sit down.
     seats = [0, 0, 0]
@@ -679,14 +693,15 @@ def compiled_loop(monkeypatch, unrolled: bool, name: str = "2x2x2") -> list[str]
     `generate` runs on a mesh: compiled with what it passes, and not run."""
     mesh = mesh_of(name)
     passed: list = []
-    program = loop._generate
+    program = generate_module.generate_program
     with monkeypatch.context() as patch, jax.set_mesh(mesh):
-        patch.setattr(loop, "_generate", lambda *arguments: passed.extend(arguments))
+        patch.setattr(
+            generate_module, "generate_program", lambda *arguments: passed.extend(arguments)
+        )
         params = jax.device_put(make_params(WIDE, 0), models.shardings(WIDE, mesh))
         spec = rollout.SampleSpec(temperature=1.0, max_new_tokens=40, end_ids=(0,))
-        rollout.generate(
-            params, WIDE, rollout.from_prompts([[1, 2, 3]], 8, 64), KEY, spec, unrolled=unrolled
-        )
+        config = dataclasses.replace(WIDE, scan_layers=not unrolled)
+        rollout.generate(params, config, rollout.from_prompts([[1, 2, 3]], 8, 64), KEY, spec)
         text = program.lower(*passed).compile().as_text()
     computations: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -698,10 +713,10 @@ def compiled_loop(monkeypatch, unrolled: bool, name: str = "2x2x2") -> list[str]
         line
         for found in computations.values()
         for line in found
-        if " while(" in line and 'op_name="jit(_generate)/while"' in line
+        if " while(" in line and 'op_name="jit(generate_program)/while"' in line
     ]
     # The prefill scans its layers in a loop of the same name: the decode loop is the one that
-    # carries all 56 slots.
+    # carries all 56 positions.
     (decode,) = [line for line in loops if re.search(r"\[[\d,]*,56,16\]", line.split(" while(")[0])]
     reached, todo = set(), [re.search(r"body=%?([\w.\-]+)", decode)[1]]
     while todo:
@@ -755,7 +770,7 @@ def test_rows_on_devices_of_their_own_exchange_nothing_in_a_step(monkeypatch):
 
 def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
     """What `decode_layout` is there for: without it, the check above finds gathered weights."""
-    monkeypatch.setattr(loop, "decode_layout", lambda config, params, mesh: params)
+    monkeypatch.setattr(generate_module, "decode_layout", lambda config, params, mesh: params)
     gathered = [
         size
         for kind, size in collective_sizes(compiled_loop(monkeypatch, False))

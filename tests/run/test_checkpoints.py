@@ -294,8 +294,8 @@ def test_killed_while_saving(tmp_path):
 WRITER = """
 import resource, sys
 import jax.numpy as jnp
-from scope_jax.cli import leave
 from scope_jax.run import Checkpoints, NoRoom
+from scope_jax.run.failures import leave
 checkpoints = Checkpoints(sys.argv[1], keep=2)
 for step in range(1, 4):
     checkpoints.save(step, {"w": jnp.arange(40_000.0) + step}, {"step": step})

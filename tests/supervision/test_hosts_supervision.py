@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from support.run_processes import start, wait
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
-from scope_jax import cli
+from scope_jax.run import failures
 from scope_jax.supervise import supervise
 
 # For the process reward model each process is in a folder of its own, as on machines that share
@@ -52,7 +52,7 @@ def assert_same(one: dict, other: dict) -> None:
 def test_two_processes_train_as_one_does(
     checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cli, "_begun", False)
+    monkeypatch.setattr(failures, "_begun", False)
     settings = {
         "policy": {
             **POLICY,
@@ -66,12 +66,12 @@ def test_two_processes_train_as_one_does(
             "steps": 4,
             "optimizer.warmup_steps": 0,
             "start": str(checkpoints.policy),
-            "rollouts.policy": str(checkpoints.policy),
-            "rollouts.problems": 12,
-            "rollouts.held_out": 8,
-            "rollouts.problems_at_once": 8,
-            "labels.kind": "monte_carlo",
-            "labels.continuations": 2,
+            "target.rollouts.policy": str(checkpoints.policy),
+            "target.rollouts.problems": 12,
+            "target.rollouts.held_out": 8,
+            "target.rollouts.problems_at_once": 8,
+            "target.labels.kind": "monte_carlo",
+            "target.labels.continuations": 2,
         },
     }
     (tmp_path / "two").mkdir()
@@ -81,7 +81,7 @@ def test_two_processes_train_as_one_does(
         name: supervise(tiny_config(config, settings[name]), tmp_path / name)
         for name, config in (("policy", "base"), ("prm", "prm"))
     }
-    assert cli._begun  # what fails from the first step on is no bad input
+    assert failures._begun  # what fails from the first step on is no bad input
     codes, said = wait(
         start([sys.executable, "-c", PROGRAM, str(told)], checkpoints.folder, 2, 4),
         checkpoints.folder,
@@ -105,11 +105,13 @@ def test_two_processes_train_as_one_does(
             "tokenizer.json",
             "tokenizer_config.json",
             "config.json",
-            *(["labels.jsonl"] if name == "prm" else []),
+            *(["target.labels.jsonl"] if name == "prm" else []),
         ):
             assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
         weights = load_file(wanted / "model.safetensors")
         for array, value in load_file(found / "model.safetensors").items():
             np.testing.assert_allclose(value, weights[array], atol=1e-4, err_msg=array)
-    assert (tmp_path / "two" / "machine_1" / "prm" / "labels.jsonl").read_text() == "not labels"
+    assert (
+        tmp_path / "two" / "machine_1" / "prm" / "target.labels.jsonl"
+    ).read_text() == "not labels"
     assert not (tmp_path / "two" / "machine_1" / "prm" / "model.safetensors").exists()

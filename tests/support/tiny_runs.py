@@ -25,10 +25,10 @@ POLICY = {
     "model.hidden_size": 48,
     "model.num_layers": 2,
     "model.ffn_size": 96,
-    "task.lengths": (2,),
-    "task.start": "zero",
-    "demonstrations.style": "mixed",
-    "demonstrations.misconception": 0.3,
+    "fresh.lengths": (2,),
+    "fresh.start": "zero",
+    "target.style": "mixed",
+    "target.misconception": 0.3,
     "optimizer.learning_rate": 6e-3,
     "optimizer.warmup_steps": 10,
 }
@@ -37,11 +37,11 @@ PRM = {
     "steps": 40,
     "batch": 32,
     "micro_batches": 1,
-    "task.lengths": (2,),
-    "rollouts.problems": 64,
-    "rollouts.group": 2,
-    "rollouts.lengths": (2,),
-    "rollouts.held_out": 32,
+    "fresh.lengths": (2,),
+    "target.rollouts.problems": 64,
+    "target.rollouts.group": 2,
+    "target.rollouts.lengths": (2,),
+    "target.rollouts.held_out": 32,
     "optimizer.learning_rate": 3e-3,
     "optimizer.warmup_steps": 5,
 }
@@ -71,11 +71,11 @@ RUN = {
     "evaluation.problems": 8,
     "evaluation.ood_problems": 8,
     "evaluation.samples": 2,
-    "evaluation.rows": 16,
+    "evaluation.rows_at_once": 16,
     "evaluation.prompt_tokens": 5,
     "evaluation.new_tokens": 12,
     "samples.every": 1,
-    "samples.rows": 16,
+    "samples.per_file": 16,
 }
 
 
@@ -83,7 +83,7 @@ def make_checkpoints(folder: Path) -> dict[str, dict[str, Any]]:
     """A policy that solves some of its problems and a process reward model of its steps, by the
     command line, in `folder`/policy and `folder`/prm; the summaries of both trainings."""
     made = {}
-    start = {"start": str(folder / "policy"), "rollouts.policy": str(folder / "policy")}
+    start = {"start": str(folder / "policy"), "target.rollouts.policy": str(folder / "policy")}
     for name, config, settings in (("policy", "base", POLICY), ("prm", "prm", {**PRM, **start})):
         program = command("supervise", config, folder / name, settings)
         made[name] = json.loads(run_program(program, folder, seconds=1200).stdout.splitlines()[-1])
@@ -101,18 +101,18 @@ class Tiny:
     summaries: dict[str, dict[str, Any]]
 
     def settings(self, name: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a tiny run changes in configs/arithmetic/<name>.py."""
+        """What a tiny run changes in a method's config."""
         own = {"task.data": str(self.folder / "tfds"), "models.policy": str(self.policy)}
         if name == "scope":
             own |= {
                 "models.teacher": str(self.policy),
                 "models.prm": str(self.prm),
-                "correction.select.rule": "all",
+                "method.select.rule": "all",
             }
         return {**RUN, **own, **(more or {})}
 
     def config(self, name: str, more: Mapping[str, Any] | None = None) -> ConfigDict:
-        """configs/arithmetic/<name>.py made tiny, for a run in this process."""
+        """A method's config made tiny, for a run in this process."""
         return tiny_config(name, self.settings(name, more))
 
     def program(
@@ -127,16 +127,17 @@ class Tiny:
 
 
 def tiny_config(name: str, settings: Mapping[str, Any]) -> ConfigDict:
-    """configs/arithmetic/<name>.py with `settings` (dotted names)."""
-    import importlib
+    """The config of a method (or of a checkpoint: base, teacher, prm) on signed terms, with
+    `settings` (dotted names)."""
+    from scope_jax.configs import checkpoints, run
+    from scope_jax.configuration import TrainConfig
+    from scope_jax.configuration.schema import set_value
+    from scope_jax.configuration.supervision import SuperviseConfig
 
-    config = importlib.import_module(f"configs.arithmetic.{name}").get_config()
+    words, made = f"{name},arithmetic", name in ("base", "teacher", "prm")
+    config = checkpoints.get_config(words) if made else run.get_config(words)
     for key, value in settings.items():
-        *path, last = key.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        section[last] = value
+        set_value(SuperviseConfig if made else TrainConfig, config, key, value)
     return config
 
 

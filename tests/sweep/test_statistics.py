@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from scope_jax.sweep.statistics import estimate, paired, sign_flip_p, t_cumulative, t_quantile
+from scope_jax.sweep.statistics import estimate, paired, sign_flip_p
 
 
 @pytest.mark.parametrize(
@@ -19,20 +20,30 @@ from scope_jax.sweep.statistics import estimate, paired, sign_flip_p, t_cumulati
         (0.95, 10, 1.812),
         (0.995, 9, 3.250),
         (0.975, 120, 1.980),
-        (0.5, 3, 0.0),
-        (0.025, 4, -2.776),
     ],
 )
-def test_quantiles_of_t(probability, degrees, expected):
-    assert t_quantile(probability, degrees) == pytest.approx(expected, abs=6e-4)
+def test_intervals_against_printed_tables(probability, degrees, expected):
+    assert t_of(2 * probability - 1, degrees) == pytest.approx(expected, abs=6e-4)
 
 
-def test_cumulative_of_t_in_closed_form():
-    for t in (-3.0, -0.4, 0.0, 1.0, 2.5):
-        assert t_cumulative(t, 1) == pytest.approx(0.5 + math.atan(t) / math.pi)  # Cauchy
-        assert t_cumulative(t, 2) == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
+def test_intervals_in_closed_form():
+    for t in (0.4, 1.0, 2.5):  # P(-t < T < t) for one, two and three degrees
+        assert t_of(2 * math.atan(t) / math.pi, 1) == pytest.approx(t)  # Cauchy
+        assert t_of(t / math.sqrt(2 + t * t), 2) == pytest.approx(t)
         cubic = math.atan(t / math.sqrt(3)) + (t / math.sqrt(3)) / (1 + t * t / 3)
-        assert t_cumulative(t, 3) == pytest.approx(0.5 + cubic / math.pi)
+        assert t_of(2 * cubic / math.pi, 3) == pytest.approx(t)
+
+
+def t_of(level, degrees):
+    """The quantile of Student's t that an interval was made with."""
+    values = [float(i) for i in range(degrees + 1)]
+    return estimate(values, level).half * math.sqrt(len(values)) / np.std(values, ddof=1)
+
+
+def test_levels_outside_0_to_1_are_errors():
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ValueError, match="must lie in"):
+            estimate([1.0, 2.0], level)
 
 
 def test_an_interval_by_hand():
@@ -63,6 +74,16 @@ def test_sign_flips_by_hand():
     assert sign_flip_p([0.1] * 25) == pytest.approx(
         1 / 262145, rel=1
     )  # drawn: the smallest that can be said
+
+
+def test_sign_flips_equal_scipys_permutation_test():
+    rng = np.random.default_rng(1)
+    for count in (2, 5, 9):
+        gap = rng.normal(0.5, 1, count)
+        reference = stats.permutation_test(
+            (gap,), np.sum, permutation_type="samples", n_resamples=np.inf
+        )
+        assert sign_flip_p(gap.tolist()) == pytest.approx(reference.pvalue)
 
 
 def test_pairs_remove_what_seeds_share():

@@ -12,8 +12,9 @@ import pytest
 from support.tiny_runs import ROOT, Tiny, environment
 
 from scope_jax import sweep
-from scope_jax.config import check_config
-from scope_jax.sweep import page
+from scope_jax.configuration import check_config
+from scope_jax.sweep import curves, page, tables
+from scope_jax.sweep.__main__ import main
 
 
 def sweep_file(folder: Path, checkpoints: Tiny, bad: bool = False) -> Path:
@@ -29,13 +30,13 @@ def sweep():
     runs = []
     for method, seed in (("scope", 0), ("scope", 1), ("grpo", 0)):
         more = {{**SETTINGS[method], "seed": seed}}
-        more = {{k: v for k, v in more.items() if not k.startswith("task.options") or k == "task.options"}}
+        more = {{k: v for k, v in more.items() if not k.startswith("task.options.")}}
         if {bad!r} and seed == 1:
             more["optimizer.learning_rate"] = 1e30
             more["training.stop_after_skipped"] = 1
         name = f"arithmetic/{{method}}/seed_{{seed}}"
         labels = {{"domain": "arithmetic", "method": method, "seed": seed}}
-        sweep.append(Run(name, f"configs/arithmetic/{{method}}.py", more, labels))
+        runs.append(Run(name, f"configs/run.py:{{method}},arithmetic", more, labels))
     return runs
 """
     path = folder / "my_sweep.py"
@@ -54,15 +55,18 @@ def test_a_sweep_runs_on_two_workers_and_is_gone_on_with(checkpoints: Tiny, tmp_
     ]
     command += [f"--records={tmp_path / 'records'}", "--jobs=2"]
     place = {**environment(checkpoints.folder), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    start = lambda *more: subprocess.run(
-        [*command, *more],
-        env=place,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+
+    def start(*more):
+        return subprocess.run(
+            [*command, *more],
+            env=place,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+
     first = start("--only=*grpo*")
     assert first.returncode == 0, first.stdout + first.stderr
     assert (
@@ -109,18 +113,18 @@ def test_a_run_that_gives_up_is_recorded_and_the_sweep_goes_on(checkpoints: Tiny
         > 0
     )
     assert sweep.work(runs, tmp_path / "work", records) == (0, 0)  # a failure is an outcome too
-    page = tmp_path / "page.md"
-    page.write_text(f"# Words\n\n{page.BEGIN}\nold\n{page.END}\n\nMore words\n")
-    assert page.main([f"--page={page}", f"--table={records}"]) == 0
-    text = page.read_text()
+    written = tmp_path / "page.md"
+    written.write_text(f"# Words\n\n{page.BEGIN}\nold\n{page.END}\n\nMore words\n")
+    assert page.main([f"--page={written}", f"--table={records}"]) == 0
+    text = written.read_text()
     assert text.startswith("# Words\n") and text.endswith("\nMore words\n") and "old" not in text
     assert "| **scope** | 1 (1 failed) |" in text and "| grpo | 1 |" in text
     picture = tmp_path / "images" / "results_arithmetic.svg"
     drawn = picture.read_bytes()
     assert drawn.lstrip().startswith(b"<?xml") and len(drawn) < 200_000
-    assert page.main([f"--page={page}", f"--table={records}"]) == 0
+    assert page.main([f"--page={written}", f"--table={records}"]) == 0
     assert (
-        page.read_text() == text and picture.read_bytes() == drawn
+        written.read_text() == text and picture.read_bytes() == drawn
     )  # the same from the same records
 
 
@@ -146,7 +150,7 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
             path = tmp_path / "records" / f"{record['name']}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(record))
-    text = page.results(tmp_path / "records", None, None, tmp_path / "images")
+    text = page.results(page.Folders(tmp_path / "records"), tmp_path / "images")
     # sd 0.1, t(2) 4.303: half 0.2484; grpo: mean 0.5167, sd 0.1041, half 0.2586
     assert (
         "| **scope** | 3 | 60.0 ± 24.8 | 100.0 ± 0.0 | 30.0 ± 12.4 |" in text
@@ -163,19 +167,21 @@ def test_the_page_has_the_numbers_of_the_records(tmp_path: Path):
 
 
 def test_a_curve_shorter_than_the_window_is_not_drawn_and_bins_count_as_steps():
-    assert page._smooth([1.0] * 4).tolist() == []
-    assert page._smooth([0.0, 0.0, 0.0, 0.0, 5.0, 5.0]) == pytest.approx([1.0, 2.0])
+    assert curves.smooth([1.0] * 4).tolist() == []
+    assert curves.smooth([0.0, 0.0, 0.0, 0.0, 5.0, 5.0]) == pytest.approx([1.0, 2.0])
 
 
 def test_a_setting_that_never_finished_is_in_the_table_of_the_search():
-    labels = lambda switch: {
-        "method": "grpo",
-        "rate": 1e-4,
-        "switch": {"advantage.std": switch},
-        "seed": 0,
-    }
+    def labels(switch):
+        return {
+            "method": "grpo",
+            "rate": 1e-4,
+            "switch": {"advantage.std": switch},
+            "seed": 0,
+        }
+
     done = [{"labels": labels(True), "final": {"eval/pass@1": 0.5, "eval_ood/pass@1": 0.25}}]
-    text = page._tuning_table(done, [{"labels": labels(False)}])
+    text = tables.search(done, [{"labels": labels(False)}])
     assert "| grpo | 0.0001 | `advantage.std = True` | 1 | 50.0 | 25.0 | **37.5** |" in text
     assert "| grpo | 0.0001 | `advantage.std = False` | 0 (1 failed) | - | - | - |" in text
 
@@ -195,7 +201,10 @@ def test_a_record_by_hand():
     rows[1] |= {"cost/teacher_tokens": 250.0, "scope/accepted_share": 1.0}
     rows[-1] |= {"eval/pass@1": 1 / 3, "eval/unscored": float("nan")}
     run = sweep.Run(
-        "a/b", "configs/arithmetic/grpo.py", {"seed": 7, "task.options.seed": 3}, {"method": "grpo"}
+        "a/b",
+        "configs/run.py:grpo,arithmetic",
+        {"seed": 7, "task.options.seed": 3},
+        {"method": "grpo"},
     )
     config = sweep.config_of(run.config, run.overrides)
     record = sweep.record_of(
@@ -234,7 +243,7 @@ def test_a_record_by_hand():
 
 
 def test_a_record_of_other_settings_is_not_taken_for_the_run(tmp_path: Path):
-    run = sweep.Run("a/b", "configs/arithmetic/grpo.py", {"seed": 7}, {"method": "grpo"})
+    run = sweep.Run("a/b", "configs/run.py:grpo,arithmetic", {"seed": 7}, {"method": "grpo"})
     settings = sweep.settings_of(sweep.config_of(run.config, run.overrides))
     path = tmp_path / "a" / "b.json"
     path.parent.mkdir()
@@ -253,7 +262,7 @@ def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path):
             assert not again
         with sweep.claim(lock) as again:  # Asking did not take it away.
             assert not again
-    body = "import sys, time\nfrom pathlib import Path\nfrom scope_jax.sweep.runs import claim\n"
+    body = "import sys, time\nfrom pathlib import Path\nfrom scope_jax.sweep import claim\n"
     body += (
         "with claim(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(100)\n"
     )
@@ -270,12 +279,12 @@ def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path):
 
 
 def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
-    body = "import os, sys\nfrom scope_jax.sweep.runs import _wait\n"
+    body = "import os, sys\nfrom scope_jax.sweep.__main__ import run_side_by_side\n"
     body += (
         "child = [sys.executable, '-c', 'import os, time; os.write(1, b\"%d\\\\n\" % os.getpid());"
         " time.sleep(100)']\n"
     )
-    body += "print(_wait([child, child], os.environ))\n"
+    body += "print(run_side_by_side([child, child], os.environ))\n"
     parent = subprocess.Popen(
         [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -303,21 +312,21 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'seeds': 1})]"
+                " 'configs/run.py:grpo,arithmetic', {'seeds': 1})]"
             ),
             "config.seeds: unknown key in an override; the nearest known one is config.seed",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'steps.x': 1})]"
+                " 'configs/run.py:grpo,arithmetic', {'steps.x': 1})]"
             ),
             "config.steps.x: unknown key in an override",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'steps': 'x'})]"
+                " 'configs/run.py:grpo,arithmetic', {'steps': 'x'})]"
             ),
             "config.steps = 'x' in an override: expected a value of type int",
         ),
@@ -328,7 +337,7 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/arithmetic/grpo.py', {'advantage.process': 'x'})]"
+                " 'configs/run.py:grpo,arithmetic', {'advantage.process': 'x'})]"
             ),
             "advantage.process = 'x' is unknown",
         ),
@@ -339,9 +348,7 @@ def test_bad_sweeps_are_one_line(
 ):
     path = tmp_path / "s.py"
     path.write_text(body)
-    code = sweep.main(
-        [f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--list"]
-    )
+    code = main([f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--list"])
     said = capsys.readouterr().err
     assert code == 2 and reason in said and said.count("\n") == 1
 
@@ -350,23 +357,20 @@ def test_at_least_one_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "s.py"
     path.write_text("sweep = list")
     assert (
-        sweep.main(
-            [f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--jobs=0"]
-        )
-        == 2
+        main([f"--sweep={path}", f"--workdir={tmp_path}", f"--records={tmp_path}", "--jobs=0"]) == 2
     )
     assert capsys.readouterr().err == "error: --jobs=0 must be at least 1\n"
 
 
 def test_shards_have_every_run_once():
     runs = [sweep.Run(f"m/{n}", "c.py") for n in range(11)]
-    parts = [sweep.chosen(runs, "*", f"{n}/3") for n in range(3)]
+    parts = [sweep.select_runs(runs, "*", f"{n}/3") for n in range(3)]
     assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
     assert [len(part) for part in parts] == [4, 4, 3]
-    assert [r.name for r in sweep.chosen(runs, "m/1*", "0/1")] == ["m/1", "m/10"]
+    assert [r.name for r in sweep.select_runs(runs, "m/1*", "0/1")] == ["m/1", "m/10"]
     for bad in ("3/3", "x", "1", "-1/2"):
         with pytest.raises(ValueError, match="expected I/N"):
-            sweep.chosen(runs, "*", bad)
+            sweep.select_runs(runs, "*", bad)
 
 
 def test_pairs_of_the_confirmation_by_hand():
@@ -382,7 +386,7 @@ def test_pairs_of_the_confirmation_by_hand():
         for name, at in level.items()
         for seed in range(2)
     ]
-    lines = page._again(records, "Tried again", "Once more.").splitlines()
+    lines = tables.confirmation(records, "Tried again", "Once more.").splitlines()
     pairs = {
         line.split(" | ")[0].lstrip("| "): line.split(" | ")[3]
         for line in lines

@@ -350,7 +350,7 @@ def test_generated_domains_by_name():
 
 
 def test_a_base_policy_is_trained_by_the_same_program(tmp_path):
-    from configs.countdown import base
+    from scope_jax.configs.countdown import base
     from scope_jax.supervise import supervise
 
     config = base.get_config()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scope_jax import supervise
-from scope_jax.config import check_config, check_keys, default_config
+from scope_jax.configuration import check_config, check_keys, default_config
 from scope_jax.data.load import load_task
 from scope_jax.tasks.answers import boxed_solution, hash_answer, last_boxed, normal_answer
 from scope_jax.tasks.domain import Problem
@@ -222,18 +222,18 @@ def test_every_config_is_one_that_its_program_takes(path):
 
 
 def test_mistakes_in_a_source_are_found_before_anything_is_loaded():
-    config = importlib.import_module("configs.math.scope_qwen2_5_math_1_5b").get_config()
+    config = get_config("scope,math_1_5b")
     config.task.train.math.were = {"level": ("Level 3",)}
     with pytest.raises(
         ValueError,
         match=r"config\.task\.train\.math\.were: unknown key; the nearest known one is .*\.where",
     ):
         check_config(config)
-    config = importlib.import_module("configs.gsm8k.grpo").get_config()
+    config = get_config("policy_gradient,gsm8k")
     config.task.evaluation.test.answer_from = "guess"
     with pytest.raises(ValueError, match=r"config\.task\.evaluation\.test: answer_from = 'guess'"):
         check_config(config)
-    config = importlib.import_module("configs.gsm8k.grpo").get_config()
+    config = get_config("policy_gradient,gsm8k")
     config.task.trian = {}
     with pytest.raises(
         ValueError,

@@ -1,6 +1,7 @@
 """The teacher behind an address, against a real HTTP server on the loopback: what it may do wrong,
 and what becomes of it."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -14,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny_runs import Tiny
-from test_correction import (
+from support.hand_made import (
     DOMAIN,
     LAST,
     PROBLEM,
@@ -30,12 +30,13 @@ from test_correction import (
     scene,
     text,
 )
+from support.tiny_runs import Tiny
 from test_teachers import BATCH, REWARD, alike, rescued_row
 
 from scope_jax.correction import SelectSpec
 from scope_jax.run import read_metrics
 from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, TeacherSpec
-from scope_jax.teachers.endpoint import Reply
+from scope_jax.teachers.client import Reply
 from scope_jax.train import train
 
 PROMPT = "{prompt}|{kept}|{wrong}"  # a prompt that the server below can read
@@ -64,7 +65,7 @@ def right_step(body: dict[str, Any]) -> str:
 
 
 class Server:
-    """`behave(handler, body, number)` answers the request; `seen`: (path, headers, body) of each."""
+    """`behave(handler, body, number)` answers a request; `seen`: (path, headers, body) of each."""
 
     def __init__(self, behave: Callable[["Handler", dict[str, Any], int], None]):
         self.seen: list[tuple[str, dict[str, str], dict[str, Any]]] = []
@@ -149,8 +150,11 @@ def spec(url: str, **more: Any) -> EndpointSpec:
     return EndpointSpec(url=url, model="some-teacher", **{**quick, **more})
 
 
-def teacher(url: str, prompt: str = PROMPT, **more: Any) -> EndpointTeacher:
-    return EndpointTeacher(Endpoint(spec(url, **more)), TeacherSpec("endpoint", prompt=prompt))
+def teacher(
+    url: str, prompt: str = PROMPT, temperature: float = 0.0, **more: Any
+) -> EndpointTeacher:
+    asked = TeacherSpec("endpoint", prompt=prompt, step_tokens=8, temperature=temperature)
+    return EndpointTeacher(Endpoint(spec(url, **more)), asked)
 
 
 def test_a_rescue_through_the_address():
@@ -344,6 +348,32 @@ def test_requests_run_side_by_side_up_to_a_bound_and_come_back_in_order():
     assert 2 <= server.most_at_once <= 4
 
 
+def test_an_event_loop_that_runs_already_and_proxies_change_nothing(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def cell(endpoint: Endpoint) -> list[Reply | str]:
+        return endpoint.ask(bodies(1))[0]
+
+    with serving(knows) as server:
+        assert asyncio.run(cell(Endpoint(spec(server.url)))) == [Reply("-987\n", True)]
+
+
+def test_no_more_than_the_limit_of_a_response_is_read():
+    sent: list[int] = []
+
+    def endless(handler: Handler, body: dict[str, Any], number: int) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" " * (1 << 20))
+            sent.append(1)
+
+    with serving(endless) as server:
+        assert Endpoint(spec(server.url)).ask(bodies(1))[0] == ["not_json"]
+    assert len(sent) < 50
+
+
 def test_equal_requests_are_sent_once():
     with serving(lambda h, b, n: h.answer(chat(f"{n}\n"))) as server:
         replies, counters = Endpoint(spec(server.url)).ask(bodies(2) + bodies(2))
@@ -353,10 +383,16 @@ def test_equal_requests_are_sent_once():
 
 def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     batch = scene(*[WRONG_2 + "#"] * 4)
-    two = dataclasses.replace(SPEC, select=SelectSpec(per_group=2), teacher_temperature=0.7)
+    two = dataclasses.replace(SPEC, select=SelectSpec(per_group=2))
     cache = str(tmp_path / "answers")
     with serving(knows) as server:
-        first = run(batch, [0] * 4, two, teacher=teacher(server.url, cache=cache), policy=LAST)
+        first = run(
+            batch,
+            [0] * 4,
+            two,
+            teacher=teacher(server.url, temperature=0.7, cache=cache),
+            policy=LAST,
+        )
         assert (
             first.metrics["scope/teacher_requests"] == 2
             and first.metrics["scope/teacher_cache_hits"] == 0
@@ -366,7 +402,7 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
         batch,
         [0] * 4,
         two,
-        teacher=teacher("http://127.0.0.1:9/elsewhere", cache=cache),
+        teacher=teacher("http://127.0.0.1:9/elsewhere", temperature=0.7, cache=cache),
         policy=LAST,
     )
     assert (again.metrics["scope/teacher_requests"], again.metrics["scope/teacher_cache_hits"]) == (
@@ -379,15 +415,12 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     files = sorted((tmp_path / "answers").rglob("*"))
     assert [f.suffix for f in files if f.is_file()] == [".json"] * 2
     # Another temperature, another seed, another model: other answers.
-    for changed, more in (
-        (dataclasses.replace(two, teacher_temperature=0.5), {}),
-        (two, {"seed": 1}),
-    ):
+    for temperature, more in ((0.5, {}), (0.7, {"seed": 1})):
         result = run(
             batch,
             [0] * 4,
-            changed,
-            teacher=teacher("http://127.0.0.1:9/v1", cache=cache),
+            two,
+            teacher=teacher("http://127.0.0.1:9/v1", temperature=temperature, cache=cache),
             policy=LAST,
             **more,
         )
@@ -398,7 +431,13 @@ def test_answers_on_disk_repeat_a_run_without_the_server(tmp_path):
     damaged = next(f for f in files if f.is_file())
     damaged.write_text('{"text": "-98')
     with serving(knows) as server:
-        mended = run(batch, [0] * 4, two, teacher=teacher(server.url, cache=cache), policy=LAST)
+        mended = run(
+            batch,
+            [0] * 4,
+            two,
+            teacher=teacher(server.url, temperature=0.7, cache=cache),
+            policy=LAST,
+        )
     assert (
         mended.metrics["scope/teacher_requests"],
         mended.metrics["scope/teacher_cache_hits"],
@@ -434,7 +473,7 @@ def test_a_dead_server_is_reported_once_and_asked_less():
     assert "2 batches in a row got no answer (connection)" in warning and "\n" not in warning
     back = Server(knows)
     try:
-        endpoint._address = ("127.0.0.1", back.http.server_port)
+        endpoint.url = f"{back.url}/chat/completions"
         assert [type(r) for r in endpoint.ask(bodies(2))[0]] == [Reply, Reply]
         assert endpoint._failed_in_row == 0
     finally:
@@ -499,7 +538,10 @@ def test_a_run_whose_server_dies_half_way_ends_all_the_same(checkpoints: Tiny, t
         with pytest.warns(UserWarning, match="teacher endpoint 127.0.0.1.*training goes on"):
             train(checkpoints.config("scope", settings), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    total = lambda name: sum(row.get(f"scope/{name}", 0) for row in rows)
+
+    def total(name: str) -> float:
+        return sum(row.get(f"scope/{name}", 0) for row in rows)
+
     assert len(rows) == 6 and all(row["grad/skipped"] == 0 for row in rows)
     # Rows that ask the same share an answer.
     assert total("corrected") + total("leaks") >= answers and total("teacher_failed_connection") > 0

@@ -1,7 +1,7 @@
 """Teachers: what becomes of a reply, word for word, and whole rescues by every kind of teacher
 that needs no network.
 
-The scenes and the hand-made writers are those of test_correction: every expected token can be
+The scenes and the hand-made writers are those of support.hand_made: every expected token can be
 written down.
 """
 
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from support.tiny_runs import Tiny
-from test_correction import (
+from support.hand_made import (
     DOMAIN,
     IDLE,
     LAST,
@@ -35,6 +34,7 @@ from test_correction import (
     scene,
     text,
 )
+from support.tiny_runs import Tiny
 from transformers import PreTrainedTokenizerFast
 
 from scope_jax import models
@@ -43,7 +43,8 @@ from scope_jax.rollout import Generator
 from scope_jax.run import read_metrics
 from scope_jax.tasks import Arithmetic, Domain, Problem
 from scope_jax.teachers import ModelTeacher, ProgramTeacher, ReferenceTeacher, TeacherSpec
-from scope_jax.teachers.kinds import Ask, prompt_text
+from scope_jax.teachers.base import Ask
+from scope_jax.teachers.prompts import prompt_text
 from scope_jax.teachers.replies import encode_step, gives_answer_away, read_reply, reference_steps
 from scope_jax.text import character_tokenizer
 from scope_jax.text.steps import token_bytes
@@ -51,6 +52,8 @@ from scope_jax.train import train
 
 BATCH = (RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
 REWARD = [1, 0, 0, 1]
+PROGRAM = ProgramTeacher(TeacherSpec("program", step_tokens=8))
+REFERENCE = ReferenceTeacher(TeacherSpec("reference", step_tokens=8))
 
 
 class Boxed(Domain):
@@ -178,7 +181,7 @@ def test_reference_steps_literal():
 
 
 def blank_before_the_first_word(add: str) -> PreTrainedTokenizerFast:
-    """A tokenizer in the manner of sentencepiece: blanks are part of the words they stand before."""
+    """A tokenizer in the manner of sentencepiece: blanks belong to the words they stand before."""
     words = ["<s>", "<unk>", "\u2581", "\u2581a", "\u2581ab", "a", "b", "ab", "\n", "c"]
     merges = [("a", "b"), ("\u2581", "a"), ("\u2581", "ab")]
     backend = tokenizers.Tokenizer(
@@ -244,6 +247,8 @@ def test_templates_show_what_they_say():
             ),
         ),
         ({"prompt_tokens": 0}, "teacher.prompt_tokens = 0 must be at least 1"),
+        ({"step_tokens": 0}, "teacher.step_tokens = 0 must be at least 1"),
+        ({"temperature": -1.0}, "teacher.temperature = -1.0 must be 0 or more"),
     ],
 )
 def test_teacher_spec_refuses(settings, message):
@@ -285,22 +290,27 @@ def alike(a, b) -> bool:
 
 def test_a_program_writes_the_step():
     batch = scene(*BATCH)
-    result = run(batch, REWARD, teacher=ProgramTeacher(), policy=LAST)
+    result = run(batch, REWARD, teacher=PROGRAM, policy=LAST)
     assert text(
         result.rollout, 1
     ) == "+777\n" + "-987\n" + "+198#" and result.reward_B.tolist() == [1, 1, 0, 1]
     rescued_row(result, batch, 1, 5, known=False)
     assert same(result.rollout, batch, [0, 2, 3])
     assert (result.metrics["scope/corrected"], result.metrics["scope/teacher_failed"]) == (1, 0)
-    again = run(batch, REWARD, teacher=ProgramTeacher(), policy=LAST)
+    again = run(batch, REWARD, teacher=PROGRAM, policy=LAST)
     assert alike(again.rollout, result.rollout)
-    other = run(batch, REWARD, teacher=ProgramTeacher("sorted"), policy=bigram("\n-9#"))
+    other = run(
+        batch,
+        REWARD,
+        teacher=ProgramTeacher(dataclasses.replace(PROGRAM.spec, style="sorted")),
+        policy=bigram("\n-9#"),
+    )
     assert [s["text"] for s in other.gallery[0]["steps"] if s["owner"] == "teacher"] == ["-987\n"]
 
 
 def test_a_last_step_ends_the_solution_with_the_policys_end_token():
     batch = scene(RIGHT + "#", WRONG_3 + "#", WRONG_1 + "#", RIGHT + "#")
-    result = run(batch, REWARD, teacher=ProgramTeacher(), policy=IDLE)
+    result = run(batch, REWARD, teacher=PROGRAM, policy=IDLE)
     assert (
         text(result.rollout, 1) == RIGHT + "#"
         and bool(result.rollout.finished_B[1])
@@ -321,14 +331,14 @@ def solved(solution: str | None) -> Problem:
 
 def test_the_reference_gives_the_step_of_the_same_number():
     batch = scene(*BATCH)
-    right = run(batch, REWARD, teacher=ReferenceTeacher(), policy=LAST, problem=solved(RIGHT))
+    right = run(batch, REWARD, teacher=REFERENCE, policy=LAST, problem=solved(RIGHT))
     assert text(right.rollout, 1) == RIGHT + "#"
     rescued_row(right, batch, 1, 5, known=False)
     # A step that the policy already wrote is passed over.
     covered = run(
         batch,
         REWARD,
-        teacher=ReferenceTeacher(),
+        teacher=REFERENCE,
         policy=LAST,
         problem=solved("-9 1\n+777\n-987\n+198"),
     )
@@ -337,7 +347,7 @@ def test_the_reference_gives_the_step_of_the_same_number():
     last = run(
         scene(RIGHT + "#", WRONG_3 + "#", WRONG_1 + "#", RIGHT + "#"),
         REWARD,
-        teacher=ReferenceTeacher(),
+        teacher=REFERENCE,
         policy=IDLE,
         problem=solved(RIGHT),
     )
@@ -359,14 +369,14 @@ def test_the_reference_gives_the_step_of_the_same_number():
 )
 def test_references_that_do_not_help(solution, counter):
     batch = scene(*BATCH)
-    result = run(batch, REWARD, teacher=ReferenceTeacher(), policy=LAST, problem=solved(solution))
+    result = run(batch, REWARD, teacher=REFERENCE, policy=LAST, problem=solved(solution))
     assert result.metrics[f"scope/{counter}"] == 1 and result.metrics["scope/corrected"] == 0
     assert same(result.rollout, batch, range(4)) and result.reward_B.tolist() == REWARD
     assert result.gallery[0]["verdict_after"] is False
 
 
 PLAIN = TeacherSpec(
-    prompt="{prompt}{kept}", prompt_tokens=20
+    prompt="{prompt}{kept}", prompt_tokens=20, step_tokens=8
 )  # all that a tokenizer without letters can be told
 
 
@@ -463,7 +473,7 @@ def test_rows_fail_alone():
         def _step(self, ask, job):
             return "no_step" if ask.row == 0 else super()._step(ask, job)
 
-    result = run(batch, [0, 0, 0, 0], spec, teacher=Half(), policy=LAST)
+    result = run(batch, [0, 0, 0, 0], spec, teacher=Half(PROGRAM.spec), policy=LAST)
     assert result.reward_B.tolist() == [0, 1, 0, 0] and text(result.rollout, 1) == RIGHT + "#"
     assert same(result.rollout, batch, [0, 2, 3])
     assert (result.metrics["scope/selected"], result.metrics["scope/corrected"]) == (2, 1)
@@ -485,7 +495,7 @@ def test_runs_with_a_program_and_with_the_policy_itself(checkpoints: Tiny, tmp_p
             "steps": 2,
             "teacher.kind": kind,
             "models.teacher": "",
-            "correction.localiser": "oracle",
+            "localiser.kind": "oracle",
             **more,
         }
         config = checkpoints.config("scope", settings)
@@ -503,7 +513,7 @@ def test_a_run_without_what_its_teacher_needs(checkpoints: Tiny, tmp_path):
     for settings, message in (
         ({"teacher.kind": "reference"}, "none of the problems looked at has a solution"),
         ({"teacher.kind": "endpoint"}, "teacher.endpoint.url = ''"),
-        ({"teacher.kind": "program", "correction.tail": "teacher"}, "needs teacher.kind 'model'"),
+        ({"teacher.kind": "program", "method.tail": "teacher"}, "needs teacher.kind 'model'"),
         ({"teacher.kind": "nobody"}, "teacher.kind = 'nobody' is unknown"),
     ):
         with pytest.raises(ValueError) as caught:

@@ -7,6 +7,7 @@ from scope_jax.tasks.arithmetic import CHARACTERS, Arithmetic, Problem
 from scope_jax.text.steps import step_ends
 from scope_jax.text.tokenizers import (
     character_tokenizer,
+    encode_in_place,
     encode_prompts,
     end_ids,
     load_tokenizer,
@@ -76,6 +77,13 @@ def test_prompts_that_do_not_fit_are_dropped_and_named(tokenizer):
         [1, 2],
     )
     assert encode_prompts(tokenizer, prompts[:1], max_length=5) == ([], [0])
+    assert encode_in_place(tokenizer, prompts, max_length=6) == [
+        [6, 9, 14, 12, 9, 15],
+        None,
+        None,
+        [3],
+    ]
+    assert encode_in_place(tokenizer, [], max_length=6) == []
     assert encode_prompts(tokenizer, ["47"], max_length=6, chat=True, system="99") == ([[6, 9]], [])
     with pytest.raises(ValueError, match="prompt 1 'a1': has characters"):
         encode_prompts(tokenizer, ["1", "a1"], max_length=6)

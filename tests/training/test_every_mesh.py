@@ -1,6 +1,7 @@
 """Every program on every shape of mesh: sampling, the teacher's step, PRM scores, log-probs, the
 update; measured by one device."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,7 +21,8 @@ from scope_jax.devices.mesh import (
     to_host_memory,
     to_mesh,
 )
-from scope_jax.prm.model import _probabilities
+from scope_jax.devices.shapes import part_size
+from scope_jax.prm.model import score_program
 from scope_jax.types import Owner, Rollout
 
 # Four kv heads: up to four devices on the tensor axis.
@@ -91,14 +93,14 @@ def outcome(shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
             owner=Owner.TEACHER,
             stream=1,
         )
-        score = _probabilities(prm, PRM, rows.tokens_BT, rows.length_B, choice=None)
+        score = score_program(prm, PRM, rows.tokens_BT, rows.length_B, choice=None)
         logp = learning.make_logprobs(MODEL, temperature=1.0, micro_batches=2)(params, rows, GROUP)
         on, off = learning.token_weights(rows, LOSS)
         optimizer = learning.make_optimizer(
             learning.OptimizerSpec(learning_rate=0.01, b1=0.9, eps=1e-3, clip_norm=None)
         )
         objective = learning.policy_objective(
-            MODEL, LOSS, temperature=1.0, entropy=True, remat="layer"
+            dataclasses.replace(MODEL, remat="layer"), LOSS, temperature=1.0, entropy=True
         )
         update = learning.make_update(objective, optimizer, MODEL, 2)
         state = learning.init_state(params, optimizer)
@@ -217,7 +219,7 @@ def test_sizes_of_parts():
         (48, 4, 8): 8,
         (7, 4, 1): 1,
     }
-    assert {case: rollout.generator.part_size(*case) for case in cases} == cases
+    assert {case: part_size(*case) for case in cases} == cases
 
 
 def weights_on(mesh: Mesh) -> models.Params:

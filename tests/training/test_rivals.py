@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from scope_jax.config import advantage_spec, loss_spec
+from scope_jax.configuration import advantage_spec, credit_spec, loss_spec
 from scope_jax.learning.advantages import group_advantages
+from scope_jax.learning.credit import CREDITS, GoodPrefix, WorstStep
 from scope_jax.learning.losses import policy_loss, token_weights
 from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.types import Owner, Rollout
@@ -57,10 +58,11 @@ def log_probs(spread, seed=0):
 
 @functools.cache
 def switches(name):
-    """(LossSpec, AdvantageSpec) of configs/arithmetic/<name>.py for rows of MAX_NEW tokens."""
-    config = importlib.import_module(f"configs.arithmetic.{name}").get_config()
+    """(LossSpec, AdvantageSpec, Credit) of a method of configs/run.py for rows of MAX_NEW tokens."""
+    config = run.get_config(f"{name},arithmetic")
     config.rollout.new_tokens = MAX_NEW
-    return loss_spec(config), advantage_spec(config)
+    settings = train_config(config)
+    return settings.loss, settings.advantage, settings.credit
 
 
 @functools.partial(
@@ -75,7 +77,7 @@ def evaluate(spec, logp, old, advantage, on, off, entropy=None):
 
 def chain(name, logp, old, owners=OWNERS, reward=REWARD):
     """(loss, gradient) of the library for a config."""
-    loss, advantage = switches(name)
+    loss, advantage, _ = switches(name)
     rows = rollout_of(owners)
     if advantage.overlong_tokens:
         written = rows.length_B - rows.prompt_length_B
@@ -249,7 +251,7 @@ def released_luffy(logp, old, A, longest):
 
 
 def test_luffy_is_the_released_loss_over_the_number_of_rows():
-    loss, advantage = switches("luffy")
+    loss, advantage, _ = switches("luffy")
     assert not advantage.std
     # The script's entropy bonus is a mean over tokens beside a loss that is a sum over them, over
     # `longest`; here both are sums over rows x longest. The script takes the demonstrations'
@@ -285,7 +287,7 @@ def test_luffy_is_the_released_loss_over_the_number_of_rows():
 def test_luffys_entropy_bonus_is_that_of_the_script():
     """0.001 x longest / tokens of a mini-batch: 64 rows, one of eight shown, of solutions of five
     and six lines."""
-    from configs.arithmetic import luffy
+    from scope_jax.configs.arithmetic import luffy
 
     config = luffy.get_config()
     tokens = (
@@ -333,8 +335,8 @@ def test_a_supervised_step_is_the_mean_negative_log_likelihood():
 
 
 def test_vppo_pushes_the_prefix_up_and_the_rest_down():
-    loss, advantage = switches("vppo")
-    assert (advantage.process, advantage.alpha, advantage.std) == ("prefix", 0.5, False)
+    loss, advantage, credit = switches("vppo")
+    assert isinstance(credit, GoodPrefix) and (credit.alpha, advantage.std) == (0.5, False)
     rows = rollout_of(OWNERS[:4])
     reward, end = (
         np.array([1.0, 0.0, 0.0, 0.0]),
@@ -347,9 +349,9 @@ def test_vppo_pushes_the_prefix_up_and_the_rest_down():
         rows.length_B,
         SLOTS,
         GROUP,
-        alpha=advantage.alpha,
-        shorten=advantage.shorten,
-        shorten_by=advantage.shorten_by,
+        alpha=credit.alpha,
+        shorten=credit.shorten,
+        shorten_by=credit.shorten_by,
     )
     on, off = token_weights(rows, loss)
     logp = log_probs(0.0)[0][:4]
@@ -368,8 +370,8 @@ def test_vppo_pushes_the_prefix_up_and_the_rest_down():
 
 @pytest.mark.parametrize(("name", "form"), [("prm_reward", "sum"), ("prm_min", "min")])
 def test_dense_rewards_reach_the_tokens_of_their_steps(name, form):
-    loss, advantage = switches(name)
-    assert advantage.process == form
+    loss, _, credit = switches(name)
+    assert type(credit) is CREDITS[form]
     rows = rollout_of(["qqpppp", "qqpppp"])
     # Row 0: a good step, then a bad one; row 1: one middling step. Ends in slots of the row.
     score, end, valid = (
@@ -377,7 +379,7 @@ def test_dense_rewards_reach_the_tokens_of_their_steps(name, form):
         [[4, 6], [6, 0]],
         np.array([[True, True], [True, False]]),
     )
-    more = dict(form=form, temperature=advantage.min_temperature)
+    more = dict(form=form, temperature=WorstStep().min_temperature)
     token = step_advantages(
         score, end, valid, rows.prompt_length_B, rows.length_B, SLOTS, 2, **more
     )

@@ -1,4 +1,4 @@
-"""Every method of configs/arithmetic through the same loop, on the tiny checkpoints; what each
+"""Every method of configs/methods.py through the same loop, on the tiny checkpoints; what each
 does to a step."""
 
 import dataclasses
@@ -11,18 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from support.tiny_runs import Tiny
 
 from scope_jax import learning, rollout, tasks, teachers
-from scope_jax.config import check_config, sample_spec
+from scope_jax.configuration import TrainConfig, default_config, set_method, train_config
+from scope_jax.configuration.schema import set_value
+from scope_jax.correction import Groups
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.rollout import completion_texts, from_prompts
 from scope_jax.run import PhaseTimer, read_metrics
 from scope_jax.train import train
-from scope_jax.training import rollouts
 from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.learner import Learner
+from scope_jax.training.rollouts import (
+    Progress,
+    Step,
+    collect_demonstrations,
+    collect_rollouts,
+    draw,
+    with_demonstrations,
+)
 from scope_jax.types import Owner
 
 QUICK = {
@@ -38,17 +48,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "dapo": {},
     "gspo": {"training.mini_batches": 4},
     "luffy": {},
-    "relift": {"demonstrations.buffer": 1},
+    "relift": {"method.buffer": 1},
     "prm_reward": {},
     "prm_min": {},
     "vppo": {},
-    "sft": {"demonstrations.supervised_steps": 3, "demonstrations.rows": 4},
-    "sft_grpo": {"demonstrations.supervised_steps": 2, "demonstrations.rows": 4},
+    "sft": {"sft.steps": 3, "sft.prompts": 4},
+    "sft_grpo": {"sft.steps": 2, "sft.prompts": 4},
     "self_correction": {},
     "scope": {
-        "correction.localiser": "monte_carlo",
-        "correction.place": "append",
-        "correction.select.rule": "all",
+        "localiser.kind": "monte_carlo",
+        "method.place": "append",
+        "method.select.rule": "all",
     },
 }
 
@@ -64,7 +74,7 @@ def runs(checkpoints: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("methods")
     out = {}
     for name in METHODS:
-        more = {"models.teacher": ""} if name == "self_correction" else {}
+        more = {"models.teacher": None} if name == "self_correction" else {}
         train(checkpoints.config(name, settings(checkpoints, name, more)), folder / name)
         out[name] = read_metrics(folder / name / "metrics.jsonl")
     return out
@@ -177,52 +187,66 @@ def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]])
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    config: Any
-    cast: Actors
-    sampling: Any
+class Parts:
+    """What a step is made of."""
+
+    written: ConfigDict
+    config: TrainConfig
+    actors: Actors
     mesh: Any
+
+    def changed(self, method: str = "luffy", **changes: Any) -> TrainConfig:
+        """The config with another method (and that method's defaults), and with other settings; a
+        dot in their names is `__`."""
+        config = self.written.copy_and_resolve_references()
+        if method != "luffy":
+            set_method(config, method)
+        for name, value in changes.items():
+            set_value(TrainConfig, config, name.replace("__", "."), value)
+        return train_config(config)
 
 
 @pytest.fixture(scope="module")
-def scene(checkpoints: Tiny) -> Scene:
-    config = checkpoints.config(
+def parts(checkpoints: Tiny) -> Parts:
+    written = checkpoints.config(
         "luffy", settings(checkpoints, "luffy", {"demonstrations.verified": False})
     )
-    check_config(config)
+    config = train_config(written)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        cast = load_actors(config, mesh)
-    return Scene(config, cast, sample_spec(config, cast.config.end_ids), mesh)
+        actors = load_actors(config, mesh)
+    return Parts(written, config, actors, mesh)
 
 
-def policy_of(scene: Scene) -> rollout.Generator:
-    return rollout.Generator(scene.cast.params, scene.cast.config)
+def policy_of(parts: Parts) -> rollout.Generator:
+    return rollout.Generator(parts.actors.params, parts.actors.config)
 
 
-def groups_of(scene: Scene, config: Any) -> rollouts.Groups:
-    key = jax.random.key(5)
-    return rollouts.collect_rollouts(
-        scene.cast, policy_of(scene), config, scene.sampling, key, rollouts.Cursor(), PhaseTimer()
-    )
+def sampling_of(parts: Parts) -> rollout.SampleSpec:
+    return parts.config.rollout.sampling(parts.actors.config.end_ids)
 
 
-def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
-    with jax.set_mesh(scene.mesh):
-        own = groups_of(scene, scene.config)
+def a_step() -> Step:
+    return Step(0, jax.random.key(5), 0, PhaseTimer())
+
+
+def groups_of(parts: Parts, config: TrainConfig) -> Groups:
+    return collect_rollouts(parts.actors, policy_of(parts), config, Progress(), a_step())
+
+
+def demonstrations_of(
+    parts: Parts, config: TrainConfig, problems: list[tasks.Problem], first_row: int = 1000
+) -> Groups:
+    return collect_demonstrations(parts.actors, config, problems, a_step(), first_row=first_row)
+
+
+def test_a_luffy_group_is_rollouts_and_one_demonstration(parts: Parts):
+    with jax.set_mesh(parts.mesh):
+        own = groups_of(parts, parts.config)
         asked = own.problems[:: own.group]
-        shown = rollouts.collect_demonstrations(
-            scene.cast,
-            scene.config,
-            scene.sampling,
-            asked,
-            jax.random.key(5),
-            0,
-            PhaseTimer(),
-            first_row=len(own.reward_B),
-        )
-        both = rollouts.with_demonstrations(own, shown)
-    M = scene.config.rollout.group
+        shown = demonstrations_of(parts, parts.config, asked, len(own.reward_B))
+        both = with_demonstrations(own, shown)
+    M = parts.config.rollout.group
     assert own.group == M - 1 and both.group == M and len(both.reward_B) == 8 * M
     owner, length, prompt = (
         np.asarray(x)
@@ -233,7 +257,9 @@ def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
         assert wrote == ({Owner.TEACHER} if b % M == M - 1 else {Owner.POLICY})
         assert both.problems[b] == asked[b // M] and both.own_B[b] == (b % M < M - 1)
         assert (
-            scene.cast.tokenizer.decode(np.asarray(both.rollout.tokens_BT)[b, : prompt[b]].tolist())
+            parts.actors.tokenizer.decode(
+                np.asarray(both.rollout.tokens_BT)[b, : prompt[b]].tolist()
+            )
             == both.problems[b].prompt
         )
     # The demonstration counts in the group's mean, with the reward that the verifier gave it.
@@ -250,35 +276,24 @@ def test_a_luffy_group_is_rollouts_and_one_demonstration(scene: Scene):
     # Whole solutions: the text after the prompt is judged as a rollout's would be.
     tokens = np.asarray(both.rollout.tokens_BT)
     texts = [
-        scene.cast.tokenizer.decode(tokens[b, prompt[b] : length[b] - 1].tolist())
+        parts.actors.tokenizer.decode(tokens[b, prompt[b] : length[b] - 1].tolist())
         for b in range(8 * M)
     ]
-    verdict = scene.cast.task.domain.verify(both.problems, texts)
+    verdict = parts.actors.task.domain.verify(both.problems, texts)
     finished = np.asarray(both.rollout.finished_B)
     assert [bool(v) and bool(f) for v, f in zip(verdict, finished)] == (both.reward_B == 1).tolist()
 
 
 def test_a_demonstration_that_is_refused_is_not_learned_from(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ):
     refuse(monkeypatch, every_second, rest=True)
-    config = scene.config.copy_and_resolve_references()
-    config.demonstrations.verified = True
-    with jax.set_mesh(scene.mesh):
-        own = groups_of(scene, config)
+    config = parts.changed(demonstrations__verified=True)
+    with jax.set_mesh(parts.mesh):
+        own = groups_of(parts, config)
         asked = own.problems[:: own.group]
         taken, strict = (
-            rollouts.collect_demonstrations(
-                scene.cast,
-                c,
-                scene.sampling,
-                asked,
-                jax.random.key(5),
-                0,
-                PhaseTimer(),
-                first_row=len(own.reward_B),
-            )
-            for c in (scene.config, config)
+            demonstrations_of(parts, c, asked, len(own.reward_B)) for c in (parts.config, config)
         )
         wrong = taken.reward_B != 1
         assert wrong.any() and not wrong.all()
@@ -288,13 +303,13 @@ def test_a_demonstration_that_is_refused_is_not_learned_from(
         )
         weights = {}
         for name, shown in (("taken", taken), ("strict", strict)):
-            both = rollouts.with_demonstrations(own, shown)
+            both = with_demonstrations(own, shown)
             spec = learning.LossSpec(normaliser="token")
             weights[name] = [
                 np.asarray(w)
                 for w in learning.token_weights(both.rollout, spec, include_B=both.include_B)
             ]
-    M = scene.config.rollout.group
+    M = parts.config.rollout.group
     shown_rows = np.arange(M - 1, 8 * M, M)
     assert (weights["taken"][1][shown_rows].sum(axis=1) > 0).all()
     assert ((weights["strict"][1][shown_rows].sum(axis=1) > 0) == ~wrong).all()
@@ -302,28 +317,18 @@ def test_a_demonstration_that_is_refused_is_not_learned_from(
     assert sum(w.sum() for w in weights["strict"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
-    short = dataclasses.replace(scene.sampling, max_new_tokens=3)
-    with jax.set_mesh(scene.mesh):
-        own = groups_of(scene, scene.config)
-        asked = own.problems[:: own.group]
-        shown = rollouts.collect_demonstrations(
-            scene.cast,
-            scene.config,
-            short,
-            asked,
-            jax.random.key(5),
-            0,
-            PhaseTimer(),
-            first_row=1000,
-        )
+def test_a_demonstration_that_does_not_fit_is_left_out(parts: Parts):
+    short = parts.changed(rollout__new_tokens=3)
+    with jax.set_mesh(parts.mesh):
+        own = groups_of(parts, short)
+        shown = demonstrations_of(parts, short, own.problems[:: own.group])
         assert not shown.include_B.any() and np.isnan(shown.reward_B).all()
         assert (
             shown.metrics["demonstrations/failed_too_long"]
             == 8
             == shown.metrics["demonstrations/failed"]
         )
-        both = rollouts.with_demonstrations(own, shown)
+        both = with_demonstrations(own, shown)
         on, off = learning.token_weights(
             both.rollout, learning.LossSpec(normaliser="token"), include_B=both.include_B
         )
@@ -334,27 +339,27 @@ def test_a_demonstration_that_does_not_fit_is_left_out(scene: Scene):
 
 
 @pytest.mark.parametrize("kind", ["program", "reference"])
-def test_programs_and_references_demonstrate(scene: Scene, kind: str):
-    domain, tokenizer = scene.cast.task.domain, scene.cast.tokenizer
+def test_programs_and_references_demonstrate(parts: Parts, kind: str):
+    domain, tokenizer = parts.actors.task.domain, parts.actors.tokenizer
     problems = [domain.problem(3, "train", n, 2) for n in range(3)]
-    teacher: Any = teachers.ProgramTeacher("prompt_order")
+    spec = teachers.TeacherSpec("program", style="prompt_order")
+    teacher: Any = teachers.ProgramTeacher(spec)
     if kind == "reference":
         teacher = teachers.ReferenceTeacher()
         known = domain.demonstration(problems[0], np.random.default_rng(0), "sorted")
         problems = [dataclasses.replace(problems[0], solution=known), *problems[1:]]
-    with jax.set_mesh(scene.mesh):
-        made = teachers.demonstrate(
-            teacher,
-            problems,
-            [tokenizer.encode(p.prompt) for p in problems],
-            max_length=20,
-            first_row=0,
-            sample_spec=scene.sampling,
-            temperature=1.0,
-            key=jax.random.key(0),
-            seed=0,
-            domain=domain,
-            tokenizer=tokenizer,
+    with jax.set_mesh(parts.mesh):
+        made = teacher.demonstrate(
+            teachers.DemonstrationJob(
+                problems,
+                from_prompts([tokenizer.encode(p.prompt) for p in problems], 1, 20),
+                tokenizer,
+                sampling_of(parts),
+                domain,
+                temperature=1.0,
+                key=jax.random.key(0),
+                seed=0,
+            )
         )
     texts = [
         tokenizer.decode(row, skip_special_tokens=True)
@@ -375,35 +380,24 @@ def test_programs_and_references_demonstrate(scene: Scene, kind: str):
 
 
 @pytest.mark.parametrize("more", [1, 3])
-def test_dynamic_sampling_keeps_the_groups_that_tell(scene: Scene, more: int):
+def test_dynamic_sampling_keeps_the_groups_that_tell(parts: Parts, more: int):
     """By hand: roll out the batches one by one, judge them and pick. Of two rows, half of the
     groups tell nothing."""
     M = 2
-    config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group, config.rollout.resample, config.rollout.group = 0, more, M
-    P, section, domain = config.rollout.prompts, config.rollout, scene.cast.task.domain
-    tokens, rewards, problems, position = [], [], [], 0
-    with jax.set_mesh(scene.mesh):
-        made = groups_of(scene, config)
+    config = parts.changed("grpo", method__resample=more, rollout__group=M)
+    P, domain, progress = config.rollout.prompts, parts.actors.task.domain, Progress()
+    tokens, rewards, problems = [], [], []
+    with jax.set_mesh(parts.mesh):
+        made = groups_of(parts, config)
         for number in range(1 + more):
-            drawn, ids, position, _ = rollouts.next_problems(
-                scene.cast.task.train,
-                scene.cast.tokenizer,
-                seed=config.seed,
-                position=position,
-                count=P,
-                max_tokens=section.prompt_tokens,
-                chat=False,
-            )
-            batch = from_prompts(
-                ids, M, section.prompt_tokens + section.new_tokens, first_row=number * P * M
-            )
-            batch = policy_of(scene).extend(
-                batch, jax.random.key(5), scene.sampling, shared_prefix=M
+            drawn, ids = draw(parts.actors, config, progress, P)
+            batch = from_prompts(ids, M, config.rollout.length, first_row=number * P * M)
+            batch = policy_of(parts).extend(
+                batch, jax.random.key(5), sampling_of(parts), shared_prefix=M
             )
             tokens.append(np.asarray(batch.tokens_BT))
             rows = [p for p in drawn for _ in range(M)]
-            right = domain.verify(rows, completion_texts(batch, scene.cast.tokenizer))
+            right = domain.verify(rows, completion_texts(batch, parts.actors.tokenizer))
             rewards.append(np.asarray(right, float) * np.asarray(batch.finished_B))
             problems += drawn
     spread = np.ptp(np.concatenate(rewards).reshape(-1, M), axis=1) > 0
@@ -430,31 +424,29 @@ def parameters(learner: Learner) -> dict[str, np.ndarray]:
     return {str(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(learner.state.params)}
 
 
-def learner_of(scene: Scene, **changes: Any) -> Learner:
-    config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group = 0
-    config.loss.entropy_bonus = 0.0
-    config.loss.teacher_term, config.loss.normaliser = "nll", "token"
-    config.training.mini_batches = config.training.micro_batches = 1
-    for key, value in changes.items():
-        section, name = key.split("__")
-        config[section][name] = value
-    check_config(config)
-    return Learner(config, scene.cast, scene.mesh, jax.random.key(0))
+def learner_of(parts: Parts, **changes: Any) -> Learner:
+    """A learner of rollouts alone. `changes`: settings; a dot in their names is `__`."""
+    plain = {
+        "loss__entropy_bonus": 0.0,
+        "loss__teacher_term": "nll",
+        "loss__normaliser": "token",
+        "training__mini_batches": 1,
+        "training__micro_batches": 1,
+    }
+    config = parts.changed("grpo", **(plain | changes))
+    return Learner(config, parts.actors, parts.mesh, jax.random.key(0))
 
 
-def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(scene: Scene):
+def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(parts: Parts):
     """Two epochs of two mini-batches equal four updates by hand on the groups that the key's order
     names."""
-    with jax.set_mesh(scene.mesh):
-        config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
-        made = groups_of(scene, config)
+    with jax.set_mesh(parts.mesh):
+        made = groups_of(parts, parts.changed("grpo"))
         M, key = made.group, jax.random.key(9)
         advantage = np.asarray(learning.group_advantages(made.reward_B, M))
-        many = learner_of(scene, training__epochs=2, training__mini_batches=2)
+        many = learner_of(parts, training__epochs=2, training__mini_batches=2)
         stats = many.update(made.rollout, M, advantage, made.include_B, key, 0)
-        by_hand = learner_of(scene)
+        by_hand = learner_of(parts)
         for epoch in range(2):
             order = np.asarray(
                 jax.random.permutation(
@@ -467,19 +459,17 @@ def test_mini_batches_are_updates_on_groups_in_an_order_of_the_epoch(scene: Scen
                 by_hand.update(rows, M, advantage[index], made.include_B[index], key, 0)
     assert stats["update/count"] == 4 and int(many.state.updates) == 4 == int(by_hand.state.updates)
     one, other = parameters(many), parameters(by_hand)
-    start = {str(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(scene.cast.params)}
+    start = {str(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(parts.actors.params)}
     assert max(np.abs(one[name] - start[name]).max() for name in one) > 1e-3
     for name in one:
         np.testing.assert_allclose(one[name], other[name], atol=2e-6, err_msg=name)
 
 
-def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scene: Scene):
-    with jax.set_mesh(scene.mesh):
-        config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
-        made = groups_of(scene, config)
-        run = learning.make_logprobs(scene.cast.config, temperature=1.0, micro_batches=4)
-        found = np.asarray(run(scene.cast.params, made.rollout, made.group))
+def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(parts: Parts):
+    with jax.set_mesh(parts.mesh):
+        made = groups_of(parts, parts.changed("grpo"))
+        run = learning.make_logprobs(parts.actors.config, temperature=1.0, micro_batches=4)
+        found = np.asarray(run(parts.actors.params, made.rollout, made.group))
         recorded, owner = np.asarray(made.rollout.logp_BT), np.asarray(made.rollout.owner_BT)
         written = (owner == Owner.POLICY) & (
             np.arange(owner.shape[1]) < np.asarray(made.rollout.length_B)[:, None]
@@ -491,7 +481,7 @@ def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scen
         advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
         results = []
         for old in ("sampler", "recompute"):
-            learner = learner_of(scene, training__mini_batches=2, loss__old_logp=old)
+            learner = learner_of(parts, training__mini_batches=2, loss__old_logp=old)
             learner.update(
                 made.rollout, made.group, advantage, made.include_B, jax.random.key(1), 0
             )
@@ -500,16 +490,14 @@ def test_recomputed_old_logprobs_are_those_of_the_policy_before_the_updates(scen
         np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-4, err_msg=name)
 
 
-def test_the_kl_term_holds_the_policy_to_where_it_started(scene: Scene):
-    with jax.set_mesh(scene.mesh):
-        config = scene.config.copy_and_resolve_references()
-        config.demonstrations.per_group = 0
-        made = groups_of(scene, config)
+def test_the_kl_term_holds_the_policy_to_where_it_started(parts: Parts):
+    with jax.set_mesh(parts.mesh):
+        made = groups_of(parts, parts.changed("grpo"))
         advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
         found = {}
         for weight in (0.0, 10.0):
             learner = learner_of(
-                scene,
+                parts,
                 loss__kl_weight=weight,
                 training__epochs=6,
                 loss__clip_low=None,
@@ -522,36 +510,32 @@ def test_the_kl_term_holds_the_policy_to_where_it_started(scene: Scene):
                 for n in range(3)
             ]
             found[weight] = metrics
-            run = learning.make_logprobs(scene.cast.config, temperature=1.0)
+            run = learning.make_logprobs(parts.actors.config, temperature=1.0)
             gap = run(learner.state.params, made.rollout, made.group) - run(
-                scene.cast.params, made.rollout, made.group
+                parts.actors.params, made.rollout, made.group
             )
             found[weight, "gap"] = float(np.abs(np.asarray(gap)).mean())
     assert "policy/kl" not in found[0.0][0] and found[10.0][-1]["policy/kl"] > 0
     assert found[10.0, "gap"] < 0.5 * found[0.0, "gap"]
 
 
-def grad_norm(
-    learner: Learner, made: rollouts.Groups, logp: Any, advantage: Any
-) -> dict[str, float]:
+def grad_norm(learner: Learner, made: Groups, logp: Any, advantage: Any) -> dict[str, float]:
     """Metrics of one update on rows whose recorded log-probs are `logp`."""
     rows = made.rollout.replace(logp_BT=jnp.asarray(logp))
     return learner.update(rows, made.group, advantage, made.include_B, jax.random.key(1), 0)
 
 
-def test_truncated_importance_weights_reach_the_update(scene: Scene):
+def test_truncated_importance_weights_reach_the_update(parts: Parts):
     """The sampler's log-probs are moved by a constant: every token has the same weight, and so has
     the gradient."""
-    config = scene.config.copy_and_resolve_references()
-    config.demonstrations.per_group = 0
-    with jax.set_mesh(scene.mesh):
-        made = groups_of(scene, config)
+    with jax.set_mesh(parts.mesh):
+        made = groups_of(parts, parts.changed("grpo"))
         advantage = np.asarray(learning.group_advantages(made.reward_B, made.group))
         recorded = np.asarray(made.rollout.logp_BT)
-        plain = grad_norm(learner_of(scene, loss__old_logp="recompute"), made, recorded, advantage)
+        plain = grad_norm(learner_of(parts, loss__old_logp="recompute"), made, recorded, advantage)
         found = {}
         for shift in (-0.5, 0.5):  # the sampler gave less, more
-            learner = learner_of(scene, loss__old_logp="recompute", loss__tis_cap=1.2)
+            learner = learner_of(parts, loss__old_logp="recompute", loss__tis_cap=1.2)
             found[shift] = grad_norm(learner, made, recorded + shift, advantage)
     assert "policy/tis_mean" not in plain and plain["grad/norm"] > 1e-3
     for shift, weight in ((-0.5, 1.2), (0.5, np.exp(-0.5))):  # e^0.5 = 1.65 is cut
@@ -559,22 +543,13 @@ def test_truncated_importance_weights_reach_the_update(scene: Scene):
         assert found[shift]["grad/norm"] / plain["grad/norm"] == pytest.approx(weight, rel=1e-3)
 
 
-def test_the_teachers_probabilities_reach_the_update(scene: Scene):
+def test_the_teachers_probabilities_reach_the_update(parts: Parts):
     """Demonstrations by the policy itself: pi / pi_teacher is 1, or e^-shift where the recorded
     log-probs are moved."""
-    with jax.set_mesh(scene.mesh):
-        own = groups_of(scene, scene.config)
-        shown = rollouts.collect_demonstrations(
-            scene.cast,
-            scene.config,
-            scene.sampling,
-            own.problems[:: own.group],
-            jax.random.key(5),
-            0,
-            PhaseTimer(),
-            first_row=1000,
-        )
-        made = rollouts.with_demonstrations(own, shown)
+    with jax.set_mesh(parts.mesh):
+        own = groups_of(parts, parts.config)
+        shown = demonstrations_of(parts, parts.config, own.problems[:: own.group])
+        made = with_demonstrations(own, shown)
         owner = np.asarray(made.rollout.owner_BT)
         recorded = np.asarray(made.rollout.logp_BT)
         assert (
@@ -586,7 +561,7 @@ def test_the_teachers_probabilities_reach_the_update(scene: Scene):
         )  # nothing to learn from the policy's own rows
 
         def norm(shift, **changes):
-            return grad_norm(learner_of(scene, **changes), made, recorded + shift, advantage)[
+            return grad_norm(learner_of(parts, **changes), made, recorded + shift, advantage)[
                 "grad/norm"
             ]
 
@@ -611,7 +586,7 @@ def test_a_stopped_run_goes_on_the_same(
     part of the checkpoint."""
     changes: dict[str, Any] = {"steps": 5, "checkpoint.keep": 5}
     if name == "relift":
-        changes |= {"demonstrations.buffer": 5, "demonstrations.verified": False}
+        changes |= {"method.buffer": 5, "demonstrations.verified": False}
         refuse(monkeypatch, every_second)  # so that there are groups that failed
     more = settings(checkpoints, name, changes)
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -642,104 +617,74 @@ def test_a_stopped_run_goes_on_the_same(
 
 # ---- what cannot go together
 
-NO_TAIL = {"correction.enabled": True, "correction.tail": "none", "correction.accept": "unverified"}
+NO_TAIL = {"method.tail": "none", "method.accept": "unverified"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("method", "changes", "reason"),
     [
+        # A failed demonstration would be corrected, steps are scored before the repair, groups are
+        # drawn again before they get a second reward, prompts are cloned that have not failed: a
+        # method does not know another's settings.
+        ("scope", {"method.per_group": 1}, "config.method.per_group: unknown key"),
+        ("scope", {"method.process_weight": 1.0}, "config.method.process_weight: unknown key"),
+        ("scope", {"method.resample": 1}, "config.method.resample: unknown key"),
+        ("luffy", {"method.resample": 1}, "config.method.resample: unknown key"),
+        ("relift", {"method.resample": 1}, "config.method.resample: unknown key"),
+        ("luffy", {"method.buffer": 4}, "config.method.buffer: unknown key"),
+        ("relift", {"method.per_group": 1}, "config.method.per_group: unknown key"),
+        ("luffy", {"method.per_group": 8}, "leaves no rollout in a group of 8"),
         (
-            {"correction.enabled": True, "demonstrations.per_group": 1},
-            "a failed demonstration would be corrected",
+            "luffy",
+            {"demonstrations.verified": True, "teacher.kind": "self"},
+            "teacher.kind 'self' gives none",
         ),
+        ("pure", {"localiser.kind": "monte_carlo"}, "needs scores of steps"),
+        ("vppo", {"loss.ratio": "sequence"}, "averages away the token advantages"),
+        ("vppo", {"advantage.std": True}, "set advantage.std to False"),
         (
-            {"correction.enabled": True, "advantage.process": "sum"},
-            "steps are scored before the repair",
+            "grpo",
+            {"method.name": "dense"},
+            "config.method.name = 'dense' is unknown; one of grpo, scope, luffy, relift, process,"
+            " pure, vppo",
         ),
+        ("grpo", {"loss.tis_cap": 2.0}, "use 'recompute'"),
+        ("grpo", {"training.mini_batches": 3}, "does not divide rollout.prompts = 16"),
         (
-            {"correction.enabled": True, "rollout.resample": 1},
-            "which correction.enabled is there to repair",
-        ),
-        (
-            {"demonstrations.per_group": 1, "rollout.resample": 1},
-            "before demonstrations.per_group gives them a second one",
-        ),
-        (
-            {"demonstrations.buffer": 4, "rollout.resample": 1},
-            "that demonstrations.buffer collects",
-        ),
-        ({"demonstrations.per_group": 8}, "leaves no rollout in a group of 8"),
-        ({"demonstrations.per_group": 1, "teacher.kind": "self"}, "teacher.kind 'self' gives none"),
-        (
-            {"advantage.process": "min", "correction.localiser": "monte_carlo"},
-            "needs scores of steps",
-        ),
-        (
-            {"advantage.process": "prefix", "loss.ratio": "sequence"},
-            "averages away the token advantages",
-        ),
-        ({"advantage.process": "prefix", "advantage.std": True}, "set advantage.std to False"),
-        ({"loss.tis_cap": 2.0}, "use 'recompute'"),
-        ({"training.mini_batches": 3}, "does not divide rollout.prompts = 16"),
-        (
+            "grpo",
             {"training.mini_batches": 4, "training.micro_batches": 64},
             "does not divide prompts x group = 32 of a mini-batch",
         ),
-        ({"training.epochs": 0}, "training.epochs = 0 must be at least 1"),
-        (
-            {
-                "correction.enabled": True,
-                "correction.tail": "none",
-                "correction.accept": "unverified",
-                "loss.teacher_term": "shaped",
-            },
-            "unverified rows have none",
-        ),
-        ({"correction.noise": 2.0, "correction.enabled": True}, "must be a probability"),
-        ({"advantage.alpha": 2.0}, "must lie in [0, 1]"),
-        (
-            {"advantage.process": "prefix", "correction.localiser": "monte_carlo"},
-            "needs scores of steps",
-        ),
-        (
-            {"advantage.process": "prefix", "advantage.overlong_tokens": 4},
-            "takes no punished rewards",
-        ),
-        ({"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
-        (
-            {"demonstrations.per_group": 1, "demonstrations.buffer": 4},
-            "has not failed; use one of them",
-        ),
-        (
-            {"advantage.process": "prefix", "correction.threshold": 5.0},
-            "threshold must lie in (0, 1)",
-        ),
-        ({"advantage.process": "sum", "correction.noise": 7.0}, "must be a probability"),
-        (
-            {"advantage.process": "sum", "correction.localiser": "orcale"},
-            "correction.localiser = 'orcale' is unknown",
-        ),
-        ({**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
-        ({**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
-        ({**NO_TAIL, "correction.tails": 3}, "correction.tail 'none' writes none"),
-        ({"demonstrations.per_group": 1}, "would clone demonstrations that the verifier refuses"),
-        ({"rollout.group": 1}, "must be at least 2"),
-        ({"rollout.temperature": 0.0}, "makes the rows of a group alike"),
-        ({"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
-        ({"samples.every": 0}, "samples.every = 0 must be at least 1"),
-        ({"demonstrations.per_group": -1}, "must be 0 or more"),
+        ("grpo", {"training.epochs": 0}, "training.epochs = 0 must be at least 1"),
+        ("scope", {**NO_TAIL, "loss.teacher_term": "shaped"}, "unverified rows have none"),
+        ("scope", {"localiser.noise": 2.0}, "must be a probability"),
+        ("vppo", {"method.alpha": 2.0}, "must lie in [0, 1]"),
+        ("vppo", {"localiser.kind": "monte_carlo"}, "needs scores of steps"),
+        ("vppo", {"advantage.overlong_tokens": 4}, "takes no punished rewards"),
+        ("grpo", {"advantage.overlong_tokens": 65}, "is more than rollout.new_tokens = 64"),
+        ("vppo", {"localiser.threshold": 5.0}, "threshold must lie in (0, 1)"),
+        ("process", {"localiser.noise": 7.0}, "must be a probability"),
+        ("process", {"localiser.kind": "orcale"}, "localiser.kind = 'orcale' is unknown"),
+        ("scope", {**NO_TAIL, "loss.teacher_term": "mask"}, "learn by the teacher's term alone"),
+        ("scope", {**NO_TAIL, "loss.teacher_weight": 0.0}, "learn by the teacher's term alone"),
+        ("scope", {**NO_TAIL, "method.tails": 3}, "method.tail 'none' writes none"),
+        ("luffy", {}, "would clone demonstrations that the verifier refuses"),
+        ("grpo", {"rollout.group": 1}, "must be at least 2"),
+        ("grpo", {"rollout.temperature": 0.0}, "makes the rows of a group alike"),
+        ("grpo", {"checkpoint.every": 0}, "checkpoint.every = 0 must be at least 1"),
+        ("grpo", {"samples.every": 0}, "samples.every = 0 must be at least 1"),
+        ("luffy", {"method.per_group": -1}, "must be at least 1"),
+        ("grpo", {"method.resample": -1}, "must be 0 or more"),
     ],
 )
-def test_what_cannot_go_together_is_refused_with_a_reason(changes: dict[str, Any], reason: str):
-    from scope_jax.config import default_config
-
-    config = default_config()
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        section = config
-        for part in path:
-            section = section[part]
-        section[last] = value
+def test_what_cannot_go_together_is_refused_with_a_reason(
+    method: str, changes: dict[str, Any], reason: str
+):
+    config = default_config(method)
+    with config.unlocked():
+        for key, value in changes.items():
+            section, name = key.split(".")
+            config[section][name] = value
     with pytest.raises(ValueError) as error:
-        check_config(config)
+        train_config(config)
     assert reason in str(error.value) and "\n" not in str(error.value)

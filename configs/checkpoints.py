@@ -1,0 +1,205 @@
+r"""Checkpoints that training starts from: NAME,TASK with base, teacher or prm of an embedded task,
+or sft or prm of math.
+
+    python -m scope_jax.supervise --config=base,arithmetic --workdir=cache/checkpoints/base
+    python -m scope_jax.supervise --config=configs/checkpoints.py:prm,countdown \
+        --workdir=cache/checkpoints/countdown/prm
+
+Both forms are the same. `make demo` and the sweeps make those of the embedded tasks by themselves.
+"""
+
+from scope_jax.configs.tasks import CACHE, MATH_TEST
+from scope_jax.configuration.supervision import default_config
+
+
+def arithmetic_base():
+    """The base policy of signed terms: mixed orders, and a misconception about subtractions that
+    borrow.
+
+    Measured (256 problems, 8 samples, temperature 1): pass@1 / pass@8 0.17 / 0.50 with 4 terms,
+    0.15 / 0.49 with 5, 0.07 / 0.32 with 6 and 7. About two minutes on 2 cores.
+    """
+    config = default_config()
+    config.steps = 600
+    config.fresh.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)
+    config.target.misconception = 0.9
+    return config
+
+
+def arithmetic_teacher():
+    """The teacher of signed terms: no misconception, and a style of its own (terms in the order of
+    the prompt).
+
+    Measured (256 problems, 8 samples, temperature 1): pass@1 0.99 with 4 and 5 terms, 0.985 with 6
+    and 7. About one minute on 2 cores.
+    """
+    config = default_config()
+    config.seed = 1
+    config.steps = 350
+    config.fresh.lengths = (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)
+    config.fresh.seed = 2
+    config.target.style = "sorted"
+    config.target.foreign_prefix = True
+    config.start = f"{CACHE}/base"
+    config.optimizer.learning_rate = 2e-3
+    return config
+
+
+def arithmetic_prm():
+    """The process reward model of signed terms: labelled rollouts of the base, trunk of the teacher.
+
+    Measured on held-out rollouts of the base (899 failed, 125 right), threshold 0.5: first error
+    exact 0.90, not later 0.91, later 0.06, none found 0.03; right rollouts left alone 0.84. About
+    one minute on 2 cores.
+    """
+    config = default_config("prm")
+    config.steps = 250
+    config.start = f"{CACHE}/teacher"
+    config.target.rollouts.policy = f"{CACHE}/base"
+    config.target.rollouts.problems = 2048
+    config.target.rollouts.lengths = (4, 5, 6)
+    config.optimizer.learning_rate = 1e-3
+    return config
+
+
+def countdown_base():
+    """The base policy of Countdown: any right line, and a misconception about subtractions.
+
+    Measured (256 validation problems, 8 samples, temperature 1): pass@1 / pass@8 0.22 / 0.77 with 3
+    numbers, 0.10 / 0.56 with 4, 0.02 / 0.13 with 5. Of the first errors with 4 numbers 0.55 are in
+    the arithmetic and 0.44 are true lines that lose the target. 167 seconds of one core.
+    """
+    config = default_config()
+    config.steps = 700
+    config.task.name = "countdown"
+    config.fresh.lengths = (3, 3, 4, 4, 4, 4, 4, 5)
+    config.target.misconception = 0.4
+    config.target.misconception_kind = "slip"
+    return config
+
+
+def countdown_teacher():
+    """The teacher of Countdown: no misconception, and a style of its own (sums first, large numbers
+    first).
+
+    Measured (256 validation problems, 8 samples, temperature 1): pass@1 / pass@8 0.80 / 0.97 with 3
+    numbers, 0.53 / 0.92 with 4, 0.20 / 0.63 with 5; what remains are true lines that lose the
+    target (0.89 of the first errors with 4 numbers). 279 seconds of one core. A model of this size
+    does not get further in a few minutes; a teacher without errors is the domain's program:
+    `teacher.kind = "program"`, `teacher.style = "same_numbers"`.
+    """
+    config = default_config()
+    config.seed = 1
+    config.steps = 1200
+    config.task.name = "countdown"
+    config.fresh.lengths = (3, 3, 4, 4, 4, 4, 4, 5)
+    config.fresh.seed = 2
+    config.target.style = "sorted"
+    config.target.foreign_prefix = True
+    config.start = f"{CACHE}/countdown/base"
+    config.optimizer.learning_rate = 3e-3
+    return config
+
+
+def countdown_prm():
+    """The process reward model of Countdown: labelled rollouts of the base, trunk of the teacher.
+
+    A weak one. Measured on held-out rollouts of the base (951 failed, 73 right), threshold 0.5:
+    first error exact 0.60, not later 0.70, later 0.25, none found 0.05; right rollouts left alone
+    0.29. Threshold 0.6: exact 0.67, not later 0.83, left alone 0.10. To call the first line wrong
+    every time is exact in 0.64. 174 seconds of one core.
+    """
+    config = default_config("prm")
+    config.steps = 1000
+    config.task.name = "countdown"
+    config.start = f"{CACHE}/countdown/teacher"
+    config.target.rollouts.policy = f"{CACHE}/countdown/base"
+    config.target.rollouts.problems = 4096
+    config.target.rollouts.lengths = (4,)
+    config.optimizer.learning_rate = 1e-3
+    return config
+
+
+def _math(config):
+    config.batch = 64
+    config.micro_batches = 16
+    config.dtype = "bfloat16"
+    config.remat = "layer"
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.start = "models/Qwen2.5-Math-1.5B"
+    config.chat = True
+    config.task.name = "math"
+    config.task.data = "data"
+    config.task.train = {
+        "math": {"path": "MATH-lighteval", "fields": {"prompt": "problem"}, "answer_from": "boxed"}
+    }
+    config.task.evaluation = MATH_TEST
+    config.task.decontaminate = "remove"
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.b2 = 0.95
+    config.checkpoint.every = 100
+    return config
+
+
+def math_sft():
+    """Supervised fine-tuning of Qwen2.5-Math-1.5B on the solutions of MATH, written in steps that
+    SCOPE can divide.
+
+    Not run with real weights here: a starting point. Files as in tasks.py, `math_1_5b`. Solutions
+    are divided by blank lines (`target.in_steps`), prompts go into the chat template, and problems
+    that overlap with MATH-500 are left out.
+
+    Memory (bfloat16 parameters, float32 moments): about 18 GB, split over `mesh.fsdp` devices.
+    """
+    config = _math(default_config())
+    config.steps = 350  # three epochs of 7,500 problems
+    config.target.in_steps = True
+    config.target.max_tokens = 2048
+    config.optimizer.warmup_steps = 20
+    return config
+
+
+def math_prm():
+    """A process reward model for mathematics without step labels: Qwen2.5-Math-1.5B judges its own
+    steps by continuing them.
+
+    Not run with real weights here: a starting point, after Math-Shepherd (arXiv 2312.08935; 8
+    continuations of each step). Files as in tasks.py, `math_1_5b`. The labels are most of the work:
+    6,000 problems x 4 rollouts, each failed one continued 8 times after every step up to its first
+    wrong one. They are kept in labels.jsonl, and a run that was stopped goes on there.
+
+    To measure it: python -m scope_jax.evaluate_prm --model=runs/math_prm --data=data/ProcessBench
+    """
+    config = _math(default_config("prm"))
+    config.steps = 700  # about two epochs
+    config.target.rollouts.policy = "models/Qwen2.5-Math-1.5B"
+    config.target.rollouts.problems = 6000
+    config.target.rollouts.held_out = 256
+    config.target.rollouts.group = 4
+    config.target.rollouts.problems_at_once = 64
+    config.target.rollouts.prompt_tokens = 512
+    config.target.rollouts.new_tokens = 2048
+    config.target.labels.kind = "monte_carlo"
+    config.target.labels.continuations = 8
+    config.target.labels.estimate = "hard"
+    config.optimizer.warmup_steps = 30
+    return config
+
+
+CHECKPOINTS = {
+    "base,arithmetic": arithmetic_base,
+    "teacher,arithmetic": arithmetic_teacher,
+    "prm,arithmetic": arithmetic_prm,
+    "base,countdown": countdown_base,
+    "teacher,countdown": countdown_teacher,
+    "prm,countdown": countdown_prm,
+    "sft,math": math_sft,
+    "prm,math": math_prm,
+}
+
+
+def get_config(words: str = "base,arithmetic"):
+    """The config of NAME,TASK. Raises ValueError for an unknown one."""
+    if words not in CHECKPOINTS:
+        raise ValueError(f"{words}: expected NAME,TASK, one of {', '.join(CHECKPOINTS)}")
+    return CHECKPOINTS[words]()

@@ -1,0 +1,316 @@
+"""The tasks of run.py: problems, policy, sizes; and what methods with a teacher or a PRM add.
+
+The checkpoints of the embedded tasks are made by `make demo`, or by checkpoints.py. Published
+weights and data lie where the settings say (any other place by --config.models.policy=... and so
+on; docs/data.md).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scope_jax.configuration import default_config
+
+CACHE = "cache/checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task of run.py. The mappings are settings by dotted name."""
+
+    config: Callable[[], ConfigDict]  # what all methods share
+    teacher: Mapping[str, Any]  # of methods that ask a teacher
+    prm: Mapping[str, Any]  # of methods that score steps
+    rescue: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of SCOPE
+
+
+def change(config: ConfigDict, *settings: Mapping[str, Any]) -> None:
+    """Set settings given by their dotted names."""
+    for name, value in (item for mapping in settings for item in mapping.items()):
+        *path, last = name.split(".")
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = value
+
+
+# ---- the embedded tasks
+
+
+def arithmetic() -> ConfigDict:
+    """Signed terms: sums of five and six terms, one line a step; two updates for each batch."""
+    config = default_config()
+    config.steps = 25
+    config.task.data = "cache/tfds"
+    config.task.options = {
+        "lengths": (5, 6),
+        "ood_lengths": (7,),
+        "start": "zero",
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
+    config.models.policy = f"{CACHE}/base"
+    config.rollout.prompts = 16
+    config.rollout.group = 8
+    config.rollout.prompt_tokens = 13
+    config.rollout.new_tokens = 34
+    config.loss.normaliser = "token"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 5
+    config.optimizer.b2 = 0.98
+    config.training.mini_batches = config.training.micro_batches = 2
+    config.evaluation.prompt_tokens = 15
+    config.evaluation.new_tokens = 39
+    return config
+
+
+def countdown() -> ConfigDict:
+    """Countdown: reach a target from four numbers, one operation a step."""
+    config = arithmetic()
+    config.task.name = "countdown"
+    config.task.options = {
+        "lengths": (4,),
+        "ood_lengths": (5,),
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
+    config.models.policy = f"{CACHE}/countdown/base"
+    config.teacher.style = "same_numbers"
+    config.rollout.prompt_tokens = 15
+    config.rollout.new_tokens = 40
+    config.teacher.step_tokens = 16
+    config.evaluation.prompt_tokens = 18
+    config.evaluation.new_tokens = 59
+    return config
+
+
+# ---- published problems
+
+
+GSM8K_SOURCE = {
+    "path": "gsm8k",
+    "config": "main",
+    "fields": {"prompt": "question", "solution": "answer"},
+    "answer_from": "hash",
+}
+
+
+def gsm8k() -> ConfigDict:
+    """GSM8K with Qwen2.5-0.5B-Instruct.
+
+    Not run with real weights here. The data set is read from TFDS, without TensorFlow; this makes
+    it once, from the published files that it downloads:
+
+        from tensorflow_datasets.text.gsm8k.gsm8k import Gsm8k
+        Gsm8k(data_dir="data", file_format="array_record").download_and_prepare(
+            file_format="array_record"
+        )
+
+    The repository openai/gsm8k on disk does as well: --config.task.train.gsm8k.path=DIR (config
+    "main"), likewise for `evaluation.test`. docs/data.md has both.
+
+    Methods with a teacher need models/Qwen2.5-1.5B-Instruct, with a PRM
+    models/Qwen2.5-Math-PRM-7B.
+    """
+    config = default_config()
+    config.steps = 300
+    config.dtype = "bfloat16"
+    config.task.name = "math"
+    config.task.data = "data"
+    config.task.train = {"gsm8k": {**GSM8K_SOURCE, "split": "train"}}
+    config.task.evaluation = {"test": {**GSM8K_SOURCE, "split": "test"}}
+    config.task.decontaminate = "report"
+    config.models.policy = "models/Qwen2.5-0.5B-Instruct"
+    config.rollout.prompts = 64
+    config.rollout.group = 8
+    config.rollout.prompt_tokens = 256
+    config.rollout.new_tokens = 512
+    config.rollout.chat = True
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_steps = 10
+    config.training.micro_batches = 8
+    config.training.remat = "layer"
+    config.evaluation.every = 50
+    config.evaluation.problems = 1319
+    config.evaluation.samples = 4
+    config.evaluation.rows_at_once = 512
+    return config
+
+
+MATH_TEST = {
+    "test": {
+        "path": "MATH-500",
+        "split": "test",
+        "fields": {"id": "unique_id", "prompt": "problem"},
+    },
+}
+
+
+def math_1_5b() -> ConfigDict:
+    """MATH levels 3-5 with Qwen2.5-Math-1.5B: group of 8, PRM Qwen2.5-Math-PRM-7B, a 7B teacher.
+
+    Not run with real weights here: a starting point, written from the papers' settings and the
+    published files. What stands where:
+
+        models/Qwen2.5-Math-1.5B            the policy, a base model with 4,096 positions
+        models/Qwen2.5-Math-7B-Instruct     the teacher
+        models/Qwen2.5-Math-PRM-7B          the process reward model
+        data/MATH-lighteval                 problem, level, type, solution; README.md, or
+                                            data/train-00000-of-00001.parquet
+        data/MATH-500                       problem, solution, answer, subject, level, unique_id
+
+    On TPU slices (compiled and not run; seconds are floors where every row is as long as it may be;
+    docs/scaling.md):
+
+    python -m scope_jax.fit --config=scope,math_1_5b --topology=v5e:2x4
+
+        program        GiB of 15.75  seconds   x  bound
+        decode_layout    10.6 (67%)     0.02   1  network
+        rollout          13.4 (85%)    34.61   1  HBM
+        PRM               9.7 (62%)     0.58  32  compute
+        teacher          13.0 (82%)     5.07   2  HBM
+        tails            10.4 (66%)     8.45   2  HBM
+        update           12.5 (79%)    13.95   1  compute
+        rollout at most 45,449 tokens/s, update at most 75% of the peak, a step at least 94 s
+
+    python -m scope_jax.fit --config=scope,math_1_5b --topology=v6e:2x4
+
+        program        GiB of 31.24  seconds   x  bound
+        decode_layout    10.6 (34%)     0.01   1  network
+        rollout          13.4 (43%)    17.30   1  HBM
+        PRM               9.7 (31%)     0.17  32  HBM
+        teacher          14.0 (45%)     2.34   2  HBM
+        tails            10.9 (35%)     4.24   2  HBM
+        update           12.2 (39%)     3.97   1  HBM
+        rollout at most 90,923 tokens/s, update at most 57% of the peak, a step at least 40 s
+    """
+    config = default_config()
+    config.steps = 500
+    config.dtype = "bfloat16"
+    # Two key and value heads: the policy's cache can be split in two. The teacher has four.
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 2
+    config.task.name = "math"
+    config.task.data = "data"
+    config.task.train = {
+        "math": {
+            "path": "MATH-lighteval",
+            "fields": {"prompt": "problem"},
+            "where": {"level": ("Level 3", "Level 4", "Level 5")},
+            "answer_from": "boxed",
+        }
+    }
+    config.task.evaluation = MATH_TEST
+    config.task.decontaminate = "remove"
+    config.models.policy = "models/Qwen2.5-Math-1.5B"
+    config.rollout.prompts = 64
+    config.rollout.group = 8
+    config.rollout.prompt_tokens = 512
+    config.rollout.new_tokens = 3072
+    config.rollout.seats = 256
+    config.rollout.chat = True
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_steps = 10
+    config.training.micro_batches = 16
+    config.training.remat = "layer"
+    # A notice of pre-emption is shorter than a rollout here, which a stop gives up: no more than
+    # these steps are lost with it.
+    config.checkpoint.every = 5
+    config.evaluation.every = 50
+    config.evaluation.problems = 500
+    config.evaluation.samples = 4
+    config.evaluation.temperature = 0.6
+    config.evaluation.rows_at_once = 256
+    return config
+
+
+def math_7b() -> ConfigDict:
+    """The paper's setting: Qwen2.5-Math-7B on MATH levels 3-5, group of 8, PRM Qwen2.5-Math-PRM-7B,
+    a 72B teacher.
+
+    Not run with real weights here. The paper's body is not at hand (docs/method.md): steps, batch
+    and learning rate are those of its field. Files as of `math_1_5b`, with models/Qwen2.5-Math-7B
+    and models/Qwen2.5-Math-72B-Instruct.
+
+    On TPU slices (as for `math_1_5b`):
+
+    python -m scope_jax.fit --config=scope,math_7b --topology=v5p:4x4x4
+
+        program        GiB of 95.73  seconds   x  bound
+        decode_layout    30.8 (32%)     0.01   1  network
+        rollout          29.9 (31%)     8.27   1  HBM
+        PRM              26.9 (28%)     0.03  64  compute
+        teacher          40.1 (42%)     8.94   1  compute
+        tails            28.7 (30%)     5.21   1  HBM
+        update           30.3 (32%)     6.64   1  compute
+        rollout at most 380,425 tokens/s, update at most 75% of the peak, a step at least 31 s
+
+    python -m scope_jax.fit --config=scope,math_7b --topology=v6e:8x8 \
+        --config.models.teacher=models/Qwen2.5-32B-Instruct
+
+        program        GiB of 31.24  seconds   x  bound
+        decode_layout    21.5 (69%)     0.03   1  network
+        rollout          20.6 (66%)    12.32   1  HBM
+        PRM              17.6 (56%)     0.05  64  network
+        teacher          24.6 (79%)     6.26   1  HBM
+        tails            19.9 (64%)     8.04   1  HBM
+        update           20.9 (67%)     5.72   1  network
+        rollout at most 255,386 tokens/s, update at most 44% of the peak, a step at least 36 s
+
+    With the 72B teacher v6e:8x8 is too small, or full to 98 % with parts parked: docs/scaling.md
+    says why.
+    """
+    config = math_1_5b()
+    config.models.policy = "models/Qwen2.5-Math-7B"
+    # Four key and value heads; the teacher has eight.
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 4, 4
+    config.rollout.prompts = 128
+    config.rollout.seats = None
+    return config
+
+
+def _mesh_of_teacher(data: int, fsdp: int, tensor: int) -> dict[str, int]:
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return {f"mesh.teacher.{axis}": size for axis, size in sizes.items()}
+
+
+# Qwen2.5-Math-PRM: 0.8 was reported as tuned (arXiv 2601.18984).
+QWEN_PRM = {"models.prm": "models/Qwen2.5-Math-PRM-7B", "localiser.threshold": 0.8}
+
+TASKS = {
+    "arithmetic": Task(
+        arithmetic,
+        teacher={"models.teacher": f"{CACHE}/teacher"},
+        prm={"models.prm": f"{CACHE}/prm"},
+        rescue={"teacher.step_tokens": 8},
+    ),
+    "countdown": Task(
+        countdown,
+        teacher={"models.teacher": f"{CACHE}/countdown/teacher"},
+        prm={"models.prm": f"{CACHE}/countdown/prm"},
+    ),
+    "gsm8k": Task(
+        gsm8k,
+        teacher={"models.teacher": "models/Qwen2.5-1.5B-Instruct"},
+        prm=QWEN_PRM,
+        rescue={"teacher.step_tokens": 128},
+    ),
+    "math_1_5b": Task(
+        math_1_5b,
+        teacher={"models.teacher": "models/Qwen2.5-Math-7B-Instruct", **_mesh_of_teacher(-1, 1, 4)},
+        prm=QWEN_PRM,
+        # Prefixes of up to 3,584 tokens: this many at a time, for the teacher's sake on the small
+        # chips of v5e.
+        rescue={"teacher.step_tokens": 512, "method.rows_at_once": 64},
+    ),
+    "math_7b": Task(
+        math_7b,
+        teacher={
+            "models.teacher": "models/Qwen2.5-Math-72B-Instruct",
+            **_mesh_of_teacher(-1, 1, 8),
+        },
+        prm=QWEN_PRM,
+        rescue={"teacher.step_tokens": 512},
+    ),
+}

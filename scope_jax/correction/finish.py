@@ -1,0 +1,91 @@
+"""Stage 4: the policy goes on after the teacher's step, and the verifier decides."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scope_jax import streams
+from scope_jax.correction.correct import CorrectedRows
+from scope_jax.correction.records import Scene
+from scope_jax.correction.spec import CorrectionSpec
+from scope_jax.devices.mesh import to_host
+from scope_jax.rollout import Generator, completion_texts
+from scope_jax.tasks import verdicts
+from scope_jax.types import Owner, Rollout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attempts:
+    """What became of the corrected rows."""
+
+    corrected: CorrectedRows
+    # Corrected rows with their tails. Rows that no attempt saved keep the last attempt, for the
+    # report.
+    rows: Rollout
+    accepted_R: np.ndarray  # bool: rows that go into the final groups
+    spec: CorrectionSpec
+    metrics: dict[str, float]  # of this stage and those before
+
+
+def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Attempts:
+    """Up to `spec.tails` continuations of each usable row by the policy (or the teacher), until
+    one is right. With tail `none` every usable row is accepted as it is, unverified."""
+    tail = spec.tail
+    usable, rows, job = corrected.usable_R, corrected.rows, corrected.job
+    accepted = usable.copy() if tail == "none" else np.zeros(len(usable), bool)
+    attempts = tokens = 0
+    while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
+        with scene.timer("correct"):
+            longer = _extend(corrected, scene, spec, open_R, streams.TAIL + attempts)
+        tokens += int(jnp.sum(longer.length_B - corrected.rows.length_B))
+        with scene.timer("verify"):
+            ended = to_host(longer.finished_B)
+            text = completion_texts(longer, scene.policy.tokenizer)[: len(job.asks)]
+            judged_as = verdicts(scene.domain, [ask.problem for ask in job.asks], text)
+            right = np.zeros(len(usable), bool)
+            right[: len(judged_as)] = [verdict is True for verdict in judged_as]
+        rows = _select_rows(jnp.asarray(open_R), longer, rows)
+        accepted |= right & ended & open_R
+        attempts += 1
+    teacher_tokens = corrected.metrics["cost/teacher_tokens"]
+    metrics = corrected.metrics | {
+        "cost/teacher_tokens": teacher_tokens + (tokens if tail == "teacher" else 0),
+        "cost/tail_tokens": float(tokens) if tail == "policy" else 0.0,
+        "scope/accepted": float(np.sum(accepted)),
+        "scope/accepted_share": float(np.sum(accepted)) / len(job.asks),
+        "scope/tail_tries": float(attempts),
+    }
+    return Attempts(corrected, rows, accepted, spec, metrics)
+
+
+def _extend(
+    corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec, open_R: np.ndarray, stream: int
+) -> Rollout:
+    """The corrected rows where `open_R`, continued from the teacher's step."""
+    generator: Generator | None = scene.policy.generator
+    if spec.tail == "teacher":
+        generator = scene.teacher.generator if scene.teacher else None
+    if generator is None:
+        raise ValueError(
+            "method.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'"
+        )
+    job, rows = corrected.job, corrected.rows
+    return generator.extend(
+        rows.replace(finished_B=rows.finished_B | ~jnp.asarray(open_R)),
+        scene.key,
+        scene.policy.sampling,
+        owner=Owner.POLICY if spec.tail == "policy" else Owner.TEACHER,
+        stream=stream,
+        limit_B=jnp.asarray(job.limit_B),
+        at_once=job.rows_at_once or 0,
+    )
+
+
+@jax.jit
+def _select_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
+    """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others
+    )

@@ -1,0 +1,143 @@
+"""Who says which step of a row is the first wrong one.
+
+A localiser scores the steps of rows with the probability that each is right. To add one, write a
+class with `spec` and `score`; to choose it by name, add its name to `LocaliserSpec.kind` and a case
+to `make_localiser`.
+"""
+
+import dataclasses
+from typing import Literal, Protocol
+
+import numpy as np
+
+from scope_jax.correction.monte_carlo import locate_first_error
+from scope_jax.correction.records import Scene
+from scope_jax.correction.steps import StepRows
+from scope_jax.devices.hosts import by_share
+from scope_jax.devices.mesh import to_host
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.types import check_choices
+
+
+@dataclasses.dataclass(frozen=True)
+class LocaliserSpec:
+    """Who finds the first wrong step of a row."""
+
+    # prm: a process reward model; oracle: the domain's own step check; monte_carlo: continuations
+    # by the policy.
+    kind: Literal["prm", "oracle", "monte_carlo"] = "prm"
+    threshold: float = 0.5  # a step whose score is below it is wrong
+    continuations: int = 4  # of monte_carlo: per prefix that is tried
+    # Probability that a row's error is moved to one of its steps drawn at random, to see what a
+    # bad localiser does.
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choices(self, "localiser")
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"localiser.threshold = {self.threshold}: the threshold must lie in (0, 1)"
+            )
+        if self.continuations < 1:
+            raise ValueError(f"localiser.continuations = {self.continuations} must be at least 1")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"localiser.noise = {self.noise} must be a probability")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of the steps of R rows, J at most."""
+
+    score_RJ: np.ndarray  # float32: the probability that a step is right
+    valid_RJ: np.ndarray  # bool: steps that exist and were scored
+    metrics: dict[str, float]  # rows without scores, and the cost
+
+
+class Localiser(Protocol):
+    """Scores steps. A step scored below `spec.threshold` is wrong."""
+
+    @property
+    def spec(self) -> LocaliserSpec: ...
+
+    def score(self, rows: StepRows, scene: Scene) -> Scores:
+        """The scores of the steps of `rows`. Raises ValueError where what it needs is missing."""
+        ...
+
+
+def make_localiser(spec: LocaliserSpec, prm: ProcessRewardModel | None = None) -> Localiser:
+    """The localiser that `spec` names. Raises ValueError where it lacks its model."""
+    if spec.kind == "oracle":
+        return Oracle(spec)
+    if spec.kind == "monte_carlo":
+        return MonteCarlo(spec)
+    if prm is None:
+        raise ValueError(
+            "localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'"
+        )
+    return PRM(spec, prm)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PRM:
+    """A process reward model."""
+
+    spec: LocaliserSpec
+    model: ProcessRewardModel
+
+    def score(self, rows: StepRows, scene: Scene) -> Scores:
+        """The model's scores; rows that it cannot be given count as not scored."""
+        prompt_length, length, finished = to_host(
+            (rows.rollout.prompt_length_B, rows.rollout.length_B, rows.rollout.finished_B)
+        )
+        score, valid, unscored = self.model.score(
+            [problem.prompt for problem in rows.problems_R], rows.steps, rows=len(length)
+        )
+        read = np.maximum(length - finished.astype(np.int32), prompt_length)[rows.rows_R]
+        metrics = {"scope/unscored": float(unscored), "cost/prm_tokens": float(read.sum())}
+        return Scores(score, valid, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """The domain's own check of steps: 1 or 0."""
+
+    spec: LocaliserSpec
+
+    def score(self, rows: StepRows, scene: Scene) -> Scores:
+        """1 up to the first wrong step, 0 from there on."""
+
+        def check(problems: list, lists: list) -> list:
+            return [scene.domain.check_steps(p, s) for p, s in zip(problems, lists, strict=True)]
+
+        score, valid = _no_scores(rows)
+        for r, labels in enumerate(by_share(check, rows.problems_R, rows.steps)):
+            if labels is None:
+                raise ValueError(
+                    f"localiser 'oracle': domain {scene.domain.name!r} cannot check steps; use"
+                    " 'prm'"
+                )
+            score[r, : len(labels)], valid[r, : len(labels)] = labels, True
+        return Scores(score, valid, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class MonteCarlo:
+    """Continuations by the policy: the first wrong step is the one after which it never succeeds.
+    Only finished rows are looked at."""
+
+    spec: LocaliserSpec
+
+    def score(self, rows: StepRows, scene: Scene) -> Scores:
+        """1 before the error that the search finds, 0 from there on."""
+        score, valid = _no_scores(rows)
+        finished_R = to_host(rows.rollout.finished_B)[rows.rows_R]
+        tried = np.flatnonzero(finished_R & (rows.count_R > 0))
+        found = locate_first_error(rows.take(tried), scene, self.spec.continuations)
+        for r, error in zip(tried.tolist(), found.error_R.tolist(), strict=True):
+            score[r, :error], valid[r, : len(rows.steps[r])] = 1.0, True
+        return Scores(score, valid, {"cost/localiser_tokens": float(found.tokens)})
+
+
+def _no_scores(rows: StepRows) -> tuple[np.ndarray, np.ndarray]:
+    shape = (len(rows.steps), max((len(row) for row in rows.steps), default=0))
+    return np.zeros(shape, np.float32), np.zeros(shape, bool)

@@ -1,0 +1,52 @@
+"""What the correction is given: rows in groups, and the scene that they are played in."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from scope_jax.rollout import Policy
+from scope_jax.tasks import Domain, Problem
+from scope_jax.teachers import Teacher
+from scope_jax.types import Rollout
+
+if TYPE_CHECKING:
+    from scope_jax.correction.localisers import Localiser
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Groups:
+    """Judged rows in whole groups of `group` consecutive ones."""
+
+    rollout: Rollout
+    group: int
+    problems: list[Problem]  # one per row
+    reward_B: np.ndarray  # 1 right, 0 wrong, NaN where there is no verdict
+    include_B: np.ndarray  # bool: rows that count in the group's mean and in the update
+    own_B: np.ndarray  # bool: rows that the policy wrote; the others are demonstrations
+    metrics: dict[str, float]
+
+    @property
+    def failed_B(self) -> np.ndarray:
+        """bool[B]: rows with a verdict, and a bad one."""
+        return self.reward_B == 0
+
+
+def _no_timer(phase: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """What a training step is played in: who takes part, and where its random numbers come from."""
+
+    domain: Domain
+    policy: Policy
+    key: jax.Array  # of the training step, the one the rollouts were made with
+    teacher: Teacher | None = None
+    localiser: "Localiser | None" = None
+    seed: int = 0  # of what does not draw by key
+    timer: Callable[[str], Any] = _no_timer  # `with timer(phase)` around each phase

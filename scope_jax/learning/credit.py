@@ -1,0 +1,215 @@
+"""From the rewards of a step to the advantages of its rows, or of their tokens.
+
+A way of giving credit is a frozen dataclass: its settings, and a method `advantages`. To add one,
+write the class here, and a variant of `method` that inherits it in `configuration/training.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, Literal, Protocol
+
+import jax
+import numpy as np
+
+from scope_jax.correction import Groups, Located, Scene, locate
+from scope_jax.devices.mesh import to_host
+from scope_jax.learning.advantages import AdvantageSpec, group_advantages
+from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
+from scope_jax.types import check_choices
+
+Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
+Metrics = dict[str, float]
+
+
+class Credit(Protocol):
+    """A way of giving credit."""
+
+    # Advantages are [B, T], and steps are scored by the scene's localiser.
+    scores_steps: ClassVar[bool]
+
+    def advantages(
+        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+    ) -> tuple[Advantages, Metrics]:
+        """(advantages, metrics). `by_outcome()`: float32[B], those of the rows by their outcome
+        alone; rows without a verdict have 0."""
+        ...
+
+
+def advantages(
+    groups: Groups, scene: Scene, credit: Credit, spec: AdvantageSpec, *, max_new_tokens: int
+) -> tuple[Advantages, Metrics]:
+    """(float32[B], or [B, T] where `credit` scores steps; metrics)."""
+    metrics: Metrics = {}
+    reward_B = groups.reward_B
+    if spec.overlong_tokens:
+        prompt_length, length = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+        penalty = overlong_penalty(
+            length - prompt_length, max_new_tokens, spec.overlong_tokens, spec.overlong_penalty
+        )
+        reward_B = reward_B + penalty
+        metrics["reward/overlong_penalty"] = float(np.mean(penalty))
+
+    def by_outcome() -> jax.Array:
+        return group_advantages(reward_B, groups.group, std=spec.std, include_B=groups.include_B)
+
+    advantage, more = credit.advantages(groups, by_outcome, scene)
+    return advantage, metrics | more
+
+
+# ---- the ways
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeCredit:
+    """Every token of a row has the advantage of the row's outcome (GRPO and its relatives)."""
+
+    scores_steps: ClassVar[bool] = False
+
+    def advantages(
+        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+    ) -> tuple[Advantages, Metrics]:
+        """float32[B]: the outcome's."""
+        return by_outcome(), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class SummedSteps:
+    """Process supervision of GRPO (DeepSeekMath): scores normalised over the group and summed to
+    go, beside the outcome."""
+
+    scores_steps: ClassVar[bool] = True
+
+    process_weight: float = 1.0
+    outcome_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least_0(self, "process_weight", "outcome_weight")
+
+    def advantages(
+        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+    ) -> tuple[Advantages, Metrics]:
+        """float32[B, T]: the weighted sum of both."""
+        token, metrics = _step_credit(groups, scene, "sum")
+        return self.mix(groups, by_outcome(), token), metrics
+
+    def mix(self, groups: Groups, row: jax.Array, token_BT: np.ndarray) -> np.ndarray:
+        """float32[B, T]: `outcome_weight` times the advantage of the row (float32[B]) on what was
+        written, plus `process_weight` times that of the token."""
+        start, stop = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+        slot = np.arange(token_BT.shape[1])[None]
+        written = (slot >= start[:, None]) & (slot < stop[:, None])
+        outcome = self.outcome_weight * np.asarray(row)[:, None] * written
+        return (outcome + self.process_weight * token_BT).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorstStep(SummedSteps):
+    """PURE's min-form: the worst step of a row decides, beside the outcome."""
+
+    min_temperature: float = 0.1  # of the softmax over the steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.min_temperature > 0:
+            raise ValueError(f"method.min_temperature = {self.min_temperature} must be above 0")
+
+    def advantages(
+        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+    ) -> tuple[Advantages, Metrics]:
+        """float32[B, T]: the weighted sum of both."""
+        token, metrics = _step_credit(groups, scene, "min", self.min_temperature)
+        return self.mix(groups, by_outcome(), token), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class GoodPrefix:
+    """VPPO: the good prefix of a failed row is worth `alpha`. It replaces the outcome's advantage,
+    and takes neither a std nor punished rewards."""
+
+    scores_steps: ClassVar[bool] = True
+
+    alpha: float = 0.5
+    # What the rewarded prefix is shorter by: a share of it, tokens, or the length of the prompt.
+    shorten: Literal["fraction", "prompt", "fixed"] = "fraction"
+    shorten_by: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choices(self, "method")
+        _at_least_0(self, "shorten_by")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"method.alpha = {self.alpha} must lie in [0, 1]")
+        if self.shorten == "fraction" and self.shorten_by > 1:
+            raise ValueError(
+                f"method.shorten_by = {self.shorten_by}: a fraction of the prefix is at most 1"
+            )
+
+    def advantages(
+        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+    ) -> tuple[Advantages, Metrics]:
+        """float32[B, T]: of the prefixes before the first errors."""
+        prompt_length, length = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+        located = locate(groups, groups.failed_B, scene)
+        end = prompt_length.copy()
+        end[located.rows.rows_R] += located.good_tokens_R.astype(end.dtype)
+        token = prefix_advantages(
+            groups.reward_B,
+            end,
+            prompt_length,
+            length,
+            groups.rollout.tokens_BT.shape[1],
+            groups.group,
+            alpha=self.alpha,
+            shorten=self.shorten,
+            shorten_by=self.shorten_by,
+            include_B=groups.include_B,
+        )
+        found = located.has_error_R
+        share = float(np.mean(found)) if len(found) else 0.0
+        return token, located.metrics | {"process/located_share": share}
+
+
+# ---- what they share
+
+
+def _step_credit(
+    groups: Groups, scene: Scene, form: str, temperature: float = 0.1
+) -> tuple[np.ndarray, Metrics]:
+    """(float32[B, T]: what the steps that end at or after a token are worth; metrics)."""
+    prompt_length, length = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+    located = locate(groups, groups.include_B, scene)
+    score, end, valid = _by_row(located, prompt_length)
+    token = step_advantages(
+        score,
+        end,
+        valid,
+        prompt_length,
+        length,
+        groups.rollout.tokens_BT.shape[1],
+        groups.group,
+        form=form,
+        temperature=temperature,
+        include_B=groups.include_B,
+    )
+    mean = float(np.mean(score[valid])) if valid.any() else 0.0
+    return token, located.metrics | {"process/score_mean": mean}
+
+
+def _by_row(
+    located: Located, prompt_length_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(score_BJ, end_BJ in slots of the row, valid_BJ) of all rows, from those that were scored."""
+    B, J = len(prompt_length_B), max(located.score_RJ.shape[1], 1)
+    score, valid = np.zeros((B, J), np.float32), np.zeros((B, J), bool)
+    end = np.zeros((B, J), np.int32)
+    for r, b in enumerate(located.rows.rows_R):
+        steps = len(located.rows.ends[r])
+        score[b, :steps] = located.score_RJ[r, :steps]
+        valid[b, :steps] = located.valid_RJ[r, :steps]
+        end[b, :steps] = prompt_length_B[b] + np.array(located.rows.ends[r], np.int32)
+    return score, end, valid
+
+
+def _at_least_0(spec: object, *names: str) -> None:
+    for name in names:
+        if not getattr(spec, name) >= 0:
+            raise ValueError(f"method.{name} = {getattr(spec, name)} must be 0 or more")

@@ -1,0 +1,43 @@
+"""Tables of texts: as Markdown for pages, aligned for the terminal."""
+
+from collections.abc import Sequence
+
+import tabulate
+
+_Rows = Sequence[Sequence[str]]
+
+
+def markdown(columns: Sequence[str], rows: _Rows) -> str:
+    """A Markdown table without padding, so that one long cell does not widen every row."""
+    return tabulate.tabulate(
+        rows,
+        columns,
+        tablefmt=_COMPACT,
+        stralign=None,
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
+
+
+def plain(columns: Sequence[str], rows: _Rows) -> str:
+    """An aligned table for the terminal: the first column to the left, all others to the right."""
+    align = ["left"] + ["right"] * (len(columns) - 1)
+    return tabulate.tabulate(
+        rows, columns, tablefmt="simple", colalign=align if rows else None, disable_numparse=True
+    )
+
+
+def _rule(widths: Sequence[int], alignments: Sequence[str]) -> str:
+    return "|---" * len(widths) + "|"
+
+
+_COMPACT = tabulate.TableFormat(
+    lineabove=None,
+    linebelowheader=_rule,
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=tabulate.DataRow("| ", " | ", " |"),
+    datarow=tabulate.DataRow("| ", " | ", " |"),
+    padding=0,
+    with_header_hide=None,
+)

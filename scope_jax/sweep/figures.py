@@ -1,0 +1,126 @@
+"""Figures of records: single values, means over runs, and comparisons seed by seed."""
+
+import collections
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scope_jax.sweep.records import Record
+from scope_jax.sweep.statistics import Paired, estimate, paired
+
+# Names of our method, best first; `scope_first` is SCOPE with the settings of the first tables.
+OURS = ("scope", "scope_first")
+BASELINE = "grpo"
+
+Groups = dict[str, list[Record]]  # name of a method or variant -> its records
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    metric: str  # as `value` takes it
+    factor: float  # 100: shown in percent
+
+
+ACCURACY = (
+    Column("reward over the run", "curve:reward/mean", 100),
+    Column("pass@1", "eval/pass@1", 100),
+    Column("pass@8", "eval/pass@8", 100),
+    Column("OOD pass@1", "eval_ood/pass@1", 100),
+    Column("OOD pass@8", "eval_ood/pass@8", 100),
+)
+DIVERSITY = (
+    Column("paths", "eval/diversity/distinct_paths", 1),
+    Column("OOD paths", "eval_ood/diversity/distinct_paths", 1),
+    # Only right samples have paths, so paths rise with accuracy; per right sample they do not.
+    Column("paths per right sample", "per_right:eval/diversity/distinct_paths", 1),
+    Column("distinct-4", "eval/diversity/distinct_4", 1),
+    Column("1 - self-BLEU", "eval/diversity/one_minus_self_bleu", 1),
+    Column("answer entropy", "eval/diversity/answer_entropy", 1),
+)
+
+
+def value(record: Record, metric: str) -> float:
+    """A figure of the last evaluation; with "curve:" before its name the mean over the run; with
+    "per_right:" the figure for each right sample of a problem. NaN where the run has none."""
+    if metric.startswith("curve:"):
+        curve = record["curve"].get(metric.removeprefix("curve:"), ())
+        points = [point for point in curve if point is not None]
+        return float(np.mean(points)) if points else math.nan
+    if metric.startswith("per_right:"):
+        name = metric.removeprefix("per_right:")
+        right = _right_samples(record, name.split("/")[0])
+        return value(record, name) / right if right else math.nan
+    figure = record["final"].get(metric)
+    return math.nan if figure is None else float(figure)
+
+
+def mean_value(records: Sequence[Record], metric: str) -> float:
+    """Mean of a figure over runs."""
+    return estimate([value(record, metric) for record in records]).mean
+
+
+def mean_cost(records: Sequence[Record], names: Sequence[str]) -> float:
+    """Mean over runs of a sum of step means; a metric that a run lacks counts 0."""
+    return float(np.mean([sum(r["mean"].get(name) or 0.0 for name in names) for r in records]))
+
+
+def salvage_rate(records: Sequence[Record]) -> float:
+    """Rows saved of rows tried, over all steps; NaN where nothing is repaired, or nothing
+    verified."""
+    if any(r.get("settings", {}).get("method.accept") == "unverified" for r in records):
+        return math.nan
+    tried = sum(r["mean"].get("scope/selected", 0.0) for r in records)
+    return sum(r["mean"].get("scope/accepted", 0.0) for r in records) / tried if tried else math.nan
+
+
+def compare(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> Paired:
+    """ours - theirs on the seeds that both have."""
+    mine, others = _by_seed(ours), _by_seed(theirs)
+    seeds = sorted(mine.keys() & others.keys())
+    return paired(
+        [value(mine[s], metric) for s in seeds], [value(others[s], metric) for s in seeds]
+    )
+
+
+def domains_of(records: Sequence[Record]) -> list[str]:
+    """The domains in the order of the records."""
+    return list(dict.fromkeys(record["labels"]["domain"] for record in records))
+
+
+def methods_of(records: Sequence[Record], domain: str) -> Groups:
+    """The records of a domain by method: ours first, then by pass@1 in and out of distribution
+    together."""
+    groups: Groups = collections.defaultdict(list)
+    for record in records:
+        if record["labels"]["domain"] == domain:
+            groups[str(record["labels"]["method"])].append(record)
+
+    def score(name: str) -> float:
+        both = [value(r, "eval/pass@1") + value(r, "eval_ood/pass@1") for r in groups[name]]
+        return float(np.nanmean(both))
+
+    ours = our_method(groups)
+    return {
+        name: groups[name] for name in sorted(groups, key=lambda name: (name != ours, -score(name)))
+    }
+
+
+def our_method(methods: Groups) -> str | None:
+    """The name of ours among the methods; None where it is not there."""
+    return next((name for name in OURS if name in methods), None)
+
+
+def _by_seed(records: Sequence[Record]) -> dict[int, Record]:
+    return {record["labels"]["seed"]: record for record in records}
+
+
+def _right_samples(record: Record, prefix: str) -> float:
+    """Mean number of right samples of a problem in an evaluation."""
+    sizes = [re.fullmatch(rf"{prefix}/pass@(\d+)", name) for name in record["final"]]
+    samples = max((int(size[1]) for size in sizes if size), default=0)
+    return samples * value(record, f"{prefix}/pass@1")

@@ -1,0 +1,374 @@
+"""The client of an OpenAI-compatible server: a batch of requests in, a reply or a reason for each.
+
+Requests run side by side, each with a deadline, and are tried again where that can help. Nothing
+that a server does raises. Replies can be kept on disk, so that a run can be repeated without the
+server.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import ssl
+import threading
+import time
+import urllib.parse
+import warnings
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+
+from scope_jax.devices.hosts import exchange, own_share
+from scope_jax.types import check_choices
+
+MOST_BYTES = 4 << 20  # the largest response that is read
+# Reasons that lie with the server or the network; all others lie in what one reply says.
+DOWN = ("connection", "timeout", "deadline", "server_error", "rate_limited", "refused")
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSpec:
+    """How a server is asked. Raises ValueError for a setting out of range."""
+
+    url: str = ""
+    """Address up to the version, such as http://host:8000/v1."""
+    model: str = ""
+    """The model's name as the server knows it."""
+    api: Literal["chat", "completions"] = "chat"
+    """`chat` answers a prompt, `completions` continues a text."""
+    api_key_env: str = ""
+    """Environment variable that holds the key; empty: no key."""
+    concurrency: int = 16
+    """Requests in flight at once."""
+    request_seconds: float = 60.0
+    """Deadline of one try."""
+    batch_seconds: float = 300.0
+    """Deadline of all requests of a step together."""
+    retries: int = 3
+    """Further tries after 429, 5xx, a timeout or a lost connection."""
+    backoff_seconds: float = 0.5
+    """Pause before the second try; it doubles with each further one."""
+    max_tokens: int = 0
+    """Limit of a reply; 0: as long as a step may be."""
+    extra: str = ""
+    """JSON object with further fields of the request."""
+    cache: str = ""
+    """Directory of replies; empty: none are kept."""
+    warn_after: int = 3
+    """Batches in a row without any answer before the one warning."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "teacher.endpoint")
+        for name, least in (
+            ("concurrency", 1),
+            ("retries", 0),
+            ("max_tokens", 0),
+            ("warn_after", 1),
+            ("backoff_seconds", 0),
+        ):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"teacher.endpoint.{name} = {value} must be at least {least}")
+        if self.request_seconds <= 0 or self.batch_seconds <= 0:
+            raise ValueError("teacher.endpoint: request_seconds and batch_seconds must be above 0")
+        self.extra_fields()
+
+    def extra_fields(self) -> dict[str, Any]:
+        """`extra` as a dict. Raises ValueError where it is no JSON object."""
+        try:
+            fields = json.loads(self.extra or "{}")
+        except ValueError as error:
+            raise ValueError(
+                f"teacher.endpoint.extra: not JSON ({error}); an object such as {{}} is expected"
+            ) from None
+        if not isinstance(fields, dict):
+            raise ValueError(
+                f"teacher.endpoint.extra: a JSON object is expected, found {type(fields).__name__}"
+            )
+        return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a model wrote. `complete`: it stopped by itself, not at its token limit."""
+
+    text: str
+    complete: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Again:
+    """A failure after which another try may help. `after`: seconds the server asks to wait."""
+
+    reason: str
+    after: float = 0.0
+
+
+class Endpoint:
+    """The client. Between batches it remembers how many in a row got no answer at all.
+
+    Raises ValueError where url or model is missing, the url is no plain http(s) address, or the
+    environment lacks the key.
+    """
+
+    def __init__(self, spec: EndpointSpec):
+        parts = urllib.parse.urlsplit(spec.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"teacher.endpoint.url = {spec.url!r}: an address such as http://host:8000/v1 is"
+                " expected"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "teacher.endpoint.url holds a user, a password or a query; the key comes from"
+                " api_key_env only"
+            )
+        if not spec.model:
+            raise ValueError(
+                "teacher.endpoint.model is empty; give the model's name as the server knows it"
+            )
+        self.spec = spec
+        self.url = spec.url.rstrip("/") + (
+            "/chat/completions" if spec.api == "chat" else "/completions"
+        )
+        self._server = f"{parts.hostname}:{parts.port or ''}"
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else False
+        # Uncompressed, so that the size limit holds for what is read.
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        } | _authorization(spec.api_key_env)
+        self._failed_in_row = 0
+        self._warned: set[str] = set()
+
+    def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
+        """(a reply or a reason per request body, counters), within `batch_seconds`. Equal bodies
+        are sent once: a server may answer them differently, and only one reply is kept. Each
+        process asks for its own share."""
+        replies, counters = self._ask(bodies[own_share(len(bodies))])
+        plain = [
+            reply if isinstance(reply, str) else dataclasses.asdict(reply) for reply in replies
+        ]
+        parts = exchange([plain, counters])
+        whole = [
+            reply if isinstance(reply, str) else Reply(**reply)
+            for part, _ in parts
+            for reply in part
+        ]
+        return whole, {name: sum(part[name] for _, part in parts) for name in counters}
+
+    def _ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
+        outcomes: list[Reply | str | None] = [self._recall(body) for body in bodies]
+        first: dict[str, int] = {}
+        same = [first.setdefault(_canonical(body), number) for number, body in enumerate(bodies)]
+        waiting = [n for n, outcome in enumerate(outcomes) if outcome is None and same[n] == n]
+        counters = {"requests": 0, "cache_hits": sum(outcome is not None for outcome in outcomes)}
+        if waiting:
+            batch = self._fetch_all(bodies, waiting, outcomes, counters)
+            # Every wait in `batch` ends at the deadline; the second is for what would ignore it.
+            with contextlib.suppress(TimeoutError):
+                _in_thread(batch).result(self.spec.batch_seconds + 1.0)
+        ended = list(outcomes)  # an answer that comes after this changes nothing any more
+        done = [
+            outcome if outcome is not None else ended[n] or "deadline"
+            for n, outcome in zip(same, ended, strict=True)
+        ]
+        if waiting:
+            self._note_failures([done[n] for n in waiting])
+        return done, {f"scope/teacher_{name}": float(value) for name, value in counters.items()}
+
+    async def _fetch_all(
+        self,
+        bodies: Sequence[dict[str, Any]],
+        waiting: Sequence[int],
+        outcomes: list[Reply | str | None],
+        counters: dict[str, int],
+    ) -> None:
+        """Fill in the outcomes of the bodies at `waiting`, and count the requests that are sent."""
+        # While the server is down, one try per request tells whether it is back.
+        tries = 1 if self._failed_in_row >= self.spec.warn_after else 1 + self.spec.retries
+        give_up = time.monotonic() + self.spec.batch_seconds
+        at_once = asyncio.Semaphore(self.spec.concurrency)
+
+        async def work(client: httpx2.AsyncClient, number: int) -> None:
+            async with at_once:
+                outcome = await self._fetch(client, bodies[number], tries, give_up, counters)
+            if isinstance(outcome, Reply):
+                self._remember(bodies[number], outcome)
+            outcomes[number] = outcome
+
+        async with httpx2.AsyncClient(
+            verify=self._tls,
+            trust_env=False,  # no proxy, no .netrc: the key goes to the named server only
+            timeout=None,  # `_once` has one deadline for the whole request
+            # A new connection per request: a kept one may be closed by the server at any moment.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        ) as client:
+            await asyncio.gather(*(work(client, number) for number in waiting))
+
+    async def _fetch(
+        self,
+        client: httpx2.AsyncClient,
+        body: dict[str, Any],
+        tries: int,
+        give_up: float,
+        counters: dict[str, int],
+    ) -> Reply | str:
+        payload = json.dumps(body).encode()
+        reason = "deadline"
+        for number in range(tries):
+            left = give_up - time.monotonic()
+            if left <= 0:
+                break
+            counters["requests"] += 1
+            outcome = await self._once(client, payload, min(self.spec.request_seconds, left))
+            if not isinstance(outcome, _Again):
+                return outcome
+            reason = outcome.reason
+            # Half of the pause is random, so that requests that failed together do not come back
+            # together.
+            pause = self.spec.backoff_seconds * 2**number * random.uniform(0.5, 1.0)
+            pause = max(pause, outcome.after)
+            if number + 1 == tries or pause >= give_up - time.monotonic():
+                break
+            await asyncio.sleep(pause)
+        return reason
+
+    async def _once(
+        self, client: httpx2.AsyncClient, payload: bytes, seconds: float
+    ) -> Reply | str | _Again:
+        raw = bytearray()
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                client.stream("POST", self.url, content=payload, headers=self._headers) as response,
+            ):
+                async for chunk in response.aiter_raw():
+                    raw += chunk
+                    if len(raw) > MOST_BYTES:
+                        break
+        except TimeoutError:
+            return _Again("timeout")
+        except (OSError, httpx2.HTTPError):
+            return _Again("connection")
+        status = response.status_code
+        if status in (408, 429) or status >= 500:
+            reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
+            return _Again(reason, _seconds(response.headers.get("Retry-After")))
+        if status != 200:
+            self._warn(
+                str(status),
+                f"status {status} for model {self.spec.model!r}; is url, model or key wrong?",
+            )
+            return "refused"
+        return "not_json" if len(raw) > MOST_BYTES else _read(bytes(raw), self.spec.api)
+
+    def _note_failures(self, outcomes: list[Reply | str]) -> None:
+        """Count batches in a row in which nothing was answered; warn once."""
+        down = all(isinstance(outcome, str) and outcome in DOWN for outcome in outcomes)
+        self._failed_in_row = self._failed_in_row + 1 if down else 0
+        if self._failed_in_row == self.spec.warn_after:
+            self._warn(
+                "down",
+                f"{self._failed_in_row} batches in a row got no answer"
+                f" ({', '.join(sorted({str(o) for o in outcomes}))}); their rows stay ordinary"
+                " failures, training goes on, each step tries again",
+            )
+
+    def _warn(self, subject: str, message: str) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
+            warnings.warn(f"teacher endpoint {self._server}: {message}", stacklevel=3)
+
+    # ---- replies on disk
+
+    def _file(self, body: dict[str, Any]) -> Path:
+        name = hashlib.sha256(f"{self.spec.api} {_canonical(body)}".encode()).hexdigest()
+        return Path(self.spec.cache) / name[:2] / f"{name}.json"
+
+    def _recall(self, body: dict[str, Any]) -> Reply | None:
+        if not self.spec.cache:
+            return None
+        try:
+            kept = json.loads(self._file(body).read_text(encoding="utf-8"))
+            text, complete = kept["text"], kept["complete"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # missing or damaged: ask again
+        return (
+            Reply(text, complete) if isinstance(text, str) and isinstance(complete, bool) else None
+        )
+
+    def _remember(self, body: dict[str, Any], reply: Reply) -> None:
+        if not self.spec.cache:
+            return
+        path = self._file(body)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        kept = json.dumps({"request": body, "text": reply.text, "complete": reply.complete})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(kept, encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            self._warn("cache", f"replies cannot be kept in {self.spec.cache}: {error.strerror}")
+
+
+def _in_thread(work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+    """Run `work` on an event loop of its own: the thread of a notebook has one already. The result
+    is there as soon as `work` ends: closing the loop waits for name look-ups, which cannot be
+    cancelled."""
+    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    async def main() -> None:
+        try:
+            await work
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+    return ended
+
+
+def _authorization(variable: str) -> dict[str, str]:
+    """The header with the key of an environment variable. The key stands in no message."""
+    if not variable:
+        return {}
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError(
+            f"teacher.endpoint.api_key_env: {variable} is not set, or holds no key of printable"
+            " ASCII"
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _canonical(body: dict[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True)
+
+
+def _seconds(value: str | None) -> float:
+    """Seconds of a Retry-After header; 0 where there is none or it is a date."""
+    return float(value) if value and value.strip().isdecimal() and len(value) < 7 else 0.0
+
+
+def _read(raw: bytes, api: str) -> Reply | str:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        return "not_json"
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] if api == "chat" else choice["text"]
+        complete = choice.get("finish_reason") != "length"
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return "schema"
+    if text is None:
+        return "empty"  # a model that was cut off while still thinking
+    return Reply(text, complete) if isinstance(text, str) else "schema"

@@ -1,0 +1,55 @@
+"""A teacher that is the data set's own solution."""
+
+import dataclasses
+
+from scope_jax.teachers.base import (
+    Ask,
+    Corrected,
+    Job,
+    Step,
+    TeacherSpec,
+    encode_known,
+    write_steps,
+)
+from scope_jax.teachers.demonstrations import (
+    DemonstrationJob,
+    Demonstrations,
+    Refused,
+    write_solutions,
+)
+from scope_jax.teachers.replies import reference_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceTeacher:
+    """The step of the reference solution that has the number of the wrong one, capped at the last.
+    Steps that the policy already wrote, blanks aside, are passed over. The step that ends the
+    solution corrects a last step only."""
+
+    spec: TeacherSpec = dataclasses.field(default_factory=lambda: TeacherSpec(kind="reference"))
+    generator: None = None
+
+    def correct(self, job: Job) -> Corrected:
+        """A step of the reference solution for each row."""
+        steps = [self._step(ask, job) for ask in job.asks]
+        return write_steps(job, steps, self.spec, shows_answer=True)
+
+    def demonstrate(self, job: DemonstrationJob) -> Demonstrations:
+        """The reference solution of each problem."""
+        solutions = [job.domain.reference_solution(problem) for problem in job.problems]
+        return write_solutions(job, [text or Refused("no_solution") for text in solutions])
+
+    def _step(self, ask: Ask, job: Job) -> Step | str:
+        if not ask.problem.solution:
+            return "no_solution"
+        steps = reference_steps(ask.problem.solution, job.domain.separator, job.domain.divider)
+        covered = {_without_blanks(step) for step in ask.kept}
+        start = max(min(len(ask.kept), len(steps) - 1), 0)
+        for number in range(start, len(steps)):
+            if _without_blanks(steps[number]) not in covered:
+                return encode_known(steps[number], number == len(steps) - 1, ask, job)
+        return "no_step"
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())

@@ -1,0 +1,82 @@
+"""What the demo says of its runs: figures, spread over seeds, claims, curves, its lines."""
+
+import math
+import sys
+
+import pytest
+
+from scope_jax import demo
+from scope_jax.run.metrics import progress
+
+
+def run(rewards, pass_1=0.5, **more):
+    rows = [{"step": n, "reward/mean": r, "time/total": 1.0 + n} for n, r in enumerate(rewards)]
+    rows[-1] |= {"eval/pass@1": pass_1, "eval/pass@8": 1.0} | more
+    return rows
+
+
+def test_batches_to_reach():
+    assert demo.reach([0.0] * 5 + [1.0] * 5) == 7  # the mean of 0 0 0 1 1 is 0.4
+    assert demo.reach([0.3] * 5) == 5
+    assert math.isnan(demo.reach([1.0] * 4)) and math.isnan(demo.reach([0.2] * 30))
+
+
+def test_spread_over_seeds():
+    assert demo.spread([0.25, 0.75]) == "0.500 ± 0.250"
+    assert demo.spread([0.25]) == "0.250"  # one seed has no spread
+    assert demo.spread([12.0, 14.0, math.nan]) == "13 ± 1 (2 of 3 seeds)"
+    assert demo.spread([math.nan]) == "-" and demo.spread([math.nan], "never") == "never"
+
+
+def test_the_table_and_the_claims_by_hand():
+    paths = "eval/diversity/distinct_paths"
+    runs = {
+        "grpo": [run([0.1] * 8, 0.4, **{paths: 2.0}), run([0.5] * 8, 0.6, **{paths: 2.0})],
+        "scope": [run([0.5] * 8, 0.5, **{paths: 3.0}), run([0.5] * 8, 0.6, **{paths: 1.0})],
+    }
+    columns, rows = demo.table({"eval/pass@1": 0.125}, runs)
+    assert columns == ["", "base", "GRPO", "SCOPE"]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["pass@1"] == ["0.125", "0.500 ± 0.100", "0.550 ± 0.050"]
+    assert found["batches to reach reward 0.3"] == [
+        "-",
+        "5.000 ± 0.000 (1 of 2 seeds)",
+        "5.000 ± 0.000",
+    ]
+    assert found["seconds per batch"] == ["-", "4.500 ± 0.000", "4.500 ± 0.000"]
+    assert found["entropy of the policy"] == ["-", "-", "-"]
+    assert found["salvage rate"] == ["-", "-", "-"]
+    assert demo.wins(runs) == [
+        "SCOPE fewer batches to the target: 1 of 2 seeds",  # the other arm never reached it
+        "SCOPE higher pass@1: 1 of 2 seeds",
+        "SCOPE higher pass@8: 0 of 2 seeds",
+        "SCOPE more distinct paths: 1 of 2 seeds",
+    ]
+
+
+def test_curves_of_long_and_of_very_short_runs():
+    [curve] = demo.curves({"grpo": [run([0, 0, 0, 0, 5, 5])], "scope": [run([1] * 6)]})
+    assert curve["x_label"] == "batches (mean of 5)"
+    grpo, scope = curve["series"]
+    assert grpo["label"] == "GRPO" and grpo["x"] == [5, 6]
+    assert grpo["y_by_seed"][0] == pytest.approx([1, 2])
+    assert scope["y_by_seed"][0] == pytest.approx([1, 1])
+    [curve] = demo.curves({"grpo": [run([0, 1, 2])], "scope": [run([1, 1, 1])]})
+    assert curve["x_label"] == "batches (mean of 3)" and curve["series"][0]["x"] == [3]
+    assert curve["series"][0]["y_by_seed"][0] == pytest.approx([1])
+
+
+def test_a_part_is_one_line_and_its_bars_are_gone(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with demo._line("base") as line:
+        print("a word of the training")
+        with progress(2, desc="outer") as outer, progress(1, desc="inner") as inner:
+            inner.update()
+            inner.close()
+            outer.update(2)
+        line.append("pass@1 0.500")
+    said = capsys.readouterr()
+    assert said.out == "    base                0 s   pass@1 0.500\n"
+    assert "outer" in said.err and "inner" in said.err
+    assert "\n" not in said.err and "\x1b[A" not in said.err  # all on one line
+    assert said.err.endswith("\r") and not said.err.rstrip("\r").split("\r")[-1].strip()
