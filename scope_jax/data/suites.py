@@ -287,13 +287,19 @@ def _files(name: str, suite: Suite, data: pathlib.Path) -> tuple[pathlib.Path, l
             f"{root}: no such folder: put the published files of {suite.title} there (known:"
             f" {known})"
         )
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(root).parts)
+
+    def hidden(path):
+        return any(part.startswith(".") for part in path.relative_to(root).parts)
+
     found = sorted(path for path in root.rglob("*") if path.is_file() and not hidden(path))
     for suffix in SUFFIXES:
         files = [
             path for path in found if path.suffix == suffix and path.name != "dataset_infos.json"
         ]
-        place = lambda path: str(path.relative_to(root))
+
+        def place(path):
+            return str(path.relative_to(root))
+
         files = [path for path in files if suite.part and suite.part in place(path)] or files
         files = [path for path in files if "test" in path.name.lower()] or files
         if files:
