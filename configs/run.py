@@ -21,7 +21,8 @@ def get_config(words: str = "scope,arithmetic"):
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"{words}: {what} {name!r} is unknown, the nearest is {near!r}; expected"
-                f" METHOD,TASK with a method of {', '.join(METHODS)} and a task of {', '.join(TASKS)}"
+                f" METHOD,TASK with a method of {', '.join(METHODS)} and a task of"
+                f" {', '.join(TASKS)}"
             )
     config = TASKS[task].config()
     METHODS[method](config, TASKS[task])

@@ -119,8 +119,8 @@ class Session:
                 self.start, state, saved = restored
                 if self.start > self.keeping.steps:
                     raise ValueError(
-                        f"{self.workdir}: has {self.start} steps behind it, more than config.steps ="
-                        f" {self.keeping.steps}; raise that"
+                        f"{self.workdir}: has {self.start} steps behind it, more than config.steps"
+                        f" = {self.keeping.steps}; raise that"
                     )
                 trained.restore(state)
                 place.restore(saved)

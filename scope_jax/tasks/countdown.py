@@ -4,7 +4,7 @@ yet lose the game.
     prompt      8 5 3 2>4:        the numbers from the largest down, and the target
     completion  5-3=2 8 2\\n       one operation, its result, then the numbers that are left
                 2+2=4 8\\n
-                8-4=4             one number is left, the target: the solution ends, without a newline
+                8-4=4             one number is left, the target: the solution ends, no newline
 
 Every character is one token. A line takes two of the numbers, writes their sum or difference (or
 product), and lists what is left, so that each line says where the solution stands. All numbers
