@@ -1,8 +1,8 @@
 """Will a config fit on a TPU slice, and how fast could it be? Compiles every program of the config
 for the slice, without one.
 
-    python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
-        [--only=rollout,update] [--largest] [--json] [--workdir=DIR]
+    python -m scope_jax.fit --config=configs/math/scope_qwen2_5_math_1_5b.py --topology=v5e:2x4
+        [--config.mesh.fsdp=8 ...] [--only=rollout,update] [--largest] [--json] [--workdir=DIR]
 
 Needs libtpu (`pip install "scope_jax[fit]"`), which holds the compiler. Memory is what that
 compiler decided, a fact about the program; nothing is run, and seconds are a roofline: what the
@@ -374,8 +374,12 @@ def table(report: dict[str, Any]) -> str:
             )
         )
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    out += ["  ".join(cell.ljust(w) if n in (0, 10, 12) else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths))).rstrip()
-            for row in rows]  # fmt: skip
+    for row in rows:
+        cells = [
+            cell.ljust(width) if n in (0, 10, 12) else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths))
+        ]
+        out.append("  ".join(cells).rstrip())
     out += ["", *figures(report)]
     out += [f"note: {note}" for note in report["notes"]]
     out += [
@@ -435,7 +439,10 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
         parse_topology("")
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(given.topology)
-    say = lambda line: print(f"fit: {line} ...", file=sys.stderr, flush=True)
+
+    def say(line: str) -> None:
+        print(f"fit: {line} ...", file=sys.stderr, flush=True)
+
     texts = Path(workdir) / "programs" if workdir else None
     report = fit(config, topology, only=given.only, largest=given.largest, texts=texts, say=say)
     record = json.dumps(report, indent=2)

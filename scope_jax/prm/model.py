@@ -39,7 +39,8 @@ class ProcessRewardModel:
     "qwen" (Qwen2.5-Math-PRM), "math_shepherd" (math-shepherd-mistral-7b-prm) or "skywork"
     (Skywork-o1-Open-PRM). At most about `tokens_at_once` padded tokens go through the model
     together, which bounds its memory. `mesh`: of the same devices in another shape (None: the mesh
-    that is set). Parked weights (`mesh.to_host_memory`) are brought to the devices for each call of `score`.
+    that is set). Parked weights (`mesh.to_host_memory`) are
+    brought to the devices for each call of `score`.
 
     Raises ValueError where the checkpoint is none of the formats, or lacks the head or a token of
     the one that is named.
