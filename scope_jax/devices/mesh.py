@@ -172,7 +172,7 @@ def parts(axes: Sequence[str | None], shape: Sequence[int]) -> int:
 
 
 def row_parts(rows: int) -> int:
-    """Over how many devices of the mesh that is set an array of so many rows is split."""
+    """How many devices of the mesh that is set an array of `rows` rows is split over."""
     return parts(("batch",), (rows,))
 
 
@@ -241,11 +241,14 @@ def to_host_memory(tree: Any) -> Any:
 
 
 def to_device_memory(tree: Any) -> Any:
-    """Parked arrays brought back to their devices; the others are the same arrays."""
-    parked = lambda x: isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host"
-    return jax.tree.map(
-        lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")) if parked(x) else x, tree
-    )
+    """Arrays in host memory brought back to their devices; the others are the same arrays."""
+
+    def move(x: Any) -> Any:
+        if isinstance(x, jax.Array) and x.sharding.memory_kind == "pinned_host":
+            return jax.device_put(x, x.sharding.with_memory_kind("device"))
+        return x
+
+    return jax.tree.map(move, tree)
 
 
 def to_host(tree: Any) -> Any:

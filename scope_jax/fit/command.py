@@ -374,8 +374,12 @@ def table(report: dict[str, Any]) -> str:
             )
         )
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-    out += ["  ".join(cell.ljust(w) if n in (0, 10, 12) else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths))).rstrip()
-            for row in rows]  # fmt: skip
+    for row in rows:
+        cells = [
+            cell.ljust(width) if n in (0, 10, 12) else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths))
+        ]
+        out.append("  ".join(cells).rstrip())
     out += ["", *figures(report)]
     out += [f"note: {note}" for note in report["notes"]]
     out += [
@@ -435,7 +439,10 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
         parse_topology("")
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(given.topology)
-    say = lambda line: print(f"fit: {line} ...", file=sys.stderr, flush=True)
+
+    def say(line: str) -> None:
+        print(f"fit: {line} ...", file=sys.stderr, flush=True)
+
     texts = Path(workdir) / "programs" if workdir else None
     report = fit(config, topology, only=given.only, largest=given.largest, texts=texts, say=say)
     record = json.dumps(report, indent=2)

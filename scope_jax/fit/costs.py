@@ -40,18 +40,20 @@ def head_flops(config: ModelConfig) -> float:
     )
 
 
-def seen(slots: int, window: int = 0) -> float:
-    """Pairs of query and key in causal attention of a row of so many slots."""
-    inner = min(slots, window or slots)
-    return inner * (inner + 1) / 2 + (slots - inner) * inner
+def seen(length: int, window: int = 0) -> float:
+    """Pairs of query and key in causal attention of a row of `length` positions."""
+    inner = min(length, window or length)
+    return inner * (inner + 1) / 2 + (length - inner) * inner
 
 
-def attention_flops(config: ModelConfig, slots: int, keys: int | None = None) -> float:
-    """Of a row's attention in all layers, forward: causal within its slots, or of `slots` queries
+def attention_flops(config: ModelConfig, queries: int, keys: int | None = None) -> float:
+    """Of a row's attention in all layers, forward: causal within it, or of `queries` queries
     that see `keys` keys each."""
     local = sum(config.local_layers)
-    near = seen(slots, config.window) if keys is None else slots * min(keys, config.window or keys)
-    far = seen(slots) if keys is None else slots * keys
+    near = (
+        seen(queries, config.window) if keys is None else queries * min(keys, config.window or keys)
+    )
+    far = seen(queries) if keys is None else queries * keys
     return (
         4.0
         * config.num_heads
@@ -70,8 +72,8 @@ def generate_work(
     tokens: float,
     keys: int,
 ) -> Work:
-    """`prompts` of `width` slots are prefilled, then `rows` rows write `tokens` tokens each on
-    `seats` seats, with `keys` slots in the cache."""
+    """`prompts` of `width` positions are prefilled, then `rows` rows write `tokens` tokens each on
+    `seats` seats, with `keys` positions in the cache."""
     prefill = prompts * (
         width * token_flops(config) + attention_flops(config, width) + head_flops(config)
     )
@@ -83,7 +85,7 @@ def generate_work(
 
 
 def score_work(config: ModelConfig, rows: int, width: int) -> Work:
-    """A forward pass with its head at every slot."""
+    """A forward pass with its head at every position."""
     return Work(
         rows * (width * (token_flops(config) + head_flops(config)) + attention_flops(config, width))
     )
@@ -99,11 +101,11 @@ def update_work(
     remat: str,
     train: bool = True,
 ) -> Work:
-    """`prompts` of `width` slots, each with rows / prompts completions of `tokens` slots. Backward
-    is twice forward, and what is recomputed (by `remat` the layers or their attention alone; the
-    logits always) is forward once more."""
-    slots = prompts * width + rows * tokens
-    layers = slots * token_flops(config)
+    """`prompts` of `width` positions, each with rows / prompts completions of `tokens` positions.
+    Backward is twice forward, and recomputed parts (by `remat` the layers or their attention alone;
+    the logits always) are forward once more."""
+    positions = prompts * width + rows * tokens
+    layers = positions * token_flops(config)
     attention = prompts * attention_flops(config, width) + rows * (
         attention_flops(config, tokens) + attention_flops(config, tokens, width)
     )

@@ -108,7 +108,7 @@ def _loops(program: hlo.Program, report: hlo.Report, facts: Facts) -> Iterator[s
 
 
 def _heaviest(program: hlo.Program, loop: hlo.Loop) -> str:
-    """Where the operation of a loop's body with the most traffic comes from, of those that say it."""
+    """Where the heaviest operation of a loop's body comes from, of those that say it."""
     named = [
         op
         for op in program.parts[loop.body].values()

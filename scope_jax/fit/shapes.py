@@ -57,7 +57,10 @@ def row_structs(rows: int, buffer: int, mesh: Mesh) -> Rollout:
 
 def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh) -> models.Params:
     """`weights` in the layout that `models.decode_layout` gives them."""
-    place = lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
+    def place(x: Any, layout: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
     return jax.tree.map(place, weights, shardings(config, mesh, ("fsdp",)))
 
 

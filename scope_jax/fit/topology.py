@@ -32,7 +32,8 @@ class Chip:
 #   v5e    197 TFLOP/s |  819 GB/s | 1600 Gbit/s   cloud.google.com/tpu/docs/v5e
 #   v5p    459 TFLOP/s | 2765 GB/s | 4800 Gbit/s   cloud.google.com/tpu/docs/v5p
 #   v6e    918 TFLOP/s | 1638 GB/s | 3200 Gbit/s   cloud.google.com/tpu/docs/v6e and tpu7x
-#   tpu7x 2307 TFLOP/s | 7380 GB/s | 4800 Gbit/s   cloud.google.com/tpu/docs/tpu7x (two devices a chip)
+#   tpu7x 2307 TFLOP/s | 7380 GB/s | 4800 Gbit/s   cloud.google.com/tpu/docs/tpu7x
+#                                                  (two devices a chip)
 # v4 and older ones have other rules for their two cores and are left out.
 CHIPS = {
     "v5e": Chip(

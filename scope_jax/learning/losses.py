@@ -1,7 +1,8 @@
 """The hybrid objective of SCOPE (arXiv 2602.24110) and of its rivals, as a weighted sum over
 tokens.
 
-        L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)  -  lambda * sum_BT off * g(pi, A)
+    L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+        - lambda * sum_BT off * g(pi, A)
 
 `on` weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch,
 before it is split: losses, gradients and statistics of micro-batches then add up to those of the
@@ -10,8 +11,9 @@ batch, whatever the split.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,8 @@ LOG_RATIO_LIMIT = 20.0
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Switches of the objective. ValueError (one line) on a name or a number that makes no sense."""
+    """Switches of the objective. ValueError (one line) on a word or a number that makes no
+    sense."""
 
     # The ratio is clipped to [1 - clip_low, 1 + clip_high]; None: no bound on that side (LUFFY's
     # released script clips nothing). 0.28 is DAPO's clip-higher, arXiv 2503.14476.
@@ -50,7 +53,7 @@ class LossSpec:
     # Old log-probs: as the sampler recorded them, or by the trainer before the first update.
     old_logp: Literal["sampler", "recompute"] = "sampler"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self, "loss")
         for name in ("teacher_weight", "teacher_weight_end", "entropy_bonus", "kl_weight"):
             self._require(name, lambda x: x >= 0, "a number of 0 or more")
@@ -73,7 +76,7 @@ class LossSpec:
         ends = self.teacher_schedule != "constant" and self.teacher_weight_end > 0
         return self.teacher_weight > 0 or ends
 
-    def _require(self, name, good, expected):
+    def _require(self, name: str, good: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
         optional = name in ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_new_tokens")
         if value is None and optional:
@@ -104,8 +107,7 @@ def token_weights(
     [B].
     """
     length = jnp.asarray(rollout.length_B)
-    slots = jnp.arange(rollout.owner_BT.shape[1])
-    held = slots[None, :] < length[:, None]
+    held = jnp.arange(rollout.owner_BT.shape[1])[None, :] < length[:, None]
     policy = jnp.asarray(owner_mask(rollout, Owner.POLICY)) & held
     teacher = jnp.asarray(owner_mask(rollout, Owner.TEACHER)) & held
     if include_B is not None:
@@ -157,13 +159,16 @@ def policy_loss(
 
     All arrays are [B, T]; entry [b, t] belongs to token t of row b. `advantage_BT` may be [B, 1].
 
-    logp_BT            log pi(token) under the parameters being trained; the only argument, with entropy_BT, that is
-                       differentiated
-    old_logp_BT        log pi_old; None: stop_gradient(logp_BT), right where the batch gets one update
-    on_BT, off_BT      from `token_weights`. Where both are 0, NaN in any argument reaches neither value nor gradient
+    logp_BT            log pi(token) under the parameters being trained; the only argument, with
+                       entropy_BT, that is differentiated
+    old_logp_BT        log pi_old; None: stop_gradient(logp_BT), right for one update a batch
+    on_BT, off_BT      from `token_weights`. Where both are 0, NaN in any argument reaches neither
+                       value nor gradient
     teacher_weight     lambda; None: spec.teacher_weight
-    teacher_logp_BT    log-prob of the teacher, for `importance`; NaN where unknown, taken as probability 1
-    reference_logp_BT  log-prob of the reference, for the k3 estimate of KL(pi, reference) on POLICY tokens
+    teacher_logp_BT    log-prob of the teacher, for `importance`; NaN where unknown, taken as
+                       probability 1
+    reference_logp_BT  log-prob of the reference, for the k3 estimate of KL(pi, reference) on POLICY
+                       tokens
     sampler_logp_BT    as recorded while sampling, for spec.tis_cap: the surrogate is multiplied by
                        min(pi_old / pi_sampler, tis_cap); NaN where unknown, taken as weight 1
     entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
@@ -191,7 +196,7 @@ def policy_loss(
         (spec.entropy_bonus > 0, entropy_BT, "entropy_bonus > 0", "entropy_BT"),
     )
 
-    def fixed(name, values):
+    def fixed(name: str, values: Any) -> jax.Array:
         if jnp.shape(values) != shape and not (
             name == "advantage_BT" and jnp.shape(values) == (shape[0], 1)
         ):
@@ -205,7 +210,7 @@ def policy_loss(
 
     # NaN * 0 is NaN, in the value and in the gradient. So what has no weight is replaced before it
     # is computed with, and again (in `masked_sum`) afterwards.
-    def only(mask, values):
+    def only(mask: jax.Array, values: jax.Array) -> jax.Array:
         return jnp.where(mask, values, 0.0)
 
     logp = jnp.asarray(logp_BT, jnp.float32)
@@ -272,7 +277,7 @@ def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Statistics of several micro-batches as one: sums add, maxima (`*_max`) take the larger.
     Zeros change nothing, so `jax.tree.map(jnp.zeros_like, stats)` starts a scan."""
 
-    def pair(a, b):
+    def pair(a: dict[str, jax.Array], b: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {
             name: jnp.maximum(a[name], b[name]) if name.endswith("_max") else a[name] + b[name]
             for name in a
@@ -311,7 +316,9 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return metrics
 
 
-def _surrogate(ratio, advantage, spec):
+def _surrogate(
+    ratio: jax.Array, advantage: jax.Array, spec: LossSpec
+) -> tuple[jax.Array, jax.Array]:
     """The clipped surrogate per token (arXiv 1707.06347), and where the ratio's gradient was cut
     off."""
     low = 0.0 if spec.clip_low is None else 1.0 - spec.clip_low
@@ -326,7 +333,9 @@ def _surrogate(ratio, advantage, spec):
     return surrogate, clipped
 
 
-def _teacher_gain(logp, advantage, teacher_logp, spec):
+def _teacher_gain(
+    logp: jax.Array, advantage: jax.Array, teacher_logp: jax.Array | None, spec: LossSpec
+) -> jax.Array:
     """g(pi, A) per token, to be maximised."""
     if spec.teacher_term == "nll":
         return logp
@@ -336,13 +345,14 @@ def _teacher_gain(logp, advantage, teacher_logp, spec):
     if spec.teacher_term == "reinforce":
         return advantage * logp
     if spec.teacher_term == "importance":
+        assert teacher_logp is not None
         known = jnp.where(jnp.isnan(teacher_logp), 0.0, teacher_logp)
         weight = jnp.exp(jnp.minimum(logp - known, math.log(spec.importance_cap)))
         return jax.lax.stop_gradient(weight) * advantage * logp
     return jnp.zeros_like(logp)
 
 
-def _check_needs(*needs):
+def _check_needs(*needs: tuple[bool, Any, str, str]) -> None:
     for needed, value, because, name in needs:
         if needed and value is None:
             raise ValueError(f"policy_loss: LossSpec.{because} needs {name}")

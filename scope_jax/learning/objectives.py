@@ -1,4 +1,4 @@
-"""What updates minimise: sums over the rows of a micro-batch, as functions of the trained weights."""
+"""What updates minimise: sums over the rows of a micro-batch, as functions of the weights."""
 
 from collections.abc import Callable
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,43 +11,34 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-SCHEDULES = ("constant", "linear", "cosine")
-MOMENTS = ("float32", "bfloat16", "factored")
+from scope_jax.types import check_choices
+
+Schedule = Literal["constant", "linear", "cosine"]
+Moments = Literal["float32", "bfloat16", "factored"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+MOMENTS: tuple[str, ...] = get_args(Moments)
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """ValueError (one line) on an unknown schedule or a number that makes no sense.
-
-    moments: how Adam's two moments are kept, `float32` (8 bytes a parameter), `bfloat16` (4) or
-    `factored` (2): see `scale_by_moments`.
-    """
+    """ValueError (one line) on an unknown word or a number that makes no sense."""
 
     learning_rate: float = 1e-6
     warmup_steps: int = 0  # updates
-    schedule: str = "constant"
-    steps: int | None = (
-        None  # updates of the whole run, warm-up included; `linear` and `cosine` need it
-    )
+    schedule: Schedule = "constant"
+    # Updates of the whole run, warm-up included; `linear` and `cosine` need it.
+    steps: int | None = None
     final_share: float = 0.0  # rate at `steps` as a share of learning_rate
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0  # of the global gradient norm; None: no clipping
-    moments: str = "float32"  # float32 | bfloat16 | factored
+    # How Adam's two moments are kept: in 8, 4 or 2 bytes a parameter; see `scale_by_moments`.
+    moments: Moments = "float32"
 
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"OptimizerSpec.schedule = {self.schedule!r} is unknown; expected one of"
-                f" {', '.join(SCHEDULES)}"
-            )
-        if self.moments not in MOMENTS:
-            raise ValueError(
-                f"OptimizerSpec.moments = {self.moments!r} is unknown; expected one of"
-                f" {', '.join(MOMENTS)}"
-            )
+    def __post_init__(self) -> None:
+        check_choices(self, "OptimizerSpec")
         if self.schedule != "constant" and (self.steps is None or self.steps <= self.warmup_steps):
             raise ValueError(
                 f"OptimizerSpec.schedule = {self.schedule!r} needs steps > warmup_steps; "
@@ -99,7 +90,7 @@ def make_optimizer(
     if trainable is None:
         return optimizer
 
-    def labels(params):
+    def labels(params: Any) -> Any:
         return jax.tree.map(
             lambda x: "train" if x else "freeze",
             trainable(params) if callable(trainable) else trainable,
@@ -111,26 +102,32 @@ def make_optimizer(
 def scale_by_moments(
     kind: str, *, b1: float, b2: float, eps: float
 ) -> optax.GradientTransformation:
-    """Adam's direction m / (sqrt(v) + eps), both moments freed of their bias, from a smaller state
+    """Adam's direction m / (sqrt(v) + eps), both moments bias-corrected, from a smaller state
     (`optax.ScaleByAdamState`).
 
     The first moment is bfloat16. The second moment, by `kind`:
 
-    - `bfloat16`: rounded up or down at random, in proportion to what is cut off. Rounded to the nearest it would stand
-      still: with b2 = 0.999 a step moves v by a thousandth, and neighbouring bfloat16 numbers lie 1/128 to 1/256 apart. The random
-      bits are a function of the step's number and the element's place, so that a run goes on bit for bit.
-    - `factored`: of a matrix (`matrix_mask`) float32 means over columns and over rows, {"row": [.., in], "column": [.., out]}, and
-      v = row column / mean(row): Adafactor's (arXiv 1804.04235, section 3), here with Adam's b2 and eps. Whole for all others.
+    - `bfloat16`: rounded up or down at random, in proportion to what is cut off. Rounded to the
+      nearest it would stand still: with b2 = 0.999 a step moves v by a thousandth, and neighbouring
+      bfloat16 numbers lie 1/128 to 1/256 apart. The random bits are a function of the step's number
+      and the element's place, so that a run goes on bit for bit.
+    - `factored`: of a matrix (`matrix_mask`) float32 means over columns and over rows,
+      {"row": [.., in], "column": [.., out]}, and v = row column / mean(row): Adafactor's (arXiv
+      1804.04235, section 3), here with Adam's b2 and eps. Whole for all others.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        short = lambda: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.bfloat16), params)
-        sides = lambda: jax.tree.map(
-            lambda p, split: _sides(p) if split else jnp.zeros_like(p), params, matrix_mask(params)
-        )
-        return optax.ScaleByAdamState(
-            jnp.zeros((), jnp.int32), short(), short() if kind == "bfloat16" else sides()
-        )
+        def bfloat16() -> Any:
+            return jax.tree.map(lambda p: jnp.zeros_like(p, jnp.bfloat16), params)
+
+        def factored() -> Any:
+            def zeros(p: jax.Array, split: bool) -> Any:
+                return _sides(p) if split else jnp.zeros_like(p)
+
+            return jax.tree.map(zeros, params, matrix_mask(params))
+
+        second = bfloat16() if kind == "bfloat16" else factored()
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), bfloat16(), second)
 
     def update(
         grads: Any, state: optax.ScaleByAdamState, params: Any = None
@@ -165,7 +162,10 @@ def scale_by_moments(
 
         numbers = jax.tree.unflatten(jax.tree.structure(grads), range(len(jax.tree.leaves(grads))))
         done = jax.tree.map(one, numbers, grads, state.mu, state.nu)
-        part = lambda n: jax.tree.map(lambda _, found: found[n], grads, done)
+
+        def part(n: int) -> Any:
+            return jax.tree.map(lambda _, results: results[n], grads, done)
+
         return part(0), optax.ScaleByAdamState(count, part(1), part(2))
 
     return optax.GradientTransformation(init, update)
@@ -188,9 +188,9 @@ def _sides(p: jax.Array) -> dict[str, jax.Array]:
 
 
 def round_at_random(x: jax.Array, step: jax.Array, stream: int) -> jax.Array:
-    """float32 >= 0 as bfloat16, up with a probability of the part that is cut off: the expectation
-    is `x`. The random bits are a function of `step`, `stream` and the element's place, the same on
-    every mesh."""
+    """float32 >= 0 as bfloat16, rounded up with a probability equal to the part that is cut off:
+    the expectation is `x`. The random bits are a function of `step`, `stream` and the element's
+    place, the same on every mesh."""
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         place = place * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(
@@ -198,8 +198,8 @@ def round_at_random(x: jax.Array, step: jax.Array, stream: int) -> jax.Array:
         )
     seed = _mix(_mix(step.astype(jnp.uint32)) + jnp.uint32(stream))
     noise = _mix(_mix(place + seed)) >> 16
-    # bfloat16 is the upper half of float32: what is added carries over in proportion to the lower
-    # half.
+    # bfloat16 is the upper half of float32: the sum carries into it with a probability in
+    # proportion to the lower half.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = jnp.where(jnp.isfinite(x), bits + noise, bits) >> 16
     return jax.lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
@@ -217,7 +217,8 @@ def learning_rate(spec: OptimizerSpec, step: jax.Array | int) -> jax.Array:
     """float32[]: the rate of update number `step`, counted from 0.
 
     The warm-up rises linearly and reaches `spec.learning_rate` with update `warmup_steps`; update
-    0 already moves.
+    0 already moves. By hand, as the schedules of optax round differently (they interpolate from the
+    end), and a run must go on bit for bit where an earlier version left it.
     """
     step = jnp.asarray(step, jnp.float32)
     length = 1 if spec.steps is None else spec.steps - spec.warmup_steps
@@ -257,7 +258,7 @@ def matrix_mask(params: Any) -> Any:
     the stacked one under `layers`.
     """
 
-    def is_matrix(path, leaf):
+    def is_matrix(path: Any, leaf: Any) -> bool:
         names = [name for key in path for name in _key_name(key).split("/")]
         stacked = 1 if "layers" in names else 0
         return (
@@ -268,19 +269,19 @@ def matrix_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def _key_name(key) -> str:
+def _key_name(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    def cast(tree):
+    def cast(tree: Any) -> Any:
         # A frozen leaf arrives as optax's MaskedNode, which has no leaves: it passes through.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         return inner.update(cast(updates), state, None if params is None else cast(params))
 
-    def init(params):
+    def init(params: Any) -> Any:
         return inner.init(cast(params))
 
     return optax.GradientTransformation(init, update)

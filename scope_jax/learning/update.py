@@ -70,9 +70,9 @@ def abstract_state(state: TrainState) -> TrainState:
 
 
 def computing(params: Params, dtype: Any) -> Params:
-    """The weights as a loss uses them: in `dtype`, except for the embedding and the head. Many tokens
-    of a batch add to the same row of those, so they stay in the dtype they are kept in, and their
-    gradients are summed in it (the decoder casts what it takes)."""
+    """The weights as a loss uses them: in `dtype`, except for the embedding and the head. Many
+    tokens of a batch add to the same row of those, so they stay in the dtype they are kept in, and
+    their gradients are summed in it (the decoder casts what it takes)."""
     return {
         name: part if name in ("embed", "head") else in_dtype(part, dtype)
         for name, part in params.items()

@@ -8,21 +8,21 @@ instead of [.., S].
 Scores are never all there at once: queries go in blocks, and in long rows each block goes through
 a loop over parts, forward and backward, whose scores are computed again for the gradient.
 
-A `window` lets a query see so many slots, its own included: None (all), a Python number (keys that
-no query of a block sees are not multiplied with) or a traced one (a mask). Scores are multiplied
-by `scale` (default H^-1/2); a `cap` other than 0 bends them to cap tanh(score / cap).
+A `window` is how many positions a query sees, its own included: None (all), a Python number (keys
+that no query of a block sees are not multiplied with) or a traced one (a mask).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-# Queries go in blocks of so many slots, at most 8 blocks a row (4 in long ones): keys after a
+# Queries go in blocks of this many positions, at most 8 blocks a row (4 in long ones): keys after a
 # block are not even multiplied with.
 QUERY_BLOCK = 64
-# Above so many scores of a row and head, queries go in parts of so many slots through a loop: what
-# XLA may keep of blocks side by side (all of it, as it turned out) is then the scores of one part.
+# Above LONG scores of a row and head, queries go in parts of PART positions through a loop: XLA may
+# keep the scores of blocks side by side (all of them, as it turned out), but only of one part.
 LONG, PART = 1024 * 1024, 128
 # Score of a key that is not seen. Finite, so that a source of which nothing is seen gets weight 0
 # in a merge, not NaN.
@@ -34,62 +34,90 @@ Gathered = tuple[jax.Array, jax.Array, jax.Array]
 Window = int | jax.Array | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How products of queries and keys become scores."""
+
+    scale: float | None = None  # they are multiplied by it; None: H^-1/2
+    cap: float = 0.0  # other than 0: bent to cap tanh(score / cap)
+
+    def scaled(self, q: jax.Array) -> jax.Array:
+        return q * self.scale_of(q)
+
+    def scale_of(self, q: jax.Array) -> float:
+        return q.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+PLAIN = Scoring()
+
+
 def causal(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     *,
     window: Window = None,
-    scale: float | None = None,
-    cap: float = 0.0,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
-    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: slot t attends to slots 0..t, or to the
-    last `window` of them."""
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    q, k, v = (_heads_first(x) for x in (q, k, v))
-    return _finish(_gather_causal(q, k, v, window, cap), v.dtype)
+    """q [B, T, K, G, H], k, v [B, T, K, H] -> [B, T, N H]: position t attends to positions 0..t, or
+    to the last `window` of them."""
+    q, k, v = (_heads_first(x) for x in (scoring.scaled(q), k, v))
+    return _finish(_gather_causal(q, k, v, window, scoring.cap), v.dtype)
 
 
 def shared_prompt(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    prompt_slots: int,
+    prompt_width: int,
     completions: int,
     seen_P: jax.Array,
     *,
     window: Window = None,
-    scale: float | None = None,
-    cap: float = 0.0,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
-    """Attention of packed rows, each W prompt slots followed by M completions of C slots: q [P, W
-    + M C, K, G, H], k, v [P, W + M C, K, H] -> [P, W + M C, N H].
+    """Attention of packed rows, each W prompt positions followed by M completions of C positions:
+    q [P, W + M C, K, G, H], k, v [P, W + M C, K, H] -> [P, W + M C, N H].
 
-    A prompt slot attends to the prompt up to itself; a completion slot to the first `seen_P`
-    prompt slots and to its own completion up to itself, which begins at position `seen_P`.
+    A prompt token attends to the prompt up to itself; a completion token to the first `seen_P`
+    tokens of the prompt and to its own completion up to itself, which begins at position `seen_P`.
     """
-    P, X, K, G, H = q.shape
-    W, M = prompt_slots, completions
+    P, X, K, G, _ = q.shape
+    W, M = prompt_width, completions
     C = (X - W) // M
-    q = q * (H**-0.5 if scale is None else scale)
-    first = lambda x: _heads_first(x[:, :W])
-    apart = lambda x: _heads_first(x[:, W:].reshape(P * M, C, *x.shape[2:]))
-    prompt = _gather_causal(first(q), first(k), first(v), window, cap)
-    own = _gather_causal(apart(q), apart(k), apart(v), window, cap)
-    # [P M, K, C, ..] -> [P, K, M C, ..]: the completions of a prompt look at it with one product.
-    beside = lambda x: jnp.swapaxes(x.reshape(P, M, K, C, G, -1), 1, 2).reshape(P, K, M * C, G, -1)
-    own = (beside(own[0]), beside(own[1]), beside(own[2]))
+    q, cap = scoring.scaled(q), scoring.cap
 
-    def seen(slot_T: jax.Array) -> jax.Array:
+    def prompts(x: jax.Array) -> jax.Array:
+        return _heads_first(x[:, :W])
+
+    def each_apart(x: jax.Array) -> jax.Array:
+        return _heads_first(x[:, W:].reshape(P * M, C, *x.shape[2:]))
+
+    def side_by_side(x: jax.Array) -> jax.Array:
+        """[P M, K, C, ..] -> [P, K, M C, ..]: the completions of a prompt look at it with one
+        product."""
+        return jnp.swapaxes(x.reshape(P, M, K, C, G, -1), 1, 2).reshape(P, K, M * C, G, -1)
+
+    prompt = _gather_causal(prompts(q), prompts(k), prompts(v), window, cap)
+    own = _gather_causal(each_apart(q), each_apart(k), each_apart(v), window, cap)
+    own = (side_by_side(own[0]), side_by_side(own[1]), side_by_side(own[2]))
+
+    def seen(query_T: jax.Array) -> jax.Array:
         inside = (jnp.arange(W)[None] < seen_P[:, None])[:, None, None, None]
         if window is None:
             return inside
-        position = seen_P[:, None] + (slot_T % C)[None]
+        position = seen_P[:, None] + (query_T % C)[None]
         near = position[:, :, None] - jnp.arange(W)[None, None] < window
         return inside & near[:, None, :, None]
 
     given = _gather_parts(
-        _heads_first(q[:, W:]), first(k), first(v), jnp.arange(M * C), seen, cap, M * C * W > LONG
+        _heads_first(q[:, W:]),
+        prompts(k),
+        prompts(v),
+        jnp.arange(M * C),
+        seen,
+        cap,
+        M * C * W > LONG,
     )
     return jnp.concatenate([_finish(prompt, v.dtype), _finish(_merge(own, given), v.dtype)], axis=1)
 
@@ -103,20 +131,19 @@ def cached(
     k_scale: jax.Array | None = None,
     v_scale: jax.Array | None = None,
     keys_transposed: bool = False,
-    scale: float | None = None,
-    cap: float = 0.0,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K,
     H, S]), v [B, K, S, H], seen_BS bool (the window, if any, is in it) -> [B, K, G, H]. int8 keys
     and values have scales [B, K, S], which multiply scores and weights: H times fewer than keys
     and values."""
     form = "BKGH,BKHS->BKGS" if keys_transposed else "BKGH,BKSH->BKGS"
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+    scores = scores * scoring.scale_of(q)
     if k_scale is not None:
         scores = scores * k_scale[:, :, None]
     weights = jax.nn.softmax(
-        jnp.where(seen_BS[:, None, None], softcap(scores, cap), -jnp.inf), axis=-1
+        jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), -jnp.inf), axis=-1
     )
     if v_scale is not None:
         weights = weights * v_scale[:, :, None]

@@ -55,8 +55,8 @@ def stored(k: jax.Array, v: jax.Array, int8: bool) -> Cache:
 
 
 def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
-    """The Cache of f(one array of each cache, rows=axis, positions=axis): for each array, which axes
-    are the rows and the positions."""
+    """The Cache of f(one array of each cache, rows=axis, positions=axis); the axes are those of the
+    array that are the rows and the positions."""
     unrolled = caches[0].unrolled
 
     def each(name: str) -> Any:
@@ -138,7 +138,7 @@ def put_in_layer(cache: Cache, number: int, new: Cache, position_B: jax.Array) -
 
 
 def put_stacked(cache: Cache, number: jax.Array, new: Cache, position_B: jax.Array) -> Cache:
-    """A stacked cache with `new` [B, K, ..] in layer `number` at position `position_B` of each row."""
+    """A stacked cache with `new` [B, K, ..] in layer `number` at `position_B` of each row."""
     B, K = new.k.shape[:2]
     rows, heads, at = jnp.arange(B)[:, None], jnp.arange(K)[None], position_B[:, None]
     # Every index explicit, on the stacked cache itself: the one form that writes in place and lets

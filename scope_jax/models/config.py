@@ -88,7 +88,7 @@ class ModelConfig:
         False  # on query, key, value and output; qwen2 has the first three without it
     )
     mlp_bias: bool = False
-    window: int = 0  # a local layer's query sees so many slots, its own included
+    window: int = 0  # positions that a local layer's query sees, its own included
     local_layers: tuple[bool, ...] = ()  # one per layer
     rope_scaling: RopeScaling = PLAIN
     local_rope_theta: float = (

@@ -1,8 +1,8 @@
 """The decoder: one set of layer functions for training, scoring, prefill and decoding.
 
 Rows are right-padded. Attention is causal, so padding is never seen by a real token and no mask is
-needed for it. Projections are 2-D matrix products ([rows x positions, in] @ [in, out]); norms, softmax
-and log-probs run in float32.
+needed for it. Projections are 2-D matrix products ([rows x positions, in] @ [in, out]); norms,
+softmax and log-probs run in float32.
 """
 
 import dataclasses
@@ -153,11 +153,11 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(logp_BT, entropy_BT or None), float32: slot t holds log p(token t | tokens before t) of the
+    """(logp_BT, entropy_BT or None), float32: entry t holds log p(token t | tokens before t) of the
     temperature-scaled distribution and the entropy of the distribution that token t was drawn
-    from; slot 0 holds 0.
+    from; entry 0 holds 0.
 
-    Logits exist for one chunk of slots at a time, forward and backward.
+    Logits exist for one chunk of positions at a time, forward and backward.
     """
     hidden = hidden_states(params, config, tokens_BT)
     out = _next_logprobs(
@@ -186,8 +186,8 @@ def completion_logprobs(
     P, W = prompt_PW.shape
     B, C = completion_BC.shape
     M = B // P
-    # A completion's first slot is fed the prompt's last token, and its keys come from there: the
-    # prompt's own last slot is not seen.
+    # A completion's first position is fed the prompt's last token, and its keys come from there:
+    # the prompt's own last position is not seen.
     last = jnp.take_along_axis(prompt_PW, prompt_length_P[:, None] - 1, axis=1)
     fed = jnp.concatenate([jnp.repeat(last, M, axis=0), completion_BC[:, :-1]], axis=1)
     tokens = jnp.concatenate([prompt_PW, fed.reshape(P, M * C)], axis=1)
@@ -197,9 +197,8 @@ def completion_logprobs(
     )
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
-        scale, cap = config.query_scale, config.attention_cap
         return attention.shared_prompt(
-            q, k, v, W, M, prompt_length_P - 1, window=window, scale=scale, cap=cap
+            q, k, v, W, M, prompt_length_P - 1, window=window, scoring=_scoring(config)
         )
 
     hidden, _ = _run_layers(params, config, tokens, position, attend)
@@ -251,8 +250,8 @@ def decode_step(
     def run(
         x: jax.Array, layer: Params, kind: tuple, write: Callable[[Cache], tuple[Cache, Any]]
     ) -> tuple[jax.Array, Any]:
-        """(x behind the layer, what `write` says is now kept); `write` gives the layer's cache,
-        the new token in it, too."""
+        """(x after the layer, second result of `write`); the first result of `write` is the
+        layer's cache with the new token in it."""
         rotation, seen_BS = kind
         q, k, v = _project(x[:, None], layer, config, rotation)
         there, kept = write(stored(k[:, 0], v[:, 0], int8))
@@ -264,8 +263,7 @@ def decode_step(
             k_scale=there.k_scale,
             v_scale=there.v_scale,
             keys_transposed=config.unrolled,
-            scale=config.query_scale,
-            cap=config.attention_cap,
+            scoring=_scoring(config),
         )
         return _finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), kept
 
@@ -362,11 +360,13 @@ def _attend_causal(
     config: ModelConfig,
 ) -> Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array]:
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
-        return attention.causal(
-            q, k, v, window=window, scale=config.query_scale, cap=config.attention_cap
-        )
+        return attention.causal(q, k, v, window=window, scoring=_scoring(config))
 
     return attend
+
+
+def _scoring(config: ModelConfig) -> attention.Scoring:
+    return attention.Scoring(config.query_scale, config.attention_cap)
 
 
 def _kinds_apart(
@@ -387,8 +387,13 @@ def _kinds_scanned(
     kinds, local_L = _kinds_apart(config, kind)
     if len(kinds) == 1:
         return lambda _: kinds[local_L[0]], None
-    is_window = lambda x: x is None or isinstance(x, int)
-    array = lambda x: jnp.int32(NO_WINDOW if x is None else x) if is_window(x) else x
+
+    def is_window(x: Any) -> bool:
+        return x is None or isinstance(x, int)
+
+    def array(x: Any) -> jax.Array:
+        return jnp.int32(NO_WINDOW if x is None else x) if is_window(x) else x
+
     stacked = jax.tree.map(
         lambda *both: jnp.stack([array(x) for x in both]),
         kinds[False],
@@ -427,7 +432,10 @@ def _next_logprobs(
     )
     if chunk >= T:
         return chunk_logprobs(hidden_BTD, target_BT)
-    split = lambda x: jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+
     body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
     _, out = jax.lax.scan(body, None, (split(hidden_BTD), split(target_BT)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), out)
@@ -538,10 +546,10 @@ def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     ).astype(x.dtype)
 
 
-def _chunk_size(rows: int, slots: int, vocab: int, devices: int) -> int:
-    """Largest divisor of `slots` whose logits, over so many devices, stay within the budget."""
+def _chunk_size(rows: int, width: int, vocab: int, devices: int) -> int:
+    """Largest divisor of `width` whose logits, over `devices` devices, stay within the budget."""
     best = 1
-    for size in range(1, slots + 1):
-        if slots % size == 0 and rows * size * vocab <= LOGITS_BUDGET * devices:
+    for size in range(1, width + 1):
+        if width % size == 0 and rows * size * vocab <= LOGITS_BUDGET * devices:
             best = size
     return best

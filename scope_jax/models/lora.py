@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from scope_jax.devices.hosts import is_main
 from scope_jax.devices.mesh import constrain, to_host
+from scope_jax.devices.programs import program
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.weights import (
     Params,
@@ -96,7 +97,7 @@ def attach(params: Params, lora: Params, spec: LoraSpec) -> Params:
     return {**params, "layers": {**params["layers"], **factors}}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(program, static_argnums=(0, 3))
 def merge(config: ModelConfig, params: Params, lora: Params, spec: LoraSpec) -> Params:
     """Plain parameters with the adapters added in float32; layout and dtype of `params`."""
     table, layers = weight_table(config), dict(params["layers"])

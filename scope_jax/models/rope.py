@@ -175,5 +175,7 @@ def _yarn_dimension(turns: float, theta: float, head_size: int, scaling: RopeSca
 
 
 def _yarn_attention_factor(factor: float, magnitude: float, magnitude_all: float) -> float:
-    scale = lambda weight: 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
     return scale(magnitude) / scale(magnitude_all) if magnitude and magnitude_all else scale(1.0)

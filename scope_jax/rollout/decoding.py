@@ -125,7 +125,7 @@ class Decoder:
     def after(
         self, token: jax.Array, stop_state: jax.Array, length: jax.Array, limit: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(ended, stop state, goes on) once `token` is written and the row holds `length` tokens."""
+        """(ended, stop state, goes on) once `token` is written as token number `length`."""
         ended = functools.reduce(
             jnp.logical_or,
             [token == end for end in self.spec.end_ids],

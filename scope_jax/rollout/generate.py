@@ -145,7 +145,7 @@ def run_request(
 def generate_program(
     params: Params, request: Request, config: ModelConfig, spec: DecodeSpec
 ) -> Rollout:
-    """The compiled part of `generate`: `params` from `decode_layout`, `config` from `for_device`."""
+    """The compiled part of `generate`. `params`: from `decode_layout`; `config`: `for_device`."""
     rollout, shared = request.rollout, spec.shared_prefix
     B, T = rollout.tokens_BT.shape
     start_B = rollout.length_B

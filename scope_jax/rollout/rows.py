@@ -42,7 +42,10 @@ def splice(
     fits = jnp.minimum(count_B, T - rollout.length_B)
     source = jnp.arange(T)[None] - rollout.length_B[:, None]
     new = (source >= 0) & (source < fits[:, None])
-    take = lambda x: jnp.take_along_axis(x, jnp.clip(source, 0, J - 1), axis=1)
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, jnp.clip(source, 0, J - 1), axis=1)
+
     logp = jnp.full((B, J), jnp.nan, jnp.float32) if logp_BJ is None else logp_BJ
     ends = jnp.zeros((B,), bool) if finished_B is None else finished_B
     return rollout.replace(

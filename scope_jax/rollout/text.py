@@ -1,4 +1,4 @@
-"""Reading rows on the host: the ids that were written after the prompt, and their text."""
+"""Rows read on the host: the ids after the prompt, and their text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from scope_jax.types import Rollout
 
 
 def completion_ids(rollout: Rollout) -> list[list[int]]:
-    """Per row, the ids written after the prompt, the end token of a finished row left out."""
+    """Per row, the ids after the prompt, without the end token of a finished row."""
     tokens, length, prompt, finished = to_host(
         (rollout.tokens_BT, rollout.length_B, rollout.prompt_length_B, rollout.finished_B)
     )
@@ -22,9 +22,12 @@ def completion_ids(rollout: Rollout) -> list[list[int]]:
 def texts(ids: Sequence[Sequence[int]], tokenizer: Any) -> list[str]:
     """The text of each list of ids, spaces as they are, special tokens left out. Each process
     decodes its share of them; all call this with the same lists."""
-    decode = lambda own: tokenizer.batch_decode(
-        list(own), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+
+    def decode(own: Sequence[Sequence[int]]) -> list[str]:
+        return tokenizer.batch_decode(
+            list(own), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
     return by_share(decode, ids)
 
 

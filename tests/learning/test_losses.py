@@ -660,10 +660,13 @@ def test_low_precision_inputs_are_computed_in_float32():
     [
         (
             {"teacher_term": "clone"},
-            "teacher_term = 'clone' is unknown; expected one of nll, shaped",
+            "teacher_term = 'clone' is unknown; one of nll, shaped",
         ),
         ({"normaliser": "batch"}, "normaliser = 'batch' is unknown"),
-        ({"teacher_normaliser": "mine"}, "expected one of shared, own"),
+        (
+            {"teacher_normaliser": "mine"},
+            "teacher_normaliser = 'mine' is unknown; one of shared, own",
+        ),
         ({"ratio": "row"}, "ratio = 'row' is unknown"),
         ({"clip_low": 1.5}, "clip_low = 1.5; expected at most 1"),
         ({"clip_high": -0.1}, "clip_high = -0.1"),

@@ -478,10 +478,7 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         ),
         (
             {"optimizer.moments": "int8"},
-            (
-                "OptimizerSpec.moments = 'int8' is unknown; expected one of float32, bfloat16,"
-                " factored"
-            ),
+            ("OptimizerSpec.moments = 'int8' is unknown; one of float32, bfloat16, factored"),
         ),
     ],
 )
@@ -515,8 +512,10 @@ def test_parts_of_long_rows_are_the_rows(window, monkeypatch):
         def both(q, k, v, traced):
             width = traced if window == "traced" else window
             f = lambda q, k, v: (
-                attention.causal(q, k, v, window=width, cap=3.0),
-                attention.shared_prompt(q, k, v, 14, 3, seen, window=width, cap=3.0),
+                attention.causal(q, k, v, window=width, scoring=attention.Scoring(cap=3.0)),
+                attention.shared_prompt(
+                    q, k, v, 14, 3, seen, window=width, scoring=attention.Scoring(cap=3.0)
+                ),
             )
             out, back = jax.vjp(f, q, k, v)
             return out, back(jax.tree.map(jnp.sin, out))
@@ -633,7 +632,9 @@ def test_bytes_of_the_cache():
         assert bytes_of(found) == 2 * 3 * 8 * 2 * 40 * (64 + 4) and found.positions == 40
         assert bytes_of(found) == pytest.approx(size(full(jnp.float32)) / 4, rel=0.07)
         assert bytes_of(found) == pytest.approx(size(full(jnp.bfloat16)) / 2, rel=0.07)
-    with pytest.raises(ValueError, match=r"SampleSpec\.cache 'int4' is unknown; one of auto, int8"):
+    with pytest.raises(
+        ValueError, match=r"SampleSpec\.cache = 'int4' is unknown; one of auto, int8"
+    ):
         rollout.SampleSpec(cache="int4")
 
 

@@ -178,7 +178,7 @@ def test_bfloat16_parameters_have_float32_moments():
     [
         (
             {"schedule": "step"},
-            "schedule = 'step' is unknown; expected one of constant, linear, cosine",
+            "schedule = 'step' is unknown; one of constant, linear, cosine",
         ),
         ({"schedule": "cosine"}, "needs steps > warmup_steps; got steps = None, warmup_steps = 0"),
         ({"schedule": "linear", "steps": 5, "warmup_steps": 5}, "got steps = 5, warmup_steps = 5"),

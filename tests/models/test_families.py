@@ -279,10 +279,14 @@ def test_causal_attention_with_a_window(window, traced):
     T = 150
     q, k, v = draw(stream, 2, T, 2, 3, 4), draw(stream, 2, T, 2, 4), draw(stream, 2, T, 2, 4)
     if traced:
-        run = jax.jit(lambda w: attention.causal(q, k, v, window=w, scale=0.7, cap=1.5))
+        run = jax.jit(
+            lambda w: attention.causal(q, k, v, window=w, scoring=attention.Scoring(0.7, 1.5))
+        )
         found = run(jnp.int32(1 << 30 if window is None else window))
     else:
-        found = jax.jit(lambda q: attention.causal(q, k, v, window=window, scale=0.7, cap=1.5))(q)
+        found = jax.jit(
+            lambda q: attention.causal(q, k, v, window=window, scoring=attention.Scoring(0.7, 1.5))
+        )(q)
     slots, visible = np.arange(T), np.ones((T, T), bool)
     for row in range(2):
         wanted = plain_attention(q[row], k[row], v[row], slots, slots, visible, window, 0.7, 1.5)
@@ -298,7 +302,9 @@ def test_shared_prompt_attention_with_a_window(window):
     X = W + M * C
     q, k, v = draw(stream, 2, X, 2, 1, 4), draw(stream, 2, X, 2, 4), draw(stream, 2, X, 2, 4)
     attend = jax.jit(
-        lambda q, seen: attention.shared_prompt(q, k, v, W, M, seen, window=window, cap=2.0)
+        lambda q, seen: attention.shared_prompt(
+            q, k, v, W, M, seen, window=window, scoring=attention.Scoring(cap=2.0)
+        )
     )
     found = np.asarray(attend(q, seen_P))
     for prompt in range(2):
