@@ -86,9 +86,14 @@ def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
         section = section[part] if hint is not None else None
         if not isinstance(section, ConfigDict):
             raise _unknown(cls, config, name)
-    hint = _hint_of(hint, last, section, name)
+    parent, hint = hint, _hint_of(hint, last, section, name)
     if hint is None:
         raise _unknown(cls, config, name)
+    if last == "name" and _is_union_of_dataclasses(parent) and value != section.name:
+        raise ValueError(
+            f"config.{name} = {value!r}: this config is one of {section.name!r}, with settings of"
+            f" its own; start from a config of {value!r}"
+        )
     try:
         value = _parsed(hint, value) if isinstance(value, str) else value
         value = _value(hint, value, f"config.{name}") if hint is not Any else value
