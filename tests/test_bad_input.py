@@ -16,12 +16,16 @@ from safetensors.numpy import load_file, save_file
 from support.tiny_runs import ROOT, Tiny, command, environment, tiny_config
 
 from scope_jax import models, tasks
+from scope_jax.configs.tasks import change
+from scope_jax.configuration import default_config, train_config
 from scope_jax.data import Problems, batch_indices
-from scope_jax.evaluate import evaluate
+from scope_jax.data.load import Task
+from scope_jax.evaluate import EvaluateSpec, evaluate
 from scope_jax.run import Checkpoints, read_metrics
 from scope_jax.text import character_tokenizer, load_tokenizer
 from scope_jax.train import train
-from scope_jax.training.rollouts import next_problems
+from scope_jax.training.actors import Actors
+from scope_jax.training.rollouts import Progress, draw
 
 
 def refused(config, workdir: Path, kind=ValueError) -> str:
@@ -120,8 +124,8 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
             {"loss.teacher_schedule": "zigzag"},
             "config.loss.teacher_schedule = 'zigzag' is unknown; one of constant, linear, cosine",
         ),
-        ({"loss.teacher_term": "like"}, "LossSpec.teacher_term = 'like' is unknown"),
-        ({"loss.normaliser": "mean"}, "LossSpec.normaliser = 'mean' is unknown"),
+        ({"loss.teacher_term": "like"}, "config.loss.teacher_term = 'like' is unknown"),
+        ({"loss.normaliser": "mean"}, "config.loss.normaliser = 'mean' is unknown"),
         ({"loss.clip_low": 2.0}, "LossSpec.clip_low = 2.0; expected at most 1"),
         (
             {"optimizer.schedule": "exponential"},
@@ -141,14 +145,16 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
             "config.training.micro_batches = 3 does not divide prompts x group = 32",
         ),
         ({"mesh.tensor": 3}, "needs 6 devices, 8 are here"),
-        ({"models.policy": ""}, "config.models.policy is empty"),
-        ({"models.teacher": ""}, "config.models.teacher is empty"),
-        ({"models.prm": ""}, "config.models.prm is empty"),
+        ({"models.policy": None}, "config.models.policy is None"),
+        ({"models.teacher": None}, "config.models.teacher is None"),
+        ({"models.prm": None}, "config.models.prm is None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_that_make_no_sense(checkpoints: Tiny, tmp_path: Path, settings, message):
-    assert message in refused(checkpoints.config("scope", settings), tmp_path / "run")
+    config = checkpoints.config("scope")
+    change(config, settings)
+    assert message in refused(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # a mended config may use the same workdir
 
 
@@ -238,10 +244,13 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     source = Problems.from_list(problems, "mixed lengths")
     tokenizer = character_tokenizer(domain.characters)
 
+    actors = Actors(None, {}, tokenizer, Task(domain, source, {}), None, None)
+
     def take(limit):
-        return next_problems(
-            source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
-        )
+        config, progress = default_config(), Progress()
+        config.rollout.prompt_tokens = limit
+        drawn, ids = draw(actors, train_config(config), progress, 6)
+        return drawn, ids, progress.position, progress.dropped
 
     drawn, ids, position, dropped = take(5)
     assert len(drawn) == len(ids) == 6 and all(
@@ -270,7 +279,8 @@ def test_an_evaluation_whose_prompts_are_all_too_long(checkpoints: Tiny):
     domain = tasks.Arithmetic(start="zero")
     problems = [domain.problem(0, "test", n, 3) for n in range(3)]
     tokenizer = load_tokenizer(checkpoints.policy)
-    assert evaluate(params, config, problems, domain, tokenizer, prompt_tokens=6) == {
+    spec = EvaluateSpec(prompt_tokens=6)
+    assert evaluate(params, config, problems, domain, tokenizer, spec) == {
         "dropped": 3.0,
         "problems": 0.0,
     }
@@ -372,9 +382,9 @@ def test_a_skipped_update_changes_nothing():
 
 def test_unknown_keys_of_a_config_file_name_the_nearest(tmp_path: Path):
     config = tiny_config("scope", {})
-    config.correction.treshold = 0.4
+    config.localiser.treshold = 0.4
     assert (
-        "config.correction.treshold: unknown key; the nearest known one is"
+        "config.localiser.treshold: unknown key; the nearest known one is"
         " config.localiser.threshold" in refused(config, tmp_path / "run")
     )
     config = tiny_config("scope", {})

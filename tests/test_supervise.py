@@ -13,6 +13,8 @@ from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokeni
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
 from scope_jax import models, rollout, tasks
+from scope_jax.configuration.schema import set_value
+from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.correction import Scene, StepRows
 from scope_jax.data import Problems, batch_indices
 from scope_jax.learning import step_label_objective
@@ -107,33 +109,38 @@ def test_a_finished_directory_is_left_alone(checkpoints: Tiny):
 
 
 def test_settings_that_make_no_sense_write_nothing(tmp_path):
-    for settings, message in (
-        ({"kind": "reward"}, "config.kind = 'reward' is unknown"),
-        ({"steps": 5}, "needs steps > warmup_steps"),
-        ({"target.misconception": 1.5}, "misconception 1.5"),
-        ({"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
-        ({"task.options": {"modul": (3, 4)}}, "config.task.options.modul: unknown"),
+    prm = {"target.rollouts.policy": "x"}
+    for name, settings, message in (
+        ("base", {"target.name": "reward"}, "config.target.name = 'reward' is unknown"),
+        ("base", {"steps": 5}, "needs steps > warmup_steps"),
+        ("base", {"target.misconception": 1.5}, "misconception 1.5"),
+        ("base", {"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
+        ("base", {"task.options": {"modul": (3, 4)}}, "config.task.options.modul: unknown"),
         (
+            "base",
             {"task.name": "math", "task.train": {"a": {"path": "x.jsonl"}}},
-            "config.start is empty; task 'math' needs",
+            "config.start is None; task 'math' needs",
         ),
-        ({"kind": "prm"}, "config.target.rollouts.policy is empty"),
+        ("prm", {"target.rollouts.policy": None}, "config.target.rollouts.policy is None"),
         (
-            {"kind": "prm", "target.rollouts.policy": "x", "task.data": "y"},
+            "prm",
+            {**prm, "task.data": "y"},
             "config.target.rollouts.prompt_tokens and .new_tokens must be set",
         ),
         (
-            {"kind": "prm", "target.rollouts.policy": "x", "target.labels.kind": "guess"},
+            "prm",
+            {**prm, "target.labels.kind": "guess"},
             "labels.kind = 'guess' is unknown",
         ),
         (
-            {"kind": "prm", "target.rollouts.policy": "x", "target.labels.continuations": 0},
+            "prm",
+            {**prm, "target.labels.continuations": 0},
             "labels.continuations = 0 must be at least 1",
         ),
-        ({"dtype": "float16"}, "config.dtype = 'float16' is unknown"),
+        ("base", {"dtype": "float16"}, "config.dtype = 'float16' is unknown"),
     ):
         with pytest.raises(ValueError, match=message):
-            supervise(tiny_config("base", settings), tmp_path / "run")
+            supervise(tiny_config(name, settings), tmp_path / "run")
     config = tiny_config("base", {})
     config.optimizer.learning_rat = 1.0
     with pytest.raises(
@@ -151,14 +158,14 @@ def test_a_directory_of_an_earlier_version_is_still_known(checkpoints: Tiny, tmp
     # New settings that have their defaults make the same checkpoint; a changed one, or a new one
     # that is set, does not.
     settings = json.loads((checkpoints.policy / "training.json").read_text())
-    del settings["labels"], settings["task"]["data"]
+    del settings["target"]["max_tokens"], settings["task"]["data"]
     (tmp_path / "training.json").write_text(json.dumps(settings))
     (tmp_path / "summary.json").write_text('{"kind": "policy"}')
     config = tiny_config("base", POLICY)
     assert supervise(config, tmp_path) == {"kind": "policy"}
     (tmp_path / "training.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"labels\.continuations: there absent, here 3"):
-        supervise(tiny_config("base", {**POLICY, "target.labels.continuations": 3}), tmp_path)
+    with pytest.raises(ValueError, match=r"target\.max_tokens: there absent, here 30"):
+        supervise(tiny_config("base", {**POLICY, "target.max_tokens": 30}), tmp_path)
 
 
 # ---- figures
@@ -371,7 +378,7 @@ def test_which_prefixes_are_continued(cast, verdict, estimate, labels, prefixes)
 
 
 def test_labels_go_on_after_the_last_whole_chunk(cast, tmp_path):
-    path = tmp_path / "target.labels.jsonl"
+    path = tmp_path / "labels.jsonl"
     rows, counts, asked = label(cast, path, **MONTE_CARLO)
     whole = path.read_text()
     assert asked == 1 and whole.count('"chunk"') == 4  # 14 problems, 4 at once
@@ -413,9 +420,7 @@ def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
     )
     assert len(summary["thresholds"]) == 9 and summary["threshold/best_exact"] in labels.THRESHOLDS
     assert summary["labels/label_tokens"] > 0
-    lines = [
-        json.loads(line) for line in (tmp_path / "target.labels.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train" and "chunk" not in line]
     assert len(train) == summary["train_rows"]
     equal = [
@@ -442,7 +447,9 @@ def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         "checkpoint.every": 4,
         "target.foreign_prefix": True,
     }
-    whole = supervise(tiny_config("base", {**settings, "checkpoint.every": 0}), tmp_path / "whole")
+    whole = supervise(
+        tiny_config("base", {**settings, "checkpoint.every": None}), tmp_path / "whole"
+    )
     drawn, draw = [], DemonstrationBatches.__next__
 
     def killed(self):
@@ -531,10 +538,10 @@ def math(tmp_path_factory):
     return folder, {f"task.{key}": value for key, value in task.items()}
 
 
-def math_config(settings):
-    config = default_config()
+def math_config(settings, target="policy"):
+    config = default_config(target)
     for key, value in {"micro_batches": 1, "chat": True, **settings}.items():
-        config.update_from_flattened_dict({key: value})
+        set_value(SuperviseConfig, config, key, value)
     return config
 
 
@@ -620,7 +627,6 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
     folder, task = math
     settings = {
         **task,
-        "kind": "prm",
         "steps": 6,
         "batch": 8,
         "start": str(folder / "start"),
@@ -639,16 +645,19 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
         ValueError,
         match=r"7 problems; rollouts\.problems and \.held_out ask for 8, none of them twice",
     ):
-        supervise(math_config({**settings, "target.rollouts.held_out": 4}), folder / "too_many")
+        supervise(
+            math_config({**settings, "target.rollouts.held_out": 4}, "prm"), folder / "too_many"
+        )
     with pytest.raises(
         ValueError,
         match=r"labels\.kind 'oracle': domain 'math' cannot check steps; use 'monte_carlo'",
     ):
-        supervise(math_config({**settings, "target.labels.kind": "oracle"}), folder / "no_oracle")
-    summary = supervise(math_config(settings), folder / "prm")
+        supervise(
+            math_config({**settings, "target.labels.kind": "oracle"}, "prm"), folder / "no_oracle"
+        )
+    summary = supervise(math_config(settings, "prm"), folder / "prm")
     lines = [
-        json.loads(line)
-        for line in (folder / "prm" / "target.labels.jsonl").read_text().splitlines()
+        json.loads(line) for line in (folder / "prm" / "labels.jsonl").read_text().splitlines()
     ]
     rows = [line for line in lines if "chunk" not in line]
     assert [(line["split"], line["chunk"]) for line in lines if "chunk" in line] == [

@@ -16,13 +16,20 @@ from safetensors.numpy import load_file
 from support.tiny_runs import ROOT, Tiny, environment, run_program
 
 from scope_jax import models, rollout, tasks
+from scope_jax.configuration import default_config, train_config
 from scope_jax.data import Problems
+from scope_jax.data.load import Task
 from scope_jax.run import read_metrics
 from scope_jax.text import character_tokenizer, load_tokenizer
 from scope_jax.train import train
-from scope_jax.training.rollouts import next_problems
+from scope_jax.training.actors import Actors
+from scope_jax.training.rollouts import Progress, draw
 
 STEPS = 6
+# One update per batch clips nothing, with a bound and without.
+FLAGS = tuple(
+    f"--config.loss.{text}" for text in ("teacher_weight=0.2", "clip_high=None", "tis_cap=None")
+)
 MACHINE = (
     "time/",
     "throughput/",
@@ -70,7 +77,7 @@ def reference(checkpoints: Tiny) -> Path:
     workdir = checkpoints.folder / "reference"
     more = {"steps": STEPS, "checkpoint.every": 2, "checkpoint.keep": 3}
     done = run_program(
-        checkpoints.program("scope", workdir, more, ("--config.loss.teacher_weight=0.2",)),
+        checkpoints.program("scope", workdir, more, FLAGS),
         checkpoints.folder,
     )
     assert f"done: {STEPS} steps" in done.stdout and str(workdir / "report.html") in done.stdout
@@ -82,6 +89,7 @@ def test_a_run_writes_its_files(reference: Path, checkpoints: Tiny):
     assert (
         config["loss"]["teacher_weight"] == 0.2 and config["steps"] == STEPS
     )  # the override is in what is kept
+    assert config["loss"]["clip_high"] is None and config["loss"]["tis_cap"] is None
     rows = read_metrics(reference / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(STEPS))
     for row in rows:
@@ -167,7 +175,7 @@ def test_the_trained_model_loads(reference: Path, checkpoints: Tiny):
 def test_killed_and_started_again_ends_the_same(reference: Path, checkpoints: Tiny):
     workdir = checkpoints.folder / "killed"
     more = {"steps": STEPS, "checkpoint.every": 2, "checkpoint.keep": 3}
-    arguments = checkpoints.program("scope", workdir, more, ("--config.loss.teacher_weight=0.2",))
+    arguments = checkpoints.program("scope", workdir, more, FLAGS)
     metrics = workdir / "metrics.jsonl"
     with open(checkpoints.folder / "killed.log", "w") as log:
         process = subprocess.Popen(
@@ -265,16 +273,17 @@ def test_epochs_use_every_problem_once():
     problems = [domain.problem(0, "train", n, 2) for n in range(10)]
     source = Problems.from_list(problems)
     tokenizer = character_tokenizer(domain.characters)
-    position, seen = 0, []
+    actors = Actors(None, {}, tokenizer, Task(domain, source, {}), None, None)
+    config = default_config()
+    config.seed, config.rollout.prompt_tokens = 3, 5
+    progress, seen = Progress(), []
     for _ in range(5):
-        drawn, ids, position, dropped = next_problems(
-            source, tokenizer, seed=3, position=position, count=4, max_tokens=5, chat=False
-        )
-        assert dropped == 0 and ids == [tokenizer.encode(p.prompt) for p in drawn]
+        drawn, ids = draw(actors, train_config(config), progress, 4)
+        assert progress.dropped == 0 and ids == [tokenizer.encode(p.prompt) for p in drawn]
         seen += [p.id for p in drawn]
     names = sorted(p.id for p in problems)
     assert (
-        position == 20
+        progress.position == 20
         and sorted(seen[:10]) == sorted(seen[10:]) == names
         and seen[:10] != seen[10:]
     )
@@ -304,6 +313,7 @@ def test_the_mesh_does_not_matter(
         "checkpoint.every": 2,
         "checkpoint.keep": 3,
         "loss.teacher_weight": 0.2,
+        "loss.clip_high": None,
         "evaluation.problems": 0,
         "evaluation.ood_problems": 0,
         **dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape)),
@@ -343,13 +353,11 @@ def test_the_mesh_does_not_matter(
     trained = load_file(workdir / "model" / "model.safetensors")
     # Parameters of the reference after the same two steps.
     from scope_jax import learning
-    from scope_jax.configuration import optimizer_spec
     from scope_jax.run import Checkpoints
 
     config, params = models.load(checkpoints.policy)
-    state = learning.init_state(
-        params, learning.make_optimizer(optimizer_spec(checkpoints.config("scope", more)))
-    )
+    optimizer = learning.make_optimizer(train_config(checkpoints.config("scope", more)).optimizer)
+    state = learning.init_state(params, optimizer)
     copy = tmp_path / "checkpoints"
     copy.mkdir()
     shutil.copytree(reference / "checkpoints" / "2", copy / "2")

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 
 def read_config(name: str, shipped: str) -> ConfigDict:
-    """What `get_config` of a config file returns. `name`: FILE.py, or FILE.py:WORDS for a file whose
-    `get_config` takes words. A file that is not there is looked for among the shipped ones
+    """What `get_config` of a config file returns. `name`: FILE.py, or FILE.py:WORDS for a file
+    whose `get_config` takes words. A file that is not there is looked for among the shipped ones
     (`configs/`), and words without a file are those of the shipped file `shipped`.
 
     Raises FileNotFoundError, and ValueError where the file is no config or an error in it is one of
@@ -35,8 +35,8 @@ def read_config(name: str, shipped: str) -> ConfigDict:
 
 
 def load_file(path: str | Path) -> ModuleType:
-    """A config or sweep file as a module: a path, or one that starts with `configs/` (or not) of the
-    shipped ones. Raises FileNotFoundError, and ValueError where it is no Python file."""
+    """A config or sweep file as a module: a path, or one that starts with `configs/` (or not) of
+    the shipped ones. Raises FileNotFoundError, and ValueError where it is no Python file."""
     shipped = resources.files("scope_jax.configs")
     inside = Path(str(shipped)) / str(path).removeprefix("configs/")
     place = Path(path) if Path(path).is_file() else inside

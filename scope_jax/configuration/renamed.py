@@ -62,9 +62,7 @@ NONE_GIVEN = (
     *("models.policy", "models.teacher", "models.prm", "task.data", "checkpoint.directory"),
     *("rollout.seats", "rollout.top_k", "method.rows_at_once", "sft.prompts", "lora.rank"),
     *("advantage.overlong_tokens", "evaluation.every", "evaluation.prompt_tokens"),
-    *("evaluation.new_tokens", "teacher.prompt", "teacher.endpoint.url", "teacher.endpoint.model"),
-    *("teacher.endpoint.api_key_env", "teacher.endpoint.max_tokens", "teacher.endpoint.extra"),
-    *("teacher.endpoint.cache", "start", "checkpoint.every", "target.max_tokens"),
+    *("evaluation.new_tokens", "start", "checkpoint.every", "target.max_tokens"),
     *("target.rollouts.policy", "target.rollouts.prompt_tokens", "target.rollouts.new_tokens"),
 )
 # Which variant of the section `method` has which of these settings.

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ml_collections import ConfigDict
 
+from scope_jax.configuration.renamed import renamed_to
+
 T = TypeVar("T")
 
 # Metadata of a field that is filled in from other settings and is none itself.
@@ -70,20 +72,28 @@ def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
     A text stands for a value of the setting's type, as on the command line ("None" where the
     setting may be None; "2,3" or "(2, 3)" for a tuple); other values are taken as they are. Below a
     free dictionary, such as `task.options`, any name may be set. Raises ValueError for an unknown
-    name, with the nearest known one, and for a text or value of another type.
+    name, with the nearest known one (or with today's, where it is in the class's `OLD_NAMES`), and
+    for a text or value of another type.
     """
     *path, last = name.split(".")
     hint: Any = cls
     section: Any = config
     for part in path:
-        hint = _hint_of(hint, part, section, config, name)
+        hint = _hint_of(hint, part, section, name)
         if hint is Any and part not in section:
             with section.unlocked():
                 section[part] = ConfigDict()
-        section = section[part]
+        section = section[part] if hint is not None else None
         if not isinstance(section, ConfigDict):
-            raise ValueError(f"config.{name}: {_nearest(name, [n for n, _ in leaves(config)])}")
-    hint = _hint_of(hint, last, section, config, name)
+            raise _unknown(cls, config, name)
+    parent, hint = hint, _hint_of(hint, last, section, name)
+    if hint is None:
+        raise _unknown(cls, config, name)
+    if last == "name" and _is_union_of_dataclasses(parent) and value != section.name:
+        raise ValueError(
+            f"config.{name} = {value!r}: this config is one of {section.name!r}, with settings of"
+            f" its own; start from a config of {value!r}"
+        )
     try:
         value = _parsed(hint, value) if isinstance(value, str) else value
         value = _value(hint, value, f"config.{name}") if hint is not Any else value
@@ -101,18 +111,24 @@ def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
 # ---- types
 
 
-def _hint_of(hint: Any, part: str, section: Any, config: ConfigDict, name: str) -> Any:
-    """The type of the entry `part` of a section of type `hint`; Any below a free dictionary."""
+def _unknown(cls: type, config: ConfigDict, name: str) -> ValueError:
+    now = renamed_to(name, getattr(cls, "OLD_NAMES", {}))
+    if now is not None:
+        return ValueError(f"config.{name}: renamed; it is now {now}")
+    return ValueError(
+        f"config.{name}: unknown key; {_nearest(name, [n for n, _ in leaves(config)])}"
+    )
+
+
+def _hint_of(hint: Any, part: str, section: Any, name: str) -> Any:
+    """The type of the entry `part` of a section of type `hint`; Any below a free dictionary, None
+    where there is no such entry."""
     if hint is Any or get_origin(hint) is dict:
         return Any
     if _is_union_of_dataclasses(hint):
         hint = _variant(hint, section, name)
     known = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
-    if part not in known or part not in [f.name for f in settings(hint)]:
-        raise ValueError(
-            f"config.{name}: unknown key; {_nearest(name, [n for n, _ in leaves(config)])}"
-        )
-    return known[part]
+    return known[part] if known and part in [f.name for f in settings(hint)] else None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -138,7 +154,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} = {value!r}: expected a tuple")
-        return tuple(value)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where} = {value!r}: expected {len(kinds)} values")
+        return tuple(_value(kind, part, where) for kind, part in zip(kinds, value, strict=True))
     if origin is dict:
         if not isinstance(value, Mapping | ConfigDict):
             raise ValueError(f"{where} = {value!r}: expected a dictionary")

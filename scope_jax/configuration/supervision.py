@@ -1,8 +1,9 @@
 """Every setting of supervised training, with its default, its meaning and its checks."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ml_collections import ConfigDict
 
@@ -108,6 +109,8 @@ class SupervisedCheckpoint:
 class SuperviseConfig:
     """All settings of `scope_jax.supervise`."""
 
+    OLD_NAMES: ClassVar[Mapping[str, str]] = SUPERVISED_NAMES
+
     seed: int = 0  # of initialisation and batches
     steps: int = 500  # updates
     batch: int = 64  # rows per update
@@ -130,12 +133,12 @@ class SuperviseConfig:
         target = self.target
         if self.makes_problems:
             self.generated_domain()
-        if isinstance(target, PolicyTarget) and self.start is None:
-            if self.task.name not in GENERATED:
-                raise ValueError(
-                    f"config.start is None; task {self.task.name!r} needs a Hugging Face directory"
-                    " to start from"
-                )
+        needs_start = isinstance(target, PolicyTarget) and self.task.name not in GENERATED
+        if needs_start and self.start is None:
+            raise ValueError(
+                f"config.start is None; task {self.task.name!r} needs a Hugging Face directory to"
+                " start from"
+            )
         if isinstance(target, PrmTarget):
             if not target.rollouts.policy:
                 raise ValueError(

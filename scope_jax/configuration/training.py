@@ -1,18 +1,18 @@
 """Every setting of a training run, with its default, its meaning and its checks.
 
 An experiment is a file with a `get_config()` that starts from `default_config()` and changes some
-of it. `train_config` makes the typed, frozen tree of it that the program is handed; nothing below the
-entry points ever sees a ConfigDict. docs/method.md says why the defaults are what they are.
+of it. `train_config` makes the typed, frozen tree of it that the program is handed; nothing below
+the entry points ever sees a ConfigDict. docs/method.md says why the defaults are what they are.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ml_collections import ConfigDict
 
-from scope_jax.configuration.renamed import renamed_to
+from scope_jax.configuration.renamed import NAMES, renamed_to
 from scope_jax.configuration.schema import from_dict, leaves, to_config_dict
 from scope_jax.correction import CorrectionSpec, LocaliserSpec
 from scope_jax.data.load import TaskSpec
@@ -283,6 +283,8 @@ class SamplesConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """All settings of `scope_jax.train`."""
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = NAMES
 
     seed: int = 0  # of every random draw of the run
     steps: int = 100  # rollout batches; one update each unless `training` says otherwise

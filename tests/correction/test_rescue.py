@@ -39,7 +39,7 @@ from scope_jax.correction import CorrectionSpec, SelectSpec
             ),
         ),
         ({"tails": 0}, "method.tails = 0 must be at least 1"),
-        ({"rows_at_once": 0}, "correction.rows_at_once = 0 must be at least 1, or None for all"),
+        ({"rows_at_once": 0}, "method.rows_at_once = 0 must be at least 1, or None for all"),
         ({"tail": "none"}, "set accept to 'unverified'"),
         ({"accept": "unverified"}, "accept 'unverified' is for tail 'none'"),
     ],

@@ -17,7 +17,6 @@ from support.hand_made import (
 
 from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import (
-    CREDITS,
     GoodPrefix,
     OutcomeCredit,
     SummedSteps,
@@ -100,7 +99,7 @@ def test_good_prefixes_by_hand():
 def test_only_ways_that_score_steps_need_a_localiser():
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_3 + "#", WRONG_1 + "#")
     groups, nobody = groups_of(batch, [1, 0, 0, 0]), dataclasses.replace(played(), localiser=None)
-    for way in CREDITS.values():
+    for way in (OutcomeCredit, SummedSteps, WorstStep, GoodPrefix):
         credit = way()
         if credit.scores_steps:
             with pytest.raises(ValueError, match="no localiser"):

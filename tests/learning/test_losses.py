@@ -266,7 +266,7 @@ def test_sequence_ratio_by_hand():
 
 
 def test_truncated_importance_weight_by_hand():
-    spec = LossSpec(tis_cap=2.0)
+    spec = LossSpec(tis_cap=2.0, old_logp="recompute")
     got = one_token(spec, 0.6, 0.5, 1.0, sampler_logp_BT=math.log(0.4))  # weight 1.25 on rho 1.2
     assert got[:2] == pytest.approx((-1.5, -1.5), rel=1e-5)
     assert got[2]["policy/tis_mean"] == pytest.approx(1.25, rel=1e-5)
@@ -386,10 +386,15 @@ VARIANTS = {
     "one side": LossSpec(clip_low=0.15, clip_high=None),
     "gspo": LossSpec(ratio="sequence", clip_low=0.3, clip_high=0.4),
     "gspo dual": LossSpec(ratio="sequence", clip_low=0.01, clip_high=0.02, dual_clip=1.5),
-    "tis": LossSpec(tis_cap=1.2),
+    "tis": LossSpec(tis_cap=1.2, old_logp="recompute"),
     "kl entropy": LossSpec(kl_weight=0.3, entropy_bonus=0.02),
     "all": LossSpec(
-        kl_weight=0.3, entropy_bonus=0.02, tis_cap=1.1, dual_clip=2.0, teacher_term="shaped"
+        kl_weight=0.3,
+        entropy_bonus=0.02,
+        tis_cap=1.1,
+        old_logp="recompute",
+        dual_clip=2.0,
+        teacher_term="shaped",
     ),
 }
 
@@ -685,7 +690,7 @@ def test_missing_arguments_and_wrong_shapes_are_named():
     for spec, name in (
         (LossSpec(teacher_term="importance"), "needs teacher_logp_BT"),
         (LossSpec(kl_weight=0.1), "needs reference_logp_BT"),
-        (LossSpec(tis_cap=2.0), "needs sampler_logp_BT"),
+        (LossSpec(tis_cap=2.0, old_logp="recompute"), "needs sampler_logp_BT"),
         (LossSpec(entropy_bonus=0.1), "needs entropy_BT"),
     ):
         with pytest.raises(ValueError, match=name):

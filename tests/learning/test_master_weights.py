@@ -16,7 +16,7 @@ from test_mesh import GROUP, batch, direct_gradient, numbers, objective
 
 from scope_jax import learning, models
 from scope_jax import train as train_module
-from scope_jax.configuration import check_config, default_config
+from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.models import decoder
 from scope_jax.training.actors import Actors
@@ -93,12 +93,12 @@ def learner(settings: dict, mesh_name: str = "1") -> Learner:
     config.rollout.prompts, config.rollout.group, config.rollout.new_tokens = 4, GROUP, 28
     config.dtype, config.optimizer.learning_rate = "bfloat16", 1e-6
     config.update_from_flattened_dict(settings)
-    check_config(config)
     mesh = mesh_of(mesh_name)
     start = models.in_dtype(tiny_params(), "bfloat16")
     start = jax.device_put(start, models.shardings(TINY, mesh))
     with jax.set_mesh(mesh):
-        return Learner(config, Actors(TINY, start, None, None, None, None), mesh, jax.random.key(0))
+        actors = Actors(TINY, start, None, None, None, None)
+        return Learner(train_config(config), actors, mesh, jax.random.key(0))
 
 
 def test_steps_of_one_millionth_add_up():

@@ -27,7 +27,7 @@ from test_mesh import (
 
 from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
-from scope_jax.configuration import check_config, default_config
+from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.devices.shapes import coarse_width
 from scope_jax.learning.optimizer import matrix_mask, round_at_random
@@ -442,12 +442,10 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         config.loss.kl_weight, config.loss.old_logp, config.training.epochs = 0.05, "recompute", 2
         config.optimizer.learning_rate, config.optimizer.eps = 0.01, 1e-3
         config.training.update(settings)
-        check_config(config)
         mesh = mesh_of("1")
         with jax.set_mesh(mesh):
-            learner = Learner(
-                config, Actors(TINY, tiny_params(), None, None, None, None), mesh, jax.random.key(0)
-            )
+            actors = Actors(TINY, tiny_params(), None, None, None, None)
+            learner = Learner(train_config(config), actors, mesh, jax.random.key(0))
             metrics = learner.update(
                 put_rows(rows), GROUP, arrays["advantage"], np.ones(8, bool), jax.random.key(1), 0
             )
@@ -491,7 +489,7 @@ def test_bad_settings(settings, message):
     config = default_config()
     config.update_from_flattened_dict(settings)
     with pytest.raises(ValueError, match=message):
-        check_config(config)
+        train_config(config)
 
 
 # --- attention of long rows
@@ -666,7 +664,7 @@ def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Pa
     """A run on 2x2x2: parameters and moments split over fsdp, beside them the layout for decoding
     while rollouts are made, and nothing else; before the update that layout is gone too."""
     model, seen = models.read_config(checkpoints.policy), []
-    update, run = Learner.update, train_module.collect.collect_rollouts
+    update, run = Learner.update, train_module.collect_rollouts
     before = weight_bytes(model)
 
     def note(name: str) -> None:
@@ -682,7 +680,7 @@ def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Pa
         note("updated")
         return found
 
-    monkeypatch.setattr(train_module.collect, "collect_rollouts", rollouts)
+    monkeypatch.setattr(train_module, "collect_rollouts", rollouts)
     monkeypatch.setattr(Learner, "update", updates)
     mesh = {
         "mesh.data": 2,

@@ -23,7 +23,7 @@ from support.prm_fixtures import (
 )
 
 from scope_jax import evaluate_prm, models
-from scope_jax.configuration import check_config, default_config
+from scope_jax.configuration import default_config, train_config
 from scope_jax.data.processbench import LabelledSolution, load_processbench
 from scope_jax.devices.shapes import coarse_width
 from scope_jax.evaluate_prm import (
@@ -242,7 +242,7 @@ def test_a_run_refuses_an_unknown_format():
             r" skywork"
         ),
     ):
-        check_config(config)
+        train_config(config)
 
 
 def test_the_published_config_of_qwen_is_read(tmp_path):

@@ -105,13 +105,11 @@ def test_two_processes_train_as_one_does(
             "tokenizer.json",
             "tokenizer_config.json",
             "config.json",
-            *(["target.labels.jsonl"] if name == "prm" else []),
+            *(["labels.jsonl"] if name == "prm" else []),
         ):
             assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
         weights = load_file(wanted / "model.safetensors")
         for array, value in load_file(found / "model.safetensors").items():
             np.testing.assert_allclose(value, weights[array], atol=1e-4, err_msg=array)
-    assert (
-        tmp_path / "two" / "machine_1" / "prm" / "target.labels.jsonl"
-    ).read_text() == "not labels"
+    assert (tmp_path / "two" / "machine_1" / "prm" / "labels.jsonl").read_text() == "not labels"
     assert not (tmp_path / "two" / "machine_1" / "prm" / "model.safetensors").exists()

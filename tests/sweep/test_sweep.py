@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from support.tiny_runs import ROOT, Tiny, environment
 
-from scope_jax import sweep
-from scope_jax.configuration import check_config
+from scope_jax import cli, sweep
+from scope_jax.configuration import TrainConfig, train_config
+from scope_jax.configuration.files import read_config
+from scope_jax.configuration.schema import set_value
+from scope_jax.configuration.supervision import SuperviseConfig, supervise_config
 from scope_jax.sweep import curves, page, tables
 from scope_jax.sweep.__main__ import main
 
@@ -314,21 +317,21 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
                 " 'configs/run.py:grpo,arithmetic', {'seeds': 1})]"
             ),
-            "config.seeds: unknown key in an override; the nearest known one is config.seed",
+            "in an override: config.seeds: unknown key; the nearest known one is config.seed",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
                 " 'configs/run.py:grpo,arithmetic', {'steps.x': 1})]"
             ),
-            "config.steps.x: unknown key in an override",
+            "in an override: config.steps.x: unknown key",
         ),
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
                 " 'configs/run.py:grpo,arithmetic', {'steps': 'x'})]"
             ),
-            "config.steps = 'x' in an override: expected a value of type int",
+            "in an override: config.steps = 'x': expected a value of type int",
         ),
         (
             "from scope_jax.sweep import Run\nsweep = lambda: [Run('a', 'scope_jax/types.py')]",
@@ -337,9 +340,23 @@ def test_a_signal_to_stop_ends_the_workers(tmp_path: Path):
         (
             (
                 "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
-                " 'configs/run.py:grpo,arithmetic', {'advantage.process': 'x'})]"
+                " 'configs/run.py:grpo,arithmetic', {'localiser.kind': 'x'})]"
             ),
-            "advantage.process = 'x' is unknown",
+            "localiser.kind = 'x' is unknown",
+        ),
+        (
+            (
+                "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
+                " 'configs/run.py:grpo,arithmetic', {'correction.threshold': 0.4})]"
+            ),
+            "config.correction.threshold: renamed; it is now config.localiser.threshold",
+        ),
+        (
+            (
+                "from scope_jax.sweep import Run\nsweep = lambda: [Run('a',"
+                " 'configs/run.py:grpo,arithmetic', {'rollout.group': 1})]"
+            ),
+            "config.rollout.group = 1 must be at least 2",
         ),
     ],
 )
@@ -414,9 +431,11 @@ def test_the_shipped_sweeps_are_sound(name: str):
         )
         if key not in seen:  # seeds apart, each setting once
             seen.add(key)
-            check_config(sweep.config_of(str(ROOT / run.config), run.overrides))
+            train_config(sweep.config_of(str(ROOT / run.config), run.overrides))
         assert run.labels["seed"] == run.overrides["seed"]
-    assert all((ROOT / checkpoint.config).is_file() for checkpoint in checkpoints)
+    for checkpoint in checkpoints:
+        file = str(ROOT / checkpoint.config)
+        supervise_config(sweep.config_of(file, checkpoint.overrides, SuperviseConfig))
     tuning = {run.labels["seed"] for run in sweep.load_sweep(ROOT / "configs/sweeps/tuning.py")[0]}
     if name != "tuning":
         assert not tuning & {
@@ -428,25 +447,21 @@ def test_the_shipped_sweeps_are_sound(name: str):
 def test_one_run_of_a_sweep_by_itself(monkeypatch: pytest.MonkeyPatch):
     """`--config=configs/sweeps/one.py:FILE:RUN`, read by the parser of the command line: one run
     of each kind of two sweeps."""
-    from absl import flags
-    from ml_collections import config_flags
-
     monkeypatch.chdir(ROOT)
     file = "configs/sweeps/ablations.py"
     runs, _ = sweep.load_sweep(file)
     kinds = {(run.config, tuple(sorted(run.overrides))): run for run in runs}
     assert len(kinds) > 5
     for run in kinds.values():
-        values, words = (
-            flags.FlagValues(),
-            ["x", f"--config=configs/sweeps/one.py:{file}:{run.name}", "--config.seed=99"],
-        )
-        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False)
-        monkeypatch.setattr(sys, "argv", words)  # where config_flags looks for names of overrides
-        values(words)
+        name = f"configs/sweeps/one.py:{file}:{run.name}"
+        overrides, left = cli.split_overrides(["x", f"--config={name}", "--config.seed=99"])
+        assert left == ["x", f"--config={name}"]
+        config = read_config(name, "run.py")
+        for setting, text in overrides:
+            set_value(TrainConfig, config, setting, text)
         wanted = sweep.config_of(run.config, run.overrides)
         wanted.seed = 99
-        assert values.config.to_dict() == wanted.to_dict(), run.name
+        assert config.to_dict() == wanted.to_dict(), run.name
     for which, says in (
         ("", "nothing: expected SWEEP_FILE:RUN"),
         (f"{file}:{runs[0].name}x", f"nearest name is {runs[0].name}"),

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scope_jax.data.load import generated_domain, load_task
+from scope_jax.data.load import TaskSpec, generated_domain, load_task
 from scope_jax.tasks.countdown import STYLES, Countdown, Problem, parse_line, split_of
 from scope_jax.text import load_tokenizer, split_steps
 
@@ -311,11 +311,8 @@ SIZES = {"train_size": 12, "validation_size": 2, "test_size": 4, "test_ood_size"
 
 
 def test_a_task_from_a_config(tmp_path):
-    task = load_task(
-        "countdown",
-        tmp_path,
-        options={**SIZES, "lengths": [3, 4], "ood_lengths": [5], "seed": 5, "smallest_target": 10},
-    )
+    options = {**SIZES, "lengths": [3, 4], "ood_lengths": [5], "seed": 5, "smallest_target": 10}
+    task = load_task(TaskSpec("countdown", str(tmp_path), options=options))
     domain = Countdown(smallest_target=10)
     assert task.domain == domain
     assert list(task.train) == [domain.problem(5, "train", i, (3, 4)) for i in range(12)]
@@ -334,9 +331,9 @@ def test_options_that_make_no_sense_write_nothing(tmp_path):
         ({"test_size": 0}, "expected at least one problem"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_task("countdown", tmp_path, options=options)
+            load_task(TaskSpec("countdown", str(tmp_path), options=options))
     with pytest.raises(ValueError, match="the task 'countdown' has none"):
-        load_task("countdown", tmp_path, train={"a": {"path": "a.jsonl"}})
+        TaskSpec("countdown", str(tmp_path), train={"a": {"path": "a.jsonl"}})
     assert not list(tmp_path.iterdir())
 
 
@@ -350,10 +347,10 @@ def test_generated_domains_by_name():
 
 
 def test_a_base_policy_is_trained_by_the_same_program(tmp_path):
-    from scope_jax.configs.countdown import base
+    from scope_jax.configs import checkpoints
     from scope_jax.supervise import supervise
 
-    config = base.get_config()
+    config = checkpoints.get_config("base,countdown")
     config.update({"steps": 3, "batch": 4, "micro_batches": 1})
     config.model.update(
         {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "ffn_size": 16}

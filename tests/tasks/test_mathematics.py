@@ -1,13 +1,14 @@
-import importlib
 import pathlib
 import time
 
 import numpy as np
 import pytest
 
-from scope_jax import supervise
-from scope_jax.configuration import check_config, check_keys, default_config
-from scope_jax.data.load import load_task
+from scope_jax.configs import checkpoints, methods, run, tasks
+from scope_jax.configs.run import get_config
+from scope_jax.configuration import default_config, train_config
+from scope_jax.configuration.supervision import supervise_config
+from scope_jax.data.load import TaskSpec, load_task
 from scope_jax.tasks.answers import boxed_solution, hash_answer, last_boxed, normal_answer
 from scope_jax.tasks.domain import Problem
 from scope_jax.tasks.mathematics import SYSTEM, Mathematics
@@ -145,7 +146,7 @@ def test_a_task_from_its_config(tmp_path):
         "evaluation": {"test": {"path": test}},
         "options": {"template": "Q: {problem}"},
     }
-    task = load_task("math", str(tmp_path), **settings)
+    task = load_task(TaskSpec("math", str(tmp_path), **settings))
     assert isinstance(task.domain, Mathematics) and task.domain.template == "Q: {problem}"
     assert sorted(p.id for p in task.train) == ["a/a-1", "a/a-2", "b/b-1"] and list(
         task.evaluation
@@ -153,9 +154,9 @@ def test_a_task_from_its_config(tmp_path):
     assert [p.id[0] for p in task.train.draw(0, 0, 8)].count(
         "a"
     ) == 6 and task.contamination is None
-    reported = load_task("math", str(tmp_path), **settings, decontaminate="report")
+    reported = load_task(TaskSpec("math", str(tmp_path), **settings, decontaminate="report"))
     assert len(reported.train) == 3 and reported.contamination[0]["overlapping"] == 1
-    removed = load_task("math", str(tmp_path), **settings, decontaminate="remove")
+    removed = load_task(TaskSpec("math", str(tmp_path), **settings, decontaminate="remove"))
     assert (
         sorted(p.id for p in removed.train) == ["a/a-1", "b/b-1"]
         and removed.contamination[0]["removed"] == 1
@@ -200,25 +201,26 @@ def test_bad_settings_of_a_task(tmp_path):
         ),
     ):
         with pytest.raises(ValueError) as caught:
-            load_task("math", str(tmp_path), **settings)
+            load_task(TaskSpec("math", str(tmp_path), **settings))
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))
-CONFIGS = [
-    path for path in CONFIGS if path.name != "__init__.py" and "sweeps" not in path.parts
-]  # sweeps: tests/sweep/test_sweep.py
+@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_runs_on_every_task(method, task):
+    assert train_config(get_config(f"{method},{task}")).task.name in ("math", task)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_config_is_one_that_its_program_takes(path):
-    module = importlib.import_module(".".join(path.with_suffix("").parts))
-    config = module.get_config()
-    if "kind" in config:
-        check_keys(config, supervise.default_config())
-    elif "task" in config:
-        check_config(config)
-    assert "python -m scope_jax." in module.__doc__ and str(path) in module.__doc__
+@pytest.mark.parametrize("words", checkpoints.CHECKPOINTS)
+def test_every_checkpoint_is_one_that_its_program_makes(words):
+    name, task = words.split(",")
+    config = supervise_config(checkpoints.get_config(words))
+    assert config.task.name == task and config.target.name == ("prm" if name == "prm" else "policy")
+
+
+@pytest.mark.parametrize(("module", "file"), [(run, "run.py"), (checkpoints, "checkpoints.py")])
+def test_the_file_of_a_config_says_its_command(module, file):
+    assert "python -m scope_jax." in module.__doc__ and f"configs/{file}:" in module.__doc__
 
 
 def test_mistakes_in_a_source_are_found_before_anything_is_loaded():
@@ -228,18 +230,18 @@ def test_mistakes_in_a_source_are_found_before_anything_is_loaded():
         ValueError,
         match=r"config\.task\.train\.math\.were: unknown key; the nearest known one is .*\.where",
     ):
-        check_config(config)
+        train_config(config)
     config = get_config("policy_gradient,gsm8k")
     config.task.evaluation.test.answer_from = "guess"
     with pytest.raises(ValueError, match=r"config\.task\.evaluation\.test: answer_from = 'guess'"):
-        check_config(config)
+        train_config(config)
     config = get_config("policy_gradient,gsm8k")
     config.task.trian = {}
     with pytest.raises(
         ValueError,
         match=r"config\.task\.trian: unknown key; the nearest known one is config\.task\.",
     ):
-        check_config(config)
+        train_config(config)
 
 
 def test_a_tiny_run_on_files(tmp_path):
@@ -284,7 +286,7 @@ def test_a_tiny_run_on_files(tmp_path):
     config.rollout.update(
         {"prompts": 8, "group": 2, "prompt_tokens": 64, "new_tokens": 4, "chat": True}
     )
-    config.evaluation.update({"samples": 2, "rows": 4, "problems": 2})
+    config.evaluation.update({"samples": 2, "rows_at_once": 4, "problems": 2})
     train(config, tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["data/prompts"] for row in rows] == [8, 16] and rows[-1]["data/dropped"] == 0

@@ -523,7 +523,7 @@ def test_a_run_whose_server_dies_half_way_ends_all_the_same(checkpoints: Tiny, t
     with serving(mortal) as server:
         settings = {
             "steps": 6,
-            "models.teacher": "",
+            "models.teacher": None,
             "teacher.kind": "endpoint",
             "teacher.prompt": PROMPT,
             "teacher.endpoint.url": server.url,

@@ -494,7 +494,7 @@ def test_runs_with_a_program_and_with_the_policy_itself(checkpoints: Tiny, tmp_p
         settings = {
             "steps": 2,
             "teacher.kind": kind,
-            "models.teacher": "",
+            "models.teacher": None,
             "localiser.kind": "oracle",
             **more,
         }

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from scope_jax.configuration import advantage_spec, credit_spec, loss_spec
+from scope_jax.configs import run
+from scope_jax.configuration import Process, Pure, train_config
 from scope_jax.learning.advantages import group_advantages
-from scope_jax.learning.credit import CREDITS, GoodPrefix, WorstStep
+from scope_jax.learning.credit import GoodPrefix, WorstStep
 from scope_jax.learning.losses import policy_loss, token_weights
 from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
 from scope_jax.types import Owner, Rollout
@@ -58,7 +59,7 @@ def log_probs(spread, seed=0):
 
 @functools.cache
 def switches(name):
-    """(LossSpec, AdvantageSpec, Credit) of a method of configs/run.py for rows of MAX_NEW tokens."""
+    """(LossSpec, AdvantageSpec, Credit) of a method, for rows of MAX_NEW tokens."""
     config = run.get_config(f"{name},arithmetic")
     config.rollout.new_tokens = MAX_NEW
     settings = train_config(config)
@@ -287,9 +288,7 @@ def test_luffy_is_the_released_loss_over_the_number_of_rows():
 def test_luffys_entropy_bonus_is_that_of_the_script():
     """0.001 x longest / tokens of a mini-batch: 64 rows, one of eight shown, of solutions of five
     and six lines."""
-    from scope_jax.configs.arithmetic import luffy
-
-    config = luffy.get_config()
+    config = run.get_config("luffy,arithmetic")
     tokens = (
         config.rollout.prompts
         * config.rollout.group
@@ -371,7 +370,7 @@ def test_vppo_pushes_the_prefix_up_and_the_rest_down():
 @pytest.mark.parametrize(("name", "form"), [("prm_reward", "sum"), ("prm_min", "min")])
 def test_dense_rewards_reach_the_tokens_of_their_steps(name, form):
     loss, _, credit = switches(name)
-    assert type(credit) is CREDITS[form]
+    assert type(credit) is {"sum": Process, "min": Pure}[form]
     rows = rollout_of(["qqpppp", "qqpppp"])
     # Row 0: a good step, then a bad one; row 1: one middling step. Ends in slots of the row.
     score, end, valid = (
