@@ -46,7 +46,8 @@ def arithmetic_teacher():
 
 
 def arithmetic_prm():
-    """The process reward model of signed terms: labelled rollouts of the base, trunk of the teacher.
+    """The process reward model of signed terms: labelled rollouts of the base, on the teacher's
+    trunk.
 
     Measured on held-out rollouts of the base (899 failed, 125 right), threshold 0.5: first error
     exact 0.90, not later 0.91, later 0.06, none found 0.03; right rollouts left alone 0.84. About

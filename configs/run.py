@@ -20,8 +20,8 @@ def get_config(words: str = "scope,arithmetic"):
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"{words}: {what} {name!r} is unknown, the nearest is {near!r}; expected METHOD,TASK"
-                f" with a method of {', '.join(METHODS)} and a task of {', '.join(TASKS)}"
+                f"{words}: {what} {name!r} is unknown, the nearest is {near!r}; expected"
+                f" METHOD,TASK with a method of {', '.join(METHODS)} and a task of {', '.join(TASKS)}"
             )
     config = TASKS[task].config()
     METHODS[method](config, TASKS[task])

@@ -4,8 +4,8 @@
         [--threshold=0.5 | --threshold-from=gsm8k] [--json=FILE]
 
 The protocol is that of arXiv 2412.06559. The prediction for a solution is the index of its first
-step with a score below the threshold, -1 where there is none; it is right where it equals the label. F1 is the harmonic mean of the accuracy
-on erroneous and on correct solutions; the last row is the mean over the subsets. A solution that
+step with a score below the threshold, -1 where there is none; it is right where it equals the
+label. F1 is the harmonic mean of the accuracy on erroneous and on correct solutions; the last row is the mean over the subsets. A solution that
 the model cannot score counts as wrong and is shown as unscored. `--threshold-from` searches the
 threshold with the best F1 on one subset and uses it for all.
 """
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +27,7 @@ from scope_jax.data.processbench import LabelledSolution, Subset, load_processbe
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report import tables
-from scope_jax.run import progress, write_atomically
+from scope_jax.run import failures, progress, write_atomically
 
 UNSCORED = -2  # a prediction that equals no label
 GRID = tuple(float(x) for x in np.arange(1, 100) / 100)
@@ -193,13 +192,15 @@ def _share(hits: np.ndarray) -> float | None:
     return float(np.mean(hits)) if hits.size else None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError for bad flags, instead of ending the program."""
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m scope_jax.evaluate_prm",
         description=(__doc__ or "").split("\n")[0],
         allow_abbrev=False,
@@ -268,10 +269,4 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 if __name__ == "__main__":
     use_cpu_cores()
-    try:
-        print(main())
-    except jax.errors.JaxRuntimeError:
-        raise
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    failures.run_main(main)

@@ -1,12 +1,11 @@
-"""Evaluate a checkpoint on published benchmarks.
+"""Evaluate a checkpoint on suites of published problems, such as AIME or MATH-500.
 
-    python -m scope_jax.evaluate --benchmarks=aime24,math500 --model=DIR --data=DIR --workdir=OUT
+    python -m scope_jax.evaluate_suites --suites=aime24,math500 --model=DIR --data=DIR --workdir=DIR
 
 Settings are the field's (temperature 0.6, top_p 0.95, 8,192 new tokens, 32 samples on AIME and
-AMC, one elsewhere) unless given: `--samples=4` for all benchmarks, `--override=aime24.samples=64`
-for one. The same command goes on with an evaluation that was stopped. In the workdir:
-`benchmarks.json` (figures and what made them), `benchmarks.md` (the table), `samples/` (every
-completion with its score).
+AMC, one elsewhere) unless given: `--samples=4` for all suites, `--override=aime24.samples=64` for
+one. The same command goes on with an evaluation that was stopped. In the workdir: `suites.json`
+(figures and what made them), `suites.md` (the table), `samples/` (every completion with its score).
 """
 
 import argparse
@@ -18,48 +17,55 @@ import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 
 from scope_jax import models, rollout
-from scope_jax.data.suites import BENCHMARKS, BenchmarkData, read_benchmark
-from scope_jax.devices.mesh import make_mesh, put_rows
-from scope_jax.evaluate_prm import checkpoint_hash
+from scope_jax.data.suites import SUITES, SuiteData, read_suite
+from scope_jax.devices.mesh import make_mesh, put_rows, use_cpu_cores
+from scope_jax.evaluate_prm import Parser, checkpoint_hash
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import Result, ResultsFile, markdown_table, summarise
 from scope_jax.report.voting import AGGREGATES, aggregate
-from scope_jax.run import progress, write_atomically
+from scope_jax.run import failures, progress, write_atomically
 from scope_jax.tasks.graders import Grader, check_grader
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
 
 # Row ids are problem x STRIDE + sample: a sample's tokens depend neither on the number of samples
 # nor on other problems.
 STRIDE = 4096
+# Files in the workdir.
+RECORDS, TABLE = "suites.json", "suites.md"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What one benchmark is evaluated with. `template` and `grader`: empty for those of the
-    benchmark. `limit`: only so many problems, 0 for all."""
+    """What one suite is evaluated with. Raises ValueError for a value out of range."""
 
     samples: int = 1
+    """Per problem."""
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int = 0
     new_tokens: int = 8192
+    """Limit of a completion; fewer where the model has fewer positions."""
     prompt_tokens: int = 2048
+    """Longer prompts are left out and counted."""
     seed: int = 0
     grader: str = ""
+    """Empty: the suite's own."""
     template: str = ""
+    """Of the prompt, with the place {problem}; empty: the suite's own."""
     system: str = ""
+    """System turn of the chat template; empty: none."""
     limit: int = 0
+    """Only the first problems; 0: all."""
 
     def __post_init__(self) -> None:
-        rollout.SampleSpec(
-            self.temperature, self.top_p, self.top_k, self.new_tokens
-        )  # it checks its numbers
+        # It checks its own numbers.
+        rollout.SampleSpec(self.temperature, self.top_p, self.top_k, self.new_tokens)
         if not 1 <= self.samples <= STRIDE:
             raise ValueError(f"samples {self.samples}: expected 1 to {STRIDE}")
         if self.prompt_tokens < 1 or self.limit < 0:
@@ -73,41 +79,46 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """The model that is evaluated. `digest` identifies its weights. `chat`: prompts go through the
-    chat template."""
+    """The model that is evaluated."""
 
     params: models.Params
     config: models.ModelConfig
     tokenizer: Any
-    digest: str
-    chat: bool
+    digest: str  # of its weights
+    chat: bool  # whether prompts go through the chat template
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weigher:
+    """A process reward model that gives each sample a weight, for bon@n and vote@n."""
+
+    prm: ProcessRewardModel
+    digest: str  # of its weights
+    aggregate: str = "product"  # how the step scores of a sample become one number
 
 
 def settings_for(
     name: str,
     given: Mapping[str, Any],
     overrides: Sequence[str] = (),
-    benchmarks: Sequence[str] | None = None,
+    suites: Sequence[str] | None = None,
 ) -> Settings:
-    """The settings of benchmark `name`: the field's, then `given` (for all benchmarks), then
-    `overrides` ("name.key=value"). Raises ValueError for an override of a benchmark that is not
-    evaluated, of an unknown key, and for a value of the wrong type."""
+    """The settings of suite `name`: the field's, then `given` (for all suites), then `overrides`
+    ("name.key=value"). Raises ValueError for an override of a suite that is not evaluated, of an
+    unknown key, and for a value of the wrong type."""
+    suites = suites or (name,)
     types = _types()
-    values: dict[str, Any] = {
-        "samples": BENCHMARKS[name].samples if name in BENCHMARKS else 1,
-        **given,
-    }
+    values: dict[str, Any] = {"samples": SUITES[name].samples if name in SUITES else 1, **given}
     for override in overrides:
         path, equals, text = override.partition("=")
         target, _, key = path.rpartition(".")
         if not equals or not target:
             raise ValueError(
-                f"--override={override}: expected benchmark.key=value, such as aime24.samples=8"
+                f"--override={override}: expected suite.key=value, such as aime24.samples=8"
             )
-        if target not in (benchmarks or (name,)):
+        if target not in suites:
             raise ValueError(
-                f"--override={override}: {target!r} is not among"
-                f" --benchmarks={','.join(benchmarks or (name,))}"
+                f"--override={override}: {target!r} is not among --suites={','.join(suites)}"
             )
         if key not in types:
             near = difflib.get_close_matches(key, list(types), n=1, cutoff=0.0)[0]
@@ -130,108 +141,67 @@ def _types() -> dict[str, type]:
     }
 
 
-def evaluate_benchmark(
+def evaluate_suite(
     policy: Policy,
-    data: BenchmarkData,
+    data: SuiteData,
     settings: Settings,
     workdir: str | Path,
     *,
     rows: int = 256,
     slots: int = 64,
-    prm: ProcessRewardModel | None = None,
-    prm_digest: str = "",
-    prm_aggregate: str = "product",
+    weigher: Weigher | None = None,
 ) -> dict[str, Any]:
-    """Decode, judge and sum up one benchmark: its record, with the figures of
-    `run.results.summarise` under "result".
+    """Decode, judge and sum up one suite: its record, with the figures of
+    `report.samples.summarise` under "result".
 
-    Chunks of about `rows` rows are decoded together on `slots` seats (0: one for each row); each
-    chunk's results are kept in `workdir/samples/` before the next begins, and are not made again.
-    `rows`, `slots`, the mesh and `settings.limit` do not change a sample's tokens. `prm` gives
-    every sample a weight (aggregated step scores) for bon@n and vote@n.
+    Chunks of about `rows` rows are decoded together on `slots` seats (0: one for each row). The
+    results of a chunk are kept in `workdir/samples/` before the next one begins, and are not made
+    again. A sample's tokens do not depend on `rows`, `slots`, the mesh or `settings.limit`.
     """
     if settings.temperature == 0 and settings.samples > 1:
         raise ValueError(
             f"{data.name}: {settings.samples} samples at temperature 0 are all alike; use samples=1"
         )
     limit = len(data.problems) if settings.limit == 0 else min(settings.limit, len(data.problems))
-    ids, dropped = encode_prompts(
-        policy.tokenizer,
-        [problem.prompt for problem in data.problems],
-        max_length=settings.prompt_tokens,
-        chat=policy.chat,
-        system=settings.system or None,
-    )
-    places = [n for n in range(len(data.problems)) if n not in set(dropped)]
-    prompt_of = dict(zip(places, ids, strict=True))
-    chosen = [n for n in places if n < limit]
+    prompts, dropped = _encode(policy, data, settings)
+    chosen = [n for n in prompts if n < limit]
     if not chosen:
         raise ValueError(
             f"{data.name}: all {limit} prompts are longer than prompt_tokens ="
             f" {settings.prompt_tokens}"
         )
-    new_tokens = _fitting(
-        data.name, settings.new_tokens, max(map(len, ids)), policy.config.max_positions
+    longest = max(map(len, prompts.values()))
+    new_tokens = _fitting(data.name, settings.new_tokens, longest, policy.config.max_positions)
+    end_ids = _end_ids(policy.config, policy.tokenizer)
+    spec = rollout.SampleSpec(
+        settings.temperature, settings.top_p, settings.top_k, new_tokens, end_ids
     )
-    with Grader(settings.grader or data.benchmark.grader) as grader:
-        end_ids = _end_ids(policy.config, policy.tokenizer)
+    with Grader(settings.grader or data.suite.grader) as grader:
         made_by = _made_by(policy, data, settings, new_tokens, grader) | {"end_ids": list(end_ids)}
-        if prm is not None:
+        if weigher is not None:
             made_by["prm"] = {
-                "sha256": prm_digest,
-                "format": prm.format,
-                "aggregate": prm_aggregate,
+                "sha256": weigher.digest,
+                "format": weigher.prm.format,
+                "aggregate": weigher.aggregate,
             }
         key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
         kept = ResultsFile(Path(workdir) / "samples" / f"{data.name}-{key}.jsonl", key)
         todo = [n for n in chosen if n not in kept.done]
         size = _chunk(rows, settings.samples, len(chosen))
-        spec = rollout.SampleSpec(
-            settings.temperature, settings.top_p, settings.top_k, new_tokens, end_ids
-        )
-        root = jax.random.fold_in(
-            jax.random.key(settings.seed), zlib.crc32(data.name.encode()) & 0x7FFFFFFF
-        )
-        buffer = max(map(len, ids)) + new_tokens
+        decode = _Decoder(policy, data.name, spec, settings, size, longest + new_tokens, slots)
         bar = progress(len(chosen), initial=len(chosen) - len(todo), desc=data.name)
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
-            prompts = [prompt_of[n] for n in part]
-            written, finished = _decode(
-                policy, prompts, part, size, settings.samples, buffer, root, spec, slots
-            )
-            texts = rollout.texts(written, policy.tokenizer)
-            owners = [n for n in part for _ in range(settings.samples)]
-            weights: list[float | None] | None = None
-            if prm is not None:
-                weights = step_weights(
-                    prm,
-                    [data.questions[n] for n in owners],
-                    texts,
-                    prm_aggregate,
-                    size * settings.samples,
-                )
-            scores = grader.scores(
-                [data.problems[n] for n in owners], texts, [data.rows[n] for n in owners]
-            )
-            columns = {
-                "scores": scores,
-                "answers": [grader.answer(text) for text in texts],
-                "finished": finished,
-                "tokens": [len(row) for row in written],
-                "weights": weights,
-                "texts": texts,
-            }
-            kept.add(_by_problem(data, part, settings.samples, columns))
+            written, finished = decode({n: prompts[n] for n in part})
+            kept.add(_judged(data, part, written, finished, grader, policy, weigher, size))
             bar.update(len(part))
         bar.close()
         counts = dict(grader.counts)
-    result = summarise([kept.done[n] for n in chosen])
     return {
-        "benchmark": data.name,
-        "title": data.benchmark.title,
+        "suite": data.name,
+        "title": data.suite.title,
         "problems": len(chosen),
-        "published_problems": data.benchmark.size,
+        "published_problems": data.suite.size,
         "dropped": sum(n < limit for n in dropped),
         "skipped": data.skipped,
         "temperature": settings.temperature,
@@ -240,12 +210,27 @@ def evaluate_benchmark(
         "made_by": made_by,
         "key": key,
         "verdicts": counts,
-        "result": result,
+        "result": summarise([kept.done[n] for n in chosen]),
     }
 
 
+def _encode(
+    policy: Policy, data: SuiteData, settings: Settings
+) -> tuple[dict[int, list[int]], list[int]]:
+    """({index of a problem: token ids of its prompt}, indices of those that are too long)."""
+    ids, dropped = encode_prompts(
+        policy.tokenizer,
+        [problem.prompt for problem in data.problems],
+        max_length=settings.prompt_tokens,
+        chat=policy.chat,
+        system=settings.system or None,
+    )
+    places = [n for n in range(len(data.problems)) if n not in set(dropped)]
+    return dict(zip(places, ids, strict=True)), dropped
+
+
 def _made_by(
-    policy: Policy, data: BenchmarkData, settings: Settings, new_tokens: int, grader: Grader
+    policy: Policy, data: SuiteData, settings: Settings, new_tokens: int, grader: Grader
 ) -> dict[str, Any]:
     """Everything that the figures depend on."""
     chat_template = policy.tokenizer.chat_template if policy.chat else None
@@ -254,7 +239,7 @@ def _made_by(
         "dtype": str(jax.tree.leaves(policy.params)[0].dtype),
         "data_sha256": data.digest,
         "data_files": list(data.files),
-        "template": settings.template or data.benchmark.template,
+        "template": settings.template or data.suite.template,
         "system": settings.system,
         "chat_template_sha256": (
             hashlib.sha256(str(chat_template).encode()).hexdigest() if chat_template else None
@@ -270,38 +255,75 @@ def _made_by(
     }
 
 
-def _decode(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Decoder:
+    """Samples completions of a suite's prompts, chunk by chunk, by the same program."""
+
+    policy: Policy
+    suite: str
+    spec: rollout.SampleSpec
+    settings: Settings
+    size: int  # problems in a chunk
+    buffer: int  # token positions of a row
+    slots: int  # rows decoded at once; 0: all
+
+    def __call__(self, prompts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[bool]]:
+        """(ids written, whether the row ended by itself) of `samples` rows for each problem. The
+        rows that fill up the chunk count as finished and are not decoded."""
+        samples = self.settings.samples
+        real = len(prompts) * samples
+        ids = list(prompts.values())
+        batch = rollout.from_prompts(
+            [*ids, *[ids[0]] * (self.size - len(ids))], samples, self.buffer
+        )
+        row_id_B = np.zeros(self.size * samples, np.int32)
+        row_id_B[:real] = (np.array([*prompts])[:, None] * STRIDE + np.arange(samples)).reshape(-1)
+        row_id_B, finished_B = put_rows((row_id_B, np.arange(self.size * samples) >= real))
+        key = jax.random.fold_in(
+            jax.random.key(self.settings.seed), zlib.crc32(self.suite.encode()) & 0x7FFFFFFF
+        )
+        batch = rollout.generate(
+            self.policy.params,
+            self.policy.config,
+            batch.replace(row_id_B=row_id_B, finished_B=finished_B),
+            key,
+            dataclasses.replace(self.spec, seats=self.slots or None),
+            shared_prefix=samples,
+        )
+        return (
+            rollout.completion_ids(batch)[:real],
+            np.asarray(jax.device_get(batch.finished_B))[:real].tolist(),
+        )
+
+
+def _judged(
+    data: SuiteData,
     places: Sequence[int],
+    written: list[list[int]],
+    finished: list[bool],
+    grader: Grader,
+    policy: Policy,
+    weigher: Weigher | None,
     size: int,
-    samples: int,
-    buffer: int,
-    key: jax.Array,
-    spec: rollout.SampleSpec,
-    slots: int,
-) -> tuple[list[list[int]], list[bool]]:
-    """(ids written, whether the row ended by itself) of `samples` rows for each prompt. Problems
-    are filled up to `size`, so that every chunk runs the same program; the rows that fill it up
-    count as finished and are not decoded."""
-    real = len(prompts) * samples
-    batch = rollout.from_prompts([*prompts, *[prompts[0]] * (size - len(prompts))], samples, buffer)
-    row_id_B = np.zeros(size * samples, np.int32)
-    row_id_B[:real] = (np.asarray(places)[:, None] * STRIDE + np.arange(samples)[None]).reshape(-1)
-    row_id_B, finished_B = put_rows((row_id_B, np.arange(size * samples) >= real))
-    batch = batch.replace(row_id_B=row_id_B, finished_B=finished_B)
-    spec = dataclasses.replace(spec, seats=slots or None)
-    batch = rollout.generate(policy.params, policy.config, batch, key, spec, shared_prefix=samples)
-    return (
-        rollout.completion_ids(batch)[:real],
-        np.asarray(jax.device_get(batch.finished_B))[:real].tolist(),
-    )
-
-
-def _by_problem(
-    data: BenchmarkData, places: Sequence[int], samples: int, columns: Mapping[str, Any]
 ) -> list[Result]:
-    """One result for each problem, from columns with an entry for each sample (or None)."""
+    """One result for each problem of a chunk of `size`, with an entry for each sample."""
+    samples = len(written) // len(places)
+    texts = rollout.texts(written, policy.tokenizer)
+    owners = [n for n in places for _ in range(samples)]
+    weights = None
+    if weigher is not None:
+        questions = [data.questions[n] for n in owners]
+        weights = step_weights(weigher.prm, questions, texts, weigher.aggregate, size * samples)
+    columns: dict[str, list[Any] | None] = {
+        "scores": grader.scores(
+            [data.problems[n] for n in owners], texts, [data.rows[n] for n in owners]
+        ),
+        "answers": [grader.answer(text) for text in texts],
+        "finished": finished,
+        "tokens": [len(row) for row in written],
+        "weights": weights,
+        "texts": texts,
+    }
     results = []
     for number, n in enumerate(places):
         part = slice(number * samples, (number + 1) * samples)
@@ -359,34 +381,29 @@ def _end_ids(config: models.ModelConfig, tokenizer: Any) -> tuple[int, ...]:
 # ---- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m scope_jax.evaluate",
+    parser = Parser(
+        prog="python -m scope_jax.evaluate_suites",
         description=(__doc__ or "").split("\n")[0],
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--benchmarks",
+        "--suites",
         required=True,
-        help=f"comma-separated: {', '.join(BENCHMARKS)}, or folders of your own",
+        help=f"comma-separated: {', '.join(SUITES)}, or folders of your own",
     )
     parser.add_argument("--model", required=True, help="Hugging Face directory of the policy")
-    parser.add_argument("--data", required=True, help="directory with one folder per benchmark")
+    parser.add_argument("--data", required=True, help="directory with one folder per suite")
     parser.add_argument("--workdir", required=True, help="directory to write")
     parser.add_argument(
         "--override",
         action="append",
         default=[],
-        help="benchmark.key=value, for one benchmark; repeatable",
+        help="suite.key=value, for one suite; repeatable",
     )
     for field in dataclasses.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
-        text = f"for all benchmarks (default: {field.default!r})"
+        text = f"for all suites (default: {field.default!r})"
         parser.add_argument(flag, type=_types()[field.name], default=argparse.SUPPRESS, help=text)
     parser.add_argument(
         "--chat",
@@ -422,15 +439,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str]) -> str:
+def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns the table. Raises ValueError, FileNotFoundError and
     RuntimeError for bad input."""
     given = _parser().parse_args(argv)
-    names = list(
-        dict.fromkeys(name.strip() for name in given.benchmarks.split(",") if name.strip())
-    )
+    names = list(dict.fromkeys(name.strip() for name in given.suites.split(",") if name.strip()))
     if not names:
-        raise ValueError(f"--benchmarks names no benchmark; known: {', '.join(BENCHMARKS)}")
+        raise ValueError(f"--suites names no suite; known: {', '.join(SUITES)}")
     common = {
         field.name: getattr(given, field.name)
         for field in dataclasses.fields(Settings)
@@ -439,7 +454,7 @@ def main(argv: Sequence[str]) -> str:
     settings = {name: settings_for(name, common, given.override, names) for name in names}
     # Before the model is read: a wrong path or name shows at once.
     read = {
-        name: read_benchmark(name, given.data, template=settings[name].template or None)
+        name: read_suite(name, given.data, template=settings[name].template or None)
         for name in names
     }
     for grader_name in sorted({settings[name].grader for name in names} - {""}):
@@ -447,7 +462,7 @@ def main(argv: Sequence[str]) -> str:
             grader.start()
     workdir = Path(given.workdir)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
-    records = _records(workdir / "benchmarks.json")
+    records = _records(workdir)
     with jax.set_mesh(mesh):
         config, params = models.load(given.model, dtype=given.dtype, mesh=mesh)
         tokenizer = load_tokenizer(given.model)
@@ -459,47 +474,59 @@ def main(argv: Sequence[str]) -> str:
             checkpoint_hash(given.model),
             chat,
         )
-        prm = (
-            ProcessRewardModel.load(
+        weigher = None
+        if given.prm:
+            prm = ProcessRewardModel.load(
                 given.prm, dtype=given.dtype, mesh=mesh, format=given.prm_format
             )
-            if given.prm
-            else None
-        )
-        prm_digest = checkpoint_hash(given.prm) if given.prm else ""
+            weigher = Weigher(prm, checkpoint_hash(given.prm), given.prm_aggregate)
         for name in names:
-            record = evaluate_benchmark(
+            record = evaluate_suite(
                 policy,
                 read[name],
                 settings[name],
                 workdir,
                 rows=given.rows,
                 slots=given.slots,
-                prm=prm,
-                prm_digest=prm_digest,
-                prm_aggregate=given.prm_aggregate,
+                weigher=weigher,
             )
-            # After each benchmark: what is done stands there even if the next one is stopped.
+            # After each suite, so that its figures stay even if the next one is stopped.
             records = _with_record(records, {"model": given.model, "data": given.data, **record})
-            write_atomically(workdir / "benchmarks.json", json.dumps(records, indent=2) + "\n")
-            write_atomically(workdir / "benchmarks.md", markdown_table(records))
+            write_atomically(workdir / RECORDS, json.dumps(records, indent=2) + "\n")
+            write_atomically(workdir / TABLE, markdown_table(records))
     return markdown_table(records)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The records that an earlier command left in this workdir."""
+def _records(workdir: Path) -> list[dict[str, Any]]:
+    """The records that an earlier command left in this workdir. Earlier versions called a suite a
+    benchmark, and wrote `benchmarks.json`: it is read where there is nothing newer."""
+    path = workdir / RECORDS
+    if not path.exists() and (workdir / "benchmarks.json").exists():
+        path = workdir / "benchmarks.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        return [dict(record) for record in found if record["benchmark"] and record["key"]]
-    except (ValueError, KeyError, TypeError) as error:
+        records = [
+            {"suite" if name == "benchmark" else name: value for name, value in record.items()}
+            for record in found
+        ]
+        return [record for record in records if record["suite"] and record["key"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: no records of benchmarks ({type(error).__name__}); mend it, or use another"
+            f"{path}: no records of suites ({type(error).__name__}); mend it, or use another"
             " workdir"
         ) from None
 
 
 def _with_record(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
     """`records` with `record` in the place of the one of the same settings, else at the end."""
-    name = lambda r: (r["benchmark"], r["key"])
+
+    def name(r: Mapping[str, Any]) -> tuple[str, str]:
+        return r["suite"], r["key"]
+
     kept = [record if name(r) == name(record) else r for r in records]
     return kept if record in kept else [*kept, record]
+
+
+if __name__ == "__main__":
+    use_cpu_cores()
+    failures.run_main(main)

@@ -325,8 +325,8 @@ def _labelled(
         needed = settings.problems + settings.held_out
         if len(problems) < needed:
             raise ValueError(
-                f"{problems.name}: {len(problems)} problems; target.rollouts.problems and .held_out ask"
-                f" for {needed}, none of them twice"
+                f"{problems.name}: {len(problems)} problems; target.rollouts.problems and .held_out"
+                f" ask for {needed}, none of them twice"
             )
         sets = [
             ("train", problems.draw(config.seed, 0, settings.problems), 11),

@@ -103,8 +103,7 @@ def check_completions(server: "Serve", writer: Generator, tokenizer) -> None:
 
 
 def check_chat(server: "Serve", writer: Generator, tokenizer) -> None:
-    told = TeacherSpec("endpoint", prompt="Problem: {prompt}
-Next step:", step_tokens=STEP)
+    told = TeacherSpec("endpoint", prompt="Problem: {prompt}\nNext step:", step_tokens=STEP)
 
     def chat(text):
         return [{"role": "user", "content": text}]

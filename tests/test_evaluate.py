@@ -1,9 +1,10 @@
-"""Benchmarks end to end with a tiny model: records, resuming after a kill, independence from
+"""Suites end to end with a tiny model: records, resuming after a kill, independence from
 devices and batching."""
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import string
 import subprocess
@@ -56,10 +57,10 @@ def found(place, monkeypatch):
     monkeypatch.syspath_prepend(place)
 
 
-def arguments(place: Path, workdir: Path, benchmarks: str = "words", **more) -> list[str]:
+def arguments(place: Path, workdir: Path, suites: str = "words", **more) -> list[str]:
     """Flags of an evaluation of `words` by the user's function, `more` put over them."""
     flags = {
-        "benchmarks": benchmarks,
+        "suites": suites,
         "model": place / "model",
         "data": place / "data",
         "workdir": workdir,
@@ -78,8 +79,8 @@ def arguments(place: Path, workdir: Path, benchmarks: str = "words", **more) -> 
 def run(place: Path, workdir: Path, **more) -> list[dict]:
     """`main` in this process, on its 8 devices; the records."""
     table = evaluate_suites.main(arguments(place, workdir, **more))
-    assert table == (workdir / "benchmarks.md").read_text()
-    return json.loads((workdir / "benchmarks.json").read_text())
+    assert table == (workdir / "suites.md").read_text()
+    return json.loads((workdir / "suites.json").read_text())
 
 
 def texts(workdir: Path) -> dict[str, list[str]]:
@@ -139,12 +140,7 @@ def test_what_is_written(place, whole):
     assert all(
         len(made_by[k]) == 64 for k in ("model_sha256", "data_sha256", "chat_template_sha256")
     )
-    assert (
-        (workdir / "benchmarks.md")
-        .read_text()
-        .splitlines()[2]
-        .startswith("| words | 10 | 1 | 2 | ")
-    )
+    assert (workdir / "suites.md").read_text().splitlines()[2].startswith("| words | 10 | 1 | 2 | ")
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_devices(
@@ -153,7 +149,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_de
     workdir, record = whole
     hold = tmp_path / "hold"
     hold.touch()
-    program = [sys.executable, "-m", "scope_jax.evaluate", *arguments(place, tmp_path / "out")]
+    program = [
+        sys.executable,
+        "-m",
+        "scope_jax.evaluate_suites",
+        *arguments(place, tmp_path / "out"),
+    ]
     env = environment(tmp_path)
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(place)])
     process = subprocess.Popen(
@@ -175,7 +176,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_de
         process.communicate()
     hold.unlink()
     before = files[0].read_bytes()
-    assert before.count(b"\n") == 1 and not (tmp_path / "out" / "benchmarks.json").exists()
+    assert before.count(b"\n") == 1 and not (tmp_path / "out" / "suites.json").exists()
     with files[0].open("ab") as file:
         file.write(b'{"key": "torn')  # what a kill within a write leaves
     done = subprocess.run(program, env=env, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -183,14 +184,14 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_de
     assert files[0].read_bytes().startswith(before) and list(samples.iterdir()) == files
     # One device there, eight here: every text is the same, and so are the figures.
     assert texts(tmp_path / "out") == texts(workdir)
-    again = json.loads((tmp_path / "out" / "benchmarks.json").read_text())[0]
+    again = json.loads((tmp_path / "out" / "suites.json").read_text())[0]
     assert (
         again["result"] == record["result"]
         and again["key"] == record["key"]
         and again["made_by"] == record["made_by"]
     )
     assert again["verdicts"] == {"judged": 12}  # the first chunk was not judged again
-    assert done.stdout == (workdir / "benchmarks.md").read_text()
+    assert done.stdout == (workdir / "suites.md").read_text()
 
 
 def test_tokens_depend_on_problem_and_sample_only(place, whole, tmp_path):
@@ -207,14 +208,14 @@ def test_tokens_depend_on_problem_and_sample_only(place, whole, tmp_path):
     # Other settings in the same workdir: a record beside the first one, which stays as it is.
     both = run(place, tmp_path / "a", seed=1, limit=2)
     assert [record["made_by"]["seed"] for record in both] == [0, 1] and both[0] == record
-    assert len((tmp_path / "a" / "benchmarks.md").read_text().splitlines()) == 4
+    assert len((tmp_path / "a" / "suites.md").read_text().splitlines()) == 4
     (seeded,) = [
         path for path in (tmp_path / "a" / "samples").iterdir() if both[1]["key"] in path.name
     ]
     assert json.loads(seeded.read_text().splitlines()[0])["results"][0]["texts"] != written["w-0"]
 
 
-def test_graders_and_settings_of_each_benchmark(place, tmp_path):
+def test_graders_and_settings_of_each_suite(place, tmp_path):
     more = {
         "samples": None,
         "grader": None,
@@ -222,7 +223,7 @@ def test_graders_and_settings_of_each_benchmark(place, tmp_path):
         "limit": 2,
         "override": "aime24.samples=2",
     }
-    math, letters = run(place, tmp_path, benchmarks="aime24,arc_c", **more)
+    math, letters = run(place, tmp_path, suites="aime24,arc_c", **more)
     assert (math["title"], math["samples"], letters["samples"], letters["published_problems"]) == (
         "AIME24",
         2,
@@ -236,7 +237,29 @@ def test_graders_and_settings_of_each_benchmark(place, tmp_path):
         "judged": 4
     }
     assert math["result"]["avg@2"] == 0 and math["result"]["truncated_share"] > 0
-    assert len((tmp_path / "benchmarks.md").read_text().splitlines()) == 4
+    assert len((tmp_path / "suites.md").read_text().splitlines()) == 4
+
+
+def test_records_of_an_earlier_version_are_gone_on_with(place, whole, tmp_path):
+    """It called a suite a benchmark. Nothing that it did is done again, and its file stays."""
+    _, record = whole
+    old = dict(record, benchmark=record["suite"], key="0" * 16)
+    del old["suite"]
+    before = json.dumps([old])
+    (tmp_path / "benchmarks.json").write_text(before)
+    shutil.copytree(whole[0] / "samples", tmp_path / "samples")
+    records = run(place, tmp_path)
+    assert [r["key"] for r in records] == [old["key"], record["key"]]
+    assert [r["suite"] for r in records] == ["words", "words"] and "benchmark" not in records[0]
+    assert records[1]["result"] == record["result"] and records[1]["verdicts"] == {}
+    assert (tmp_path / "benchmarks.json").read_text() == before
+    assert run(place, tmp_path) == records  # from the new file
+
+
+def test_records_that_cannot_be_read_are_one_line(place, tmp_path):
+    (tmp_path / "benchmarks.json").write_text('[{"key": "x"}]')
+    with pytest.raises(ValueError, match=r"benchmarks.json: no records of suites \(KeyError\)"):
+        run(place, tmp_path)
 
 
 def test_a_prm_chooses_and_votes(place, whole, tmp_path):
@@ -259,7 +282,7 @@ def test_a_prm_chooses_and_votes(place, whole, tmp_path):
         right.append(pair[int(weight[1] > weight[0])][:1].lower() < "h")
     assert record["result"]["bon@2"] == pytest.approx(sum(right) / 10)
     assert record["result"]["vote@2"] == 0.0  # no text has a box, so nobody votes
-    assert "| bon@n | vote@n |" in (tmp_path / "out" / "benchmarks.md").read_text()
+    assert "| bon@n | vote@n |" in (tmp_path / "out" / "suites.md").read_text()
 
     two, none = step_weights(prm, ["1+1?", "1+1?"], ["One.\n\nTwo.\n\n", "\n\n"], "product")
     score, _, _ = prm.score(["1+1?"], [["One.", "Two."]])
@@ -287,11 +310,11 @@ def test_settings_are_the_fields_then_the_flags_then_the_overrides():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"benchmarks": "wrds"}, "wrds: no such folder: put the published files of wrds there"),
-        ({"benchmarks": ","}, "--benchmarks names no benchmark"),
+        ({"suites": "wrds"}, "wrds: no such folder: put the published files of wrds there"),
+        ({"suites": ","}, "--suites names no suite"),
         ({"override": "words.sample=2"}, "unknown key 'sample'; the nearest known one is samples"),
-        ({"override": "aime24.samples=2"}, "'aime24' is not among --benchmarks=words"),
-        ({"override": "samples=2"}, "expected benchmark.key=value"),
+        ({"override": "aime24.samples=2"}, "'aime24' is not among --suites=words"),
+        ({"override": "samples=2"}, "expected suite.key=value"),
         ({"override": "words.samples=two"}, "'two' is not of type int"),
         ({"samples": 0}, "samples 0: expected 1 to 4096"),
         ({"temperature": 0}, "2 samples at temperature 0 are all alike"),
@@ -311,15 +334,15 @@ def test_bad_input_is_one_line(place, tmp_path, more, message):
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError)) as caught:
         evaluate_suites.main(arguments(place, tmp_path / "out", **more))
     assert message in str(caught.value)
-    assert not (tmp_path / "out" / "benchmarks.json").exists()
+    assert not (tmp_path / "out" / "suites.json").exists()
 
 
 def test_the_command_line_says_one_line_and_ends_with_2(place, tmp_path):
     program = [
         sys.executable,
         "-m",
-        "scope_jax.evaluate",
-        *arguments(place, tmp_path / "out", benchmarks="wrds"),
+        "scope_jax.evaluate_suites",
+        *arguments(place, tmp_path / "out", suites="wrds"),
     ]
     done = run_program(program, tmp_path, code=2)
     assert (

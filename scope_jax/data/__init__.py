@@ -1,7 +1,7 @@
 """Where problems come from: files, TFDS, mixtures, evaluation suites, decontamination.
 
-In: paths, field names, a seed and a position. Out: `Problems`, drawn in an order that is a pure function of
-seed and position. The TFDS builders are in `arithmetic_tfds` and `countdown_tfds`.
+In: paths, field names, a seed and a position. Out: `Problems`, drawn in an order that is a pure
+function of seed and position. The TFDS builders are in `arithmetic_tfds` and `countdown_tfds`.
 """
 
 from scope_jax.data.problems import Problems, batch_indices

@@ -166,7 +166,10 @@ def _card(root: AnyPath) -> list[_Config]:
 
 def _patterns(data_files: Any, path: AnyPath) -> dict[str, list[str]] | None:
     """`data_files` in any of its forms: a pattern, several, a table, or a list of {split, path}."""
-    listed = lambda value: [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+    def listed(value):
+        return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
     if data_files is None:
         return None
     if isinstance(data_files, dict):

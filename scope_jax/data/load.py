@@ -48,8 +48,8 @@ class TaskSpec:
     """
 
     name: str = "arithmetic"  # arithmetic | countdown | math
-    # Directory of a generated data set, made there first (None: cache/tfds); of math: where relative
-    # paths start.
+    # Directory of a generated data set, made there first (None: cache/tfds); of math: where
+    # relative paths start.
     data: str | None = None
     train_split: str = "train"  # of a generated data set
     # Fields of the data set's settings (`SignedTermsConfig`, ...), or of `Mathematics`.

@@ -164,14 +164,15 @@ def read_source(source: Source, tokenizer: Any = None) -> Problems:
 def tfds_problems(
     directory: Any, split: str = "train", fields: Mapping[str, str] | None = None
 ) -> Problems:
-    """A split of a prepared TFDS data set, read by index when asked for; see `Problems.from_tfds`."""
+    """A split of a prepared TFDS data set, read by index; see `Problems.from_tfds`."""
     source = Source(path=str(directory), split=split, fields=dict(fields or {}))
     names = {field: source.fields.get(field, field) for field in FIELDS}
     data, features = _tfds(files.any_path(directory), split)
     _check_columns(str(directory), "feature", features, source, names)
-    get = lambda i: problem_of(
-        _plain(data[i]), names, f"{split}-{i}", "field", required=source.fields
-    )
+
+    def get(i):
+        return problem_of(_plain(data[i]), names, f"{split}-{i}", "field", required=source.fields)
+
     return Problems(f"{directory}:{split}", len(data), get)
 
 
@@ -379,7 +380,10 @@ def _limits(source: Source, tokenizer: Any) -> Any:
         raise ValueError(
             f"{source.path}: a limit in tokens needs a tokenizer; use a limit in characters"
         )
-    tokens = lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+    def tokens(text):
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
     checks = [
         (limit, measure, field)
         for limit, measure, field in (

@@ -1,10 +1,9 @@
-"""Benchmarks: the published files of ten data sets on disk, as problems with a grader and the
-field's settings.
+"""Suites: published problems on disk, ten data sets with their graders and the field's settings.
 
-Nothing is downloaded. Under one directory each benchmark has a folder (or a file) of its name,
-with the files as they were published: `DATA/aime24/data/train-00000-of-00001.parquet`,
-`DATA/math500/test.jsonl`, `DATA/gpqa_diamond/gpqa_diamond.csv`. A name that is not in `BENCHMARKS`
-is read from its folder too: fields problem (or question, prompt) and answer.
+Nothing is downloaded. Under one directory each suite has a folder (or a file) of its name, with the
+files as they were published: `DATA/aime24/data/train-00000-of-00001.parquet`,
+`DATA/math500/test.jsonl`, `DATA/gpqa_diamond/gpqa_diamond.csv`. A name that is not in `SUITES` is
+read from its folder too: fields problem (or question, prompt) and answer.
 """
 
 import collections
@@ -35,51 +34,53 @@ MAX_MALFORMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """How one data set is read and judged. `read(row, id)` gives (question, reference answer); it
-    raises ValueError for a malformed row. `part`: only files with this in their path are taken,
-    where there are any. `samples`: of the field. `size`: number of problems as published."""
+class Suite:
+    """How one data set is read and judged."""
 
     title: str
     read: Callable[[Row, str], tuple[str, str]]
+    """(question, reference answer) of a row and its id; ValueError for a malformed row."""
     grader: str = "math"
     template: str = BOXED
     part: str = ""
+    """Only files with this in their path are taken, where there are any."""
     samples: int = 1
+    """Per problem, as the field does it."""
     size: int | None = None
+    """Number of problems as published."""
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkData:
-    """A benchmark that was read. `problems[i].prompt` is the template filled with `questions[i]`;
-    `rows[i]` holds the columns of the file. `digest`: sha256 over the bytes of `files`. `skipped`:
-    malformed rows left out."""
+class SuiteData:
+    """A suite that was read."""
 
     name: str
-    benchmark: Benchmark
+    suite: Suite
     problems: tuple[Problem, ...]
+    """Their prompts are the template filled with `questions`."""
     questions: tuple[str, ...]
     rows: tuple[Row, ...]
+    """The columns of the file."""
     files: tuple[str, ...]
     digest: str
+    """sha256 over the bytes of `files`."""
     skipped: int
+    """Malformed rows that were left out."""
 
 
-def read_benchmark(
-    name: str, data: str | pathlib.Path, *, template: str | None = None
-) -> BenchmarkData:
-    """The benchmark `name` under the directory `data`, in the order of its files.
+def read_suite(name: str, data: str | pathlib.Path, *, template: str | None = None) -> SuiteData:
+    """The suite `name` under the directory `data`, in the order of its files.
 
-    `template` replaces the benchmark's own; it holds `{problem}`. Problems have the ids of the
+    `template` replaces the suite's own; it holds `{problem}`. Problems have the ids of the
     data set, else "<name>-<n>". Raises FileNotFoundError where there are no files, ValueError for
     a template without its place, more than `MAX_MALFORMED` malformed rows, an id that occurs
     twice, and no problem at all.
     """
-    benchmark = BENCHMARKS.get(name) or Benchmark(name, _open)
-    template = benchmark.template if template is None else template
+    suite = SUITES.get(name) or Suite(name, _open)
+    template = suite.template if template is None else template
     if "{problem}" not in template:
         raise ValueError(f"template {template[:60]!r}: expected the place {{problem}} in it")
-    root, files = _files(name, benchmark, pathlib.Path(data))
+    root, files = _files(name, suite, pathlib.Path(data))
     problems: list[Problem] = []
     questions: list[str] = []
     found: list[Row] = []
@@ -95,7 +96,7 @@ def read_benchmark(
                 if not isinstance(row, Mapping):
                     raise ValueError(f"expected an object, found {type(row).__name__}")
                 identity = _identity(row, f"{name}-{seen - 1}")
-                question, answer = benchmark.read(row, identity)
+                question, answer = suite.read(row, identity)
             except ValueError as error:
                 skipped += 1
                 if skipped > MAX_MALFORMED:
@@ -119,9 +120,9 @@ def read_benchmark(
             f"{root}: id {identity!r} occurs {count} times in {_names(root, files)}: expected one"
             " split only"
         )
-    return BenchmarkData(
+    return SuiteData(
         name,
-        benchmark,
+        suite,
         tuple(problems),
         tuple(questions),
         tuple(found),
@@ -192,7 +193,7 @@ def _arc(row: Row, identity: str) -> tuple[str, str]:
 
 
 def _gpqa(row: Row, identity: str) -> tuple[str, str]:
-    """The published order tells the answer; the order shown is a pure function of the record's id."""
+    """The right answer is published first; the order shown depends on the record's id alone."""
     texts = [
         _text(row, "Correct Answer"),
         *(_text(row, f"Incorrect Answer {n}") for n in (1, 2, 3)),
@@ -254,29 +255,25 @@ def _identity(row: Row, default: str) -> str:
     return default
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "aime24": Benchmark("AIME24", _open, samples=32, size=30),
-    "aime25": Benchmark("AIME25", _open, samples=32, size=30),
-    "amc23": Benchmark("AMC23", _open, samples=32, size=40),
-    "math500": Benchmark("MATH-500", _open, size=500),
-    "minerva": Benchmark("Minerva", _open, size=272),
-    "olympiadbench": Benchmark("OlympiadBench", _olympiad, part="OE_TO_maths_en_COMP", size=674),
-    "arc_c": Benchmark("ARC-c", _arc, "choice", LETTER, part="ARC-Challenge", size=1172),
-    "gpqa_diamond": Benchmark(
-        "GPQA-Diamond", _gpqa, "choice", LETTER, part="gpqa_diamond", size=198
-    ),
-    "mmlu_pro": Benchmark("MMLU-Pro", _mmlu_pro, "choice", LETTER, size=12032),
-    "gsm8k": Benchmark("GSM8K", _gsm8k, part="main", size=1319),
+SUITES: dict[str, Suite] = {
+    "aime24": Suite("AIME24", _open, samples=32, size=30),
+    "aime25": Suite("AIME25", _open, samples=32, size=30),
+    "amc23": Suite("AMC23", _open, samples=32, size=40),
+    "math500": Suite("MATH-500", _open, size=500),
+    "minerva": Suite("Minerva", _open, size=272),
+    "olympiadbench": Suite("OlympiadBench", _olympiad, part="OE_TO_maths_en_COMP", size=674),
+    "arc_c": Suite("ARC-c", _arc, "choice", LETTER, part="ARC-Challenge", size=1172),
+    "gpqa_diamond": Suite("GPQA-Diamond", _gpqa, "choice", LETTER, part="gpqa_diamond", size=198),
+    "mmlu_pro": Suite("MMLU-Pro", _mmlu_pro, "choice", LETTER, size=12032),
+    "gsm8k": Suite("GSM8K", _gsm8k, part="main", size=1319),
 }
 
 
 # ---- files
 
 
-def _files(
-    name: str, benchmark: Benchmark, data: pathlib.Path
-) -> tuple[pathlib.Path, list[pathlib.Path]]:
-    """(the benchmark's folder, its files): of one kind, of its part, of the split "test" where the
+def _files(name: str, suite: Suite, data: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """(the suite's folder, its files): of one kind, of its part, of the split "test" where the
     names say so."""
     single = [
         data / f"{name}{suffix}" for suffix in SUFFIXES if (data / f"{name}{suffix}").is_file()
@@ -285,26 +282,30 @@ def _files(
     if not root.is_dir() and single:
         return data, single[:1]
     if not root.is_dir():
-        known = ", ".join(BENCHMARKS)
+        known = ", ".join(SUITES)
         raise FileNotFoundError(
-            f"{root}: no such folder: put the published files of {benchmark.title} there (known:"
+            f"{root}: no such folder: put the published files of {suite.title} there (known:"
             f" {known})"
         )
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(root).parts)
+
+    def hidden(path):
+        return any(part.startswith(".") for part in path.relative_to(root).parts)
+
     found = sorted(path for path in root.rglob("*") if path.is_file() and not hidden(path))
     for suffix in SUFFIXES:
         files = [
             path for path in found if path.suffix == suffix and path.name != "dataset_infos.json"
         ]
-        place = lambda path: str(path.relative_to(root))
-        files = [
-            path for path in files if benchmark.part and benchmark.part in place(path)
-        ] or files
+
+        def place(path):
+            return str(path.relative_to(root))
+
+        files = [path for path in files if suite.part and suite.part in place(path)] or files
         files = [path for path in files if "test" in path.name.lower()] or files
         if files:
             return root, files
     raise FileNotFoundError(
-        f"{root}: no {', '.join(SUFFIXES)} file in it: put the published files of {benchmark.title}"
+        f"{root}: no {', '.join(SUFFIXES)} file in it: put the published files of {suite.title}"
         " there"
     )
 

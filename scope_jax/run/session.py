@@ -1,4 +1,4 @@
-"""One run in its folder: taken up where it stopped, kept while it goes, ended where it was asked to.
+"""One run in its folder: taken up where it stopped, kept while it goes, ended where asked to.
 
 The loop of a program knows only this:
 
@@ -30,8 +30,8 @@ from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metr
 from scope_jax.run.stop import Stopped, StopSignal
 from scope_jax.run.workdir import write_atomically
 
-# What a run that goes on may find in its checkpoint: the metrics of a step whose evaluation the stop
-# did not wait for.
+# What a run that goes on may find in its checkpoint: the metrics of a step whose evaluation the
+# stop did not wait for.
 PENDING = "before_evaluation"
 
 
@@ -46,7 +46,7 @@ class Trained(Protocol):
 
 
 class Place(Protocol):
-    """Where a run stands beside its state: in its problems, in random draws, in what it collects."""
+    """Where a run stands beside its state: in its problems, draws, and what it collects."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, for a checkpoint."""
@@ -110,8 +110,8 @@ class Session:
     # ---- going on
 
     def restore(self, trained: Trained, place: Place, like: Any) -> None:
-        """Take the run up from its newest readable checkpoint, if there is one. `like`: the state's
-        shapes and shardings. Raises ValueError where it is past the steps of this run."""
+        """Take the run up from its newest readable checkpoint, if there is one. `like`: the
+        state's shapes and shardings. Raises ValueError where it is past the steps of this run."""
         self._trained, self._place = trained, place
         if self.keeping.every or from_main((self.workdir / "checkpoints").is_dir()):
             restored = self.checkpoints.restore(like)
@@ -142,8 +142,8 @@ class Session:
     # ---- the loop
 
     def steps(self) -> Iterator[int]:
-        """The numbers of the steps that are left. What `record` was given belongs to the step before
-        the next number; a run that is asked to stop ends here or at a `safe_point`, with Stopped."""
+        """The numbers of the steps that are left; each is to be given to `record` when it is done.
+        A run that is asked to stop ends here or at a `safe_point`, with Stopped."""
         keeping = self.keeping
         self._open_metrics()
         failures.begun()
@@ -172,9 +172,8 @@ class Session:
             self._stop_at(self._done, self._before)
 
     def record(self, step: int, metrics: dict[str, Any], *, skipped: bool, shown: str = "") -> None:
-        """Keep a finished step: evaluate where that is due, write `metrics` (with the seconds of the
-        timer's phases), save a checkpoint where one is due. `skipped`: its update was left out.
-        `shown`: what the progress bar says.
+        """Keep a finished step: evaluate where that is due, write `metrics`, save a checkpoint
+        where one is due. `skipped`: its update was left out. `shown`: what the progress bar says.
 
         Raises RuntimeError where too many updates in a row were skipped."""
         keeping, state = self.keeping, self._trained.state
@@ -220,8 +219,8 @@ class Session:
         self._metrics.write(step, metrics)
 
     def _evaluated(self, done: int, metrics: dict[str, Any]) -> dict[str, Any]:
-        """`metrics` of the last of `done` steps with those of its evaluation and its seconds. A stop
-        does not wait for it: the checkpoint says that it is pending."""
+        """`metrics` of the last of `done` steps with those of its evaluation and its seconds. A
+        stop does not wait for it: the checkpoint says that it is pending."""
         assert self._evaluate is not None
         plain = {name: v if isinstance(v, int) else float(v) for name, v in metrics.items()}
         saved = self._place.to_json() | {PENDING: plain}

@@ -213,8 +213,8 @@ def _roll_out(
     size: int,
     rollouts: RolloutSpec,
 ) -> tuple[list[list[int] | None], Rollout]:
-    """(prompt ids of each of `size` problems, rollouts). Ids are None, and nothing is written to the
-    rows, where a prompt is too long or the last chunk has no problem left."""
+    """(prompt ids of each of `size` problems, rollouts). Where a prompt is too long, or the last
+    chunk has no problem left, ids are None and nothing is written to the rows."""
     policy, group = scene.policy, rollouts.group
     ids = encode_in_place(
         policy.tokenizer,

@@ -2,7 +2,7 @@
 yet lose the game.
 
     prompt      8 5 3 2>4:        the numbers from the largest down, and the target
-    completion  5-3=2 8 2\\n       one operation, its result, then the numbers that are left beside it
+    completion  5-3=2 8 2\\n       one operation, its result, then the numbers that are left
                 2+2=4 8\\n
                 8-4=4             one number is left, the target: the solution ends, without a newline
 
@@ -254,7 +254,7 @@ class Countdown(GeneratedDomain):
     def demonstration(
         self, problem: Problem, rng: np.random.Generator, style: str = "mixed"
     ) -> str:
-        """A whole solution, right where there is no misconception; see `next_step` for the styles."""
+        """A whole solution, right where there is no misconception; styles: see `next_step`."""
         state, target = self._parse_prompt(problem)
         text = ""
         while (line := self._line(state, target, rng, style)) is not None:

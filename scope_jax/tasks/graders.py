@@ -4,7 +4,8 @@ judged.
     math             math_verify in worker processes, reference first (tasks.verify_math)
     choice           the letter in the last box, else the one after "answer is"
     exact            the last box, else the last line, letter by letter (case and white space aside)
-    module:function  a function of the user, called in worker processes as function(fields of the problem, completion)
+    module:function  a function of the user, called in worker processes as
+                     function(fields of the problem, completion)
 
 No text is ever evaluated as code, every pattern takes time linear in the text, and what may hang
 runs in a process that may be killed.

@@ -250,9 +250,14 @@ def main() -> None:
     if len(sys.argv) > 2:
         name = sys.argv[2]
         function = load_function(name, sys.argv[3:])
-        decide = lambda request: ask(function, name, request["problem"], request["prediction"])
+
+        def decide(request):
+            return ask(function, name, request["problem"], request["prediction"])
     else:
-        decide = lambda request: judge(request["prediction"], request["gold"])
+
+        def decide(request):
+            return judge(request["prediction"], request["gold"])
+
         judge(
             "\\boxed{\\frac{1}{2}}", "0.5"
         )  # first-use costs are not counted against the first item

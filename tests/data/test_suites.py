@@ -7,7 +7,7 @@ import warnings
 import pytest
 from support.suite_files import jsonl, parquet, write_all
 
-from scope_jax.data.suites import BENCHMARKS, BOXED, LETTER, MAX_MALFORMED, read_benchmark
+from scope_jax.data.suites import BOXED, LETTER, MAX_MALFORMED, SUITES, read_suite
 from scope_jax.report.samples import ResultsFile, markdown_table, summarise
 
 
@@ -47,22 +47,22 @@ WANTED = {
 @pytest.mark.parametrize("name", WANTED)
 def test_published_files(data, name):
     ids, answers, question = WANTED[name]
-    read = read_benchmark(name, data)
+    read = read_suite(name, data)
     assert [problem.id for problem in read.problems] == ids
     assert [problem.answer for problem in read.problems] == answers
     assert read.questions[0] == question and read.skipped == 0
-    template = LETTER if read.benchmark.grader == "choice" else BOXED
+    template = LETTER if read.suite.grader == "choice" else BOXED
     assert read.problems[0].prompt == template.replace("{problem}", question)
     assert len(read.files) == 1 and len(read.digest) == 64
 
 
 def test_the_field_s_settings():
-    assert {name: b.samples for name, b in BENCHMARKS.items() if b.samples > 1} == {
+    assert {name: b.samples for name, b in SUITES.items() if b.samples > 1} == {
         "aime24": 32,
         "aime25": 32,
         "amc23": 32,
     }
-    assert {name for name, b in BENCHMARKS.items() if b.grader == "choice"} == {
+    assert {name for name, b in SUITES.items() if b.grader == "choice"} == {
         "arc_c",
         "gpqa_diamond",
         "mmlu_pro",
@@ -70,11 +70,11 @@ def test_the_field_s_settings():
 
 
 def test_the_context_of_an_olympiad_problem_comes_first(data):
-    assert read_benchmark("olympiadbench", data).questions[1] == "Let n be a number.\n\nFind all."
+    assert read_suite("olympiadbench", data).questions[1] == "Let n be a number.\n\nFind all."
 
 
 def test_choices_of_gpqa_are_shuffled_by_the_record_id_alone(data, tmp_path):
-    read = read_benchmark("gpqa_diamond", data)
+    read = read_suite("gpqa_diamond", data)
     assert [problem.id for problem in read.problems] == [
         "recgpqa_diamond0",
         "recgpqa_diamond1",
@@ -91,7 +91,7 @@ def test_choices_of_gpqa_are_shuffled_by_the_record_id_alone(data, tmp_path):
         ]
         assert [line[:3] for line in lines[3:]] == ["A. ", "B. ", "C. ", "D. "]
         assert lines[3 + "ABCD".index(problem.answer)][3:] == f"right {n}"
-    # Known order, so that a change of the rule is noticed: a shuffle is part of the benchmark.
+    # Known order, so that a change of the rule is noticed: a shuffle is part of the suite.
     assert "".join(problem.answer for problem in read.problems) == "ACB"
     text = (data / "gpqa_diamond/gpqa_diamond.csv").read_text()
     head, rest = text.split("\n", 1)
@@ -99,7 +99,7 @@ def test_choices_of_gpqa_are_shuffled_by_the_record_id_alone(data, tmp_path):
     (tmp_path / "gpqa_diamond.csv").write_text(
         "\n".join([head, "".join("old," + record for record in reversed(records))])
     )
-    backwards = read_benchmark("gpqa_diamond", tmp_path)
+    backwards = read_suite("gpqa_diamond", tmp_path)
     assert backwards.problems == read.problems[::-1] and backwards.digest != read.digest
 
 
@@ -108,22 +108,22 @@ def test_other_mirrors_and_own_data(tmp_path):
         tmp_path / "aime24.jsonl",
         [{"ID": "2024-I-1", "Problem": "Find it.", "Solution": "", "Answer": 204}],
     )
-    assert read_benchmark("aime24", tmp_path).problems[0].answer == "204"
+    assert read_suite("aime24", tmp_path).problems[0].answer == "204"
     jsonl(tmp_path / "aime25/aime2025-II.jsonl", [{"question": "two", "answer": "2"}])
     jsonl(tmp_path / "aime25/aime2025-I.jsonl", [{"question": "one", "answer": "1"}])
-    assert [p.id for p in read_benchmark("aime25", tmp_path).problems] == ["aime25-0", "aime25-1"]
-    assert read_benchmark("aime25", tmp_path).questions == ("one", "two")
+    assert [p.id for p in read_suite("aime25", tmp_path).problems] == ["aime25-0", "aime25-1"]
+    assert read_suite("aime25", tmp_path).questions == ("one", "two")
     jsonl(
         tmp_path / "math500/test.jsonl",
         [{"problem": "p", "solution": r"first \boxed{1}, then $\boxed{\frac{1}{2}}$."}],
     )
-    assert read_benchmark("math500", tmp_path).problems[0].answer == r"\frac{1}{2}"
+    assert read_suite("math500", tmp_path).problems[0].answer == r"\frac{1}{2}"
     (tmp_path / "own.json").write_text(
         json.dumps(
             [{"prompt": "Say 1.", "answer": "1"}, {"prompt": "Say 2.", "answer": ["2", "3"]}]
         )
     )
-    own = read_benchmark("own", tmp_path, template="Q: {problem}\nA:")
+    own = read_suite("own", tmp_path, template="Q: {problem}\nA:")
     assert [(p.id, p.prompt, p.answer) for p in own.problems] == [
         ("own-0", "Q: Say 1.\nA:", "1"),
         ("own-1", "Q: Say 2.\nA:", "2, 3"),
@@ -137,7 +137,7 @@ def test_other_mirrors_and_own_data(tmp_path):
         "answerKey": "B",
     }
     jsonl(tmp_path / "arc_c/ARC-Challenge-Test.jsonl", [first_release])
-    assert read_benchmark("arc_c", tmp_path).questions == ("S?\n\nA. x\nB. y",)
+    assert read_suite("arc_c", tmp_path).questions == ("S?\n\nA. x\nB. y",)
 
 
 def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
@@ -153,7 +153,7 @@ def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
     (tmp_path / "aime25.jsonl").write_text("\n".join([good, *bad, good]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        read = read_benchmark("aime25", tmp_path)
+        read = read_suite("aime25", tmp_path)
     assert read.skipped == len(bad) == len(caught) and [p.id for p in read.problems] == [
         "aime25-0",
         "aime25-7",
@@ -169,7 +169,7 @@ def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
         ),
     ):
         warnings.simplefilter("ignore")
-        read_benchmark("aime25", tmp_path)
+        read_suite("aime25", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -209,31 +209,31 @@ def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
         ("olympiadbench", {"question": "q", "final_answer": [""]}, "expected text or a number"),
     ],
 )
-def test_rows_that_are_not_of_the_benchmark(tmp_path, name, row, message):
+def test_rows_that_are_not_of_the_suite(tmp_path, name, row, message):
     jsonl(tmp_path / f"{name}.jsonl", [row])
     with (
         pytest.warns(UserWarning, match=message),
         pytest.raises(ValueError, match="no problem in 1 files"),
     ):
-        read_benchmark(name, tmp_path)
+        read_suite(name, tmp_path)
 
 
 def test_bad_places(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"aime42: no such folder.*known: aime24, aime25"):
-        read_benchmark("aime42", tmp_path)
+        read_suite("aime42", tmp_path)
     (tmp_path / "math500").mkdir()
     (tmp_path / "math500/README.md").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"no .parquet, .jsonl, .json, .csv file in it"):
-        read_benchmark("math500", tmp_path)
+        read_suite("math500", tmp_path)
     (tmp_path / "amc23.parquet").write_text("no")
     with pytest.raises(ValueError, match="not a parquet file"):
-        read_benchmark("amc23", tmp_path)
+        read_suite("amc23", tmp_path)
     with pytest.raises(ValueError, match=r"expected the place {problem}"):
-        read_benchmark("amc23", tmp_path, template="Solve this.")
+        read_suite("amc23", tmp_path, template="Solve this.")
     parquet(tmp_path / "aime24/a.parquet", [{"id": 1, "problem": "p", "answer": "1"}])
     parquet(tmp_path / "aime24/b.parquet", [{"id": 1, "problem": "p", "answer": "1"}])
     with pytest.raises(ValueError, match=r"id '1' occurs 2 times in \('a.parquet', 'b.parquet'\)"):
-        read_benchmark("aime24", tmp_path)
+        read_suite("aime24", tmp_path)
 
 
 # ---- results

@@ -1,4 +1,4 @@
-"""Small files in the published layout and with the published columns of each benchmark; rows are
+"""Small files in the published layout and with the published columns of each suite; rows are
 made up."""
 
 import csv

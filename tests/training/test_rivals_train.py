@@ -52,7 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prm_reward": {},
     "prm_min": {},
     "vppo": {},
-    "sft": {"sft.steps": 3, "sft.prompts": 4},
+    "sft": {"sft.steps": 3, "sft.prompts": 4, "training.mini_batches": 1},
     "sft_grpo": {"sft.steps": 2, "sft.prompts": 4},
     "self_correction": {},
     "scope": {
@@ -104,10 +104,12 @@ def test_gspo_updates_once_per_mini_batch(runs: dict[str, list[dict]]):
     assert [row["update/count"] for row in runs["gspo"]] == [4, 4, 4]
     assert all(row["update/count"] == 2 for name in ("grpo", "luffy") for row in runs[name])
     # Half of four demonstrations may hold none that is right.
-    assert (
-        all(row["update/count"] <= 2 for row in runs["sft"])
-        and max(row["update/count"] for row in runs["sft"]) >= 1
-    )
+    supervised = runs["sft_grpo"][:2]
+    assert all(row["update/count"] <= min(2, row["demonstrations/used"]) for row in supervised)
+    assert all((row["update/count"] > 0) == (row["demonstrations/used"] > 0) for row in supervised)
+    assert [row["update/count"] for row in runs["sft"]] == [
+        row["demonstrations/used"] > 0 for row in runs["sft"]
+    ]
     # After the first mini-batch the policy is not the one that sampled.
     assert max(row["policy/ratio_max"] for row in runs["gspo"]) > 1 + 1e-4
     assert runs["gspo"][1]["optimizer/learning_rate"] > 0
@@ -123,7 +125,8 @@ def test_supervised_steps_have_no_rollouts(runs: dict[str, list[dict]]):
         for row in runs["sft"]
     ]
     assert used == pytest.approx(right)  # verified only
-    # The loss is the mean of -log pi over the demonstrated tokens.
+    assert max(used) > 0
+    # The loss of an update is the mean of -log pi over the demonstrated tokens.
     for row in runs["sft"]:
         if row["demonstrations/used"]:
             assert row["loss/total"] == pytest.approx(-row["policy/teacher_logp"], rel=1e-5)
