@@ -12,6 +12,8 @@ from scope_jax.configuration.schema import leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# A path, or a pattern of paths, in a command or between backticks.
+PATH = r"(?<![\w/])((?:[\w.]+/)+(?:[\w.*]*[\w*])?)"
 # Paths in commands that a command makes, or that stand for the reader's own.
 MADE = ("runs/", "cache/", "checkpoints/", "http")
 
@@ -57,11 +59,12 @@ def test_commands_and_links_name_what_exists(page):
         place = ROOT / "scope_jax" / module.replace(".", "/")
         found = place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
         assert found, module
-    paths = re.findall(r"(?<![\w/])((?:[\w.]+/)+(?:[\w.]*\w)?)", code)
     inside = [
-        path for path in paths if not path.startswith(MADE) and (ROOT / path.split("/")[0]).exists()
+        path
+        for path in re.findall(PATH, code)
+        if not path.startswith(MADE) and (ROOT / path.split("/")[0]).exists()
     ]
-    missing = [path for path in inside if not (ROOT / path).exists()]
+    missing = [path for path in inside if not (ROOT / path).exists() and not [*ROOT.glob(path)]]
     assert not missing, missing
     # Pictures are results: they may be made later than the page.
     links = [
@@ -74,8 +77,9 @@ def test_commands_and_links_name_what_exists(page):
 
 def test_a_wrong_path_in_a_command_would_be_seen():
     paths = re.findall(
-        r"(?<![\w/])((?:[\w.]+/)+(?:[\w.]*\w)?)",
-        "python -m x --config=configs/arithmetic/none.py `tb/`",
+        PATH,
+        "python -m x --config=configs/arithmetic/none.py `tb/` `tests/no_*.py` `tests/test_*.py`",
     )
-    assert paths == ["configs/arithmetic/none.py", "tb/"]
+    assert paths == ["configs/arithmetic/none.py", "tb/", "tests/no_*.py", "tests/test_*.py"]
     assert not (ROOT / paths[0]).exists()
+    assert [bool([*ROOT.glob(path)]) for path in paths[2:]] == [False, True]

@@ -454,6 +454,43 @@ def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(
     assert json.loads((workdir / "config.json").read_text())["rollout"]["seats"] is None
 
 
+def as_an_earlier_version_wrote_it(config: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a run of GRPO under the names that the settings had before: where a name
+    has stayed the value is that of `config`, and 0 or "" where that is None."""
+    before = json.loads((ROOT / "tests" / "configuration" / "old_config.json").read_text())
+    for section, values in config.items():
+        if not isinstance(before.get(section), dict):
+            before |= {section: values} if section in before else {}
+            continue
+        for name in before[section].keys() & values.keys():
+            if values[name] is not None:
+                before[section][name] = values[name]
+    before["task"]["options"] = config["task"]["options"]
+    before["evaluation"]["rows"] = config["evaluation"]["rows_at_once"]
+    before["samples"]["rows"] = config["samples"]["per_file"]
+    return before
+
+
+def test_a_run_of_an_earlier_version_goes_on_the_same(checkpoints: Tiny, tmp_path: Path):
+    """Its settings have today's names from then on; one that has changed is refused under today's
+    name."""
+    config = checkpoints.config("grpo", {"steps": 3, "checkpoint.every": 9, **NO_EVALUATION})
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    train(config, whole)
+    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
+        train(config, workdir)
+    path = workdir / "config.json"
+    before = as_an_earlier_version_wrote_it(json.loads(path.read_text()))
+    assert before["rollout"]["slots"] == 0 and before["correction"]["enabled"] is False
+    path.write_text(json.dumps(before | {"rollout": before["rollout"] | {"slots": 5}}))
+    with pytest.raises(ValueError, match=r"config \(rollout.seats: there 5, here null\)"):
+        train(config, workdir)
+    path.write_text(json.dumps(before))
+    train(config, workdir)
+    assert_same_run(workdir, whole)
+    assert path.read_text() == (whole / "config.json").read_text()
+
+
 # ---- damage
 
 
