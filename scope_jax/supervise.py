@@ -216,11 +216,11 @@ def _train_policy(
                 width or model_config.max_positions,
             ),
             end_id=end_token(tokenizer, config.chat),
+            sizes=config.fresh.lengths,
+            problem_seed=config.fresh.seed,
         ),
         batch=config.batch,
         seed=config.seed,
-        problem_seed=config.fresh.seed,
-        sizes=config.fresh.lengths,
         width=width,
     )
     objective = learning.cloning_objective(dataclasses.replace(model_config, remat=config.remat))

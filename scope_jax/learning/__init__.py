@@ -1,4 +1,8 @@
-"""Learning: advantages, token weights, losses, optimiser, the update."""
+"""Learning: credit, advantages, token weights, losses, packing, the optimiser, the update.
+
+In: judged groups of rows, and log-probs. Out: advantages, weighted sums of losses, updated
+parameters with statistics. Losses are pure functions of arrays.
+"""
 
 from scope_jax.learning.advantages import (
     AdvantageSpec,

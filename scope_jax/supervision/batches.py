@@ -27,17 +27,18 @@ CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}\n\n{% end
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """style: of a domain's program. foreign_prefix: the first lines (none to all but one) are in
-    random order and not trained on. in_steps: a reference solution is divided into the domain's
-    steps (`teachers.replies.reference_steps`). chat: the prompt goes into the chat template.
-    max_tokens: the longest row. end_id: the token behind a solution."""
+    """What the rows of a supervised batch are made of."""
 
-    style: str
+    style: str  # of a domain's program
+    # The first lines (none to all but one) are in random order and not trained on.
     foreign_prefix: bool
+    # A reference solution is divided into the domain's steps (`teachers.replies.reference_steps`).
     in_steps: bool
-    chat: bool
-    max_tokens: int
-    end_id: int
+    chat: bool  # the prompt goes into the chat template
+    max_tokens: int  # the longest row
+    end_id: int  # the token behind a solution
+    sizes: tuple[int, ...] = ()  # of fresh problems
+    problem_seed: int = 0  # of fresh problems
 
 
 class DemonstrationBatches:
@@ -45,7 +46,7 @@ class DemonstrationBatches:
     learn, on those.
 
     problems: problems in an epoch order that is a pure function of seed and epoch; None: fresh
-    ones of the domain's program, of `sizes`. Rows that are too long, have no solution or cannot be
+    ones of the domain's program, of `spec.sizes`. Rows that are too long, have no solution or cannot be
     spelled by the tokenizer are left out and counted in `dropped`. Raises ValueError where a whole
     epoch has no row left. width: T; None: the batch's longest row, rounded up.
     """
@@ -59,18 +60,10 @@ class DemonstrationBatches:
         *,
         batch: int,
         seed: int,
-        problem_seed: int = 0,
-        sizes: Sequence[int] = (),
         width: int | None = None,
     ):
         self.domain, self.problems, self.tokenizer, self.spec = domain, problems, tokenizer, spec
-        self.batch, self.seed, self.problem_seed, self.sizes, self.width = (
-            batch,
-            seed,
-            problem_seed,
-            sizes,
-            width,
-        )
+        self.batch, self.seed, self.width = batch, seed, width
         self.position, self.dropped = 0, {"too_long": 0, "no_solution": 0, "untokenisable": 0}
         self._rng = host_rng(seed, Host.DEMONSTRATION_BATCHES)
 
@@ -123,8 +116,8 @@ class DemonstrationBatches:
         if self.problems is not None:
             return self.problems.draw(self.seed, self.position - 1, 1)[0]
         assert isinstance(self.domain, tasks.GeneratedDomain)
-        k = int(self._rng.choice(self.sizes))
-        return self.domain.problem(self.problem_seed, "train", self.position - 1, k)
+        k = int(self._rng.choice(self.spec.sizes))
+        return self.domain.problem(self.spec.problem_seed, "train", self.position - 1, k)
 
     def _row(self, problem: tasks.Problem) -> tuple[list[int], list[int]] | str:
         """(ids that are given, ids to learn), or why there are none."""
