@@ -1,4 +1,4 @@
-"""The house keeps its own rules: what docs/architecture.md says of rooms, imports and sizes is true."""
+"""What docs/architecture.md says of rooms, imports and sizes is true."""
 
 import ast
 import re

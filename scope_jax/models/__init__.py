@@ -1,4 +1,8 @@
-"""Models: one decoder for policy, teacher and PRM; Hugging Face directories in and out."""
+"""Models: one decoder for policy, teacher and process reward model, and one table of weights.
+
+In: a Hugging Face directory, or tokens. Out: a `ModelConfig` with parameters laid out on the mesh;
+logits, log-probs, step scores; a Hugging Face directory again.
+"""
 
 from scope_jax.models.config import FAMILIES, ModelConfig, config_from_json, read_config
 from scope_jax.models.decoder import (
