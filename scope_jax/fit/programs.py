@@ -123,7 +123,7 @@ def plan(config: ConfigDict, found: Models, devices: list[Any]) -> Plan:
     """The programs of one step of `config`, on these devices. Raises ValueError for a mesh that
     does not match."""
     mesh = mesh_of(config, devices)
-    rollout.check_heads(found.policy, mesh, "policy")
+    rollout.check_heads(found.policy, mesh, "the policy")
     make = _Maker(config, found, mesh)
     return Plan(make.held, list(make.programs()), make.notes)
 
@@ -137,7 +137,7 @@ class _Maker:
             for who in ("teacher", "prm")
         )
         if found.teacher is not None:
-            rollout.check_heads(found.teacher, self.teacher_mesh, "teacher")
+            rollout.check_heads(found.teacher, self.teacher_mesh, "the teacher")
         self.notes: list[str] = []
         self.lora, self.losses = lora_spec(config), loss_spec(config)
         self.weights = abstract(found.policy, self.dtype, mesh)
