@@ -176,18 +176,18 @@ def test_a_workdir_of_another_config_is_left_alone(checkpoints: Tiny, tmp_path: 
 # ---- model directories
 
 
-def damaged(checkpoints: Tiny, folder: Path, change) -> str:
+def damaged(checkpoints: Tiny, folder: Path, damage) -> str:
     """A copy of the tiny policy with changed tensors."""
     shutil.copytree(checkpoints.policy, folder)
     tensors = dict(load_file(folder / "model.safetensors"))
-    change(tensors)
+    damage(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 
 
 def test_weights_that_do_not_fit(checkpoints: Tiny, tmp_path: Path):
     name = "model.layers.1.mlp.up_proj.weight"
-    for number, (change, parts) in enumerate(
+    for number, (damage, parts) in enumerate(
         [
             (lambda t: t.update({name: t[name][:5]}), [name, "[5, 48]", "[96, 48]"]),
             (lambda t: t.pop(name), [name, "[96, 48]", "is missing"]),
@@ -197,7 +197,7 @@ def test_weights_that_do_not_fit(checkpoints: Tiny, tmp_path: Path):
             ),
         ]
     ):
-        directory = damaged(checkpoints, tmp_path / f"model{number}", change)
+        directory = damaged(checkpoints, tmp_path / f"model{number}", damage)
         message = refused(
             checkpoints.config("grpo", {"models.policy": directory}), tmp_path / "run"
         )
