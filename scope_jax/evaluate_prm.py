@@ -7,7 +7,8 @@ The protocol is that of arXiv 2412.06559. The prediction for a solution is the i
 step with a score below the threshold, -1 where there is none; it is right where it equals the
 label. F1 is the harmonic mean of the accuracy on erroneous and on correct solutions; the last row
 is the mean over the subsets. A solution that the model cannot score counts as wrong and is shown
-as unscored. `--threshold-from` searches the threshold with the best F1 on one subset and uses it for all.
+as unscored. `--threshold-from` searches the threshold with the best F1 on one subset and uses it
+for all.
 """
 
 import argparse

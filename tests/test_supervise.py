@@ -142,7 +142,7 @@ def test_settings_that_make_no_sense_write_nothing(tmp_path):
             supervise(tiny_config(name, settings), tmp_path / "run")
     config = tiny_config("base", {})
     config.target.name = "reward"
-    with pytest.raises(ValueError, match="config.target.name = 'reward' is unknown"):
+    with pytest.raises(ValueError, match=r"config\.target\.name = 'reward' is unknown"):
         supervise(config, tmp_path / "run")
     config = tiny_config("base", {})
     config.optimizer.learning_rat = 1.0

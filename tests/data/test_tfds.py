@@ -74,7 +74,8 @@ class Hide(PathFinder):
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
 from scope_jax.data.arithmetic_tfds import SignedTermsConfig, prepare
 from scope_jax.data.problems import Problems
-path = prepare(sys.argv[1], SignedTermsConfig(train_size=3, validation_size=1, test_size=1, test_ood_size=1))
+sizes = dict(train_size=3, validation_size=1, test_size=1, test_ood_size=1)
+path = prepare(sys.argv[1], SignedTermsConfig(**sizes))
 found = {"tensorflow", "jax"} & set(sys.modules)
 print(len(Problems.from_tfds(path)), Problems.from_tfds(sys.argv[2], "test")[0].id, found)
 """
