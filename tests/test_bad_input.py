@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from support.tiny_runs import ROOT, Tiny, command, environment, tiny_config
 
 from scope_jax import models, tasks
-from scope_jax.data import Problems, batch_indices
+from scope_jax.data import Problems, batch_indices, read_file
 from scope_jax.evaluate import evaluate
 from scope_jax.run import Checkpoints, read_metrics
 from scope_jax.text import character_tokenizer, load_tokenizer
@@ -237,9 +237,12 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     ]  # prompts of 5 and 7 tokens in turn
     source = Problems.from_list(problems, "mixed lengths")
     tokenizer = character_tokenizer(domain.characters)
-    take = lambda limit: next_problems(
-        source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
-    )
+
+    def take(limit: int):
+        return next_problems(
+            source, tokenizer, seed=0, position=0, count=6, max_tokens=limit, chat=False
+        )
+
     drawn, ids, position, dropped = take(5)
     assert len(drawn) == len(ids) == 6 and all(
         len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids)
@@ -281,7 +284,7 @@ def test_malformed_data_lines(tmp_path: Path):
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        problems = Problems.from_file(path)
+        problems = read_file(path)
     assert len(problems) == 3 and problems.skipped == 3
     lines = [str(w.message) for w in caught]
     assert [
@@ -297,7 +300,7 @@ def test_malformed_data_lines(tmp_path: Path):
         pytest.raises(ValueError, match=r"line 5: .*more than 2 malformed lines") as error,
     ):
         warnings.simplefilter("ignore")
-        Problems.from_file(path, max_malformed=2)
+        read_file(path, max_malformed=2)
     assert str(path) in str(error.value)
 
 

@@ -13,7 +13,7 @@ from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokeni
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
 from scope_jax import models, rollout, tasks
-from scope_jax.data import Problems, batch_indices
+from scope_jax.data import batch_indices, read_file
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.rollout import Generator
@@ -546,7 +546,7 @@ def test_demonstrations_teach_the_solution_and_its_end_alone(math):
         0,
         2,
     )  # a base model: its text ends otherwise than its turns
-    problems = Problems.from_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
+    problems = read_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
     spec = BatchSpec("", False, True, True, 128, 2)
     batches = DemonstrationBatches(
         tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1

@@ -9,7 +9,7 @@ from typing import Any, cast
 from scope_jax.data.decontaminate import MODES, decontaminated
 from scope_jax.data.mixture import mix
 from scope_jax.data.problems import Problems
-from scope_jax.data.sources import read_source, source_of
+from scope_jax.data.sources import read_source, read_tfds, source_of
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
@@ -53,12 +53,13 @@ def load_task(
 ) -> Task:
     """The task called `name`; the arguments are the keys of a config's `task` section.
 
-    arithmetic, countdown: the data set is under the directory `data` (made there first); `options`
-    are fields of its
-        `SignedTermsConfig` or `CountdownConfig` (sizes, lengths, seed, ...).
-    math: `train` and `evaluation` are sources by name (`tasks.Source`), relative paths start at
-    `data`; `options` are
-        fields of `Mathematics`. `tokenizer` counts tokens where a source limits them.
+    arithmetic, countdown  the data set is under the directory `data`, and made there if it is
+                           missing; `options` are fields of its `SignedTermsConfig` or
+                           `CountdownConfig` (sizes, lengths, seed, ...)
+    math                   `train` and `evaluation` are sources by name (`data.Source`), relative
+                           paths start at `data`; `options` are fields of `Mathematics`;
+                           `tokenizer` counts tokens where a source limits them
+
     Raises ValueError for an unknown task, option or key of a source, and what `read_source`
     raises.
     """
@@ -157,8 +158,8 @@ def _generated(
     config = module.CONFIG(**_tuples(options))
     domain = config.domain()  # refuses bad options before anything is written
     directory = module.prepare(data or "cache/tfds", config)
-    sets = {split: Problems.from_tfds(directory, split) for split in ("test", "test_ood")}
-    return domain, {"train": Problems.from_tfds(directory, train_split)}, sets
+    sets = {split: read_tfds(directory, split) for split in ("test", "test_ood")}
+    return domain, {"train": read_tfds(directory, train_split)}, sets
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def config_changes(
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
     now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))
-    same = lambda one, other, key: key in one and key in other and one[key] == other[key]
+
+    def same(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
+        return key in one and key in other and one[key] == other[key]
+
     return {
         key: (_show(before, key), _show(now, key))
         for key in sorted(before.keys() | now.keys())

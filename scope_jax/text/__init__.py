@@ -1,7 +1,7 @@
 """Text and token ids: tokenizers in and out, prompts encoded, where the steps of a completion end.
 
-In: texts, token ids, a tokenizer. Out: ids, texts, positions of step ends. Knows no model and no task;
-importing it is cheap (transformers is imported where a tokenizer is loaded).
+In: texts, token ids, a tokenizer. Out: ids, texts, positions of step ends. Knows no model and no
+task; importing it is cheap (transformers is imported where a tokenizer is loaded).
 """
 
 from scope_jax.text.steps import split_steps, step_ends, stop_table

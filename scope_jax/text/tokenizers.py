@@ -95,7 +95,10 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
     Raises FileNotFoundError where there is none, ValueError where it cannot be read.
     """
     directory = pathlib.Path(directory)
-    has = lambda name: (directory / name).is_file()
+
+    def has(name: str) -> bool:
+        return (directory / name).is_file()
+
     if not any(map(has, ("tokenizer.json", "tokenizer.model", "vocab.json"))):
         raise FileNotFoundError(
             f"{directory}: no tokenizer there: expected tokenizer.json or tokenizer.model"

@@ -113,7 +113,10 @@ def damages(root):
             file.write(content)
 
     for folder, folders, names in os.walk(root):
-        relative = lambda name, folder=folder: os.path.relpath(os.path.join(folder, name), root)
+
+        def relative(name: str, folder: str = folder) -> str:
+            return os.path.relpath(os.path.join(folder, name), root)
+
         yield from ((relative(name), shutil.rmtree) for name in folders)
         yield from (
             (relative(name), damage) for name in names for damage in (cut, empty, os.remove, flip)
@@ -124,11 +127,15 @@ READER = """
 import hashlib, json, os, sys
 import jax, jax.numpy as jnp, numpy as np
 from scope_jax.run.checkpoints import Checkpoints
-like = {"w": jax.ShapeDtypeStruct((8, 16), jnp.float32), "b": jax.ShapeDtypeStruct((5,), jnp.bfloat16)}
+like = {
+    "w": jax.ShapeDtypeStruct((8, 16), jnp.float32),
+    "b": jax.ShapeDtypeStruct((5,), jnp.bfloat16),
+}
 for folder in sorted(os.listdir(sys.argv[1])):
     with Checkpoints(os.path.join(sys.argv[1], folder)) as checkpoints:
         step, state, extra = checkpoints.restore(like)
-        bits = hashlib.sha256(b"".join(np.asarray(state[name]).tobytes() for name in ("w", "b"))).hexdigest()
+        raw = b"".join(np.asarray(state[name]).tobytes() for name in ("w", "b"))
+        bits = hashlib.sha256(raw).hexdigest()
         found = {"step": step, "extra": extra, "bits": bits, "left": checkpoints.steps()}
         print(json.dumps(found | {"saved": checkpoints.save(20, state, extra)}), flush=True)
 """

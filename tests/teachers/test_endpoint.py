@@ -65,7 +65,7 @@ def right_step(body: dict[str, Any]) -> str:
 
 
 class Server:
-    """`behave(handler, body, number)` answers the request; `seen`: (path, headers, body) of each."""
+    """`behave(handler, body, number)` answers a request; `seen`: (path, headers, body) of each."""
 
     def __init__(self, behave: Callable[["Handler", dict[str, Any], int], None]):
         self.seen: list[tuple[str, dict[str, str], dict[str, Any]]] = []
@@ -526,7 +526,10 @@ def test_a_run_whose_server_dies_half_way_ends_all_the_same(checkpoints: Tiny, t
         with pytest.warns(UserWarning, match="teacher endpoint 127.0.0.1.*training goes on"):
             train(checkpoints.config("scope", settings), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    total = lambda name: sum(row.get(f"scope/{name}", 0) for row in rows)
+
+    def total(name: str) -> float:
+        return sum(row.get(f"scope/{name}", 0) for row in rows)
+
     assert len(rows) == 6 and all(row["grad/skipped"] == 0 for row in rows)
     # Rows that ask the same share an answer.
     assert total("corrected") + total("leaks") >= answers and total("teacher_failed_connection") > 0
