@@ -16,7 +16,7 @@ from scope_jax import models, rollout, tasks
 from scope_jax.configuration.schema import set_value
 from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.correction import Scene, StepRows
-from scope_jax.data import Problems, batch_indices
+from scope_jax.data import batch_indices, read_file
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.rollout import Generator
@@ -557,7 +557,7 @@ def test_demonstrations_teach_the_solution_and_its_end_alone(math):
         0,
         2,
     )  # a base model: its text ends otherwise than its turns
-    problems = Problems.from_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
+    problems = read_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
     spec = BatchSpec("", False, True, True, 128, 2)
     batches = DemonstrationBatches(
         tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1

@@ -90,7 +90,7 @@ def config_changes(
         raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
     now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))
 
-    def same(one, other, key):
+    def same(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
         return key in one and key in other and one[key] == other[key]
 
     return {
