@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
+from support.one_update import GROUP, batch, direct_gradient, numbers, objective
 from support.tiny_runs import Tiny
-from test_mesh import GROUP, batch, direct_gradient, numbers, objective
 
 from scope_jax import learning, models
 from scope_jax import train as train_module

@@ -13,8 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
-from support.tiny_runs import Tiny
-from test_mesh import (
+from support.one_update import (
     GROUP,
     LENGTH,
     PROMPT_LENGTH,
@@ -24,6 +23,7 @@ from test_mesh import (
     numbers,
     objective,
 )
+from support.tiny_runs import Tiny
 
 from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
@@ -497,7 +497,7 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         ),
         (
             {"optimizer.moments": "int8"},
-            ("OptimizerSpec.moments = 'int8' is unknown; one of float32, bfloat16, factored"),
+            ("config.optimizer.moments = 'int8' is unknown; one of float32, bfloat16, factored"),
         ),
     ],
 )
