@@ -166,10 +166,10 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             dataclasses.replace(config, remat=args.remat), spec, temperature=1.0, entropy=False
         )
         update = learning.make_update(objective, optimizer, config, passes, dtype=args.dtype)
-        state, slots = learning.init_state(params, optimizer, "float32"), 0
+        state, positions = learning.init_state(params, optimizer, "float32"), 0
 
         def train_on(batch: Rollout) -> None:
-            nonlocal state, slots
+            nonlocal state, positions
             written = rollout.completion_ids(batch)
             reward = np.array([sum(ids) % 2 for ids in written], np.float32)
             advantage = learning.group_advantages(jnp.asarray(reward), args.group)
@@ -180,7 +180,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 order, unit = learning.length_order(batch, args.group, buckets)
                 parts = [jax.tree.map(lambda x, index=index: x[index], parts[0]) for index in order]
             packed = [learning.pack(*part, unit, passes, coarse=buckets > 1) for part in parts]
-            slots = sum(batch["prompt"].size + batch["completion"].size for batch in packed)
+            positions = sum(batch["prompt"].size + batch["completion"].size for batch in packed)
             state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})
             jax.block_until_ready((state, stats))
 
@@ -210,7 +210,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "moments": args.moments,
         "length_buckets": buckets,
         "cache": args.cache,
-        "update_slots": slots,
+        "update_positions": positions,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     return {

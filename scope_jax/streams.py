@@ -1,7 +1,8 @@
 """Every stream of random numbers of a training run, in one table: no two of them collide.
 
 **On the devices.** A run has one root key, `jax.random.key(config.seed)`. Step number n works under
-`fold_in(root, n)`, n = 0, 1, 2, ...; a token is drawn under step key -> stream -> row id -> slot.
+`fold_in(root, n)`, n = 0, 1, 2, ...; a token is drawn under step key -> stream -> row id ->
+position.
 
     folded into the root key     what it is for
     0, 1, 2, ...                 the steps

@@ -2,7 +2,7 @@
 
 Axis letters, used in comments, einsums and name suffixes throughout the project:
 
-    B rows (= P prompts x M samples, prompt-major)   T query slots   S key slots   L layers
+    B rows (= P prompts x M samples, prompt-major)   T query positions   S key positions   L layers
     D model   F feed-forward   N query heads   K kv heads   G query heads per kv head (N = K G)
     H head size   V vocabulary   J steps
 """
@@ -26,9 +26,9 @@ class Owner(enum.IntEnum):
 
 
 class Rollout(flax.struct.PyTreeNode):
-    """A batch of rows, each a prompt and what was written after it, aligned at slot 0.
+    """A batch of rows, each a prompt and what was written after it, aligned at position 0.
 
-    Cutting a row lowers `length_B`; continuing it writes after it. Slots at and past `length_B`
+    Cutting a row lowers `length_B`; continuing it writes after it. Positions at and past `length_B`
     hold PAD.
     """
 
@@ -44,7 +44,7 @@ class Rollout(flax.struct.PyTreeNode):
 
 
 def owner_mask(rollout: Rollout, owner: Owner) -> jax.Array:
-    """bool[B, T]: slots written by `owner`."""
+    """bool[B, T]: positions written by `owner`."""
     return rollout.owner_BT == owner
 
 

@@ -96,8 +96,8 @@ class SummedSteps:
         """float32[B, T]: `outcome_weight` times the advantage of the row (float32[B]) on what was
         written, plus `process_weight` times that of the token."""
         start, stop = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
-        slot = np.arange(token_BT.shape[1])[None]
-        written = (slot >= start[:, None]) & (slot < stop[:, None])
+        position = np.arange(token_BT.shape[1])[None]
+        written = (position >= start[:, None]) & (position < stop[:, None])
         outcome = self.outcome_weight * np.asarray(row)[:, None] * written
         return (outcome + self.process_weight * token_BT).astype(np.float32)
 
@@ -197,7 +197,7 @@ def _step_credit(
 def _by_row(
     located: Located, prompt_length_B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(score_BJ, end_BJ in slots of the row, valid_BJ) of all rows, from those that were scored."""
+    """(score_BJ, end_BJ as positions of the row, valid_BJ) of all rows, from the scored ones."""
     B, J = len(prompt_length_B), max(located.score_RJ.shape[1], 1)
     score, valid = np.zeros((B, J), np.float32), np.zeros((B, J), bool)
     end = np.zeros((B, J), np.int32)

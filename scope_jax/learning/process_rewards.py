@@ -1,8 +1,8 @@
 """Advantages per token from scores of steps, and the penalty of long rows; numpy, on the host.
 
-Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of prompt i. Slots count
-from the start of the row, prompt included; ends are exclusive. The slots that a row wrote are
-`[prompt_length, length)`; all others get 0.
+Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of prompt i. Positions
+count from the start of the row, prompt included; ends are exclusive. The positions that a row wrote
+are `[prompt_length, length)`; all others get 0.
 """
 
 import math
@@ -58,7 +58,7 @@ def step_advantages(
     the only one of its group with scored steps has nothing to be compared with and gets 0.
 
     Raises ValueError where shapes do not fit, `form` is unknown, `temperature` is not above 0, or
-    an included row has a scored step that is empty or lies outside the slots that the row wrote.
+    an included row has a scored step that is empty or lies outside what the row wrote.
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is unknown; one of {', '.join(FORMS)}")
@@ -93,10 +93,10 @@ def step_advantages(
     )
     if wrong.any():
         b, j = (int(x[0]) for x in np.nonzero(wrong))
-        where = f"slots [{prompt_length[b]}, {min(length[b], T)}) of the row"
+        where = f"positions [{prompt_length[b]}, {min(length[b], T)}) of the row"
         raise ValueError(
-            f"step {j} of row {b} covers slots [{start[b, j]}, {end[b, j]}); expected some of the"
-            f" {where}"
+            f"step {j} of row {b} covers positions [{start[b, j]}, {end[b, j]}); expected some of"
+            f" the {where}"
         )
 
     score = np.where(valid, score, 0.0)
@@ -145,7 +145,7 @@ def prefix_advantages(
     prompts are longer than prefixes, "prompt" would leave nothing).
 
     Raises ValueError where shapes do not fit, `shorten` is unknown, a number makes no sense, or a
-    prefix ends outside the slots that its row wrote.
+    prefix ends outside the positions that its row wrote.
     """
     if shorten not in SHORTEN:
         raise ValueError(f"shorten {shorten!r} is unknown; one of {', '.join(SHORTEN)}")
@@ -174,7 +174,7 @@ def prefix_advantages(
     if wrong.any():
         b = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"prefix_end_B[{b}] = {end[b]}; expected a slot in [{prompt_length[b]},"
+            f"prefix_end_B[{b}] = {end[b]}; expected a position in [{prompt_length[b]},"
             f" {min(length[b], T)}]"
         )
 
@@ -257,8 +257,8 @@ def _against_other_rows(
 
 
 def _written(prompt_length: np.ndarray, length: np.ndarray, T: int) -> np.ndarray:
-    slot = np.arange(T)[None]
-    return (slot >= prompt_length[:, None]) & (slot < length[:, None])
+    position = np.arange(T)[None]
+    return (position >= prompt_length[:, None]) & (position < length[:, None])
 
 
 def _rows(name: str, values: ArrayLike, B: int) -> np.ndarray:
