@@ -129,7 +129,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ({"loss.clip_low": 2.0}, "LossSpec.clip_low = 2.0; expected at most 1"),
         (
             {"optimizer.schedule": "exponential"},
-            "OptimizerSpec.schedule = 'exponential' is unknown",
+            "config.optimizer.schedule = 'exponential' is unknown",
         ),
         ({"optimizer.learning_rate": float("inf")}, "OptimizerSpec.learning_rate = inf"),
         (
