@@ -70,7 +70,7 @@ class CompileReport:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if costs := getattr(report, "costs", None):
-            row = {"test": report.nodeid, "phase": report.when, **costs}
+            row = {"test": report.nodeid, "phase": report.when, "outcome": report.outcome} | costs
             self.costs.append(row)
             if self.file and not hasattr(self.config, "workerinput"):
                 with open(self.file, "a") as file:
