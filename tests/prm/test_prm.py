@@ -683,7 +683,7 @@ def test_the_command(prms, directories, tmp_path):
             "--threshold-from=aime: no such subset; the data has gsm8k, math",
         ),
         (["--threshold=2"], r"threshold 2.0 must lie in \(0, 1\)"),
-        (["--thresh=0.5"], "unrecognized arguments: --thresh=0.5"),
+        (["--thresh=0.5"], "Unknown command line flag 'thresh'"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate_prm.main([*arguments, *more])
