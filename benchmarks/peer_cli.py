@@ -18,7 +18,7 @@ def parse_args(what: str) -> argparse.Namespace:
     parser.add_argument("--group", type=int, default=8, help="rows of each prompt")
     parser.add_argument("--prompt-length", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--slots", type=int, default=64, help="rows decoded together")
+    parser.add_argument("--seats", type=int, default=64, help="rows decoded together")
     parser.add_argument("--lengths", choices=("fixed", "varied"), default="fixed")
     parser.add_argument(
         "--lengths-file", help="JSON list of the new tokens of each row; implies --lengths=varied"

@@ -38,7 +38,7 @@ def load_model(directory: str) -> transformers.PreTrainedModel:
 
 
 def rollout(args: Namespace) -> dict:
-    """Seconds of `generate` over all rows, in batches of `slots`; varied lengths: or in one batch,
+    """Seconds of `generate` over all rows, in batches of `seats`; varied lengths: or in one batch,
     if faster."""
     model = load_model(args.model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
@@ -89,7 +89,7 @@ def rollout(args: Namespace) -> dict:
         return time.perf_counter() - start
 
     batches = sorted(
-        {min(args.slots, len(lengths)), len(lengths)} if args.lengths == "varied" else {args.slots}
+        {min(args.seats, len(lengths)), len(lengths)} if args.lengths == "varied" else {args.seats}
     )
     first = {batch: run(batch) for batch in batches}
     best = min(first, key=lambda batch: first[batch])

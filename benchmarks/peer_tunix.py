@@ -60,7 +60,7 @@ def one_device_mesh() -> jax.sharding.Mesh:
 
 
 def rollout(args: Namespace) -> dict:
-    """Seconds of the sampler over all rows, in batches of `slots`; varied lengths: or in one
+    """Seconds of the sampler over all rows, in batches of `seats`; varied lengths: or in one
     batch, if faster.
 
     The sampler knows no length of single rows. Its loop ends when all rows of a batch have, so a
@@ -108,9 +108,9 @@ def rollout(args: Namespace) -> dict:
             return time.perf_counter() - start
 
         batches = sorted(
-            {min(args.slots, len(lengths)), len(lengths)}
+            {min(args.seats, len(lengths)), len(lengths)}
             if args.lengths == "varied"
-            else {args.slots}
+            else {args.seats}
         )
         first = {batch: run(batch, 0) for batch in batches}
         # Compilation hides the speed of the first call: a second one decides.

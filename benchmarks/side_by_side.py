@@ -28,13 +28,13 @@ from make_model import write_model
 HERE = Path(__file__).resolve().parent
 SIDES = ("scope_jax", "trl", "tunix")
 # Fixed: every row writes the whole budget. Varied: rows end as in training, 256 of them through 64
-# slots.
+# seats.
 TASKS = {
     "fixed": {"mode": "rollout", "prompts": 8, "aim": 1.3},
     "varied": {"mode": "rollout", "prompts": 32, "aim": 2.5},
     "step": {"mode": "step", "prompts": 8, "aim": 1.7},
 }
-GROUP, PROMPT_LENGTH, NEW_TOKENS, SLOTS = 8, 64, 128, 64
+GROUP, PROMPT_LENGTH, NEW_TOKENS, SEATS = 8, 64, 128, 64
 DISTURBED = 0.1  # share of the pinned CPUs that other processes may use during a measurement
 
 
@@ -54,7 +54,7 @@ def run_side(
         "group": GROUP,
         "prompt-length": PROMPT_LENGTH,
     }
-    flags |= {"new-tokens": NEW_TOKENS, "slots": SLOTS, "steps": args.steps}
+    flags |= {"new-tokens": NEW_TOKENS, "seats": SEATS, "steps": args.steps}
     if task == "varied":
         flags |= {
             "lengths": "varied",

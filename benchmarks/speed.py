@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py rollout|update|step --model=DIR
         [--prompts=8 --group=8 --prompt-length=64 --new-tokens=128]
-        [--slots=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
+        [--seats=64 --lengths=varied --lengths-file=F] [--steps=5] [--json] [--profile=DIR]
         [--remat=layer --moments=bfloat16 --length-buckets=4 --cache=int8]
 
 rollout: tokens written per second. update: tokens (prompt and completion) trained per second.
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--new-tokens", type=int, default=128, help="tokens written per row (the budget)"
     )
-    parser.add_argument("--slots", type=int, default=0, help="rows decoded at once; 0: all")
+    parser.add_argument("--seats", type=int, default=0, help="rows decoded at once; 0: all")
     parser.add_argument("--lengths", choices=("fixed", "varied"), default="fixed")
     parser.add_argument(
         "--lengths-file", help="JSON list of completion lengths, one per row (for --lengths=varied)"
@@ -145,7 +145,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                     f" {args.new_tokens} are needed"
                 )
         make = rollout_call(
-            params, config, prompts, args.group, args.new_tokens, args.slots, lengths, args.cache
+            params, config, prompts, args.group, args.new_tokens, args.seats, lengths, args.cache
         )
         seeds = iter(range(10**9))
         micro_batch = args.micro_batch or math.gcd(8 * jax.device_count(), rows)
@@ -203,7 +203,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "group": args.group,
         "prompt_length": args.prompt_length,
         "new_tokens": args.new_tokens,
-        "slots": args.slots or rows,
+        "seats": args.seats or rows,
         "micro_batch": micro_batch,
         "dtype": args.dtype,
         "remat": args.remat,

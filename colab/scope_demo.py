@@ -55,8 +55,6 @@ def checkpoint(name, kind="policy", **settings):
     if SMOKE:
         config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 16, 1, 0
         config.model.update({"hidden_size": 32, "num_layers": 1, "ffn_size": 64})
-        if kind == "prm":
-            config.target.rollouts.update({"problems": 32, "held_out": 16})
     supervise.supervise(config, FOLDER / name)
     return str(FOLDER / name)
 
@@ -65,7 +63,7 @@ lengths = {"lengths": (2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 7)}
 base = checkpoint("base", steps=600, fresh=lengths, target={"misconception": 0.95})
 style = {"style": "sorted", "foreign_prefix": True}
 able = checkpoint("teacher", steps=350, seed=1, start=base, fresh=lengths | {"seed": 2}, target=style)
-labelled = {"rollouts": {"policy": base}}
+labelled = {"rollouts": {"policy": base, **({"problems": 32, "held_out": 16} if SMOKE else {})}}
 judge = checkpoint("prm", "prm", steps=150, start=able, target=labelled, optimizer={"learning_rate": 1e-3})
 
 # %% [markdown]
@@ -146,11 +144,9 @@ print("right now:", domain.verify([owners[row]], rollout.texts([ids], tokenizer)
 def arm(method):
     config = default_config(method)
     config.update({"steps": 2 if SMOKE else 40, "models": {"policy": base, "teacher": able, "prm": judge}})
-    config.task.data = str(FOLDER / "tfds")
+    config.update({"task": {"data": str(FOLDER / "tfds")}, "teacher": {"step_tokens": 8}, "loss": {"normaliser": "token"}})
     config.task.options = {"train_size": 2048, "lengths": (4, 5), "start": "zero"}
     config.rollout.update({"prompts": 4 if SMOKE else 16, "prompt_tokens": 11, "new_tokens": 29})
-    config.teacher.step_tokens = 8
-    config.loss.normaliser = "token"
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "b2": 0.98})
     config.evaluation.update({"problems": 0 if SMOKE else 64, "ood_problems": 0})
     train.train(config, FOLDER / method)

@@ -25,7 +25,8 @@ class Flag:
     name: str
     help: str
     default: Any = None
-    kind: type = str  # str, int, float, bool, Path, or list: words between commas
+    # str, int, float, bool, Path, list (words between commas), or tuple (given again for each).
+    kind: type = str
     required: bool = False
     words: tuple[str, ...] = ()  # the values that it may have
 
@@ -77,7 +78,7 @@ def run(
             raise ValueError("--workdir is missing; give the directory to write")
         return entry(config, values.workdir, values)
 
-    values = parse(arguments, known)
+    values = parse_or_exit(arguments, known)
     _end(checked, values, values.workdir or ".")
 
 
@@ -89,13 +90,21 @@ def program(
     """A program that takes no config: parse its flags, call `entry(flag values)` and print what it
     returns. An error ends the program as the table in `scope_jax.run.failures` says. `arguments`:
     in place of those of the command line."""
-    values = parse(sys.argv[1:] if arguments is None else arguments, known)
-    _end(entry, values, ".")
+    _end(entry, parse_or_exit(sys.argv[1:] if arguments is None else arguments, known), ".")
+
+
+def parse_or_exit(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
+    """`parse`; a bad flag ends the program with one line and exit code 2."""
+    try:
+        return parse(arguments, known)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
-    """An object with the value of each flag. `--help` prints the flags; a flag that does not exist,
-    a bad value or a missing one ends the program with one line and exit code 2."""
+    """An object with the value of each flag. `--help` prints the flags and ends the program. Raises
+    ValueError for a flag that does not exist, a bad value and a missing one."""
     values = flags.FlagValues()
     for flag in known:
         text = flag.help + (" (required)" if flag.required else "")
@@ -119,8 +128,7 @@ def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
             if flag.required and values[flag.name].value is None:
                 raise flags.Error(f"--{flag.name} is missing: {flag.help}")
     except flags.Error as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+        raise ValueError(str(error).splitlines()[0]) from None
     given = {flag.name: values[flag.name].value for flag in known}
     paths = {flag.name for flag in known if flag.kind is Path}
     return SimpleNamespace(
@@ -135,6 +143,7 @@ _DEFINE: dict[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     bool: flags.DEFINE_bool,
     list: flags.DEFINE_list,
+    tuple: flags.DEFINE_multi_string,
 }
 
 

@@ -7,21 +7,23 @@ The protocol is that of arXiv 2412.06559. The prediction for a solution is the i
 step with a score below the threshold, -1 where there is none; it is right where it equals the
 label. F1 is the harmonic mean of the accuracy on erroneous and on correct solutions; the last row
 is the mean over the subsets. A solution that the model cannot score counts as wrong and is shown
-as unscored. `--threshold-from` searches the threshold with the best F1 on one subset and uses it for all.
+as unscored. `--threshold-from` searches the threshold with the best F1 on one subset and uses it
+for all.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scope_jax import cli
 from scope_jax.correction import first_error
 from scope_jax.data.processbench import LabelledSolution, Subset, load_processbench
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
@@ -192,54 +194,24 @@ def _share(hits: np.ndarray) -> float | None:
     return float(np.mean(hits)) if hits.size else None
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises ValueError for bad flags, instead of ending the program."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m scope_jax.evaluate_prm",
-        description=(__doc__ or "").split("\n")[0],
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--model", required=True, help="Hugging Face directory of the process reward model"
-    )
-    parser.add_argument(
-        "--data", required=True, help="directory of ProcessBench files, or one file"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="a step with a score below it is an error"
-    )
-    parser.add_argument(
-        "--threshold-from",
-        default="",
-        help="subset to search the threshold on, instead of --threshold",
-    )
-    parser.add_argument("--prm-format", default="auto", help="auto, qwen, math_shepherd or skywork")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters"
-    )
-    parser.add_argument(
-        "--limit", type=int, default=0, help="only the first solutions of each subset; 0: all"
-    )
-    parser.add_argument(
-        "--fsdp", type=int, default=1, help="devices over which the parameters are split"
-    )
-    parser.add_argument(
-        "--tensor", type=int, default=1, help="devices over which heads and feed-forward are split"
-    )
-    parser.add_argument("--json", default="", help="file to write the record to")
-    return parser.parse_args(argv)
+FLAGS = (
+    cli.Flag("model", "Hugging Face directory of the process reward model", required=True),
+    cli.Flag("data", "directory of ProcessBench files, or one file", required=True),
+    cli.Flag("threshold", "a step with a score below it is an error", 0.5, float),
+    cli.Flag("threshold_from", "subset to search the threshold on, instead of --threshold", ""),
+    cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
+    cli.Flag("dtype", "of the parameters", "float32", words=("float32", "bfloat16")),
+    cli.Flag("limit", "only the first solutions of each subset; 0: all", 0, int),
+    cli.Flag("fsdp", "devices over which the parameters are split", 1, int),
+    cli.Flag("tensor", "devices over which heads and feed-forward are split", 1, int),
+    cli.Flag("json", "file to write the record to", ""),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns the table. Raises ValueError and FileNotFoundError for bad
     input."""
-    given = _arguments(argv)
+    given = cli.parse(sys.argv[1:] if argv is None else argv, FLAGS)
     subsets = load_processbench(given.data)
     if given.limit > 0:
         subsets = [

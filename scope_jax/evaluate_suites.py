@@ -8,7 +8,6 @@ one. The same command goes on with an evaluation that was stopped. In the workdi
 (figures and what made them), `suites.md` (the table), `samples/` (every completion with its score).
 """
 
-import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -22,10 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from scope_jax import models, rollout
+from scope_jax import cli, models, rollout
 from scope_jax.data.suites import SUITES, SuiteData, read_suite
 from scope_jax.devices.mesh import make_mesh, put_rows, use_cpu_cores
-from scope_jax.evaluate_prm import Parser, checkpoint_hash
+from scope_jax.evaluate_prm import checkpoint_hash
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import Result, ResultsFile, markdown_table, summarise
 from scope_jax.report.voting import AGGREGATES, aggregate
@@ -148,15 +147,15 @@ def evaluate_suite(
     workdir: str | Path,
     *,
     rows: int = 256,
-    slots: int = 64,
+    seats: int = 64,
     weigher: Weigher | None = None,
 ) -> dict[str, Any]:
     """Decode, judge and sum up one suite: its record, with the figures of
     `report.samples.summarise` under "result".
 
-    Chunks of about `rows` rows are decoded together on `slots` seats (0: one for each row). The
+    Chunks of about `rows` rows are decoded together on `seats` seats (0: one for each row). The
     results of a chunk are kept in `workdir/samples/` before the next one begins, and are not made
-    again. A sample's tokens do not depend on `rows`, `slots`, the mesh or `settings.limit`.
+    again. A sample's tokens do not depend on `rows`, `seats`, the mesh or `settings.limit`.
     """
     if settings.temperature == 0 and settings.samples > 1:
         raise ValueError(
@@ -188,7 +187,7 @@ def evaluate_suite(
         kept = ResultsFile(Path(workdir) / "samples" / f"{data.name}-{key}.jsonl", key)
         todo = [n for n in chosen if n not in kept.done]
         size = _chunk(rows, settings.samples, len(chosen))
-        decode = _Decoder(policy, data.name, spec, settings, size, longest + new_tokens, slots)
+        decode = _Decoder(policy, data.name, spec, settings, size, longest + new_tokens, seats)
         bar = progress(len(chosen), initial=len(chosen) - len(todo), desc=data.name)
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
@@ -265,7 +264,7 @@ class _Decoder:
     settings: Settings
     size: int  # problems in a chunk
     buffer: int  # token positions of a row
-    slots: int  # rows decoded at once; 0: all
+    seats: int  # rows decoded at once; 0: all
 
     def __call__(self, prompts: Mapping[int, list[int]]) -> tuple[list[list[int]], list[bool]]:
         """(ids written, whether the row ended by itself) of `samples` rows for each problem. The
@@ -287,7 +286,7 @@ class _Decoder:
             self.policy.config,
             batch.replace(row_id_B=row_id_B, finished_B=finished_B),
             key,
-            dataclasses.replace(self.spec, seats=self.slots or None),
+            dataclasses.replace(self.spec, seats=self.seats or None),
             shared_prefix=samples,
         )
         return (
@@ -381,75 +380,41 @@ def _end_ids(config: models.ModelConfig, tokenizer: Any) -> tuple[int, ...]:
 # ---- the command line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m scope_jax.evaluate_suites",
-        description=(__doc__ or "").split("\n")[0],
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--suites",
-        required=True,
-        help=f"comma-separated: {', '.join(SUITES)}, or folders of your own",
-    )
-    parser.add_argument("--model", required=True, help="Hugging Face directory of the policy")
-    parser.add_argument("--data", required=True, help="directory with one folder per suite")
-    parser.add_argument("--workdir", required=True, help="directory to write")
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        help="suite.key=value, for one suite; repeatable",
-    )
-    for field in dataclasses.fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        text = f"for all suites (default: {field.default!r})"
-        parser.add_argument(flag, type=_types()[field.name], default=argparse.SUPPRESS, help=text)
-    parser.add_argument(
-        "--chat",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="use the tokenizer's chat template",
-    )
-    parser.add_argument(
-        "--rows", type=int, default=256, help="rows of a chunk: how often results are kept"
-    )
-    parser.add_argument(
-        "--slots", type=int, default=64, help="rows decoded at once; 0: all of a chunk"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the parameters"
-    )
-    parser.add_argument(
-        "--fsdp", type=int, default=1, help="devices over which the parameters are split"
-    )
-    parser.add_argument(
-        "--tensor", type=int, default=1, help="devices over which heads and feed-forward are split"
-    )
-    parser.add_argument(
-        "--prm", default="", help="directory of a process reward model: adds bon@n and vote@n"
-    )
-    parser.add_argument("--prm-format", default="auto", help="auto, qwen, math_shepherd or skywork")
-    parser.add_argument(
-        "--prm-aggregate",
-        choices=AGGREGATES,
-        default="product",
-        help="of the step scores of a sample",
-    )
-    return parser
+def _flags() -> list[cli.Flag]:
+    names = ", ".join(SUITES)
+    return [
+        cli.Flag("suites", f"{names}, or folders of your own", kind=list, required=True),
+        cli.Flag("model", "Hugging Face directory of the policy", required=True),
+        cli.Flag("data", "directory with one folder per suite", required=True),
+        cli.Flag("workdir", "directory to write", required=True),
+        cli.Flag("override", "suite.key=value, for one suite; repeatable", [], tuple),
+        *(
+            cli.Flag(field.name, f"for all suites (default: {field.default!r})", None, kind)
+            for field, kind in zip(dataclasses.fields(Settings), _types().values(), strict=True)
+        ),
+        cli.Flag("chat", "use the tokenizer's chat template", "auto", words=("auto", "on", "off")),
+        cli.Flag("rows", "rows of a chunk: how often results are kept", 256, int),
+        cli.Flag("seats", "rows decoded at once; 0: all of a chunk", 64, int),
+        cli.Flag("dtype", "of the parameters", "bfloat16", words=("float32", "bfloat16")),
+        cli.Flag("fsdp", "devices over which the parameters are split", 1, int),
+        cli.Flag("tensor", "devices over which heads and feed-forward are split", 1, int),
+        cli.Flag("prm", "directory of a process reward model: adds bon@n and vote@n", ""),
+        cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
+        cli.Flag("prm_aggregate", "of a sample's step scores", "product", words=AGGREGATES),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns the table. Raises ValueError, FileNotFoundError and
     RuntimeError for bad input."""
-    given = _parser().parse_args(argv)
-    names = list(dict.fromkeys(name.strip() for name in given.suites.split(",") if name.strip()))
+    given = cli.parse(sys.argv[1:] if argv is None else argv, _flags())
+    names = list(dict.fromkeys(name.strip() for name in given.suites if name.strip()))
     if not names:
         raise ValueError(f"--suites names no suite; known: {', '.join(SUITES)}")
     common = {
         field.name: getattr(given, field.name)
         for field in dataclasses.fields(Settings)
-        if hasattr(given, field.name)
+        if getattr(given, field.name) is not None
     }
     settings = {name: settings_for(name, common, given.override, names) for name in names}
     # Before the model is read: a wrong path or name shows at once.
@@ -487,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> str:
                 settings[name],
                 workdir,
                 rows=given.rows,
-                slots=given.slots,
+                seats=given.seats,
                 weigher=weigher,
             )
             # After each suite, so that its figures stay even if the next one is stopped.

@@ -18,7 +18,7 @@ from support.tiny_runs import ROOT, Tiny, command, environment, tiny_config
 from scope_jax import models, tasks
 from scope_jax.configs.tasks import change
 from scope_jax.configuration import default_config, train_config
-from scope_jax.data import Problems, batch_indices
+from scope_jax.data import Problems, batch_indices, read_file
 from scope_jax.data.load import Task
 from scope_jax.evaluate import EvaluateSpec, evaluate
 from scope_jax.run import Checkpoints, read_metrics
@@ -129,7 +129,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ({"loss.clip_low": 2.0}, "LossSpec.clip_low = 2.0; expected at most 1"),
         (
             {"optimizer.schedule": "exponential"},
-            "OptimizerSpec.schedule = 'exponential' is unknown",
+            "config.optimizer.schedule = 'exponential' is unknown",
         ),
         ({"optimizer.learning_rate": float("inf")}, "OptimizerSpec.learning_rate = inf"),
         (
@@ -294,7 +294,7 @@ def test_malformed_data_lines(tmp_path: Path):
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        problems = Problems.from_file(path)
+        problems = read_file(path)
     assert len(problems) == 3 and problems.skipped == 3
     lines = [str(w.message) for w in caught]
     assert [
@@ -310,7 +310,7 @@ def test_malformed_data_lines(tmp_path: Path):
         pytest.raises(ValueError, match=r"line 5: .*more than 2 malformed lines") as error,
     ):
         warnings.simplefilter("ignore")
-        Problems.from_file(path, max_malformed=2)
+        read_file(path, max_malformed=2)
     assert str(path) in str(error.value)
 
 

@@ -71,7 +71,7 @@ def arguments(place: Path, workdir: Path, suites: str = "words", **more) -> list
         "template": "{problem}=",
         "grader": "early_grader:early",
         "rows": 8,
-        "slots": 0,
+        "seats": 0,
     } | more
     return [f"--{name}={value}" for name, value in flags.items() if value is not None]
 
@@ -197,13 +197,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers_on_another_number_of_de
 def test_tokens_depend_on_problem_and_sample_only(place, whole, tmp_path):
     """Not on how many samples there are, on chunks, on seats, or on a limit."""
     written = texts(whole[0])
-    run(place, tmp_path / "a", samples=3, rows=100, slots=4, limit=4)
+    run(place, tmp_path / "a", samples=3, rows=100, seats=4, limit=4)
     more = texts(tmp_path / "a")
     assert list(more) == ["w-0", "w-1", "w-2", "w-3"]
     assert {name: row[:2] for name, row in more.items()} == {name: written[name] for name in more}
     assert len({text for row in more.values() for text in row}) == 12
     # The limit is lifted in the same workdir: the four are kept, the others follow.
-    record = run(place, tmp_path / "a", samples=3, rows=100, slots=4, limit=7)[0]
+    record = run(place, tmp_path / "a", samples=3, rows=100, seats=4, limit=7)[0]
     assert record["problems"] == 7 and record["verdicts"] == {"judged": 9}
     # Other settings in the same workdir: a record beside the first one, which stays as it is.
     both = run(place, tmp_path / "a", seed=1, limit=2)

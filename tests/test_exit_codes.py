@@ -14,7 +14,7 @@ import pytest
 import tensorstore
 from support.tiny_runs import ROOT, environment
 
-from scope_jax.devices import hosts
+from scope_jax.devices import watch
 from scope_jax.run import STOPPED, Checkpoints, NoRoom, Stopped, StorageError, failures
 
 
@@ -90,7 +90,7 @@ def test_each_ending_is_one_line():
 def test_the_documentation_shows_the_table_of_exit_codes():
     text = (ROOT / "docs" / "resuming.md").read_text()
     assert all(f"| {code} | {what} |\n" in text for code, what in failures.EXIT_CODES.items())
-    assert {STOPPED, hosts.LOST} <= {int(c) for c in failures.EXIT_CODES if c.isdecimal()}
+    assert {STOPPED, watch.LOST} <= {int(c) for c in failures.EXIT_CODES if c.isdecimal()}
 
 
 def test_a_sweep_records_a_run_that_would_fail_again_and_no_other():

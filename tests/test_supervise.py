@@ -16,7 +16,7 @@ from scope_jax import models, rollout, tasks
 from scope_jax.configuration.schema import set_value
 from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.correction import Scene, StepRows
-from scope_jax.data import Problems, batch_indices
+from scope_jax.data import batch_indices, read_file
 from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.rollout import Generator
@@ -111,7 +111,6 @@ def test_a_finished_directory_is_left_alone(checkpoints: Tiny):
 def test_settings_that_make_no_sense_write_nothing(tmp_path):
     prm = {"target.rollouts.policy": "x"}
     for name, settings, message in (
-        ("base", {"target.name": "reward"}, "config.target.name = 'reward' is unknown"),
         ("base", {"steps": 5}, "needs steps > warmup_steps"),
         ("base", {"target.misconception": 1.5}, "misconception 1.5"),
         ("base", {"task.name": "chess"}, "config.task.name = 'chess' is unknown"),
@@ -141,6 +140,10 @@ def test_settings_that_make_no_sense_write_nothing(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             supervise(tiny_config(name, settings), tmp_path / "run")
+    config = tiny_config("base", {})
+    config.target.name = "reward"
+    with pytest.raises(ValueError, match=r"config\.target\.name = 'reward' is unknown"):
+        supervise(config, tmp_path / "run")
     config = tiny_config("base", {})
     config.optimizer.learning_rat = 1.0
     with pytest.raises(
@@ -554,7 +557,7 @@ def test_demonstrations_teach_the_solution_and_its_end_alone(math):
         0,
         2,
     )  # a base model: its text ends otherwise than its turns
-    problems = Problems.from_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
+    problems = read_file(math[0] / "sums.jsonl", fields={"prompt": "problem"})
     spec = BatchSpec("", False, True, True, 128, 2)
     batches = DemonstrationBatches(
         tasks.Mathematics(system=""), problems, tokenizer, spec, batch=6, seed=1
@@ -643,7 +646,7 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
     }
     with pytest.raises(
         ValueError,
-        match=r"7 problems; rollouts\.problems and \.held_out ask for 8, none of them twice",
+        match=r"7 problems; target\.rollouts\.problems and \.held_out ask for 8, none of them",
     ):
         supervise(
             math_config({**settings, "target.rollouts.held_out": 4}, "prm"), folder / "too_many"

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +10,7 @@ from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.correction.steps import pad_rows
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.rollout.rows import cut, take_rows
@@ -18,7 +18,7 @@ from scope_jax.teachers.base import Ask, Corrected, Job, failure_counts
 from scope_jax.teachers.replies import gives_answer_away
 from scope_jax.types import Rollout
 
-_cut_rows, _take_rows = jax.jit(cut), jax.jit(take_rows)
+_cut_rows, _take_rows = program(cut), program(take_rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

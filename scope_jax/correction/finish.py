@@ -11,6 +11,7 @@ from scope_jax.correction.correct import CorrectedRows
 from scope_jax.correction.records import Scene
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.rollout import Generator, completion_texts
 from scope_jax.tasks import verdicts
 from scope_jax.types import Owner, Rollout
@@ -83,7 +84,7 @@ def _extend(
     )
 
 
-@jax.jit
+@program
 def _select_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
     return jax.tree.map(

@@ -8,6 +8,7 @@ import numpy as np
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.steps import StepRows, in_steps
+from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import row_count
 from scope_jax.streams import Host, host_rng
 
@@ -91,7 +92,7 @@ def _judge(
     return np.minimum(np.asarray(error)[:R], J), np.asarray(quality)[:R]
 
 
-@jax.jit
+@program
 def _error_and_quality(
     score: jax.Array, valid: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from scope_jax import streams
 from scope_jax.correction.records import Scene
 from scope_jax.correction.steps import StepRows, pad_rows
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_texts
 from scope_jax.rollout.rows import cut
@@ -151,7 +152,7 @@ def search_first_error(steps_R: np.ndarray, probe: Probe) -> np.ndarray:
     return lost - 1
 
 
-@jax.jit
+@program
 def _cut_copies(
     rollout: Rollout, index_R: jax.Array, length_R: jax.Array, valid_R: jax.Array, copy_K: jax.Array
 ) -> Rollout:

@@ -10,11 +10,12 @@ from scope_jax.correction.finish import Attempts
 from scope_jax.correction.records import Groups
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.correction.steps import pad_rows
+from scope_jax.devices.programs import program
 from scope_jax.rollout.rows import cut, place_rows, take_rows
 from scope_jax.streams import Host, host_rng
 from scope_jax.types import Rollout
 
-_place_rows = jax.jit(place_rows)
+_place_rows = program(place_rows)
 
 
 def place(attempts: Attempts, groups: Groups, spec: CorrectionSpec, seed: int) -> Groups:
@@ -81,7 +82,7 @@ def _with_free_rows(groups: Groups, free: int) -> Groups:
     )
 
 
-@jax.jit
+@program
 def _widen(rollout: Rollout, index: jax.Array, is_free: jax.Array) -> Rollout:
     rows = take_rows(rollout, index, ~is_free)
     rows = cut(rows, jnp.where(is_free, rows.prompt_length_B, rows.length_B))

@@ -5,11 +5,13 @@ function of seed and position. The TFDS builders are in `arithmetic_tfds` and `c
 """
 
 from scope_jax.data.problems import Problems, batch_indices
-from scope_jax.data.sources import Source, read_source
+from scope_jax.data.sources import Source, read_file, read_source, read_tfds
 
 __all__ = [
     "Problems",
     "Source",
     "batch_indices",
+    "read_file",
     "read_source",
+    "read_tfds",
 ]

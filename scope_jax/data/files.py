@@ -47,10 +47,9 @@ def split_files(root: AnyPath, split: str = "train", config: str = "") -> list[A
     """The files of one split of a data set directory, in a fixed order.
 
     config: one of the README's configs ("*" for all of them together), or, without them, a folder.
-    Empty: the one
-        marked `default: true`, the one called "default", or the only one.
-    Raises FileNotFoundError where no file of problems is there, ValueError for an unknown split or
-    config (with those that are there) and for a README that names no file.
+    Empty: the one marked `default: true`, the one called "default", or the only one. Raises
+    FileNotFoundError if there is no file of problems, ValueError for an unknown split or config
+    (with those that exist) and for a README that names no file.
     """
     configs = _card(root)
     if configs:
@@ -167,7 +166,7 @@ def _card(root: AnyPath) -> list[_Config]:
 def _patterns(data_files: Any, path: AnyPath) -> dict[str, list[str]] | None:
     """`data_files` in any of its forms: a pattern, several, a table, or a list of {split, path}."""
 
-    def listed(value):
+    def listed(value: Any) -> list[str]:
         return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
     if data_files is None:

@@ -103,7 +103,7 @@ def prepare(
     """Generate the data set under `data_dir` unless it is there already; the directory that holds
     its files.
 
-    That directory is what `Problems.from_tfds` takes. Two processes may make it at once: the first
+    `sources.read_tfds` takes that directory. Two processes may make it at once: the first
     to finish wins.
     """
     known = builder_class.builder_configs.get(

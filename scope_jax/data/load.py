@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from scope_jax.data.decontaminate import decontaminated
 from scope_jax.data.mixture import mix
 from scope_jax.data.problems import Problems
-from scope_jax.data.sources import read_source, source_of
+from scope_jax.data.sources import read_source, read_tfds, source_of
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
@@ -159,8 +159,8 @@ def _generated(
     config = module.CONFIG(**_tuples(options))
     domain = config.domain()  # refuses bad options before anything is written
     directory = module.prepare(data or "cache/tfds", config)
-    sets = {split: Problems.from_tfds(directory, split) for split in ("test", "test_ood")}
-    return domain, {"train": Problems.from_tfds(directory, train_split)}, sets
+    sets = {split: read_tfds(directory, split) for split in ("test", "test_ood")}
+    return domain, {"train": read_tfds(directory, train_split)}, sets
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

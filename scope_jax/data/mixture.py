@@ -17,19 +17,16 @@ import numpy as np
 from scope_jax.data.problems import Problems, epoch_order
 from scope_jax.tasks.domain import Problem
 
-# A schedule repeats after at most so many turns; weights that need more are rounded to it.
+# Longest schedule, in turns; weights that need a longer one are rounded.
 _LONGEST = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Problems):
-    """Sources one after another as a sequence, mixed by weight in `draw`. Made by `mix`.
+    """Sources one after another as a sequence, mixed by weight in `draw`. Made by `mix`."""
 
-    sizes: problems of each source; turns: how often each source comes in one round of the schedule.
-    """
-
-    sizes: tuple[int, ...] = ()
-    turns: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()  # problems of each source
+    turns: tuple[int, ...] = ()  # of each source in one round of the schedule
 
     def draw(self, seed: int, position: int, count: int) -> list[Problem]:
         """The `count` problems that come after the first `position`."""
@@ -83,11 +80,10 @@ def turns_of(weights: Sequence[float]) -> tuple[int, ...]:
 def mixture_indices(
     seed: int, position: int, count: int, sizes: Sequence[int], turns: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(source int64[count], item int64[count]): what comes next when `position` problems have been
-    used before.
+    """(source int64[count], item int64[count]) of the problems that follow the first `position`.
 
-    Each source is gone through by whole epochs of its own, each in an order that is a pure
-    function of (seed, source, epoch), whatever the other sources do.
+    Each source has epochs of its own, each in an order that is a pure function of (seed, source,
+    epoch) and does not depend on the other sources.
     """
     if min(sizes) < 1 or position < 0 or count < 0:
         raise ValueError(

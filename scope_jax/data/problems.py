@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -13,15 +12,12 @@ from scope_jax.tasks.domain import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Problems(Sequence[Problem]):
-    """A sequence of problems, read by index when asked for.
+    """A sequence of problems, each read when it is asked for."""
 
-    `skipped` counts malformed lines left out when it was read; `name` says where it came from.
-    """
-
-    name: str
+    name: str  # where they come from
     size: int
     get: Callable[[int], Problem]
-    skipped: int = 0
+    skipped: int = 0  # malformed lines that were left out
 
     def __len__(self) -> int:
         return self.size
@@ -42,8 +38,8 @@ class Problems(Sequence[Problem]):
         return [self[int(index)] for index in indices]
 
     def draw(self, seed: int, position: int, count: int) -> list[Problem]:
-        """The `count` problems that come next in training when `position` have been used before;
-        see `batch_indices`."""
+        """The `count` problems that follow the first `position` in training; see
+        `batch_indices`."""
         return self.take(batch_indices(seed, position, count, self.size))
 
     @classmethod
@@ -53,40 +49,13 @@ class Problems(Sequence[Problem]):
         """Problems that are in memory already."""
         return Problems(name, len(problems), tuple(problems).__getitem__, skipped)
 
-    @classmethod
-    def from_tfds(
-        cls,
-        directory: str | pathlib.Path,
-        split: str = "train",
-        fields: Mapping[str, str] | None = None,
-    ) -> "Problems":
-        """A split of a prepared TFDS data set in array_record format, such as
-        `data_dir/signed_terms/<config>/1.0.0`.
-
-        `fields` names the data set's features for "id", "prompt", "answer" and "solution" where
-        they differ; a data set without an id gets "split-index". TensorFlow is not used. Raises
-        FileNotFoundError and ValueError.
-        """
-        from scope_jax.data.sources import tfds_problems
-
-        return tfds_problems(directory, split, fields)
-
-    @classmethod
-    def from_file(cls, path: str | pathlib.Path, **settings: Any) -> "Problems":
-        """Problems from one file, such as a .jsonl (one object a line) or a .parquet file;
-        `settings` are those of `tasks.Source` (`fields`, `where`, `answer_from`, `max_malformed`,
-        ...), errors those of `tasks.read_source`."""
-        from scope_jax.data.sources import Source, read_source
-
-        return read_source(Source(path=str(path), **settings))
-
 
 def batch_indices(seed: int, position: int, batch: int, size: int) -> np.ndarray:
-    """int64[batch]: which problems come next when `position` problems have been used before.
+    """int64[batch]: indices of the problems that follow the first `position` ones.
 
-    Each epoch goes once through all `size` problems in an order that is a pure function of (seed,
-    epoch); a batch may lie across the boundary of two epochs. To resume, remember `position` only.
-    The same on every host and for ever.
+    Each epoch visits all `size` problems once, in an order that is a pure function of (seed,
+    epoch); a batch may cross into the next epoch. `position` is all that a resumed run needs. The
+    order never changes, on any host.
     """
     if size < 1 or batch < 0 or position < 0:
         raise ValueError(

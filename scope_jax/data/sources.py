@@ -30,32 +30,33 @@ _NOWHERE = object()
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One source of problems, checked when it is made; every field can be set in a config.
-
-    path: a file or a directory, local or gs://. kind: "auto" tells by what is there. split,
-    config: of a data set directory; config "*" takes all of a repository's. fields: the data set's
-    names for id, prompt, answer and solution (dotted paths; a list of chat messages stands for the
-    text of its last user turn, in a solution of its last assistant turn). where: rows are kept
-    whose field has one of the values. answer_from: field | boxed | hash. weight: of this source in
-    a mixture. limit: only the first so many problems; 0: all. prompt_characters, prompt_tokens,
-    solution_characters, solution_tokens: longer ones are filtered out; 0: no limit. max_malformed:
-    more rows than this without the fields or the answer are an error.
-    """
+    """One source of problems, checked when it is made; every field can be set in a config."""
 
     path: str
+    """A file or a directory, local or gs://."""
     kind: str = "auto"
+    """One of KINDS; `auto` looks at what is there."""
     split: str = "train"
     config: str = ""
+    """Of a data set repository; "*" takes all of them."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The data set's names for id, prompt, answer and solution, as dotted paths. A list of chat
+    messages stands for its last user turn, as a solution for its last assistant turn."""
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Only rows whose field has the value, or one of the values, are kept."""
     answer_from: str = "field"
+    """One of ANSWERS: a field, the last box of the solution, the solution's "####" line."""
     weight: float = 1.0
+    """Of this source in a mixture."""
     limit: int = 0
+    """Only the first problems; 0: all."""
+    # Longer ones are left out; 0: no limit.
     prompt_characters: int = 0
     prompt_tokens: int = 0
     solution_characters: int = 0
     solution_tokens: int = 0
     max_malformed: int = 100
+    """More rows without the fields or the answer are an error."""
 
     def __post_init__(self):
         if not self.path:
@@ -112,10 +113,10 @@ def source_of(settings: Mapping[str, Any], where: str, data: str = "") -> Source
 def read_source(source: Source, tokenizer: Any = None) -> Problems:
     """The problems of a source, in the order of its files, in memory.
 
-    tokenizer: needed for limits in tokens. A malformed row (not JSON, a field missing or empty, no
-    answer to be found) is skipped with a warning that names file and line, and counted in
-    `skipped`. Raises FileNotFoundError where nothing is at the path, ValueError for an unknown
-    split, a column that is not there, past `max_malformed`, and where no problem is left.
+    `tokenizer` is needed for limits in tokens. A malformed row (not JSON, a field missing or
+    empty, no answer) is skipped with a warning that names file and line, and counted in `skipped`.
+    Raises FileNotFoundError if nothing is at the path, ValueError for an unknown split, a missing
+    column, more than `max_malformed` malformed rows, and if no problem is left.
     """
     names = {field: source.fields.get(field, field) for field in FIELDS}
     fits = _limits(source, tokenizer)
@@ -161,16 +162,28 @@ def read_source(source: Source, tokenizer: Any = None) -> Problems:
     return Problems.from_list(problems, source.path, counts["malformed"])
 
 
-def tfds_problems(
+def read_file(path: str | pathlib.Path, **settings: Any) -> Problems:
+    """The problems of one file, such as a .jsonl (one object a line) or a .parquet file.
+    `settings` are fields of `Source`; errors are those of `read_source`."""
+    return read_source(Source(path=str(path), **settings))
+
+
+def read_tfds(
     directory: Any, split: str = "train", fields: Mapping[str, str] | None = None
 ) -> Problems:
-    """A split of a prepared TFDS data set, read by index; see `Problems.from_tfds`."""
+    """A split of a prepared TFDS data set in array_record format, such as
+    `data_dir/signed_terms/<config>/1.0.0`, each problem read when it is asked for.
+
+    `fields` names the data set's features for "id", "prompt", "answer" and "solution" where they
+    differ; a data set without an id gets "split-index". TensorFlow is not used. Raises
+    FileNotFoundError and ValueError.
+    """
     source = Source(path=str(directory), split=split, fields=dict(fields or {}))
     names = {field: source.fields.get(field, field) for field in FIELDS}
     data, features = _tfds(files.any_path(directory), split)
     _check_columns(str(directory), "feature", features, source, names)
 
-    def get(i):
+    def get(i: int) -> Problem:
         return problem_of(_plain(data[i]), names, f"{split}-{i}", "field", required=source.fields)
 
     return Problems(f"{directory}:{split}", len(data), get)
@@ -381,7 +394,7 @@ def _limits(source: Source, tokenizer: Any) -> Any:
             f"{source.path}: a limit in tokens needs a tokenizer; use a limit in characters"
         )
 
-    def tokens(text):
+    def tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     checks = [

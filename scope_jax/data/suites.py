@@ -287,20 +287,17 @@ def _files(name: str, suite: Suite, data: pathlib.Path) -> tuple[pathlib.Path, l
             f"{root}: no such folder: put the published files of {suite.title} there (known:"
             f" {known})"
         )
-
-    def hidden(path):
-        return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-    found = sorted(path for path in root.rglob("*") if path.is_file() and not hidden(path))
+    found = sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not any(part[0] == "." for part in path.relative_to(root).parts)
+    )
     for suffix in SUFFIXES:
         files = [
             path for path in found if path.suffix == suffix and path.name != "dataset_infos.json"
         ]
-
-        def place(path):
-            return str(path.relative_to(root))
-
-        files = [path for path in files if suite.part and suite.part in place(path)] or files
+        if suite.part:
+            files = [p for p in files if suite.part in str(p.relative_to(root))] or files
         files = [path for path in files if "test" in path.name.lower()] or files
         if files:
             return root, files

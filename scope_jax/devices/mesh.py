@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scope_jax.devices.programs import settle
+from scope_jax.devices.programs import wait_on_cpu
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -227,7 +227,7 @@ def to_mesh(tree: Any, mesh: Mesh) -> Any:
         if jax.process_count() > 1 and array.is_fully_addressable:
             values = np.asarray(array)
             return jax.make_array_from_callback(array.shape, layout, lambda index: values[index])
-        return settle(jax.device_put(array, layout))
+        return wait_on_cpu(jax.device_put(array, layout))
 
     return jax.tree.map(move, tree)
 

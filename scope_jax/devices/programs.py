@@ -22,8 +22,8 @@ class Program:
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        settle((arguments, keywords))
-        return settle(self._jitted(*arguments, **keywords))
+        wait_on_cpu((arguments, keywords))
+        return wait_on_cpu(self._jitted(*arguments, **keywords))
 
     def lower(self, *arguments: Any, **keywords: Any) -> Any:
         """The program for arguments, or shapes, like these: `jax.stages.Lowered`."""
@@ -36,7 +36,7 @@ def program(function: Callable[..., Any], **options: Any) -> Program:
     return Program(function, **options)
 
 
-def settle(tree: Any) -> Any:
+def wait_on_cpu(tree: Any) -> Any:
     """`tree`, on several CPU devices once its arrays are computed. For transfers between devices
     that no program makes, such as `jax.device_put`."""
     if jax.default_backend() == "cpu" and jax.device_count() > 1:

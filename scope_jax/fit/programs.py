@@ -115,7 +115,7 @@ def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
     """The programs of one step of `config`, on these devices. Raises ValueError for a mesh that
     does not match."""
     mesh = mesh_of(config, devices)
-    rollout.check_heads(found.policy, mesh, "policy")
+    rollout.check_heads(found.policy, mesh, "the policy")
     make = _Maker(config, found, mesh)
     return Plan(make.held, list(make.programs()), make.notes)
 
@@ -129,7 +129,7 @@ class _Maker:
             for who, shape in (("teacher", config.mesh.teacher), ("prm", config.mesh.prm))
         )
         if found.teacher is not None:
-            rollout.check_heads(found.teacher, self.teacher_mesh, "teacher")
+            rollout.check_heads(found.teacher, self.teacher_mesh, "the teacher")
         self.notes: list[str] = []
         self.lora, self.losses = config.lora.spec, config.loss
         self.weights = abstract(found.policy, self.dtype, mesh)

@@ -64,13 +64,13 @@ def from_prompts(
     return Rollout(**put_rows(arrays))
 
 
-def check_heads(config: ModelConfig, mesh: Mesh | None, who: str = "model that writes") -> None:
+def check_heads(config: ModelConfig, mesh: Mesh | None, who: str = "a model that writes") -> None:
     """Raise ValueError where the tensor axis of a mesh does not divide the kv heads: every device
     would hold the whole cache, and they would exchange it."""
     if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
         raise ValueError(
             f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} kv"
-            f" heads of the {who}; use a divisor of {config.num_kv_heads}, and split"
+            f" heads of {who}; use a divisor of {config.num_kv_heads}, and split"
             " weights further with mesh.fsdp"
         )
 

@@ -1,4 +1,4 @@
-"""Keeping a run: its folder, checkpoints, metrics, signals to stop.
+"""Keeping a run: its folder, checkpoints, metrics, signals to stop, and how it ends.
 
 In: metrics, the state of a run, a config. Out: files, written whole or not at all, and what to go
 on from. Importing it is cheap: Orbax and TensorBoard are imported where they are first used.

@@ -106,8 +106,7 @@ class Checkpoints:
             return bool(self._manager.save(step, args=items, force=True))
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """The newest readable checkpoint as (step, state, extra); None where there is no
-        checkpoint at all.
+        """The newest readable checkpoint as (step, state, extra); None if there is none.
 
         `like` is a pytree of `jax.ShapeDtypeStruct` with shardings, or of arrays: the state has
         its structure, and its arrays are placed by its shardings, which need not be those of the

@@ -1,5 +1,5 @@
-"""A run that is asked to stop: SIGTERM (what a pre-emption notice becomes) or Ctrl-C let it end
-where nothing is lost."""
+"""Asking a run to stop: after SIGTERM (a pre-emption notice) or Ctrl-C it ends where nothing is
+lost."""
 
 import os
 import signal
@@ -14,20 +14,19 @@ STOPPED = 75
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has stopped; its one line says where it goes on. No error of
-    the run."""
+    """The run was asked to stop and has stopped. Not an error: its one line says where the same
+    command goes on."""
 
 
 class StopSignal:
     """Whether this process was told to stop, while the `with` block lasts.
 
-    SIGTERM and SIGINT only leave a note, which the run looks at where it can stop. A second Ctrl-C
-    ends the process at once (in a notebook: interrupts the cell). A signal that was ignored before
-    stays ignored. Outside of the main thread, where Python lets nobody set handlers, nothing is
-    noticed.
+    SIGTERM and SIGINT only set a flag, which the run reads where it can stop. A second Ctrl-C ends
+    the process at once (in a notebook: interrupts the cell). A signal that was ignored before stays
+    ignored. Outside of the main thread Python allows no handlers, so nothing is noticed there.
 
-    agree: with several processes, whether any of them was told: all have to stop at the same
-    place. All processes then call `requested` equally often.
+    agree: with several processes, combines their flags, since all must stop at the same place. All
+    processes must then call `requested` equally often.
     """
 
     def __init__(self, agree: Callable[[bool], bool] | None = None):

@@ -1,4 +1,4 @@
-"""The folder of a run: its config written once, and checked against when the run goes on."""
+"""The folder of a run: its config, checked when the run goes on, and atomic writes."""
 
 import datetime
 import json
@@ -23,18 +23,20 @@ def prepare_workdir(
     upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> pathlib.Path:
-    """Makes `workdir` and writes the resolved `config` (nested dicts of JSON values) to its file
+    """Make `workdir` and write the resolved `config` (nested dicts of JSON values) to its file
     `name`, keys sorted.
 
-    Where that file is there already, it must hold the same values, keys in `may_differ` aside
-    (dotted names; "eval" covers "eval.every") and keys that it lacks and that stand at their
-    `defaults` here (it was written by an earlier version, whose names `upgrade` turns into
-    today's); it is then written anew. Keys in
-    `allow` ("all": every key) may differ as well, but then the file is left for `record_config`,
-    once the run is known to go on. None: the command has no flag to allow anything.
+    If the file exists, it must hold the same values; it is then written again. Allowed to differ
+    are:
 
-    Raises ValueError that names up to five differing keys with both values, and changes nothing,
-    where it is the config of another run; and where `config` holds something that is not JSON.
+    may_differ  these keys (dotted names; "eval" covers "eval.every")
+    defaults    keys that the file lacks and that have their default here: an earlier version wrote
+                the file
+    allow       these keys ("all": every key), but then the file is left to `record_config`, once
+                the run is known to go on. None: the command has no flag for this
+
+    Raises ValueError, and changes nothing, for the config of another run (up to five keys are
+    named, with both values) and for a `config` that is not JSON.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / name
@@ -78,9 +80,8 @@ def config_changes(
     upgrade: Upgrade = dict,
     name: str = "config.json",
 ) -> dict[str, tuple[str, str]]:
-    """{dotted key: (value in the file `name` of `workdir`, value in `config`)} of what
-    `prepare_workdir` would not let pass, as JSON texts ("absent" where there is none); empty where
-    there is no such file."""
+    """What `prepare_workdir` would refuse: {dotted key: (value in the file, value in `config`)}, as
+    JSON texts or "absent". Empty if there is no such file."""
     path = pathlib.Path(workdir) / name
     if not path.exists():
         return {}
@@ -90,7 +91,7 @@ def config_changes(
         raise ValueError(f"{path}: not JSON ({error}); mend it, or use another workdir") from None
     now, usual = (_flat(json.loads(_as_text(tree, path))) for tree in (config, defaults or {}))
 
-    def same(one, other, key):
+    def same(one: dict[str, Any], other: dict[str, Any], key: str) -> bool:
         return key in one and key in other and one[key] == other[key]
 
     return {
@@ -105,9 +106,9 @@ def config_changes(
 def record_config(
     workdir: str | os.PathLike, config: Mapping[str, Any], step: int, **free: Any
 ) -> None:
-    """Where `config_changes(workdir, config, **free)` finds any, writes down that the run goes on
-    at `step` with them: a line {"step", "time", "changes": {key: [before, after]}} of
-    `config_changes.jsonl`, and `config.json` anew."""
+    """If `config_changes(workdir, config, **free)` finds any, record that the run goes on at `step`
+    with them: a line {"step", "time", "changes": {key: [before, after]}} of `config_changes.jsonl`,
+    and a new `config.json`."""
     changes = config_changes(workdir, config, **free) if is_main() else {}
     if not changes:
         return
@@ -122,8 +123,8 @@ def record_config(
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` by way of a file beside it: a reader, or a kill, sees the old
-    content or the new. Of several processes the first one writes."""
+    """Write `text` to a file beside `path` and rename it: a reader, or a kill, finds the old
+    content or the new. Only the first process writes."""
     if not is_main():
         return
     path = pathlib.Path(path)

@@ -47,8 +47,8 @@ class DemonstrationBatches:
 
     problems: problems in an epoch order that is a pure function of seed and epoch; None: fresh
     ones of the domain's program, of `spec.sizes`. Rows that are too long, have no solution or
-    cannot be spelled by the tokenizer are left out and counted in `dropped`. Raises ValueError where a whole
-    epoch has no row left. width: T; None: the batch's longest row, rounded up.
+    cannot be spelled by the tokenizer are left out and counted in `dropped`. Raises ValueError
+    where a whole epoch has no row left. width: T; None: the batch's longest row, rounded up.
     """
 
     def __init__(

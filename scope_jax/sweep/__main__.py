@@ -36,7 +36,7 @@ FLAGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = cli.parse(given, FLAGS)
+    args = cli.parse_or_exit(given, FLAGS)
     try:
         runs, checkpoints = load_sweep(args.sweep)
         runs = select_runs(runs, args.only, args.shard)

@@ -89,7 +89,7 @@ FLAGS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = vars(cli.parse(sys.argv[1:] if arguments is None else arguments, FLAGS))
+    given = vars(cli.parse_or_exit(sys.argv[1:] if arguments is None else arguments, FLAGS))
     page = given.pop("page")
     try:
         write_page(page, results(Folders(**given), page.parent / "images"))

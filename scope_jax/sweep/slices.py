@@ -60,7 +60,7 @@ FLAGS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     what = words.pop(0) if words else ""
-    args = cli.parse(words, FLAGS)
+    args = cli.parse_or_exit(words, FLAGS)
     try:
         if what not in WHAT:
             raise ValueError(f"{what!r}: expected one of {', '.join(WHAT)}")

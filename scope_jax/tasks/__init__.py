@@ -2,6 +2,8 @@
 
 In: a problem and a text. Out: a verdict, the steps' own check where a domain has one, a reference
 solution. Importing it is cheap: sympy and math-verify run in worker processes of their own.
+`encode_prompts` and `load_tokenizer` are those of `scope_jax.text`, under the names that notebooks
+know them by.
 """
 
 from scope_jax.tasks.arithmetic import Arithmetic
@@ -9,6 +11,7 @@ from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, answers_and_paths, verdicts
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.verify_math import MathVerifier, verify_math
+from scope_jax.text import encode_prompts, load_tokenizer
 
 __all__ = [
     "Arithmetic",
@@ -19,6 +22,8 @@ __all__ = [
     "Mathematics",
     "Problem",
     "answers_and_paths",
+    "encode_prompts",
+    "load_tokenizer",
     "verdicts",
     "verify_math",
 ]

@@ -15,7 +15,6 @@ takes one of 18 values (sign, digit 1-9), so there are 90 x C(18, k) problems (k
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -311,11 +310,6 @@ def split_of(totals: Totals, terms: Sequence[str]) -> str:
     canonical = f"{totals[0]}{totals[1]}:{''.join(sorted(terms))}"
     digest = hashlib.blake2b(canonical.encode(), digest_size=8).digest()
     return {0: "validation", 1: "test"}.get(int.from_bytes(digest, "little") % 20, "train")
-
-
-def problem_count(k: int, *, moduli: Totals = (10, 9), start: str = "random") -> int:
-    """How many problems with k terms there are, counting orders of the prompt as one."""
-    return math.comb(len(TERMS), k) * (1 if start == "zero" else moduli[0] * moduli[1])
 
 
 def _order(terms: Sequence[str], style: str, rng: np.random.Generator) -> list[str]:

@@ -1,10 +1,10 @@
 """The embedded domain "Countdown": reach a target from a few numbers, where a line can be true and
 yet lose the game.
 
-    prompt      8 5 3 2>4:        the numbers from the largest down, and the target
-    completion  5-3=2 8 2\\n       one operation, its result, then the numbers that are left
+    prompt      8 5 3 2>4:    the numbers from the largest down, and the target
+    completion  5-3=2 8 2\\n   one operation, its result, then the other numbers that are left
                 2+2=4 8\\n
-                8-4=4             one number is left, the target: the solution ends, no newline
+                8-4=4         only the target is left: the solution ends, without a newline
 
 Every character is one token. A line takes two of the numbers, writes their sum or difference (or
 product), and lists what is left, so that each line says where the solution stands. All numbers
@@ -254,7 +254,7 @@ class Countdown(GeneratedDomain):
     def demonstration(
         self, problem: Problem, rng: np.random.Generator, style: str = "mixed"
     ) -> str:
-        """A whole solution, right where there is no misconception; styles: see `next_step`."""
+        """A whole solution, right unless there is a misconception; styles as in `next_step`."""
         state, target = self._parse_prompt(problem)
         text = ""
         while (line := self._line(state, target, rng, style)) is not None:

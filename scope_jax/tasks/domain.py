@@ -19,13 +19,12 @@ from scope_jax.tasks.answers import equations_in
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem. `prompt` is the text shown to the policy; `answer` the reference, in the
-    domain's own notation; `solution` a whole reference solution where the data set has one."""
+    """One problem."""
 
     id: str
-    prompt: str
-    answer: str
-    solution: str | None = None
+    prompt: str  # the text shown to the policy
+    answer: str  # the reference, in the domain's own notation
+    solution: str | None = None  # a whole reference solution, if the data set has one
 
 
 class Domain(abc.ABC):
@@ -96,8 +95,8 @@ class Domain(abc.ABC):
         return None
 
     def solution_path(self, problem: Problem, completion: str) -> Hashable | None:
-        """What identifies the way a right solution went (to count distinct solutions); None where
-        not wholly right."""
+        """What identifies the path of a right solution (to count distinct ones); None if a step is
+        wrong."""
         return None
 
     def equations(self, completion: str) -> list[str]:
@@ -153,12 +152,11 @@ class GeneratedDomain(Domain):
 
     @abc.abstractmethod
     def prompt_length(self, k: int) -> int:
-        """The most tokens that a prompt of size k has."""
+        """Maximum number of tokens of a prompt of size k."""
 
     @abc.abstractmethod
     def completion_length(self, k: int) -> int:
-        """The most tokens that a right solution of a problem of size k has, the end token
-        included."""
+        """Maximum number of tokens of a right solution of size k, end token included."""
 
 
 def verdicts(
@@ -173,8 +171,8 @@ def verdicts(
 def answers_and_paths(
     domain: Domain, problems: Sequence[Problem], completions: Sequence[str], right: Sequence[bool]
 ) -> tuple[list[str | None], list[str | None]]:
-    """(final answers, ways of the right solutions as texts): what is compared to say how diverse
-    some rows are. Each process reads its share of them."""
+    """(final answers, paths of the right solutions as texts), for measures of diversity. Each
+    process reads its share of the rows."""
     from scope_jax.devices.hosts import by_share
 
     def read(

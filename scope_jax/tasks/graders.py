@@ -31,10 +31,13 @@ class Grader:
     """One way to judge, with the processes that it needs. A context manager; `close` ends the
     processes.
 
-    name: see above. seconds: the most that one item may take in a worker process. workers:
-    processes at the most. `counts` sums up why items were not judged: timeout, crash, "ValueError
-    in module:function", ... Raises ValueError for an unknown name; RuntimeError (by `start`, else
-    at the first use) where a function cannot be imported.
+    name     see above
+    seconds  time limit of one item in a worker process
+    workers  maximum number of processes
+
+    `counts` says why items were not judged: timeout, crash, "ValueError in module:function", ...
+    Raises ValueError for an unknown name, RuntimeError (by `start`, else at the first use) if a
+    function cannot be imported.
     """
 
     def __init__(self, name: str, *, seconds: float = 5.0, workers: int | None = None):

@@ -1,4 +1,4 @@
-"""A process that judges answers; started by `verify_math` as a script, never imported by it.
+"""A process that judges answers; started by `worker_pool` as a script, never imported by it.
 
 It imports math_verify and the standard library only: a child that touched JAX would wait for the
 accelerator that its parent holds. Requests come on stdin and verdicts leave on stdout, each a
@@ -251,16 +251,14 @@ def main() -> None:
         name = sys.argv[2]
         function = load_function(name, sys.argv[3:])
 
-        def decide(request):
+        def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
             return ask(function, name, request["problem"], request["prediction"])
     else:
 
-        def decide(request):
+        def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
             return judge(request["prediction"], request["gold"])
 
-        judge(
-            "\\boxed{\\frac{1}{2}}", "0.5"
-        )  # first-use costs are not counted against the first item
+        judge("\\boxed{\\frac{1}{2}}", "0.5")  # so that the first item does not pay for first use
         _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})

@@ -21,20 +21,19 @@ SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}
 
 @dataclasses.dataclass(frozen=True)
 class Mathematics(Domain):
-    r"""Problems whose final answer stands in \boxed{}.
-
-    system: the system turn of the chat template (`rollout.chat`); "" leaves it out. template: what
-    the policy is shown of a problem; `{problem}` stands for its text. seconds: the most that one
-    verdict may take. separator: what closes a step ("\n": steps are lines). boundary: a pattern of
-    `re` that divides solutions into steps in place of `separator`, such as `(?<=[.!?])\s+` for
-        sentences; "" is none.
-    """
+    r"""Problems whose final answer stands in \boxed{}."""
 
     system: str | None = SYSTEM
+    """System turn of the chat template (`rollout.chat`); "" leaves it out."""
     template: str = "{problem}"
+    """What the policy is shown; `{problem}` stands for the problem's text."""
     seconds: float = 5.0
+    """Time limit of one verdict."""
     separator: str = "\n\n"
+    """Closes a step; a single newline makes lines steps."""
     boundary: str = ""
+    r"""A pattern of `re` that divides solutions into steps in place of `separator`, such as
+    `(?<=[.!?])\s+` for sentences; "" is none."""
 
     name = "math"
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scope_jax.devices.programs import program
 from scope_jax.rollout import Generator, Policy
 from scope_jax.rollout.rows import splice
 from scope_jax.tasks import Domain, Problem
@@ -24,7 +25,7 @@ from scope_jax.teachers.replies import encode_step, special_texts
 from scope_jax.text.steps import token_bytes
 from scope_jax.types import Owner, Rollout, check_choices
 
-_splice_rows = jax.jit(splice, static_argnames="owner")
+_splice_rows = program(splice, static_argnames="owner")
 
 
 @dataclasses.dataclass(frozen=True)

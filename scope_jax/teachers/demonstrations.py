@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scope_jax.devices.programs import program
 from scope_jax.rollout import SampleSpec, solution_end
 from scope_jax.rollout.rows import cut, splice
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.replies import encode_step, special_texts
 from scope_jax.types import Owner, Rollout
 
-_splice_rows = jax.jit(splice, static_argnames="owner")
+_splice_rows = program(splice, static_argnames="owner")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def demonstrated(
     return Demonstrations(without(rows, failed_B), failed, (metrics or {}) | counts)
 
 
-@jax.jit
+@program
 def without(rows: Rollout, refused_B: jax.Array) -> Rollout:
     """The rows, those where `refused_B` (bool[B]) cut to their prompt and finished."""
     return cut(rows, jnp.where(refused_B, rows.prompt_length_B, rows.length_B)).replace(

@@ -12,6 +12,7 @@ import numpy as np
 
 from scope_jax import streams
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain
@@ -28,7 +29,7 @@ from scope_jax.teachers.replies import read_reply
 from scope_jax.text import encode_in_place, step_ends, stop_table
 from scope_jax.types import Owner, Rollout
 
-_cut_rows = jax.jit(cut)
+_cut_rows = program(cut)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,13 +28,15 @@ def step_ends(ids: Sequence[int], tokenizer: Any, separator: Separator = "\n\n")
     """Exclusive end positions in `ids` of the steps of one completion; strictly increasing, the
     last is len(ids).
 
-    ids: token ids as sampled (a list or an int array [T]), prompt not included; an end token may
-    be among them. separator: a literal string, or a pattern of `re` over text. It belongs to the
-    step before it, as do blank lines
-        that follow it; a match of width 0 (a look-ahead) divides without belonging to either side.
+    ids        token ids as sampled (a list or an int array [T]), without the prompt; an end token
+               may be among them
+    separator  a literal string, or a pattern of `re` over text. It belongs to the step before it,
+               as do blank lines that follow it; a match of width 0 (a look-ahead) divides without
+               belonging to either side
+
     A step without a visible character (separators do not count) joins the step before it, or the
-    one after it where it is the first. No ids, no steps. Raises ValueError where the separator or
-    an id cannot be used.
+    one after it if it is the first. No ids, no steps. Raises ValueError if the separator or an id
+    cannot be used.
     """
     text, token_ends = _row_text(ids, tokenizer)
     if not token_ends:

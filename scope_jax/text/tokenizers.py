@@ -95,7 +95,7 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
     """
     directory = pathlib.Path(directory)
 
-    def has(name):
+    def has(name: str) -> bool:
         return (directory / name).is_file()
 
     if not any(map(has, ("tokenizer.json", "tokenizer.model", "vocab.json"))):

@@ -13,13 +13,14 @@ from scope_jax.configuration import Luffy, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.report import SampleGroup, group_metrics
 from scope_jax.run import PhaseTimer
 from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
-_take_rows = jax.jit(rollout.take_rows)
+_take_rows = program(rollout.take_rows)
 
 
 @dataclasses.dataclass

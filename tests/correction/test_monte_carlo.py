@@ -137,9 +137,7 @@ def one_by_one(made, row: int, length: int, stream: int) -> tuple[int, int]:
     own = (70 + row) * K + np.arange(K, dtype=np.int32)
     alone = alone.replace(row_id_B=jnp.asarray(own), prompt_length_B=jnp.full(K, prompt, jnp.int32))
     limit = jnp.full(K, prompt + SPEC.max_new_tokens, jnp.int32)
-    done = rollout.generate(
-        policy.params, policy.config, alone, key, SPEC, stream=stream, limit_B=limit
-    )
+    done = policy.extend(alone, key, SPEC, stream=stream, limit_B=limit)
     text = rollout.completion_texts(done, tokenizer)
     right = [
         bool(f) and any(c.isdigit() for c in t) and len(t) % 2 == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scope_jax.data.problems import Problems, batch_indices
+from scope_jax.data.sources import read_file, read_tfds
 from scope_jax.tasks.domain import Problem
 
 
@@ -23,7 +24,7 @@ def test_jsonl_with_other_field_names(tmp_path):
         ["\ufeff" + json.dumps(rows[0]), "", json.dumps(rows[1]), json.dumps(rows[2])],
     )
     fields = {"prompt": "question", "answer": "solution", "id": "key"}
-    problems = Problems.from_file(path, fields=fields, where={"level": ["Level 3", "Level 5"]})
+    problems = read_file(path, fields=fields, where={"level": ["Level 3", "Level 5"]})
     assert list(problems) == [Problem("a", "1+1?", "2"), Problem("train-3", "1+2?", "3")]
     assert (
         problems.skipped == 0
@@ -49,7 +50,7 @@ def test_malformed_lines_are_named_skipped_and_counted(tmp_path):
         "\n".join(lines).encode() + b'\n{"prompt": "\xff", "answer": "a"}\n' + good.encode()
     )
     with pytest.warns(UserWarning) as caught:
-        problems = Problems.from_file(path)
+        problems = read_file(path)
     messages = [str(w.message).split("bad.jsonl: ")[1] for w in caught]
     assert messages == [
         "line 2: not JSON: Expecting property name enclosed in double quotes at column 2; skipped",
@@ -64,23 +65,23 @@ def test_malformed_lines_are_named_skipped_and_counted(tmp_path):
         pytest.warns(UserWarning),
         pytest.raises(ValueError, match=r"line 4: no field 'answer' .*; more than 2 malformed"),
     ):
-        Problems.from_file(path, max_malformed=2)
+        read_file(path, max_malformed=2)
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl: no such file"):
-        Problems.from_file(tmp_path / "nothing.jsonl")
+        read_file(tmp_path / "nothing.jsonl")
     with pytest.raises(ValueError, match=r"unknown kind of file: expected \.parquet, \.jsonl"):
-        Problems.from_file(write(tmp_path / "a.csv", ["x"]))
+        read_file(write(tmp_path / "a.csv", ["x"]))
     with pytest.raises(ValueError, match="no problem in it"):
-        Problems.from_file(write(tmp_path / "empty.jsonl", [""]))
+        read_file(write(tmp_path / "empty.jsonl", [""]))
     row = json.dumps({"id": "same", "prompt": "p", "answer": "a"})
     with pytest.raises(ValueError, match="id 'same' occurs 2 times"):
-        Problems.from_file(write(tmp_path / "twice.jsonl", [row, row]))
+        read_file(write(tmp_path / "twice.jsonl", [row, row]))
     with pytest.raises(ValueError, match="fields names 'question'"):
-        Problems.from_file(write(tmp_path / "one.jsonl", [row]), fields={"question": "prompt"})
+        read_file(write(tmp_path / "one.jsonl", [row]), fields={"question": "prompt"})
     with pytest.raises(FileNotFoundError, match=r"dataset_info\.json"):
-        Problems.from_tfds(tmp_path)
+        read_tfds(tmp_path)
 
 
 def test_parquet(tmp_path):
@@ -89,10 +90,10 @@ def test_parquet(tmp_path):
     table = pyarrow.table({"problem": ["1+1", None, "2+2"], "answer": ["2", "3", "4"]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.warns(UserWarning, match="line 2: no field 'problem'"):
-        problems = Problems.from_file(tmp_path / "x.parquet", fields={"prompt": "problem"})
+        problems = read_file(tmp_path / "x.parquet", fields={"prompt": "problem"})
     assert list(problems) == [Problem("x-1", "1+1", "2"), Problem("x-3", "2+2", "4")]
     with pytest.raises(ValueError, match="not a parquet file"):
-        Problems.from_file(write(tmp_path / "y.parquet", ["not parquet at all"]))
+        read_file(write(tmp_path / "y.parquet", ["not parquet at all"]))
 
 
 def test_every_epoch_is_a_whole_permutation_of_its_own():

@@ -326,7 +326,10 @@ def test_paths_with_a_scheme_go_through_epath(tmp_path, monkeypatch):
 def test_fields_by_dotted_paths(tmp_path):
     row = {"a.b": "flat", "x": {"y": [{"z": 5}, "last"]}, "q": ["only"], "n": [1, 2]}
     path = jsonl(tmp_path / "a.jsonl", [row])
-    read = lambda **fields: read_source(Source(path=str(path), fields=fields))[0]
+
+    def read(**fields: str) -> Problem:
+        return read_source(Source(path=str(path), fields=fields))[0]
+
     assert read(prompt="a.b", answer="x.y.0.z", id="x.y.1") == Problem("last", "flat", "5")
     assert read(prompt="a.b", answer="q").answer == "only"
     for fields, message in (
@@ -343,10 +346,12 @@ def test_limits_of_length(tmp_path):
 
     rows = [{"prompt": "1" * n, "answer": "1", "solution": "2" * (10 - n)} for n in range(1, 10)]
     path = jsonl(tmp_path / "a.jsonl", rows)
-    lengths = lambda **limits: [
-        len(p.prompt)
-        for p in read_source(Source(path=str(path), **limits), tokenizer=character_tokenizer("012"))
-    ]
+    tokenizer = character_tokenizer("012")
+
+    def lengths(**limits: int) -> list[int]:
+        problems = read_source(Source(path=str(path), **limits), tokenizer=tokenizer)
+        return [len(p.prompt) for p in problems]
+
     assert lengths(prompt_characters=3) == lengths(prompt_tokens=3) == [1, 2, 3]
     assert lengths(solution_characters=2) == lengths(solution_tokens=2) == [8, 9]
     assert lengths(prompt_characters=5, solution_characters=6) == [4, 5]

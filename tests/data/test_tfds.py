@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from scope_jax.data.arithmetic_tfds import SignedTerms, SignedTermsConfig, prepare
-from scope_jax.data.problems import Problems
+from scope_jax.data.sources import read_tfds
 from scope_jax.tasks.arithmetic import Arithmetic, Problem
 
 SMALL = SignedTermsConfig(
@@ -25,9 +25,9 @@ def test_written_and_read_back(directory):
     sizes = {"train": 40, "validation": 6, "test": 8, "test_ood": 5}
     for split, size in sizes.items():
         lengths = (7, 8) if split == "test_ood" else (2, 3)
-        problems = Problems.from_tfds(directory, split)
+        problems = read_tfds(directory, split)
         assert list(problems) == [domain.problem(5, split, index, lengths) for index in range(size)]
-    assert {len(p.prompt) for p in Problems.from_tfds(directory, "test_ood")} <= {18, 20}
+    assert {len(p.prompt) for p in read_tfds(directory, "test_ood")} <= {18, 20}
     assert problems.take([3, 0]) == [problems[3], problems[0]]
 
 
@@ -73,10 +73,11 @@ class Hide(PathFinder):
         return None if name.split(".")[0] == "tensorflow" else super().find_spec(name, path, target)
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
 from scope_jax.data.arithmetic_tfds import SignedTermsConfig, prepare
-from scope_jax.data.problems import Problems
-path = prepare(sys.argv[1], SignedTermsConfig(train_size=3, validation_size=1, test_size=1, test_ood_size=1))
+from scope_jax.data.sources import read_tfds
+sizes = {"train_size": 3, "validation_size": 1, "test_size": 1, "test_ood_size": 1}
+path = prepare(sys.argv[1], SignedTermsConfig(**sizes))
 found = {"tensorflow", "jax"} & set(sys.modules)
-print(len(Problems.from_tfds(path)), Problems.from_tfds(sys.argv[2], "test")[0].id, found)
+print(len(read_tfds(path)), read_tfds(sys.argv[2], "test")[0].id, found)
 """
     command = [sys.executable, "-c", code, str(tmp_path), str(directory)]
     root = pathlib.Path(__file__).parents[2]
@@ -87,11 +88,11 @@ print(len(Problems.from_tfds(path)), Problems.from_tfds(sys.argv[2], "test")[0].
 
 def test_bad_arguments_are_named(directory, tmp_path):
     with pytest.raises(ValueError, match="no split 'dev': it has"):
-        Problems.from_tfds(directory, "dev")
+        read_tfds(directory, "dev")
     with pytest.raises(ValueError, match="no feature 'question'"):
-        Problems.from_tfds(directory, fields={"prompt": "question"})
+        read_tfds(directory, fields={"prompt": "question"})
     with pytest.raises(ValueError, match="expected at least one problem"):
         SignedTermsConfig(test_size=0)
-    assert Problems.from_tfds(directory, fields={"answer": "prompt"})[0] == Problem(
+    assert read_tfds(directory, fields={"answer": "prompt"})[0] == Problem(
         "train-5-0", *[Arithmetic().problem(5, "train", 0, (2, 3)).prompt] * 2
     )

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from support.run_processes import start, wait
 from support.tiny_runs import Tiny
 
-from scope_jax.devices import hosts
+from scope_jax.devices import hosts, watch
 from scope_jax.run import STOPPED, read_metrics
 
 MACHINE = ("time/", "throughput/", "compile/")
@@ -24,7 +24,7 @@ MACHINE = ("time/", "throughput/", "compile/")
 JOIN = """
 import os, sys, time
 import jax
-from scope_jax.devices import hosts
+from scope_jax.devices import hosts, watch
 hosts.connect(sys.argv[-1].removeprefix("--distributed="))
 import numpy as np
 """
@@ -59,7 +59,7 @@ def test_one_process_needs_nobody():
         and hosts.is_main()
         and hosts.own_share(7) == slice(0, 7)
     )
-    hosts.fail("nothing happens", 3)
+    watch.fail("nothing happens", 3)
     hosts.finish()
 
 
@@ -137,19 +137,19 @@ def test_of_many_processes_each_says_why_it_stops(tmp_path: Path):
     """The store by which they hear of a failure goes with process 0: it leaves last, although the
     others are slow to hear of it."""
     body = """
-own = hosts._watch._get
+own = watch._watch._get
 def slowly(key):
     told = own(key)
     time.sleep(1.2 if told and jax.process_index() else 0)
     return told
-hosts._watch._get = slowly
+watch._watch._get = slowly
 hosts.exchange("here")
 try:
     if jax.process_index() == 2:
-        hosts.fail("the data of this machine is missing", 2)
+        watch.fail("the data of this machine is missing", 2)
     hosts.exchange("never")
 except Exception as error:
-    hosts.crashed(error)
+    watch.crashed(error)
 """
     codes, said = wait(start(program(body), tmp_path, 4, 1), tmp_path, 120)
     assert codes == [2, 2, 2, 2], said
@@ -168,13 +168,13 @@ def test_process_0_leaves_last_also_where_another_one_failed_before_it(
         def key_value_set(self, *_):
             raise RuntimeError("ALREADY_EXISTS: Config key scope_jax/failure already exists.")
 
-    watch = hosts._Watch(60)  # never started
-    watch.client = Taken()
-    monkeypatch.setattr(hosts, "BEAT", 0.1)
+    one = watch._Watch(60)  # never started
+    one.client = Taken()
+    monkeypatch.setattr(watch, "BEAT", 0.1)
     for process in range(2):
-        watch.process, began = process, time.monotonic()
-        watch.report("the data of this machine is missing", 2)
-        assert (time.monotonic() - began >= 3 * hosts.BEAT) == (process == 0)
+        one.process, began = process, time.monotonic()
+        one.report("the data of this machine is missing", 2)
+        assert (time.monotonic() - began >= 3 * watch.BEAT) == (process == 0)
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_left_out_by_all(tmp_path: Path):
@@ -230,7 +230,7 @@ def test_an_error_on_one_process_stops_all_with_its_words(tmp_path: Path, who: i
     body = f"""
 hosts.exchange("here")
 if jax.process_index() == {who}:
-    hosts.fail("the data of this machine is missing", 2)
+    watch.fail("the data of this machine is missing", 2)
 hosts.exchange("never")
 """
     began = time.monotonic()
@@ -265,7 +265,7 @@ hosts.exchange("never")
     assert time.monotonic() - began < 40 and codes[1] == -signal.SIGKILL
     # Which of them notices first is up to the network: our own watch, or the collective, which
     # ends at once.
-    assert codes[0] in (hosts.LOST, 1), said[0]
+    assert codes[0] in (watch.LOST, 1), said[0]
     assert (
         "process 1 of 2 has not been heard of for" in said[0]
         or "Connection" in said[0]

@@ -52,12 +52,15 @@ def where_owned(owners, letter, slots, value=1.0):
 )
 def evaluate(spec, logp, old, advantage, on, off, **more):
     """(loss, statistics, gradient with respect to logp), compiled once per spec and shape."""
-    loss = lambda logp: policy_loss(logp, old, advantage, on, off, spec, **more)
+
+    def loss(logp):
+        return policy_loss(logp, old, advantage, on, off, spec, **more)
+
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(logp)
     return value, stats, gradient
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # token weights
 
 ROWS = ["qppp", "qqppttp", "qt"]  # POLICY 3 + 3 + 0, TEACHER 0 + 2 + 1
@@ -152,7 +155,10 @@ def test_token_weights_errors():
 
 def one_token(spec, pi, old, advantage, on=1.0, off=0.0, **more):
     """(loss, d loss / d log pi, metrics) of a batch of one token."""
-    array = lambda x: np.full((1, 1), x, np.float32)
+
+    def array(x):
+        return np.full((1, 1), x, np.float32)
+
     more = {k: array(v) if k.endswith("_BT") else v for k, v in more.items()}
     arguments = (array(math.log(old)), array(advantage), array(on), array(off))
     value, stats, gradient = evaluate(spec, array(math.log(pi)), *arguments, **more)
@@ -289,7 +295,10 @@ def test_kl_and_entropy_by_hand():
     assert "policy/kl" not in got[2]
     on = jnp.array([[0.5, 0.0]])
     spec = LossSpec(entropy_bonus=0.01)
-    loss = lambda entropy: policy_loss(on, on, on, on, 0 * on, spec, entropy_BT=entropy)[0]
+
+    def loss(entropy):
+        return policy_loss(on, on, on, on, 0 * on, spec, entropy_BT=entropy)[0]
+
     np.testing.assert_allclose(
         jax.jit(jax.grad(loss))(jnp.array([[1.5, NAN]])), [[-0.005, 0]], rtol=1e-6
     )
@@ -311,7 +320,10 @@ def batch(seed=0):
     log_ratio = np.log(rng.choice([0.4, 0.7, 0.9, 1.05, 1.2, 1.4, 2.5, 5.0], size=shape))
     logp = rng.uniform(-3, -0.3, size=shape)
     written = policy | teacher
-    nan = lambda keep, values: np.where(keep, values, NAN).astype(np.float32)
+
+    def nan(keep, values):
+        return np.where(keep, values, NAN).astype(np.float32)
+
     return {
         "logp": nan(written, logp),
         "old": nan(policy, logp - log_ratio),
@@ -545,7 +557,7 @@ def test_the_whole_objective_under_every_normaliser(normaliser, teacher_normalis
     np.testing.assert_allclose(gradient, want, rtol=2e-5, atol=1e-8)
 
 
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # NaN safety
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
+from support.one_update import GROUP, batch, direct_gradient, numbers, objective
 from support.tiny_runs import Tiny
-from test_mesh import GROUP, batch, direct_gradient, numbers, objective
 
 from scope_jax import learning, models
 from scope_jax import train as train_module
@@ -76,10 +76,13 @@ def test_micro_batches_are_summed_in_float32():
     """The same of micro-batches, with weights that are kept in bfloat16, too: 256 and then 64
     times 1."""
     table = {"final_norm": models.weight_table(TINY)["final_norm"]}
-    loss = lambda params, rows, _: (
-        jnp.sum(params["final_norm"].astype(jnp.float32)) * jnp.sum(rows["x"]),
-        {},
-    )
+
+    def loss(params, rows, _):
+        return (
+            jnp.sum(params["final_norm"].astype(jnp.float32)) * jnp.sum(rows["x"]),
+            {},
+        )
+
     for kept, used in (("bfloat16", None), ("float32", "bfloat16")):
         update = learning.make_update(loss, optax.identity(), TINY, 65, table=table, dtype=used)
         state = learning.init_state({"final_norm": jnp.zeros(4, kept)}, optax.identity())
@@ -125,7 +128,10 @@ def test_steps_of_one_millionth_add_up():
 @pytest.mark.parametrize("name", ["1", "2x2x2"])
 def test_weights_are_cast_for_decoding_and_wait_on_the_host(name):
     made = learner({"placement.optimizer": "host"}, name)
-    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+
+    def kinds(tree):
+        return {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+
     with jax.set_mesh(made.mesh):
         at_first = numbers(made.state.params)
         policy = made.publish()

@@ -1,4 +1,4 @@
-"""What saves memory: the same numbers (or a stated error) as without, and bytes that are counted."""
+"""What saves memory: the same numbers (or a stated error) as without, and bytes counted."""
 
 import dataclasses
 import functools
@@ -13,8 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
-from support.tiny_runs import Tiny
-from test_mesh import (
+from support.one_update import (
     GROUP,
     LENGTH,
     PROMPT_LENGTH,
@@ -24,6 +23,7 @@ from test_mesh import (
     numbers,
     objective,
 )
+from support.tiny_runs import Tiny
 
 from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
@@ -46,7 +46,7 @@ def bytes_of(tree) -> int:
 
 
 # --- moments
-# --------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -109,7 +109,10 @@ def test_factored_moments_by_numpy():
     )
     optimizer = learning.make_optimizer(spec)
     state, step = optimizer.init(params), jax.jit(optimizer.update)
-    rounded = lambda x: np.asarray(jnp.asarray(x, jnp.float32).astype(jnp.bfloat16), np.float64)
+
+    def rounded(x):
+        return np.asarray(jnp.asarray(x, jnp.float32).astype(jnp.bfloat16), np.float64)
+
     m, row, column, plain = (np.zeros(shape) for shape in ((2, 3, 5), (2, 3), (2, 5), (2, 5)))
     for number in range(1, 4):
         grads = {
@@ -161,7 +164,10 @@ def test_a_second_moment_that_falls_and_rises_in_bfloat16():
     def step(carry, given):
         number, square = given
         exact, random, nearest = carry
-        average = lambda v: 0.999 * v.astype(jnp.float32) + 0.001 * square
+
+        def average(v):
+            return 0.999 * v.astype(jnp.float32) + 0.001 * square
+
         carry = (
             average(exact),
             round_at_random(average(random), number, 3),
@@ -238,7 +244,10 @@ def test_moments_on_a_mesh(kind):
     if kind == "bfloat16":
         assert_sharded(adam.nu, shardings)
         return
-    spec = lambda x: (x.sharding.spec, x.shape, x.dtype)
+
+    def spec(x):
+        return (x.sharding.spec, x.shape, x.dtype)
+
     gate, embed = adam.nu["layers"]["gate"], adam.nu["embed"]
     assert spec(gate["row"]) == (P(None, "fsdp"), (2, 32), jnp.float32)
     assert spec(gate["column"]) == (P(None, "tensor"), (2, 64), jnp.float32)
@@ -271,9 +280,13 @@ def test_checkpoints_of_moments(kind, tmp_path: Path):
 def test_bytes_of_moments():
     params = tiny_params()
     count = sum(x.size for x in jax.tree.leaves(params))
-    size = lambda kind: (
-        bytes_of(learning.make_optimizer(learning.OptimizerSpec(moments=kind)).init(params)) - 2 * 4
-    )  # counters
+
+    def size(kind):
+        return (
+            bytes_of(learning.make_optimizer(learning.OptimizerSpec(moments=kind)).init(params))
+            - 2 * 4
+        )  # counters
+
     matrices = jax.tree.map(
         lambda x, matrix: (x.size / x.shape[-1] + x.size / x.shape[-2]) if matrix else x.size,
         params,
@@ -317,7 +330,10 @@ def deep_gradient(remat: str) -> tuple[dict[str, np.ndarray], int]:
     scanned, as on accelerators."""
     tokens = np.random.RandomState(5).randint(0, 64, (8, 64)).astype(np.int32)
     config = dataclasses.replace(DEEP, remat=remat)
-    loss = lambda p: jnp.mean(models.token_logprobs(p, config, tokens)[0])
+
+    def loss(p):
+        return jnp.mean(models.token_logprobs(p, config, tokens)[0])
+
     params = models.init(DEEP, jax.random.key(0))
     program = jax.jit(jax.grad(loss)).lower(params).compile()
     return numbers(program(params)), program.memory_analysis().temp_size_in_bytes
@@ -417,7 +433,10 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
 
 def test_a_bucket_that_is_not_finite_skips_the_update():
     table = {"final_norm": models.weight_table(TINY)["final_norm"]}
-    loss = lambda p, rows, _: (jnp.sum(p["final_norm"]) * jnp.sum(rows["x"]), {})
+
+    def loss(p, rows, _):
+        return (jnp.sum(p["final_norm"]) * jnp.sum(rows["x"]), {})
+
     update = learning.make_update(loss, optax.sgd(1.0), TINY, table=table)
     state = learning.init_state({"final_norm": jnp.ones(4)}, optax.sgd(1.0))
     for bad, skipped in ((1.0, 0), (np.inf, 1)):
@@ -478,7 +497,7 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         ),
         (
             {"optimizer.moments": "int8"},
-            ("OptimizerSpec.moments = 'int8' is unknown; one of float32, bfloat16, factored"),
+            ("config.optimizer.moments = 'int8' is unknown; one of float32, bfloat16, factored"),
         ),
     ],
 )
@@ -511,12 +530,15 @@ def test_parts_of_long_rows_are_the_rows(window, monkeypatch):
         @jax.jit
         def both(q, k, v, traced):
             width = traced if window == "traced" else window
-            f = lambda q, k, v: (
-                attention.causal(q, k, v, window=width, scoring=attention.Scoring(cap=3.0)),
-                attention.shared_prompt(
-                    q, k, v, 14, 3, seen, window=width, scoring=attention.Scoring(cap=3.0)
-                ),
-            )
+
+            def f(q, k, v):
+                return (
+                    attention.causal(q, k, v, window=width, scoring=attention.Scoring(cap=3.0)),
+                    attention.shared_prompt(
+                        q, k, v, 14, 3, seen, window=width, scoring=attention.Scoring(cap=3.0)
+                    ),
+                )
+
             out, back = jax.vjp(f, q, k, v)
             return out, back(jax.tree.map(jnp.sin, out))
 
@@ -622,10 +644,16 @@ def test_int8_rows_do_not_depend_on_form_place_or_mesh():
 def test_bytes_of_the_cache():
     """With heads of 64, int8 with float32 scales takes (1 + 4/64) / 4 of float32 and half of
     bfloat16, in either form."""
-    full = lambda dtype: cache.Cache(*(jnp.zeros((3, 2, 2, 5, 64), dtype) for _ in "kv"))
+
+    def full(dtype):
+        return cache.Cache(*(jnp.zeros((3, 2, 2, 5, 64), dtype) for _ in "kv"))
+
     for unrolled in (True, False):
         config = dataclasses.replace(TINY, scan_layers=not unrolled)
-        size = lambda kept, config=config: bytes_of(cache.decode_cache(config, kept, 4, 40))
+
+        def size(kept, config=config):
+            return bytes_of(cache.decode_cache(config, kept, 4, 40))
+
         found = cache.decode_cache(
             config, cache.stored(full(jnp.float32).k, full(jnp.float32).v, True), 4, 40
         )
@@ -695,7 +723,10 @@ def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Pa
 
     table, split = models.weight_table(model), flatten(models.shardings(model, mesh_of("2x2x2")))
     whole = flatten(models.shardings(model, mesh_of("2x2x2"), drop=("fsdp",)))
-    size = lambda layouts, path: 4 * math.prod(layouts[path].shard_shape(table[path].shape))
+
+    def size(layouts, path):
+        return 4 * math.prod(layouts[path].shard_shape(table[path].shape))
+
     matrices = [path for path, weight in table.items() if len(weight.shape) - weight.stacked > 1]
     trained, decoding = (
         3 * sum(size(split, path) for path in matrices),

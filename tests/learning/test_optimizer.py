@@ -40,7 +40,9 @@ def run(optimizer, params, gradients):
 
 
 def test_schedules_by_hand():
-    at = lambda name, step: float(schedule_value(name, 0.4, 0.1, step, 10))
+    def at(name, step):
+        return float(schedule_value(name, 0.4, 0.1, step, 10))
+
     assert [at("constant", s) for s in (0, 5, 99)] == pytest.approx([0.4] * 3)
     assert [at("linear", s) for s in (-3, 0, 5, 10, 99)] == pytest.approx(
         [0.4, 0.4, 0.25, 0.1, 0.1]
@@ -72,8 +74,8 @@ def test_learning_rate_by_hand():
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_matches_adamw_in_numpy(clip_norm):
     spec = OptimizerSpec(
-        learning_rate=0.1, warmup_steps=1, schedule="cosine", steps=6, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.2,
-        clip_norm=clip_norm,
+        learning_rate=0.1, warmup_steps=1, schedule="cosine", steps=6, b1=0.8, b2=0.9, eps=1e-3,
+        weight_decay=0.2, clip_norm=clip_norm,
     )  # fmt: skip
     params = parameters()
     rng = np.random.default_rng(1)
@@ -85,7 +87,10 @@ def test_matches_adamw_in_numpy(clip_norm):
 
     decayed = {"embedding", "query"}
     names = ["embedding", "query", "query_bias", "attention_norm", "final_norm"]
-    flat = lambda tree: {**{k: v for k, v in tree.items() if k != "layers"}, **tree["layers"]}
+
+    def flat(tree):
+        return {**{k: v for k, v in tree.items() if k != "layers"}, **tree["layers"]}
+
     p = {k: np.asarray(v, np.float64) for k, v in flat(params).items()}
     m, v = {k: 0.0 * p[k] for k in names}, {k: 0.0 * p[k] for k in names}
     for step, gradient in enumerate(gradients):
@@ -106,7 +111,9 @@ def test_matches_adamw_in_numpy(clip_norm):
 
 
 def test_matrices_are_told_from_stacked_norms_and_biases():
-    leaf = lambda *shape: jnp.zeros(shape)
+    def leaf(*shape):
+        return jnp.zeros(shape)
+
     assert matrix_mask(parameters()) == {
         "embedding": True,
         "layers": {"query": True, "query_bias": False, "attention_norm": False},

@@ -251,7 +251,7 @@ def test_the_choice_between_two_tokens(name, place):
 
 
 # --- attention
-# ---------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def plain_attention(q, k, v, positions, key_positions, visible, window, scale, cap):
@@ -353,8 +353,12 @@ def test_packed_rows_train_as_whole_rows_under_windows(place):
         )
         return jnp.sum(weight * logp)
 
-    whole = lambda p: jnp.sum(weight_rows * models.token_logprobs(p, config, rows)[0])
-    gradient = lambda loss: flatten(jax.device_get(jax.jit(jax.grad(loss))(params)))
+    def whole(p):
+        return jnp.sum(weight_rows * models.token_logprobs(p, config, rows)[0])
+
+    def gradient(loss):
+        return flatten(jax.device_get(jax.jit(jax.grad(loss))(params)))
+
     wanted = gradient(whole)
     for unrolled in (False, True):
         found = gradient(functools.partial(packed, unrolled=unrolled))
@@ -366,7 +370,7 @@ def test_packed_rows_train_as_whole_rows_under_windows(place):
 
 
 # --- config.json
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_gemma3_in_both_generations():
@@ -539,7 +543,7 @@ def test_rope_frequencies_by_hand():
 
 
 # --- loading
-# -----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -63,7 +63,10 @@ def test_the_gradient_is_that_of_the_merged_weights():
     """By the chain rule: dA = scale dW B^T, dB = scale A^T dW, with dW of the full model."""
     tokens, _ = ragged_tokens(TINY, 2)
     lora = random_adapters(TINY)
-    loss = lambda params: jnp.sum(jnp.sin(models.token_logprobs(params, TINY, tokens)[0]))
+
+    def loss(params):
+        return jnp.sum(jnp.sin(models.token_logprobs(params, TINY, tokens)[0]))
+
     found = jax.jit(jax.grad(lambda x: loss(models.attach(tiny_params(), x, SPEC))))(lora)["layers"]
     full = jax.jit(jax.grad(loss))(models.merge(TINY, tiny_params(), lora, SPEC))["layers"]
     for name in SPEC.targets:

@@ -139,7 +139,10 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
 
     def gradient(remat: str):
         config = dataclasses.replace(TINY, remat=remat)
-        loss = lambda p: jnp.sum(jnp.sin(models.token_logprobs(p, config, tokens)[0]))
+
+        def loss(p):
+            return jnp.sum(jnp.sin(models.token_logprobs(p, config, tokens)[0]))
+
         return flatten(jax.device_get(jax.jit(jax.grad(loss))(tiny_params())))
 
     plain = gradient("none")
@@ -154,7 +157,7 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_completions_that_share_a_prompt_score_as_whole_rows(unrolled):
     """Three ragged completions behind each of two ragged prompts, against `token_logprobs` of
-    every row by itself: values and gradients; more positions than one block of queries holds, so that
+    every row by itself: values and gradients; more positions than one block of queries holds, so
     blocks are joined."""
     stream = np.random.RandomState(9)
     W, C, M = 80, 144, 3

@@ -172,7 +172,7 @@ def test_a_trained_sentencepiece_tokenizer(tmp_path):
         model_type="bpe",
         vocab_size=340,
         byte_fallback=True,
-        normalization_rule_name="identity",  # as in the models of Llama and Mistral: a newline stays one
+        normalization_rule_name="identity",  # as in Llama and Mistral: a newline stays one
         remove_extra_whitespaces=False,
         minloglevel=2,
     )

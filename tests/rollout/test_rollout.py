@@ -630,7 +630,7 @@ def test_draws_depend_on_key_row_and_slot():
     N, V = 2000, 300
     logits = jnp.zeros((N, V))
     tokens = jax.jit(lambda seed, stream, slot: sample(
-        logits, row_keys(jax.random.key(seed), stream, jnp.arange(N)), jnp.full(N, slot), 1.0, 1.0, 0)[0])  # fmt: skip
+        logits, row_keys(jax.random.key(seed), stream, jnp.arange(N)), jnp.full(N, slot), 1.0, 1.0, 0)[0])  # fmt: skip  # noqa: E501
     first = np.asarray(tokens(1, 0, 3))
     np.testing.assert_array_equal(first, tokens(1, 0, 3))
     # Two independent draws agree in one place out of V.

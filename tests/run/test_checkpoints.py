@@ -114,7 +114,7 @@ def damages(root):
 
     for folder, folders, names in os.walk(root):
 
-        def relative(name, folder=folder):
+        def relative(name: str, folder: str = folder) -> str:
             return os.path.relpath(os.path.join(folder, name), root)
 
         yield from ((relative(name), shutil.rmtree) for name in folders)
@@ -127,13 +127,15 @@ READER = """
 import hashlib, json, os, sys
 import jax, jax.numpy as jnp, numpy as np
 from scope_jax.run.checkpoints import Checkpoints
-shape = jax.ShapeDtypeStruct
-like = {"w": shape((8, 16), jnp.float32), "b": shape((5,), jnp.bfloat16)}
+like = {
+    "w": jax.ShapeDtypeStruct((8, 16), jnp.float32),
+    "b": jax.ShapeDtypeStruct((5,), jnp.bfloat16),
+}
 for folder in sorted(os.listdir(sys.argv[1])):
     with Checkpoints(os.path.join(sys.argv[1], folder)) as checkpoints:
         step, state, extra = checkpoints.restore(like)
-        parts = [np.asarray(state[name]).tobytes() for name in ("w", "b")]
-        bits = hashlib.sha256(b"".join(parts)).hexdigest()
+        raw = b"".join(np.asarray(state[name]).tobytes() for name in ("w", "b"))
+        bits = hashlib.sha256(raw).hexdigest()
         found = {"step": step, "extra": extra, "bits": bits, "left": checkpoints.steps()}
         print(json.dumps(found | {"saved": checkpoints.save(20, state, extra)}), flush=True)
 """

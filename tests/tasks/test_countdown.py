@@ -193,9 +193,9 @@ def test_lengths_are_the_longest_solution():
 
 
 def test_styles():
-    step = lambda style, steps=(), wrong=None: DOMAIN.next_step(
-        PROBLEM, list(steps), rng(), style, wrong
-    )
+    def step(style, steps=(), wrong=None):
+        return DOMAIN.next_step(PROBLEM, list(steps), rng(), style, wrong)
+
     assert step("sorted") == "8+5=13 3 2\n"  # 13 + 3 - 2
     assert step("backwards") == "2*5=10 8 3\n"  # 3*8 - 10
     assert step("same_numbers", (), "8+2=10 3 5\n") == "8-2=6 3 5\n"  # 6 + 3 + 5
@@ -209,9 +209,9 @@ def test_styles():
 
 
 def test_next_step_goes_on_from_what_is_written():
-    step = lambda steps, style="sorted", wrong=None: DOMAIN.next_step(
-        PROBLEM, steps, rng(), style, wrong
-    )
+    def step(steps, style="sorted", wrong=None):
+        return DOMAIN.next_step(PROBLEM, steps, rng(), style, wrong)
+
     assert step(["5-3=2 8 2\n", "8*2=16 2\n"]) == "16-2=14"  # the last line has no newline
     assert step(["5-3=2 8 2\n", "8*2=17 3\n"]) == "17-3=14"  # an error before stays there
     assert step(["5-3=2 8 2\n", "8-2=6 2\n"]) is None  # 14 is out of reach

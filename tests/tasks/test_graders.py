@@ -28,7 +28,8 @@ def any_way(fields, completion):
             try: time.sleep(600)
             except BaseException: pass
     if completion == "print": print("noise" * 1000)
-    return {"text": "yes", "list": [1], "nan": float("nan"), "two": 2, "none": None, "half": 0.5}.get(completion, True)
+    known = {"text": "yes", "list": [1], "nan": float("nan"), "two": 2, "none": None, "half": 0.5}
+    return known.get(completion, True)
 
 class Judge:
     @staticmethod

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from scope_jax.tasks import worker_pool
 from scope_jax.tasks.verify_math import MathVerifier, verify_math
 
 module = sys.modules[MathVerifier.__module__]  # the room exports a function of the module's name
-WORKER = Path(module.__file__).with_name("math_worker.py")
+WORKER = Path(worker_pool.__file__).with_name("math_worker.py")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_workers_never_see_jax_or_an_accelerator(verifier):
 def test_a_start_that_fails_is_an_error_with_its_reason(tmp_path, monkeypatch):
     broken = tmp_path / "worker.py"
     broken.write_text("import no_such_module_anywhere\n")
-    monkeypatch.setattr(module, "_WORKER", broken)
+    monkeypatch.setattr(worker_pool, "_WORKER", broken)
     with (
         MathVerifier(workers=1) as pool,
         pytest.raises(RuntimeError, match="no_such_module_anywhere"),

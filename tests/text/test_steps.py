@@ -50,7 +50,7 @@ def trained_byte_level():
 
 @pytest.fixture(scope="module")
 def byte_fallback():
-    """The shape of Llama's and Gemma's tokenizers: metaspace pieces, bytes for what has no piece."""
+    """Like Llama's and Gemma's tokenizers: metaspace pieces, bytes for what has no piece."""
     pieces = [
         "<pad>",
         "<eos>",

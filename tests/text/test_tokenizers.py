@@ -293,7 +293,8 @@ def test_a_sentencepiece_model_whose_normaliser_is_unknown_is_refused(tmp_path):
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(  # the trainer's defaults: blanks are joined, newlines become blanks
+    # The trainer's defaults: blanks are joined, newlines become blanks.
+    sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a b c 1 2 3"] * 9),
         model_writer=model,
         vocab_size=12,

@@ -202,7 +202,8 @@ def test_a_writer_on_a_mesh_of_its_own(parked):
         limit = jnp.asarray(np.array([10, 12, 32, 32, 32, 32, 32, 11], np.int32))
         out = writer.extend(rows, KEY, spec, limit_B=limit)
         assert out.tokens_BT.sharding.mesh == home and len(out.tokens_BT.sharding.device_set) == 8
-        wanted = rollout.generate(weights_on(home), MODEL, rows, KEY, spec, limit_B=limit)
+        here = rollout.Generator(weights_on(home), MODEL)
+        wanted = here.extend(rows, KEY, spec, limit_B=limit)
         few = writer.extend(rows, KEY, spec, limit_B=limit, at_once=4, shared_prefix=GROUP)
     same_rows(jax.device_get(out), jax.device_get(wanted))
     same_rows(jax.device_get(few), jax.device_get(wanted))
