@@ -1,23 +1,32 @@
 """Programs by several processes on this machine, each with CPU devices of its own, as tests of
 `scope_jax.devices.hosts` start them."""
 
+import itertools
+import os
 import socket
 import subprocess
 import time
 from pathlib import Path
 
 from support.tiny_runs import ROOT, environment
-from support.workers import COUNT, NUMBER
+from support.workers import NUMBER
+
+
+_NEXT = itertools.count(os.getpid())  # so that two sessions hardly meet
 
 
 def free_port() -> int:
-    """A port that nobody listens at, and that no other worker of the tests is given."""
-    while True:
+    """A port that nobody listens at, and that no other worker of the tests is given: below those
+    that the system hands out by itself, a thousand for each worker."""
+    for number in itertools.islice(_NEXT, 1000):
+        port = 20000 + 1000 * NUMBER + number % 1000
         with socket.socket() as sock:
-            sock.bind(("localhost", 0))
-            port = sock.getsockname()[1]
-        if port % COUNT == NUMBER % COUNT:
-            return port
+            try:
+                sock.bind(("localhost", port))
+            except OSError:
+                continue
+        return port
+    raise OSError(f"no free port among the thousand of worker {NUMBER}")
 
 
 def start(

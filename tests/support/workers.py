@@ -11,7 +11,6 @@ import pytest
 
 # Of this process among the workers; one process is the only one.
 NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-COUNT = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def made_once(
