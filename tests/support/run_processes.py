@@ -11,7 +11,6 @@ from pathlib import Path
 from support.tiny_runs import ROOT, environment
 from support.workers import NUMBER
 
-
 _NEXT = itertools.count(os.getpid())  # so that two sessions hardly meet
 
 
