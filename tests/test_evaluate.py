@@ -324,9 +324,12 @@ def test_settings_are_the_fields_then_the_flags_then_the_overrides():
         ({"template": "Solve."}, "expected the place {problem}"),
         ({"prompt-tokens": 2}, "all 10 prompts are longer than prompt_tokens = 2"),
         ({"model": "nowhere"}, "nowhere: no such model directory"),
-        ({"prm-aggregate": "best"}, "invalid choice: 'best'"),
-        ({"sampels": 2}, "unrecognized arguments: --sampels=2"),
-        ({"data": None}, "the following arguments are required: --data"),
+        (
+            {"prm-aggregate": "best"},
+            "--prm_aggregate=best: value should be one of <min|product|last|mean>",
+        ),
+        ({"sampels": 2}, "Unknown command line flag 'sampels'. Did you mean: samples ?"),
+        ({"data": None}, "--data is missing: the folder"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
