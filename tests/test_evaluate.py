@@ -329,7 +329,7 @@ def test_settings_are_the_fields_then_the_flags_then_the_overrides():
             "--prm_aggregate=best: value should be one of <min|product|last|mean>",
         ),
         ({"sampels": 2}, "Unknown command line flag 'sampels'. Did you mean: samples ?"),
-        ({"data": None}, "--data is missing: the folder"),
+        ({"data": None}, "--data is missing: directory with one folder per suite"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
