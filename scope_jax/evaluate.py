@@ -164,7 +164,7 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
             raise ValueError("--model is missing, and config.models.policy is None; give one")
         model_config, params = models.load(directory, dtype=settings.dtype)
         tokenizer = load_tokenizer(directory)
-        ends = tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
+        ends = end_ids(tokenizer, model_config.end_ids)
         model_config = dataclasses.replace(model_config, end_ids=ends)
         task = load_task(dataclasses.replace(settings.task, decontaminate="off"), tokenizer)
         params = models.decode_layout(model_config, params, mesh)

@@ -374,7 +374,7 @@ def _fitting(name: str, new_tokens: int, prompt: int, positions: int) -> int:
 
 def _end_ids(config: models.ModelConfig, tokenizer: Any) -> tuple[int, ...]:
     """Ends of a turn: those of the model's files and those that the tokenizer knows."""
-    return tuple(sorted({*config.end_ids, *end_ids(tokenizer)}))
+    return end_ids(tokenizer, config.end_ids)
 
 
 # ---- the command line

@@ -179,7 +179,7 @@ def _train_policy(
         tokenizer = load_tokenizer(config.start)
         domain, problems = _problems(config, tokenizer)
         # A base model's files often name one end token only; in a chat its turns end with another.
-        ends = tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
+        ends = end_ids(tokenizer, model_config.end_ids)
         model_config = dataclasses.replace(model_config, end_ids=ends)
     else:
         domain, problems = _problems(config, None)
@@ -332,9 +332,7 @@ def _labelled(
             ("train", problems.draw(config.seed, 0, settings.problems), 11),
             ("held_out", problems.draw(config.seed, settings.problems, settings.held_out), 12),
         ]
-    ends = tuple(
-        dict.fromkeys((*models.read_config(policy_directory).end_ids, *end_ids(tokenizer)))
-    )
+    ends = end_ids(tokenizer, models.read_config(policy_directory).end_ids)
     sample = rollout.SampleSpec(
         temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends
     )

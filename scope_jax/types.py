@@ -8,6 +8,7 @@ Axis letters, used in comments, einsums and name suffixes throughout the project
 """
 
 import enum
+import importlib
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax
@@ -62,6 +63,23 @@ def check_choices(spec: Any, section: str) -> None:
         if get_origin(kind) is Literal and value not in get_args(kind):
             words = ", ".join(map(str, get_args(kind)))
             raise ValueError(f"{section}.{name} = {value!r} is unknown; one of {words}")
+
+
+def check_kind(kind: str, known: tuple[str, ...], where: str) -> None:
+    """Raise ValueError where `kind` is neither one of `known` nor of the form "module:name"."""
+    if kind not in known and not all(kind.partition(":")):
+        words = ", ".join(known)
+        raise ValueError(f"{where} = {kind!r} is unknown; one of {words}, or your own, module:name")
+
+
+def imported(name: str, where: str) -> Any:
+    """What "module:name" means, for a class of your own that the setting `where` names. Raises
+    ValueError, in one line, where it cannot be imported."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ValueError(f"{where} = {name!r}: {type(error).__name__}: {error}") from None
 
 
 def check_least(spec: Any, section: str, least: int, *names: str) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -22,11 +24,14 @@ from support.hand_made import (
     text,
 )
 
-from scope_jax.correction import LocaliserSpec, rescue
+from scope_jax.configuration import TrainConfig, default_config, train_config
+from scope_jax.configuration.schema import set_value
+from scope_jax.correction import LocaliserSpec, make_localiser, rescue
 from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import advantages
 from scope_jax.rollout import from_prompts
 from scope_jax.teachers import DemonstrationJob, TeacherSpec
+from scope_jax.training.actors import load_teacher
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BATCH = (RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
@@ -77,6 +82,36 @@ def test_the_teacher(page: dict):
         )
     )
     assert shown.failed == [None, "not_in_the_book"] and text(shown.rollout, 0) == RIGHT + "#"
+
+
+def test_a_config_names_them(page: dict, monkeypatch: pytest.MonkeyPatch):
+    module = types.ModuleType("of_my_own")
+    module.__dict__.update(page)
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    config = default_config("scope")
+    set_value(TrainConfig, config, "teacher.kind", "of_my_own:from_my_book")
+    set_value(TrainConfig, config, "localiser.kind", "of_my_own:ByReference")
+    settings = train_config(config)
+    teacher = load_teacher(settings, None, TOKENIZER, None, None)
+    assert isinstance(teacher, page["BookTeacher"]) and teacher.spec == settings.teacher
+    localiser = make_localiser(settings.localiser)
+    assert isinstance(localiser, page["ByReference"]) and localiser.spec == settings.localiser
+    assert not settings.uses_prm
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("nowhere:Nobody", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("os:Nobody", "AttributeError: module 'os' has no attribute 'Nobody'"),
+        ("os:", "is unknown; one of prm, oracle, monte_carlo, or your own, module:name"),
+        (":Nobody", "localiser.kind = ':Nobody' is unknown"),
+    ],
+)
+def test_names_of_nothing(kind: str, message: str):
+    with pytest.raises(ValueError) as caught:
+        make_localiser(LocaliserSpec(kind))
+    assert message in str(caught.value)
 
 
 def test_the_localiser(page: dict):

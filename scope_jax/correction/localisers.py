@@ -1,12 +1,11 @@
 """Who says which step of a row is the first wrong one.
 
 A localiser scores the steps of rows with the probability that each is right. To add one, write a
-class with `spec` and `score`; to choose it by name, add its name to `LocaliserSpec.kind` and a case
-to `make_localiser`.
+class with `spec` and `score`; a config names it as `localiser.kind = "module:Class"`.
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +15,9 @@ from scope_jax.correction.steps import StepRows
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.types import check_choices
+from scope_jax.types import check_kind, imported
+
+KINDS = ("prm", "oracle", "monte_carlo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class LocaliserSpec:
     """Who finds the first wrong step of a row."""
 
     # prm: a process reward model; oracle: the domain's own step check; monte_carlo: continuations
-    # by the policy.
-    kind: Literal["prm", "oracle", "monte_carlo"] = "prm"
+    # by the policy; module:name: a class of your own, called with this spec.
+    kind: str = "prm"
     threshold: float = 0.5  # a step whose score is below it is wrong
     continuations: int = 4  # of monte_carlo: per prefix that is tried
     # Probability that a row's error is moved to one of its steps drawn at random, to see what a
@@ -33,7 +34,7 @@ class LocaliserSpec:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choices(self, "localiser")
+        check_kind(self.kind, KINDS, "localiser.kind")
         if not 0 < self.threshold < 1:
             raise ValueError(
                 f"localiser.threshold = {self.threshold}: the threshold must lie in (0, 1)"
@@ -66,6 +67,8 @@ class Localiser(Protocol):
 
 def make_localiser(spec: LocaliserSpec, prm: ProcessRewardModel | None = None) -> Localiser:
     """The localiser that `spec` names. Raises ValueError where it lacks its model."""
+    if ":" in spec.kind:
+        return imported(spec.kind, "localiser.kind")(spec)
     if spec.kind == "oracle":
         return Oracle(spec)
     if spec.kind == "monte_carlo":

@@ -61,15 +61,11 @@ class OptimizerSpec:
                 raise ValueError(f"OptimizerSpec.{name} = {value!r}; expected {expected}")
 
 
-def make_optimizer(
-    spec: OptimizerSpec, *, trainable: Any | None = None
-) -> optax.GradientTransformation:
+def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW (arXiv 1711.05101) at `learning_rate(spec, count)`.
 
     Moments are kept as `spec.moments` says, whatever the parameters' dtype; updates are float32:
-    `optax.apply_updates` adds before it rounds. Weight decay reaches `matrix_mask`. `trainable`: a
-    tree of bool like the parameters, or a function from the parameters to one; where False, the
-    update is 0, no moments are kept, and the gradient does not count in the norm.
+    `optax.apply_updates` adds before it rounds. Weight decay reaches `matrix_mask`.
     """
     steps: list[optax.GradientTransformation] = []
     if spec.clip_norm is not None:
@@ -86,17 +82,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(lambda count: learning_rate(spec, count)),
         )
     )
-    optimizer = _in_float32(optax.chain(*steps))
-    if trainable is None:
-        return optimizer
-
-    def labels(params: Any) -> Any:
-        return jax.tree.map(
-            lambda x: "train" if x else "freeze",
-            trainable(params) if callable(trainable) else trainable,
-        )
-
-    return optax.multi_transform({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+    return _in_float32(optax.chain(*steps))
 
 
 def scale_by_moments(

@@ -23,9 +23,10 @@ from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.demonstrations import DemonstrationJob, Demonstrations
 from scope_jax.teachers.replies import encode_step, special_texts
 from scope_jax.text.steps import token_bytes
-from scope_jax.types import Owner, Rollout, check_choices
+from scope_jax.types import Owner, Rollout, check_choices, check_kind
 
 _splice_rows = program(splice, static_argnames="owner")
+KINDS = ("model", "self", "reference", "program", "endpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,9 @@ class TeacherSpec:
     """Who corrects, and how it is asked."""
 
     # model: on the mesh; self: the policy of the moment; reference: the data set's own solution;
-    # program: the domain's; endpoint: a model behind an OpenAI-compatible address.
-    kind: Literal["model", "self", "reference", "program", "endpoint"] = "model"
+    # program: the domain's; endpoint: a model behind an OpenAI-compatible address; module:name: a
+    # class of your own, called with this spec.
+    kind: str = "model"
     # What it is shown besides the problem and the steps before the error.
     template: Literal["continue", "wrong_step", "wrong_step_and_answer"] = "continue"
     # A text in place of the template's; fields {prompt}, {kept}, {wrong} and {answer}.
@@ -50,6 +52,7 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         check_choices(self, "teacher")
+        check_kind(self.kind, KINDS, "teacher.kind")
         for name in ("prompt_tokens", "step_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"teacher.{name} = {getattr(self, name)} must be at least 1")

@@ -6,7 +6,7 @@ not need it.
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -217,9 +217,11 @@ def encode_in_place(
     return [None if n in too_long else next(fitting) for n in range(len(prompts))]
 
 
-def end_ids(source: "str | pathlib.Path | PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Every id that ends a turn, sorted: from generation_config.json (or config.json) and the
-    tokenizer.
+def end_ids(
+    source: "str | pathlib.Path | PreTrainedTokenizerBase", known: Iterable[int] = ()
+) -> tuple[int, ...]:
+    """Every id that ends a turn: those `known` to the model, then, sorted, what
+    generation_config.json (or config.json) and the tokenizer say besides.
 
     `source` is a checkpoint directory or a tokenizer (whose own directory is looked at if it has
     one).
@@ -235,7 +237,7 @@ def end_ids(source: "str | pathlib.Path | PreTrainedTokenizerBase") -> tuple[int
         raise ValueError(
             f"{tokenizer.name_or_path}: no end token: set eos_token_id in generation_config.json"
         )
-    return tuple(sorted(found))
+    return tuple(dict.fromkeys((*known, *sorted(found))))
 
 
 def _config_end_ids(directory: pathlib.Path) -> list[int]:

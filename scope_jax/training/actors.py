@@ -14,6 +14,7 @@ from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
+from scope_jax.types import imported
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +48,7 @@ def load_actors(
     tokenizer = load_tokenizer(config.models.policy)
     # A base model's files often name one end token only; in a chat its turns end with another.
     model_config = dataclasses.replace(
-        model_config, end_ids=tuple(dict.fromkeys((*model_config.end_ids, *end_ids(tokenizer))))
+        model_config, end_ids=end_ids(tokenizer, model_config.end_ids)
     )
     task = load_task(config.task, tokenizer)
     teacher = localiser = None
@@ -87,6 +88,8 @@ def load_teacher(
     """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
     spec, endpoint = config.teacher, config.teacher.endpoint
     teacher_writes_tails = isinstance(config.method, Scope) and config.method.tail == "teacher"
+    if ":" in spec.kind:
+        return imported(spec.kind, "teacher.kind")(spec)
     if spec.kind == "endpoint":
         if not endpoint.cache and workdir is not None:
             endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))

@@ -296,19 +296,6 @@ def test_bytes_of_moments():
     assert size("factored") == 2 * count + 4 * sum(jax.tree.leaves(matrices)) < 2.5 * count
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_frozen_weights_have_no_moments_of_any_kind(kind):
-    params = {"w": jnp.ones((4, 3)), "frozen": jnp.ones((5, 5))}
-    spec = learning.OptimizerSpec(learning_rate=0.1, moments=kind)
-    optimizer = learning.make_optimizer(spec, trainable={"w": True, "frozen": False})
-    state = optimizer.init(params)
-    updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state, params)
-    assert (np.asarray(updates["frozen"]) == 0).all() and (np.asarray(updates["w"]) < 0).all()
-    assert sorted({x.shape for x in jax.tree.leaves(state) if x.ndim}) == (
-        [(4, 3)] if kind == "bfloat16" else [(3,), (4,), (4, 3)]
-    )
-
-
 # --- what is recomputed
 # ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@ update; measured by one device."""
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,13 +140,13 @@ def outcome(shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
         return {name: np.asarray(x) for name, x in jax.device_get(named | gradient).items()}
 
 
-def first_moments(opt_state):  # type: ignore[no-untyped-def]
+def first_moments(opt_state: Any) -> Any:
     """The first moments, wherever the optimiser keeps them."""
     (found,) = {id(node): node for node in walk(opt_state) if hasattr(node, "mu")}.values()
     return found.mu
 
 
-def walk(node):  # type: ignore[no-untyped-def]
+def walk(node: Any) -> Iterator[Any]:
     yield node
     if isinstance(node, tuple | list):
         for child in node:
