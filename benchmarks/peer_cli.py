@@ -1,5 +1,6 @@
 """Command line and JSON line that both peers share; the flags are those of `python
-benchmarks/speed.py`."""
+benchmarks/speed.py`. The programs of this folder read them with argparse, since the environments of
+the peers do not hold the packages of this project."""
 
 import argparse
 import json

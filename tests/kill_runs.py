@@ -10,7 +10,6 @@ moments, counters), all metrics but times, samples and the summary, bit for bit.
 difference. Not part of pytest: it takes minutes. CPU, one device.
 """
 
-import argparse
 import fnmatch
 import json
 import os
@@ -26,6 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from support.tiny_runs import ROOT, Tiny, environment, make_checkpoints, run_program
+
+from scope_jax import cli
 
 STEPS = 16
 COMMON: dict[str, Any] = {
@@ -189,24 +190,14 @@ def run_case(tiny: Tiny, case: str, kills: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="tests/kill_runs.py", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--only", default="*", help="pattern of case names")
-    parser.add_argument("--kills", type=int, default=4, help="of each case")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=int(time.time()),
-        help="of the moments (they also depend on the machine)",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=None,
-        help="where runs work (default: a temporary folder, removed)",
-    )
-    args = parser.parse_args()
+    known = [
+        cli.Flag("only", "pattern of case names", "*"),
+        cli.Flag("kills", "of each case", 4, int),
+        cli.Flag("seed", "of the moments; they also depend on the machine", kind=int),
+        cli.Flag("folder", "where runs work (default: a temporary folder, removed)", kind=Path),
+    ]
+    args = cli.parse_or_exit(sys.argv[1:], known)
+    seed = int(time.time()) if args.seed is None else args.seed
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kill_runs_"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -214,7 +205,7 @@ def main() -> int:
         folder = folder.absolute()
         made = make_checkpoints(folder)
         tiny = Tiny(folder, folder / "policy", folder / "prm", made)
-        print(f"seed {args.seed}, {STEPS} steps, {args.kills} kills of each case", flush=True)
+        print(f"seed {seed}, {STEPS} steps, {args.kills} kills of each case", flush=True)
         heads = (
             "case",
             "SIGKILL",
@@ -226,7 +217,7 @@ def main() -> int:
         )
         print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)
         for case in fnmatch.filter(CASES, args.only):
-            row = run_case(tiny, case, args.kills, args.seed)
+            row = run_case(tiny, case, args.kills, seed)
             rows.append(row)
 
             def join(values):

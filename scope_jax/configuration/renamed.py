@@ -63,6 +63,8 @@ NONE_GIVEN = (
     *("rollout.seats", "rollout.top_k", "method.rows_at_once", "sft.prompts", "lora.rank"),
     *("advantage.overlong_tokens", "evaluation.every", "evaluation.prompt_tokens"),
     *("evaluation.new_tokens", "start", "checkpoint.every", "target.max_tokens"),
+    *(f"teacher.endpoint.{name}" for name in ("url", "model", "api_key_env", "max_tokens")),
+    *("teacher.endpoint.extra", "teacher.endpoint.cache", "teacher.prompt"),
     *("target.rollouts.policy", "target.rollouts.prompt_tokens", "target.rollouts.new_tokens"),
 )
 # Which variant of the section `method` has which of these settings.

@@ -40,7 +40,7 @@ class TeacherSpec:
     # What it is shown besides the problem and the steps before the error.
     template: Literal["continue", "wrong_step", "wrong_step_and_answer"] = "continue"
     # A text in place of the template's; fields {prompt}, {kept}, {wrong} and {answer}.
-    prompt: str = ""
+    prompt: str | None = None
     # The longest prompt of a prompted model on the mesh.
     prompt_tokens: int = 1024
     # Of a program.

@@ -36,14 +36,14 @@ DOWN = ("connection", "timeout", "deadline", "server_error", "rate_limited", "re
 class EndpointSpec:
     """How a server is asked. Raises ValueError for a setting out of range."""
 
-    url: str = ""
+    url: str | None = None
     """Address up to the version, such as http://host:8000/v1."""
-    model: str = ""
+    model: str | None = None
     """The model's name as the server knows it."""
     api: Literal["chat", "completions"] = "chat"
     """`chat` answers a prompt, `completions` continues a text."""
-    api_key_env: str = ""
-    """Environment variable that holds the key; empty: no key."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None: no key."""
     concurrency: int = 16
     """Requests in flight at once."""
     request_seconds: float = 60.0
@@ -54,12 +54,12 @@ class EndpointSpec:
     """Further tries after 429, 5xx, a timeout or a lost connection."""
     backoff_seconds: float = 0.5
     """Pause before the second try; it doubles with each further one."""
-    max_tokens: int = 0
-    """Limit of a reply; 0: as long as a step may be."""
-    extra: str = ""
+    max_tokens: int | None = None
+    """Limit of a reply; None: as long as a step may be."""
+    extra: str | None = None
     """JSON object with further fields of the request."""
-    cache: str = ""
-    """Directory of replies; empty: none are kept."""
+    cache: str | None = None
+    """Directory of replies; None: none are kept."""
     warn_after: int = 3
     """Batches in a row without any answer before the one warning."""
 
@@ -68,11 +68,11 @@ class EndpointSpec:
         for name, least in (
             ("concurrency", 1),
             ("retries", 0),
-            ("max_tokens", 0),
+            ("max_tokens", 1),
             ("warn_after", 1),
             ("backoff_seconds", 0),
         ):
-            if (value := getattr(self, name)) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"teacher.endpoint.{name} = {value} must be at least {least}")
         if self.request_seconds <= 0 or self.batch_seconds <= 0:
             raise ValueError("teacher.endpoint: request_seconds and batch_seconds must be above 0")
@@ -117,7 +117,7 @@ class Endpoint:
     """
 
     def __init__(self, spec: EndpointSpec):
-        parts = urllib.parse.urlsplit(spec.url)
+        parts = urllib.parse.urlsplit(spec.url or "")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
                 f"teacher.endpoint.url = {spec.url!r}: an address such as http://host:8000/v1 is"
@@ -130,10 +130,11 @@ class Endpoint:
             )
         if not spec.model:
             raise ValueError(
-                "teacher.endpoint.model is empty; give the model's name as the server knows it"
+                f"teacher.endpoint.model = {spec.model!r}; give the model's name as the server"
+                " knows it"
             )
         self.spec = spec
-        self.url = spec.url.rstrip("/") + (
+        self.url = parts.geturl().rstrip("/") + (
             "/chat/completions" if spec.api == "chat" else "/completions"
         )
         self._server = f"{parts.hostname}:{parts.port or ''}"
@@ -290,7 +291,7 @@ class Endpoint:
 
     def _file(self, body: dict[str, Any]) -> Path:
         name = hashlib.sha256(f"{self.spec.api} {_canonical(body)}".encode()).hexdigest()
-        return Path(self.spec.cache) / name[:2] / f"{name}.json"
+        return Path(self.spec.cache or "") / name[:2] / f"{name}.json"
 
     def _recall(self, body: dict[str, Any]) -> Reply | None:
         if not self.spec.cache:
@@ -336,7 +337,7 @@ def _in_thread(work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[Non
     return ended
 
 
-def _authorization(variable: str) -> dict[str, str]:
+def _authorization(variable: str | None) -> dict[str, str]:
     """The header with the key of an environment variable. The key stands in no message."""
     if not variable:
         return {}

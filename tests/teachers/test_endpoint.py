@@ -486,7 +486,7 @@ def test_a_dead_server_is_reported_once_and_asked_less():
         ({"url": "host:8000"}, "an address such as http://host:8000/v1 is expected"),
         ({"url": "file:///etc/passwd"}, "an address such as"),
         ({"url": "http://me:secret@host/v1"}, "holds a user, a password or a query"),
-        ({"model": ""}, "teacher.endpoint.model is empty"),
+        ({"model": ""}, "teacher.endpoint.model = ''"),
         (
             {"api": "responses"},
             "teacher.endpoint.api = 'responses' is unknown; one of chat, completions",

@@ -512,7 +512,7 @@ def test_runs_with_a_program_and_with_the_policy_itself(checkpoints: Tiny, tmp_p
 def test_a_run_without_what_its_teacher_needs(checkpoints: Tiny, tmp_path):
     for settings, message in (
         ({"teacher.kind": "reference"}, "none of the problems looked at has a solution"),
-        ({"teacher.kind": "endpoint"}, "teacher.endpoint.url = ''"),
+        ({"teacher.kind": "endpoint"}, "teacher.endpoint.url = None"),
         ({"teacher.kind": "program", "method.tail": "teacher"}, "needs teacher.kind 'model'"),
         ({"teacher.kind": "nobody"}, "teacher.kind = 'nobody' is unknown"),
     ):
