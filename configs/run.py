@@ -16,6 +16,8 @@ from scope_jax.configs.tasks import TASKS
 def get_config(words: str = "scope,arithmetic"):
     """The config of METHOD,TASK. Raises ValueError for an unknown one, with the nearest name."""
     method, _, task = words.partition(",")
+    if not task:
+        raise ValueError(f"{words}: the task is missing, as in {words},arithmetic")
     for name, known, what in ((method, METHODS, "method"), (task, TASKS, "task")):
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -1,6 +1,7 @@
 """What all programs share on the command line: flags, a config with overrides, how they end."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -169,6 +170,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
 
 def _end(entry: Callable[[Any], str | None], values: Any, place: str) -> None:
     """Call `entry(values)`, print what it returns, and end the program as its error says."""
+    # Libraries warn about what is no matter here: models run without PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     try:

@@ -9,7 +9,6 @@ the workdir.
 import contextlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,15 +319,18 @@ def _count(count: int, noun: str) -> str:
 
 def command(args: Any) -> None:
     """The command line's `demo`."""
-    # Libraries warn about what is no matter here: no PyTorch, a data set of one's own.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logging.set_verbosity(logging.ERROR)
+    seeds = args.seeds
+    if not seeds or not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(f"--seeds={','.join(seeds)}: expected different numbers, as in 0,1,2")
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps={args.steps} must be at least 1")
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of a data set of one's own
     use_cpu_cores()
     # Both arms and all seeds run the same programs.
     jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     demo(
-        [int(seed) for seed in args.seeds],
+        [int(seed) for seed in seeds],
         args.workdir,
         args.cache / "checkpoints",
         args.cache / "tfds",

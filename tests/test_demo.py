@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scope_jax import demo
+from scope_jax import cli, demo
 from scope_jax.run.metrics import progress
 
 
@@ -13,6 +13,21 @@ def run(rewards, pass_1=0.5, **more):
     rows = [{"step": n, "reward/mean": r, "time/total": 1.0 + n} for n, r in enumerate(rewards)]
     rows[-1] |= {"eval/pass@1": pass_1, "eval/pass@8": 1.0} | more
     return rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds="], "--seeds=: expected different numbers"),
+        (["--seeds=0,0"], "--seeds=0,0: expected different numbers"),
+        (["--seeds=a"], "--seeds=a: expected different numbers"),
+        (["--steps=0"], "--steps=0 must be at least 1"),
+    ],
+)
+def test_flags_that_make_no_sense(flags, message):
+    with pytest.raises(ValueError) as error:
+        demo.command(cli.parse(flags, demo.FLAGS))
+    assert str(error.value).startswith(message)
 
 
 def test_batches_to_reach():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import traceback
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,8 @@ def read_config(name: str, shipped: str) -> ConfigDict:
 
 def load_file(path: str | Path) -> ModuleType:
     """A config or sweep file as a module: a path, or one that starts with `configs/` (or not) of
-    the shipped ones. Raises FileNotFoundError, and ValueError where it is no Python file."""
+    the shipped ones. Raises FileNotFoundError, and ValueError where it is no Python file, or
+    cannot be run."""
     shipped = resources.files("scope_jax.configs")
     inside = Path(str(shipped)) / str(path).removeprefix("configs/")
     place = Path(path) if Path(path).is_file() else inside
@@ -48,5 +50,13 @@ def load_file(path: str | Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Where a dataclass is defined, it is looked up by name.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ValueError:
+        raise
+    except Exception as error:
+        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)][-1]
+        line = error.lineno if isinstance(error, SyntaxError) else at
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {said}") from error
     return module

@@ -90,6 +90,7 @@ def set_value(cls: type, config: ConfigDict, name: str, value: Any) -> None:
     if hint is None:
         raise _unknown(cls, config, name)
     if last == "name" and _is_union_of_dataclasses(parent) and value != section.name:
+        _variant(parent, {"name": value}, f"config.{path[-1]}")  # refuses names of none
         raise ValueError(
             f"config.{name} = {value!r}: this config is one of {section.name!r}, with settings of"
             f" its own; start from a config of {value!r}"

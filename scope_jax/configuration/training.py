@@ -127,6 +127,11 @@ class MeshConfig:
     teacher: MeshShape = MeshShape()
     prm: MeshShape = MeshShape()
 
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "tensor"):
+            if (value := getattr(self, name)) < 1 and value != -1:
+                raise ValueError(f"config.mesh.{name} = {value} must be at least 1, or -1")
+
 
 @dataclasses.dataclass(frozen=True)
 class PlacementConfig:
@@ -164,7 +169,8 @@ class RolloutConfig:
     chat: bool = False  # put prompts into the tokenizer's chat template
 
     def __post_init__(self) -> None:
-        check_least(self, "rollout", 1, "prompts", "group", "prompt_tokens", "new_tokens", "seats")
+        counts = ("prompts", "group", "prompt_tokens", "new_tokens", "seats", "top_k")
+        check_least(self, "rollout", 1, *counts)
         SampleSpec(self.temperature, self.top_p, self.top_k or 0, self.new_tokens, cache=self.cache)
 
     @property
@@ -254,7 +260,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         counts = ("every", "samples", "prompt_tokens", "new_tokens", "rows_at_once")
         check_least(self, "evaluation", 1, *counts)
-        check_least(self, "evaluation", 0, "problems", "ood_problems")
+        check_least(self, "evaluation", 0, "problems", "ood_problems", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +316,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_least(self, "", 1, "steps")
+        check_least(self, "", 0, "seed")
         loss = dataclasses.replace(self.loss, max_new_tokens=self.rollout.new_tokens)
         object.__setattr__(self, "loss", loss)
         for reason in conflicts(self):

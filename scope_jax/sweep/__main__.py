@@ -108,6 +108,7 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
 
     # Ctrl-C reaches every process of a terminal. The parent ends this one, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # models run without PyTorch
     logging.set_verbosity(logging.ERROR)
     if args.stage != "prepare" and args.jobs > 1:
         pin(int(args.stage), args.jobs)

@@ -176,6 +176,13 @@ def test_tuples_and_what_lies_below_a_free_section():
         ("correction.enabled=True", "renamed; it is now config.method: start from default_config("),
         ("rollout.slots=8", "renamed; it is now config.rollout.seats"),
         ("meshes.prm.fsdp=8", "renamed; it is now config.mesh.prm.fsdp"),
+        ("mesh.tensor=0", "config.mesh.tensor = 0 must be at least 1, or -1"),
+        ("mesh.data=-2", "config.mesh.data = -2 must be at least 1, or -1"),
+        ("seed=-1", "config.seed = -1 must be 0 or more"),
+        ("evaluation.temperature=-0.5", "config.evaluation.temperature = -0.5 must be 0 or more"),
+        ("rollout.top_k=0", "config.rollout.top_k = 0 must be at least 1"),
+        ("method.name=foo", "config.method.name = 'foo' is unknown; one of grpo, scope, luffy"),
+        ("method.name=luffy", "start from a config of 'luffy'"),
     ],
 )
 def test_a_bad_word_is_answered_in_one_line(word, message):
@@ -185,6 +192,27 @@ def test_a_bad_word_is_answered_in_one_line(word, message):
 
 
 # ---- config files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = (\n", "mine.py, line 2: SyntaxError: '(' was never closed"),
+        ("x = 1\n\ny = x / 0\n", "mine.py, line 3: ZeroDivisionError: division by zero"),
+        ("import nowhere\n", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("raise ValueError('as it says')\n", "as it says"),
+    ],
+)
+def test_a_config_file_that_cannot_be_run(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_config(str(tmp_path / "mine.py"), "run.py")
+    assert str(error.value).endswith(message)
+
+
+def test_a_config_without_its_task():
+    with pytest.raises(ValueError, match="scope: the task is missing, as in scope,arithmetic"):
+        read_config("scope", "run.py")
 
 
 def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
@@ -233,7 +261,7 @@ def test_names_that_nothing_is_found_under(tmp_path, monkeypatch):
         load_file("nothing")
     with pytest.raises(ValueError, match="method 'scop' is unknown, the nearest is 'scope'"):
         read_config("scop,arithmetic", "run.py")
-    with pytest.raises(ValueError, match="task '' is unknown, the nearest is"):
+    with pytest.raises(ValueError, match="the task is missing, as in"):
         read_config("scope", "run.py")
     with pytest.raises(ValueError, match="expected NAME,TASK, one of base,arithmetic"):
         read_config("sft,arithmetic", "checkpoints.py")
