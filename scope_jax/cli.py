@@ -115,7 +115,10 @@ def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
             _DEFINE[flag.kind](flag.name, flag.default, text, flag_values=values)
     if any(word in ("--help", "-h", "-help") for word in arguments):
         print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nFlags:")
-        print(values.get_help())
+        try:
+            print(values.get_help(), flush=True)
+        except BrokenPipeError:  # `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     words = [
         re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
