@@ -62,7 +62,7 @@ from scope_jax.text import character_tokenizer, end_ids, load_tokenizer, save_to
 __all__ = ["default_config", "supervise"]
 
 STOP_AFTER_SKIPPED = 5  # updates in a row that were not finite, before a run gives up
-SHOWN_LOSSES = 20  # the summary's loss is the mean of the last so many updates
+SHOWN_LOSSES = 20  # updates, the last ones, whose mean loss is in the summary
 
 
 def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

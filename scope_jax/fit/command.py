@@ -282,8 +282,8 @@ def _whole(config: ConfigDict, name: str) -> int:
 
 
 def resized(config: ConfigDict, name: str, rows: int) -> ConfigDict:
-    """The config with so many rows in a micro-batch, or so many seats; with more prompts where it
-    has not as many."""
+    """The config with `rows` rows in a micro-batch, or `rows` seats; with more prompts where they
+    are too few."""
     changed = config.copy_and_resolve_references()
     changed.rollout.prompts *= max(rows // _whole(config, name), 1)
     if name == "rollout":

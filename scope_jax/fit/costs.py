@@ -32,7 +32,7 @@ def token_flops(config: ModelConfig) -> float:
 
 
 def head_flops(config: ModelConfig) -> float:
-    """Of one token's logits, or of what else stands on top."""
+    """Of one token in the head: its logits, or a PRM's scores."""
     D = config.hidden_size
     return (
         2.0

@@ -166,7 +166,7 @@ def _scaled(plain: np.ndarray, theta: float, head_size: int, scaling: RopeScalin
 
 
 def _yarn_dimension(turns: float, theta: float, head_size: int, scaling: RopeScaling) -> float:
-    """The (fractional) frequency index that makes so many turns within the original context."""
+    """The (fractional) frequency index that makes `turns` turns within the original context."""
     return (
         head_size
         * math.log(scaling.original_positions / (turns * 2 * math.pi))

@@ -1,4 +1,4 @@
-"""Results of a benchmark: a file of them that a killed evaluation goes on from, their summary, and
+"""Results of a suite: a file of them that a killed evaluation goes on from, their summary, and
 a table."""
 
 import json
@@ -115,7 +115,7 @@ def _voted(
 
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """One row per benchmark, in percent with the standard error. A record: {"title", "problems",
+    """One row per suite, in percent with the standard error. A record: {"title", "problems",
     "temperature", "samples", "result"}."""
     weighted = any(f"bon@{record['samples']}" in record["result"] for record in records)
     kinds = ["avg", "pass", "maj", *(["bon", "vote"] if weighted else [])]
@@ -128,7 +128,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
             margin = f" ± {_percent(error)}" if error is not None else ""
             cells.append("-" if value is None else _percent(value) + margin)
         rows.append(cells + [_percent(result[name]) for name in ("truncated_share", "unscored")])
-    head = ["benchmark", "problems", "T", "n", *(f"{kind}@n" for kind in kinds)]
+    head = ["suite", "problems", "T", "n", *(f"{kind}@n" for kind in kinds)]
     return tables.markdown([*head, "truncated", "unscored"], rows) + "\n"
 
 

@@ -296,8 +296,7 @@ def test_figures_by_hand():
     record = {"title": "AIME24", "problems": 3, "temperature": 0.6, "samples": 4, "result": figures}
     head, _, row = markdown_table([record]).splitlines()
     assert (
-        head
-        == "| benchmark | problems | T | n | avg@n | pass@n | maj@n | bon@n | vote@n | truncated |"
+        head == "| suite | problems | T | n | avg@n | pass@n | maj@n | bon@n | vote@n | truncated |"
         " unscored |"
     )
     assert (

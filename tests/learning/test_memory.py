@@ -29,7 +29,6 @@ from scope_jax import learning, models, rollout
 from scope_jax import train as train_module
 from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
-from scope_jax.devices.shapes import coarse_width
 from scope_jax.learning.optimizer import matrix_mask, round_at_random
 from scope_jax.models import attention, cache
 from scope_jax.models.weights import flatten
@@ -346,19 +345,7 @@ def test_memory_falls_with_what_is_recomputed():
 # --------------------------------------------------------------------------------------------
 
 
-def test_widths_and_order_by_hand():
-    assert [coarse_width(n) for n in (0, 1, 8, 9, 63, 64, 65, 81, 128)] == [
-        8,
-        8,
-        8,
-        16,
-        64,
-        64,
-        80,
-        96,
-        128,
-    ]
-    assert [coarse_width(n) for n in (129, 1000, 2900, 3000)] == [160, 1024, 3072, 3072]
+def test_order_by_hand():
     rows, _ = batch()
     # Longest completions of the four groups: 28, 24, 12, 22.
     assert (LENGTH - PROMPT_LENGTH).reshape(4, 2).max(1).tolist() == [28, 24, 12, 22]

@@ -25,7 +25,6 @@ from support.prm_fixtures import (
 from scope_jax import evaluate_prm, models
 from scope_jax.configuration import default_config, train_config
 from scope_jax.data.processbench import LabelledSolution, load_processbench
-from scope_jax.devices.shapes import coarse_width
 from scope_jax.evaluate_prm import (
     UNSCORED,
     Scores,
@@ -379,18 +378,6 @@ def test_chunks_have_few_shapes():
         (128, 8),
     ]
     assert [shape for _, shape in score_batches(lengths[:7], 512, room)] == [(128, 320)]
-    assert [coarse_width(n) for n in (1, 8, 9, 64, 65, 80, 81, 1025, 4096)] == [
-        8,
-        8,
-        16,
-        64,
-        80,
-        80,
-        96,
-        1280,
-        4096,
-    ]
-    assert len({coarse_width(n) for n in range(1, 4097)}) == 32
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -23,7 +23,6 @@ from scope_jax.devices.mesh import (
     to_host_memory,
     to_mesh,
 )
-from scope_jax.devices.shapes import part_size
 from scope_jax.prm.model import score_program
 from scope_jax.types import Owner, Rollout
 
@@ -209,20 +208,6 @@ def test_a_writer_on_a_mesh_of_its_own(parked):
         few = writer.extend(rows, KEY, spec, limit_B=limit, at_once=4, shared_prefix=GROUP)
     same_rows(jax.device_get(out), jax.device_get(wanted))
     same_rows(jax.device_get(few), jax.device_get(wanted))
-
-
-def test_sizes_of_parts():
-    """(rows, at once, rows that share a prompt) -> rows of a part."""
-    cases = {
-        (64, 0, 1): 64,
-        (64, 100, 1): 64,
-        (64, 16, 1): 16,
-        (72, 64, 1): 36,
-        (48, 20, 8): 16,
-        (48, 4, 8): 8,
-        (7, 4, 1): 1,
-    }
-    assert {case: part_size(*case) for case in cases} == cases
 
 
 def weights_on(mesh: Mesh) -> models.Params:
