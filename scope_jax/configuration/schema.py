@@ -9,6 +9,7 @@ are no settings.
 import ast
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -49,7 +50,19 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
     for name in names:
         if name not in values:
             raise ValueError(f"{where}.{name}: missing; start from default_config()")
-    return cls(**{name: _value(hints[name], values[name], f"{where}.{name}") for name in names})
+    made = {name: _value(hints[name], values[name], f"{where}.{name}") for name in names}
+    try:
+        return cls(**made)
+    except ValueError as error:
+        raise ValueError(_in_section(str(error), where)) from None
+
+
+def _in_section(text: str, where: str) -> str:
+    """What a dataclass refused, under the name of its section: "LossSpec.clip_low = 2.0" is
+    "config.loss.clip_low = 2.0", and "loss.clip_low" too."""
+    text = re.sub(r"^[A-Z]\w*\.", f"{where}.", text)
+    section = where.removeprefix("config.")
+    return f"config.{text}" if text.startswith((f"{section}.", f"{section}:")) else text
 
 
 def settings(cls: Any) -> list[dataclasses.Field]:
