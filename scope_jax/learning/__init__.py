@@ -30,7 +30,12 @@ from scope_jax.learning.optimizer import (
     schedule_value,
 )
 from scope_jax.learning.packing import length_order, pack
-from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
+from scope_jax.learning.process_rewards import (
+    overlong_penalty,
+    prefix_advantages,
+    summed_step_advantages,
+    worst_step_advantages,
+)
 from scope_jax.learning.update import (
     TrainState,
     Update,
@@ -66,10 +71,11 @@ __all__ = [
     "policy_objective",
     "prefix_advantages",
     "schedule_value",
-    "step_advantages",
     "step_label_objective",
+    "summed_step_advantages",
     "token_weights",
     "update_program",
+    "worst_step_advantages",
     "zero_group_share",
     "zero_groups",
 ]

@@ -5,6 +5,7 @@ write the class here, and a variant of `method` that inherits it in `configurati
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -14,7 +15,14 @@ import numpy as np
 from scope_jax.correction import Groups, Located, Scene, locate
 from scope_jax.devices.mesh import to_host
 from scope_jax.learning.advantages import AdvantageSpec, group_advantages
-from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
+from scope_jax.learning.process_rewards import (
+    Rows,
+    Steps,
+    overlong_penalty,
+    prefix_advantages,
+    summed_step_advantages,
+    worst_step_advantages,
+)
 from scope_jax.types import check_choices
 
 Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
@@ -89,7 +97,8 @@ class SummedSteps:
         self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: the weighted sum of both."""
-        token, metrics = _step_credit(groups, scene, "sum")
+        rows, steps, metrics = _scored_steps(groups, scene)
+        token = summed_step_advantages(rows, steps)
         return self.mix(groups, by_outcome(), token), metrics
 
     def mix(self, groups: Groups, row: jax.Array, token_BT: np.ndarray) -> np.ndarray:
@@ -117,7 +126,8 @@ class WorstStep(SummedSteps):
         self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: the weighted sum of both."""
-        token, metrics = _step_credit(groups, scene, "min", self.min_temperature)
+        rows, steps, metrics = _scored_steps(groups, scene)
+        token = worst_step_advantages(rows, steps, temperature=self.min_temperature)
         return self.mix(groups, by_outcome(), token), metrics
 
 
@@ -147,21 +157,17 @@ class GoodPrefix:
         self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: of the prefixes before the first errors."""
-        prompt_length, length = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+        rows = _rows(groups)
         located = locate(groups, groups.failed_B, scene)
-        end = prompt_length.copy()
-        end[located.rows.rows_R] += located.good_tokens_R.astype(end.dtype)
+        end = rows.prompt_length_B.copy()
+        end[located.rows.rows_R] += located.good_tokens_R
         token = prefix_advantages(
+            rows,
             groups.reward_B,
             end,
-            prompt_length,
-            length,
-            groups.rollout.tokens_BT.shape[1],
-            groups.group,
             alpha=self.alpha,
             shorten=self.shorten,
             shorten_by=self.shorten_by,
-            include_B=groups.include_B,
         )
         found = located.has_error_R
         share = float(np.mean(found)) if len(found) else 0.0
@@ -171,27 +177,22 @@ class GoodPrefix:
 # ---- what they share
 
 
-def _step_credit(
-    groups: Groups, scene: Scene, form: str, temperature: float = 0.1
-) -> tuple[np.ndarray, Metrics]:
-    """(float32[B, T]: what the steps that end at or after a token are worth; metrics)."""
-    prompt_length, length = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
+def _rows(groups: Groups) -> Rows:
+    """Where the rows of a step were written."""
+    rollout = groups.rollout
+    prompt_length, length = to_host((rollout.prompt_length_B, rollout.length_B))
+    T = rollout.tokens_BT.shape[1]
+    return Rows.of(prompt_length, length, T, groups.group, groups.include_B)
+
+
+def _scored_steps(groups: Groups, scene: Scene) -> tuple[Rows, Steps, Metrics]:
+    """(the rows of a step, what the localiser says of their steps, metrics)."""
+    rows = _rows(groups)
     located = locate(groups, groups.include_B, scene)
-    score, end, valid = _by_row(located, prompt_length)
-    token = step_advantages(
-        score,
-        end,
-        valid,
-        prompt_length,
-        length,
-        groups.rollout.tokens_BT.shape[1],
-        groups.group,
-        form=form,
-        temperature=temperature,
-        include_B=groups.include_B,
-    )
+    score, end, valid = _by_row(located, rows.prompt_length_B)
     mean = float(np.mean(score[valid])) if valid.any() else 0.0
-    return token, located.metrics | {"process/score_mean": mean}
+    steps = Steps.of(rows, score, end, valid)
+    return rows, steps, located.metrics | {"process/score_mean": mean}
 
 
 def _by_row(
@@ -211,5 +212,5 @@ def _by_row(
 
 def _at_least_0(spec: object, *names: str) -> None:
     for name in names:
-        if not getattr(spec, name) >= 0:
+        if not 0 <= getattr(spec, name) < math.inf:
             raise ValueError(f"method.{name} = {getattr(spec, name)} must be 0 or more")

@@ -1,133 +1,161 @@
 """Advantages per token from scores of steps, and the penalty of long rows; numpy, on the host.
 
-Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of prompt i. Positions
-count from the start of the row, prompt included; ends are exclusive. The positions that a row wrote
-are `[prompt_length, length)`; all others get 0.
+The positions that a row wrote are `[prompt_length, length)`; tokens elsewhere get 0.
 """
 
+import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-FORMS = ("sum", "min")
-SHORTEN = ("fraction", "prompt", "fixed")
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Where the rows of a batch were written, and which of them count.
 
-def step_advantages(
-    score_BJ: ArrayLike,
-    end_BJ: ArrayLike,
-    valid_BJ: ArrayLike,
-    prompt_length_B: ArrayLike,
-    length_B: ArrayLike,
-    T: int,
-    group: int,
-    *,
-    form: str,
-    temperature: float = 0.1,
-    include_B: ArrayLike | None = None,
-    epsilon: float = 1e-6,
-) -> np.ndarray:
-    """float32[B, T]: for each token, the sum of what the steps that end at or after it are worth,
-    without discount.
+    Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of prompt i.
+    Positions count from the start of the row, prompt included; ends are exclusive.
 
-    score_BJ      float: the probability p that the step is good
-    end_BJ        int: where step j ends; it starts where step j - 1 ends, the first one after the
-                  prompt
-    valid_BJ      bool: steps that exist and were scored; a NaN score counts as not scored. Others
-                  are worth nothing; of them only the end is read, where the next step was scored
-    include_B     bool[B]: rows that count; the others get 0 and are not read
-
-    form "sum": process supervision of GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.3). A step
-    is worth (p - mean) / (std + epsilon), mean and population std over all scored steps of the
-    group; 0 where those are all equal.
-
-    form "min": PURE (arXiv 2504.15275). r = p - (1 - p) is weighted by the softmax over the row's
-    steps of -r / temperature, so that the row's rewards add up to about its worst r. The baseline
-    is that of the released code with `reward_baseline token`: the other rows' summed rewards over
-    the other rows' tokens is what a token is expected to earn, and each step is charged that times
-    its tokens. So it does not matter into how many steps a text is cut (a baseline per step
-    favours rows of one step), and the first token of a row has the row's reward minus what its
-    length would have earned elsewhere. (The paper's text divides by the longest length allowed
-    instead, which makes the baseline depend on a setting. The released code also takes a step's
-    last token, the separator, out of the count and gives it no advantage; here the separator is a
-    token of its step as any other.) A step is worth its weighted r minus its charge.
-
-    A row without a scored step has no process reward: all 0, and it is neither in the mean and std
-    of `sum` nor, with its rewards and tokens, in the baseline of `min`. With `min` a row that is
-    the only one of its group with scored steps has nothing to be compared with and gets 0.
-
-    Raises ValueError where shapes do not fit, `form` is unknown, `temperature` is not above 0, or
-    an included row has a scored step that is empty or lies outside what the row wrote.
+    prompt_length_B, length_B  int64[B]: what a row wrote is `[prompt_length, length)`
+    T                          tokens that a row has room for
+    group                      samples per prompt
+    include_B                  bool[B]: rows that count; the others get 0 and are not read
     """
-    if form not in FORMS:
-        raise ValueError(f"form {form!r} is unknown; one of {', '.join(FORMS)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature = {temperature} must be above 0")
-    score, end, valid = (
-        np.asarray(score_BJ, np.float64),
-        np.asarray(end_BJ, np.int64),
-        np.asarray(valid_BJ),
-    )
-    if (
-        score.ndim != 2
-        or end.shape != score.shape
-        or valid.shape != score.shape
-        or valid.dtype != bool
-    ):
-        found = f"float{list(score.shape)}, int{list(end.shape)}, {valid.dtype}{list(valid.shape)}"
-        raise ValueError(
-            f"score_BJ, end_BJ, valid_BJ are {found}; expected float, int and bool of one shape"
-            " [B, J]"
-        )
-    B = score.shape[0]
-    prompt_length, length = (
-        _rows("prompt_length_B", prompt_length_B, B),
-        _rows("length_B", length_B, B),
-    )
-    include = _included(include_B, B, group)
-    start = np.concatenate([prompt_length[:, None], end[:, :-1]], axis=1)[:, : score.shape[1]]
-    valid = valid & ~np.isnan(score) & include[:, None]
-    wrong = valid & (
-        (start < prompt_length[:, None]) | (end <= start) | (end > np.minimum(length, T)[:, None])
-    )
-    if wrong.any():
-        b, j = (int(x[0]) for x in np.nonzero(wrong))
-        where = f"positions [{prompt_length[b]}, {min(length[b], T)}) of the row"
-        raise ValueError(
-            f"step {j} of row {b} covers positions [{start[b, j]}, {end[b, j]}); expected some of"
-            f" the {where}"
-        )
 
-    score = np.where(valid, score, 0.0)
-    if form == "sum":
-        worth = _normalised(score, valid, group, epsilon)
-    else:
-        worth = _against_other_rows(
-            _min_form(2 * score - 1, valid, temperature),
-            np.where(valid, end - start, 0),
-            valid,
-            group,
-        )
-    token = np.zeros((B, T))
-    row, step = np.nonzero(valid)
-    token[row, end[row, step] - 1] = worth[row, step]
-    token = np.cumsum(token[:, ::-1], axis=1)[:, ::-1]
-    return np.where(_written(prompt_length, length, T), token, 0.0).astype(np.float32)
+    prompt_length_B: np.ndarray
+    length_B: np.ndarray
+    T: int
+    group: int
+    include_B: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        prompt_length_B: ArrayLike,
+        length_B: ArrayLike,
+        T: int,
+        group: int,
+        include_B: ArrayLike | None = None,
+    ) -> "Rows":
+        """The rows of these lengths; all of them count where `include_B` is None.
+
+        Raises ValueError where shapes do not fit each other or `group`."""
+        prompt_length = np.asarray(prompt_length_B, np.int64)
+        B = prompt_length.size
+        length = _one_each("length_B", length_B, B)
+        if group < 1 or B % group:
+            raise ValueError(
+                f"{B} rows do not make whole groups of {group}; B must be a multiple of group"
+            )
+        include = np.ones(B, bool) if include_B is None else np.asarray(include_B)
+        if include.shape != (B,) or include.dtype != bool:
+            raise ValueError(
+                f"include_B is {include.dtype}{list(include.shape)}; expected bool[{B}]"
+            )
+        return cls(prompt_length, length, T, group, include)
+
+    @property
+    def written_BT(self) -> np.ndarray:
+        """bool[B, T]: the tokens that rows wrote."""
+        position = np.arange(self.T)[None]
+        return (position >= self.prompt_length_B[:, None]) & (position < self.length_B[:, None])
+
+    @property
+    def stop_B(self) -> np.ndarray:
+        """int64[B]: where what a row wrote ends, within T."""
+        return np.minimum(self.length_B, self.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The scored steps of rows.
+
+    score_BJ  float64: the probability p that the step is good; 0 where it is not valid
+    start_BJ, end_BJ  int64: the positions of the step; the first one starts after the prompt
+    valid_BJ  bool: steps that exist and were scored, in rows that count
+    """
+
+    score_BJ: np.ndarray
+    start_BJ: np.ndarray
+    end_BJ: np.ndarray
+    valid_BJ: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Rows, score_BJ: ArrayLike, end_BJ: ArrayLike, valid_BJ: ArrayLike) -> "Steps":
+        """The steps that end at `end_BJ`. A NaN score counts as not scored; of a step that was not
+        scored only the end is read, where the next step was.
+
+        Raises ValueError where shapes do not fit, or a row that counts has a scored step that is
+        empty or lies outside what the row wrote."""
+        score, end = np.asarray(score_BJ, np.float64), np.asarray(end_BJ, np.int64)
+        valid, B = np.asarray(valid_BJ), len(rows.length_B)
+        shapes = {score.shape, end.shape, valid.shape}
+        if len(shapes) > 1 or score.shape[:1] != (B,) or score.ndim != 2 or valid.dtype != bool:
+            found = f"float{list(score.shape)}, int{list(end.shape)}"
+            raise ValueError(
+                f"score_BJ, end_BJ, valid_BJ are {found}, {valid.dtype}{list(valid.shape)};"
+                f" expected float, int and bool of one shape [{B}, J]"
+            )
+        start = np.concatenate([rows.prompt_length_B[:, None], end[:, :-1]], axis=1)
+        start = start[:, : score.shape[1]]
+        valid = valid & ~np.isnan(score) & rows.include_B[:, None]
+        before, after = start < rows.prompt_length_B[:, None], end > rows.stop_B[:, None]
+        wrong = valid & (before | (end <= start) | after)
+        if wrong.any():
+            b, j = (int(x[0]) for x in np.nonzero(wrong))
+            raise ValueError(
+                f"step {j} of row {b} covers positions [{start[b, j]}, {end[b, j]}); expected some"
+                f" of the positions [{rows.prompt_length_B[b]}, {rows.stop_B[b]}) of the row"
+            )
+        return cls(np.where(valid, score, 0.0), start, end, valid)
+
+
+def summed_step_advantages(rows: Rows, steps: Steps, *, epsilon: float = 1e-6) -> np.ndarray:
+    """float32[B, T]: for each token, the sum of what the steps that end at or after it are worth,
+    without discount: process supervision of GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.3).
+
+    A step is worth (p - mean) / (std + epsilon), mean and population std over all scored steps of
+    the group; 0 where those are all equal. A row without a scored step has no process reward: all
+    0, and out of the mean.
+    """
+    return _to_go(rows, steps, _normalised(steps.score_BJ, steps.valid_BJ, rows.group, epsilon))
+
+
+def worst_step_advantages(rows: Rows, steps: Steps, *, temperature: float = 0.1) -> np.ndarray:
+    """float32[B, T]: for each token, the sum of what the steps that end at or after it are worth,
+    without discount: the min-form of PURE (arXiv 2504.15275).
+
+    r = p - (1 - p) is weighted by the softmax over the row's steps of -r / temperature, so that the
+    row's rewards add up to about its worst r. A step is worth its weighted r minus its charge.
+
+    The baseline is that of the released code with `reward_baseline token`: the other rows' summed
+    rewards over the other rows' tokens is what a token is expected to earn, and each step is
+    charged that times its tokens. So it does not matter into how many steps a text is cut (a
+    baseline per step favours rows of one step), and the first token of a row has the row's reward
+    minus what its length would have earned elsewhere. (The paper's text divides by the longest
+    length allowed instead, which makes the baseline depend on a setting. The released code also
+    takes a step's last token, the separator, out of the count and gives it no advantage; here the
+    separator is a token of its step as any other.)
+
+    A row without a scored step has no process reward: all 0, and with its rewards and tokens out of
+    the baseline. A row that is the only one of its group with scored steps has nothing to be
+    compared with and gets 0.
+    """
+    reward = _min_form(2 * steps.score_BJ - 1, steps.valid_BJ, temperature)
+    tokens = np.where(steps.valid_BJ, steps.end_BJ - steps.start_BJ, 0)
+    return _to_go(rows, steps, _against_other_rows(reward, tokens, steps.valid_BJ, rows.group))
 
 
 def prefix_advantages(
+    rows: Rows,
     reward_B: ArrayLike,
     prefix_end_B: ArrayLike,
-    prompt_length_B: ArrayLike,
-    length_B: ArrayLike,
-    T: int,
-    group: int,
     *,
     alpha: float = 0.5,
-    shorten: str = "fraction",
+    shorten: Literal["fraction", "prompt", "fixed"] = "fraction",
     shorten_by: float = 0.1,
-    include_B: ArrayLike | None = None,
 ) -> np.ndarray:
     """float32[B, T]: VPPO (arXiv 2601.18984, equation 7). A token is worth 1 in a right row,
     `alpha` in the rewarded prefix of a failed one, 0 in the rest; minus the mean over the group of
@@ -136,66 +164,58 @@ def prefix_advantages(
     reward_B      float[B]: 1 is right, any other number failed, NaN not judged
     prefix_end_B  int[B]: where the good prefix of a failed row ends, which is where its first wrong
                   step starts, or its prompt ends where nothing is good. Not read in other rows
-    include_B     bool[B]: rows that count
+    shorten, shorten_by  see `shortened`
 
-    Rows that do not count or were not judged get 0 and are out of the mean. The rewarded prefix is
-    the good one without its last tokens, so that it does not pay to cut a text into more steps:
-    without as many as the prompt has (`shorten` "prompt", the paper's choice), without
-    `shorten_by` ("fixed"), or without that share of the prefix, rounded up ("fraction": where
-    prompts are longer than prefixes, "prompt" would leave nothing).
+    Rows that were not judged get 0 and are out of the mean, as those that do not count.
 
-    Raises ValueError where shapes do not fit, `shorten` is unknown, a number makes no sense, or a
-    prefix ends outside the positions that its row wrote.
+    Raises ValueError where shapes do not fit or a prefix ends outside what its row wrote.
     """
-    if shorten not in SHORTEN:
-        raise ValueError(f"shorten {shorten!r} is unknown; one of {', '.join(SHORTEN)}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha = {alpha} must lie in [0, 1]")
-    if not 0 <= shorten_by < math.inf or (shorten == "fraction" and shorten_by > 1):
-        raise ValueError(
-            f"shorten_by = {shorten_by}: expected a share in [0, 1] for 'fraction', 0 tokens or"
-            " more for 'fixed'"
-        )
+    prompt_length, B = rows.prompt_length_B, len(rows.length_B)
     reward = np.asarray(reward_B, np.float64)
-    if reward.ndim != 1:
-        raise ValueError(
-            f"reward_B has shape {list(reward.shape)}; expected one reward per row, [B]"
-        )
-    B = reward.shape[0]
-    prompt_length, length = (
-        _rows("prompt_length_B", prompt_length_B, B),
-        _rows("length_B", length_B, B),
-    )
-    end = _rows("prefix_end_B", prefix_end_B, B)
-    include = _included(include_B, B, group) & ~np.isnan(reward)
+    if reward.shape != (B,):
+        raise ValueError(f"reward_B has shape {list(reward.shape)}; expected [{B}]")
+    end = _one_each("prefix_end_B", prefix_end_B, B)
+    include = rows.include_B & ~np.isnan(reward)
     right = include & (reward == 1)
     failed = include & ~right
-    wrong = failed & ((end < prompt_length) | (end > np.minimum(length, T)))
+    wrong = failed & ((end < prompt_length) | (end > rows.stop_B))
     if wrong.any():
         b = int(np.flatnonzero(wrong)[0])
         raise ValueError(
             f"prefix_end_B[{b}] = {end[b]}; expected a position in [{prompt_length[b]},"
-            f" {min(length[b], T)}]"
+            f" {rows.stop_B[b]}]"
         )
 
     good = np.where(failed, end - prompt_length, 0)
+    good = shortened(good, prompt_length, shorten, shorten_by)
+    written = rows.written_BT
+    rewarded = written & (np.arange(rows.T)[None] < (prompt_length + good)[:, None])
+    worth = np.where(right[:, None] & written, 1.0, np.where(rewarded, alpha, 0.0))
+    average = np.where(right, 1.0, alpha * good / np.maximum(rows.length_B - prompt_length, 1))
+    average = np.where(include, average, 0.0).reshape(-1, rows.group)
+    count = np.maximum(include.reshape(-1, rows.group).sum(axis=1), 1)
+    mean = np.repeat(average.sum(axis=1) / count, rows.group)
+    return np.where(written & include[:, None], worth - mean[:, None], 0.0).astype(np.float32)
+
+
+def shortened(
+    good_B: np.ndarray,
+    prompt_length_B: np.ndarray,
+    shorten: Literal["fraction", "prompt", "fixed"],
+    shorten_by: float,
+) -> np.ndarray:
+    """int64[B]: the tokens of good prefixes that are rewarded, so that it does not pay to cut a
+    text into more steps: all but as many as the prompt has ("prompt", the paper's choice), all but
+    `shorten_by` ("fixed"), or all but that share of them, rounded up ("fraction": where prompts are
+    longer than prefixes, "prompt" would leave nothing). Never below 0."""
     if shorten == "prompt":
-        good = good - prompt_length
+        less = prompt_length_B
     elif shorten == "fixed":
-        good = good - math.ceil(shorten_by)
+        less = np.full_like(good_B, math.ceil(shorten_by))
     else:
         # A hair less than the product: 0.28 x 25 is 7.000000000000001, which is not eight tokens.
-        good = good - np.ceil(shorten_by * good - 1e-9).astype(np.int64)
-    good = np.maximum(good, 0)
-
-    written = _written(prompt_length, length, T)
-    rewarded = written & (np.arange(T)[None] < (prompt_length + good)[:, None])
-    worth = np.where(right[:, None] & written, 1.0, np.where(rewarded, alpha, 0.0))
-    average = np.where(right, 1.0, alpha * good / np.maximum(length - prompt_length, 1))
-    average = np.where(include, average, 0.0).reshape(-1, group)
-    count = np.maximum(include.reshape(-1, group).sum(axis=1), 1)
-    mean = np.repeat(average.sum(axis=1) / count, group)
-    return np.where(written & include[:, None], worth - mean[:, None], 0.0).astype(np.float32)
+        less = np.ceil(shorten_by * good_B - 1e-9).astype(np.int64)
+    return np.maximum(good_B - less, 0)
 
 
 def overlong_penalty(
@@ -256,26 +276,17 @@ def _against_other_rows(
     return np.where(valid & compared, reward - per_token * tokens, 0.0)
 
 
-def _written(prompt_length: np.ndarray, length: np.ndarray, T: int) -> np.ndarray:
-    position = np.arange(T)[None]
-    return (position >= prompt_length[:, None]) & (position < length[:, None])
+def _to_go(rows: Rows, steps: Steps, worth_BJ: np.ndarray) -> np.ndarray:
+    """float32[B, T]: for each token, the worth of the steps that end at or after it."""
+    token = np.zeros((len(rows.length_B), rows.T))
+    row, step = np.nonzero(steps.valid_BJ)
+    token[row, steps.end_BJ[row, step] - 1] = worth_BJ[row, step]
+    token = np.cumsum(token[:, ::-1], axis=1)[:, ::-1]
+    return np.where(rows.written_BT, token, 0.0).astype(np.float32)
 
 
-def _rows(name: str, values: ArrayLike, B: int) -> np.ndarray:
+def _one_each(name: str, values: ArrayLike, B: int) -> np.ndarray:
     out = np.asarray(values, np.int64)
     if out.shape != (B,):
         raise ValueError(f"{name} has shape {list(out.shape)}; expected [{B}]")
     return out
-
-
-def _included(include_B: ArrayLike | None, B: int, group: int) -> np.ndarray:
-    if group < 1 or B % group:
-        raise ValueError(
-            f"{B} rows do not make whole groups of {group}; B must be a multiple of group"
-        )
-    if include_B is None:
-        return np.ones(B, bool)
-    include = np.asarray(include_B)
-    if include.shape != (B,) or include.dtype != bool:
-        raise ValueError(f"include_B is {include.dtype}{list(include.shape)}; expected bool[{B}]")
-    return include

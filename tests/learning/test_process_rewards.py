@@ -6,13 +6,20 @@ import math
 import numpy as np
 import pytest
 
-from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
+from scope_jax.learning.process_rewards import (
+    Rows,
+    Steps,
+    overlong_penalty,
+    prefix_advantages,
+    summed_step_advantages,
+    worst_step_advantages,
+)
 
 NAN = float("nan")
 
 
 def steps(rows, T, group, form, temperature=0.1, include=None, prompt=2, epsilon=1e-6):
-    """`step_advantages` of rows spelled as lists of (score, tokens); score None: the step was not
+    """The advantages of rows spelled as lists of (score, tokens); score None: the step was not
     scored."""
     J = max(len(row) for row in rows)
     score, end, valid = (
@@ -27,8 +34,11 @@ def steps(rows, T, group, form, temperature=0.1, include=None, prompt=2, epsilon
             end[b, j], valid[b, j] = length[b], p is not None
             score[b, j] = 0.0 if p is None else p
     prompts = np.full(len(rows), prompt)
-    more = dict(form=form, temperature=temperature, include_B=include, epsilon=epsilon)
-    return step_advantages(score, end, valid, prompts, length, T, group, **more)
+    batch = Rows.of(prompts, length, T, group, include)
+    found = Steps.of(batch, score, end, valid)
+    if form == "sum":
+        return summed_step_advantages(batch, found, epsilon=epsilon)
+    return worst_step_advantages(batch, found, temperature=temperature)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,45 +194,45 @@ def test_ragged_rows_match_the_definition(form):
         valid[b, :count] = rng.random(count) < 0.9
     score = np.where(rng.random((B, J)) < 0.05, NAN, rng.random((B, J)))
     include = rng.random(B) < 0.85
-    got = step_advantages(
-        score, end, valid, prompt, length, T, group, form=form, temperature=0.3, include_B=include
-    )
+    batch = Rows.of(prompt, length, T, group, include)
+    found = Steps.of(batch, score, end, valid)
+    if form == "sum":
+        got = summed_step_advantages(batch, found)
+    else:
+        got = worst_step_advantages(batch, found, temperature=0.3)
     want = loops(score, end, valid, prompt, length, T, group, form, 0.3, include)
     assert np.abs(want).max() > 0.5 and (want != 0).sum() > 60
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_step_errors_are_named():
-    one = np.ones((2, 1))
-    good = dict(
-        score_BJ=one,
-        end_BJ=one * 3,
-        valid_BJ=one == 1,
-        prompt_length_B=[1, 1],
-        length_B=[3, 3],
-        T=4,
-        group=2,
-        form="sum",
-    )
-    assert step_advantages(**good).shape == (2, 4)
+def test_errors_of_steps_are_named():
+    def of(prompt=(1, 1), length=(3, 3), group=2, include=None, **change):
+        good = dict(score_BJ=np.ones((2, 1)), end_BJ=[[3], [3]], valid_BJ=np.ones((2, 1), bool))
+        return Steps.of(Rows.of(prompt, length, 4, group, include), **(good | change))
+
+    assert of().score_BJ.shape == (2, 1)
     for change, message in (
-        ({"form": "mean"}, "form 'mean' is unknown; one of sum, min"),
-        ({"temperature": 0.0}, "temperature = 0.0 must be above 0"),
-        ({"valid_BJ": one}, r"valid_BJ are float\[2, 1\], int\[2, 1\], float64\[2, 1\]"),
+        (
+            {"valid_BJ": np.ones((2, 1))},
+            r"valid_BJ are float\[2, 1\], int\[2, 1\], float64\[2, 1\]",
+        ),
+        ({"score_BJ": np.ones((2, 2))}, r"are float\[2, 2\], int\[2, 1\].* one shape \[2, J\]"),
         (
             {"end_BJ": [[3], [4]]},
             r"step 0 of row 1 covers positions \[1, 4\); expected some of the positions \[1, 3\)",
         ),
         ({"end_BJ": [[1], [3]]}, r"step 0 of row 0 covers positions \[1, 1\)"),
         ({"group": 3}, "2 rows do not make whole groups of 3"),
-        ({"length_B": [3]}, r"length_B has shape \[1\]; expected \[2\]"),
-        ({"include_B": [1, 0]}, r"include_B is int64\[2\]; expected bool\[2\]"),
+        ({"length": [3]}, r"length_B has shape \[1\]; expected \[2\]"),
+        ({"include": [1, 0]}, r"include_B is int64\[2\]; expected bool\[2\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            step_advantages(**(good | change))
+            of(**change)
     # What is not read cannot be wrong.
-    bad = good | {"end_BJ": [[3], [99]], "include_B": np.array([True, False])}
-    np.testing.assert_array_equal(step_advantages(**bad), np.zeros((2, 4)))
+    assert of(end_BJ=[[3], [99]], include=np.array([True, False])).valid_BJ.tolist() == [
+        [True],
+        [False],
+    ]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -233,7 +243,7 @@ def test_prefix_by_hand():
     # Prompt 2, four rows of 10 tokens: right; 5 good tokens; nothing good; right. Nothing is
     # shortened.
     more = dict(alpha=0.5, shorten="fixed", shorten_by=0)
-    got = prefix_advantages([1, 0, 0, 1], [2, 7, 2, 12], [2] * 4, [12] * 4, 14, 4, **more)
+    got = prefix_advantages(Rows.of([2] * 4, [12] * 4, 14, 4), [1, 0, 0, 1], [2, 7, 2, 12], **more)
     assert got.dtype == np.float32
     mean = (1 + 0.5 * 5 / 10 + 0 + 1) / 4  # 0.5625
     want = np.zeros((4, 14))
@@ -243,7 +253,7 @@ def test_prefix_by_hand():
     np.testing.assert_allclose(got, want, rtol=1e-6)
     # A group that failed altogether still learns: the prefix is above the mean, what follows below
     # it.
-    got = prefix_advantages([0, 0], [7, 2], [2, 2], [12, 12], 12, 2, **more)
+    got = prefix_advantages(Rows.of([2, 2], [12, 12], 12, 2), [0, 0], [7, 2], **more)
     np.testing.assert_allclose(got[0, 2:], [0.375] * 5 + [-0.125] * 5, rtol=1e-6)
     np.testing.assert_allclose(got[1, 2:], [-0.125] * 10, rtol=1e-6)
 
@@ -264,12 +274,9 @@ def test_prefix_by_hand():
 )
 def test_the_prefix_is_shortened(shorten, shorten_by, good, kept):
     got = prefix_advantages(
+        Rows.of([3, 3], [83, 83], 83, 2),
         [1, 0],
         [3, 3 + good],
-        [3, 3],
-        [83, 83],
-        83,
-        2,
         alpha=0.5,
         shorten=shorten,
         shorten_by=shorten_by,
@@ -288,26 +295,26 @@ def test_prefix_rows_that_do_not_count():
     )  # ends of rows that are not read hold anything
     include = np.array([True, True, True, False])
     got = prefix_advantages(
-        reward, ends, prompt, length, 9, 4, shorten="fixed", shorten_by=0, include_B=include
+        Rows.of(prompt, length, 9, 4, include), reward, ends, shorten="fixed", shorten_by=0
     )
     mean = (1 + 0.5 * 4 / 8) / 2
     np.testing.assert_allclose(got[0], [0] + [1 - mean] * 4 + [0] * 4, rtol=1e-6)
     np.testing.assert_allclose(got[1], [0] + [0.5 - mean] * 4 + [-mean] * 4, rtol=1e-6)
     np.testing.assert_array_equal(got[2:], np.zeros((2, 9)))
-    nobody = prefix_advantages(reward, ends, prompt, length, 9, 4, include_B=np.zeros(4, bool))
+    nobody = prefix_advantages(Rows.of(prompt, length, 9, 4, np.zeros(4, bool)), reward, ends)
     np.testing.assert_array_equal(nobody, np.zeros((4, 9)))
 
 
 def test_equal_rows_give_no_prefix_advantage():
     np.testing.assert_array_equal(
-        prefix_advantages([1] * 3, [1] * 3, [1] * 3, [4, 5, 6], 6, 3), np.zeros((3, 6))
+        prefix_advantages(Rows.of([1] * 3, [4, 5, 6], 6, 3), [1] * 3, [1] * 3), np.zeros((3, 6))
     )
     np.testing.assert_array_equal(
-        prefix_advantages([0] * 3, [1] * 3, [1] * 3, [4, 5, 6], 6, 3), np.zeros((3, 6))
+        prefix_advantages(Rows.of([1] * 3, [4, 5, 6], 6, 3), [0] * 3, [1] * 3), np.zeros((3, 6))
     )
     # A row that wrote nothing is a failure without tokens: its average is 0, and there is no slot
     # to give anything to.
-    got = prefix_advantages([1, 0], [3, 2], [1, 2], [3, 2], 4, 2)
+    got = prefix_advantages(Rows.of([1, 2], [3, 2], 4, 2), [1, 0], [3, 2])
     np.testing.assert_allclose(got, [[0, 0.5, 0.5, 0], [0, 0, 0, 0]])
 
 
@@ -319,16 +326,12 @@ def test_prefix_matches_loops():
     reward = rng.choice([0.0, 1.0, NAN], B, p=[0.6, 0.3, 0.1])
     include = rng.random(B) < 0.9
     got = prefix_advantages(
+        Rows.of(prompt, prompt + written, T, group, include),
         reward,
         end,
-        prompt,
-        prompt + written,
-        T,
-        group,
         alpha=alpha,
         shorten="fraction",
         shorten_by=0.25,
-        include_B=include,
     )
     for first in range(0, B, group):
         rows = [b for b in range(first, first + group) if include[b] and not math.isnan(reward[b])]
@@ -352,22 +355,15 @@ def test_prefix_matches_loops():
 
 
 def test_prefix_errors_are_named():
-    good = dict(
-        reward_B=[1, 0], prefix_end_B=[1, 2], prompt_length_B=[1, 1], length_B=[3, 3], T=4, group=2
-    )
-    for change, message in (
-        ({"shorten": "half"}, "shorten 'half' is unknown; one of fraction, prompt, fixed"),
-        ({"alpha": 1.5}, "alpha = 1.5 must lie in"),
-        ({"shorten_by": 1.5}, "shorten_by = 1.5: expected a share"),
-        ({"shorten_by": -1, "shorten": "fixed"}, "shorten_by = -1"),
-        ({"shorten_by": NAN}, "shorten_by = nan"),
-        ({"prefix_end_B": [1, 4]}, r"prefix_end_B\[1\] = 4; expected a position in \[1, 3\]"),
-        ({"prefix_end_B": [1, 0]}, r"prefix_end_B\[1\] = 0"),
-        ({"reward_B": [[1, 0]]}, r"reward_B has shape \[1, 2\]"),
-        ({"group": 4}, "2 rows do not make whole groups of 4"),
+    rows = Rows.of([1, 1], [3, 3], 4, 2)
+    for reward, end, message in (
+        ([1, 0], [1, 4], r"prefix_end_B\[1\] = 4; expected a position in \[1, 3\]"),
+        ([1, 0], [1, 0], r"prefix_end_B\[1\] = 0"),
+        ([1, 0], [1], r"prefix_end_B has shape \[1\]; expected \[2\]"),
+        ([[1, 0]], [1, 2], r"reward_B has shape \[1, 2\]; expected \[2\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            prefix_advantages(**(good | change))
+            prefix_advantages(rows, reward, end)
 
 
 # ------------------------------------------------------------------------------------------------

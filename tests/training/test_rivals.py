@@ -19,7 +19,14 @@ from scope_jax.configuration import Process, Pure, train_config
 from scope_jax.learning.advantages import group_advantages
 from scope_jax.learning.credit import GoodPrefix, WorstStep
 from scope_jax.learning.losses import policy_loss, token_weights
-from scope_jax.learning.process_rewards import overlong_penalty, prefix_advantages, step_advantages
+from scope_jax.learning.process_rewards import (
+    Rows,
+    Steps,
+    overlong_penalty,
+    prefix_advantages,
+    summed_step_advantages,
+    worst_step_advantages,
+)
 from scope_jax.types import Owner, Rollout
 
 GROUP, SLOTS, MAX_NEW = 4, 12, 9
@@ -342,12 +349,9 @@ def test_vppo_pushes_the_prefix_up_and_the_rest_down():
         np.array([2, 6, 2, 7]),
     )  # 4 good tokens of 9, none of 2, all but none of 5
     token = prefix_advantages(
+        Rows.of(rows.prompt_length_B, rows.length_B, SLOTS, GROUP),
         reward,
         end,
-        rows.prompt_length_B,
-        rows.length_B,
-        SLOTS,
-        GROUP,
         alpha=credit.alpha,
         shorten=credit.shorten,
         shorten_by=credit.shorten_by,
@@ -378,10 +382,12 @@ def test_dense_rewards_reach_the_tokens_of_their_steps(name, form):
         [[4, 6], [6, 0]],
         np.array([[True, True], [True, False]]),
     )
-    more = dict(form=form, temperature=WorstStep().min_temperature)
-    token = step_advantages(
-        score, end, valid, rows.prompt_length_B, rows.length_B, SLOTS, 2, **more
-    )
+    where = Rows.of(rows.prompt_length_B, rows.length_B, SLOTS, 2)
+    found = Steps.of(where, score, end, valid)
+    if form == "sum":
+        token = summed_step_advantages(where, found)
+    else:
+        token = worst_step_advantages(where, found, temperature=WorstStep().min_temperature)
     on, off = token_weights(rows, loss)
     logp = log_probs(0.0)[0][:2]
     _, gradient = evaluate(loss, logp, logp, token, on, off)
