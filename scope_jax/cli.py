@@ -60,7 +60,7 @@ def run(
     known = [
         Flag("config", config_help),
         Flag("workdir", "Directory that this command writes"),
-        Flag("distributed", distributed_help, ""),
+        Flag("distributed", distributed_help),
         *more,
     ]
 

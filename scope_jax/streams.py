@@ -24,7 +24,8 @@ root keys of their own, and use the same streams.
 its own seed. Seeds of the problems are other lists: `[seed, epoch]` for their order (it permutes a
 data set and draws nothing else; only epochs 7 and 8 of a supervised run share a seed with its
 batches), `[seed, split, index, sizes]` for a generated problem. The seed of a step alone ranks the
-rows of the selection rule `random`. `request_seed(seed, row)` goes to an endpoint's sampler.
+rows of the selection rule `random` (`rank_rng`). `request_seed(seed, row)` goes to an endpoint's
+sampler.
 """
 
 import enum
@@ -33,6 +34,9 @@ import numpy as np
 
 # Folded into the root key. Step keys are 0, 1, 2, ...; this value never collides with one.
 LORA = 2**31 - 1
+
+# Seeds of the rollouts whose steps are labelled: of their root key, and of fresh problems.
+LABELLED = {"train": 11, "held_out": 12}
 
 # Folded into a step's key.
 ROLLOUT = 0
@@ -64,6 +68,11 @@ def step_seed(seed: int, step: int) -> int:
 def host_rng(seed: int, stream: Host, *more: int) -> np.random.Generator:
     """The generator of one of the host's streams."""
     return np.random.default_rng([seed, int(stream), *more])
+
+
+def rank_rng(seed: int) -> np.random.Generator:
+    """The generator that ranks the rows of a step, from the step's seed."""
+    return np.random.default_rng(seed)
 
 
 def request_seed(*numbers: int) -> int:

@@ -40,6 +40,7 @@ from scope_jax.devices.shapes import round_up
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import StopSignal, prepare_workdir
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
+from scope_jax.streams import LABELLED
 from scope_jax.supervision.batches import (
     BatchSpec,
     DemonstrationBatches,
@@ -304,8 +305,8 @@ def _labelled(
     assert policy_directory is not None
     tokenizer = load_tokenizer(policy_directory)
     domain, problems = _problems(config, tokenizer)
-    prompt_tokens, new_tokens = settings.prompt_tokens or 0, settings.new_tokens or 0
-    sets: list[tuple[str, Sequence[tasks.Problem], int]]
+    prompt_tokens, new_tokens = settings.prompt_tokens, settings.new_tokens
+    sets: list[tuple[str, Sequence[tasks.Problem]]]
     if problems is None:
         assert isinstance(domain, tasks.GeneratedDomain)
         generated = domain
@@ -315,12 +316,14 @@ def _labelled(
             return [generated.problem(seed, split, n, settings.lengths) for n in range(count)]
 
         sets = [
-            ("train", fresh("train", settings.problems, 11), 11),
-            ("held_out", fresh("validation", settings.held_out, 12), 12),
+            ("train", fresh("train", settings.problems, LABELLED["train"])),
+            ("held_out", fresh("validation", settings.held_out, LABELLED["held_out"])),
         ]
         longest = max(settings.lengths)
-        prompt_tokens = prompt_tokens or domain.prompt_length(longest)
-        new_tokens = new_tokens or domain.completion_length(longest) + 4
+        if prompt_tokens is None:
+            prompt_tokens = domain.prompt_length(longest)
+        if new_tokens is None:
+            new_tokens = domain.completion_length(longest) + 4
     else:
         needed = settings.problems + settings.held_out
         if len(problems) < needed:
@@ -329,9 +332,10 @@ def _labelled(
                 f" ask for {needed}, none of them twice"
             )
         sets = [
-            ("train", problems.draw(config.seed, 0, settings.problems), 11),
-            ("held_out", problems.draw(config.seed, settings.problems, settings.held_out), 12),
+            ("train", problems.draw(config.seed, 0, settings.problems)),
+            ("held_out", problems.draw(config.seed, settings.problems, settings.held_out)),
         ]
+    assert prompt_tokens is not None and new_tokens is not None  # refused with the settings
     ends = end_ids(tokenizer, models.read_config(policy_directory).end_ids)
     sample = rollout.SampleSpec(
         temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends
@@ -351,7 +355,7 @@ def _labelled(
     if is_main():
         print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
     found = []
-    for split, part, seed in sets:
+    for split, part in sets:
         # Held-out rows are measured against the step check where the domain has one.
         checked = split == "held_out" and domain.checks_steps
         found.append(
@@ -359,7 +363,7 @@ def _labelled(
                 workdir / "labels.jsonl",
                 split,
                 part,
-                functools.partial(scene, seed),
+                functools.partial(scene, LABELLED[split]),
                 spec,
                 LabelSpec("oracle") if checked else target.labels,
             )

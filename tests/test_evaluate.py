@@ -19,7 +19,7 @@ from support.suite_files import jsonl, write_all
 from support.tiny_runs import ROOT, environment, run_program
 
 from scope_jax import evaluate_suites, models
-from scope_jax.evaluate_suites import Settings, settings_for, step_weights
+from scope_jax.evaluation import Settings, settings_for, step_weights
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import character_tokenizer
 
@@ -71,7 +71,7 @@ def arguments(place: Path, workdir: Path, suites: str = "words", **more) -> list
         "template": "{problem}=",
         "grader": "early_grader:early",
         "rows": 8,
-        "seats": 0,
+        "seats": 100,
     } | more
     return [f"--{name}={value}" for name, value in flags.items() if value is not None]
 
@@ -132,7 +132,7 @@ def test_what_is_written(place, whole):
         "samples": 2,
         "temperature": 1.0,
         "top_p": 0.95,
-        "top_k": 0,
+        "top_k": None,
         "new_tokens": 12,
         "seed": 0,
         "dtype": "float32",

@@ -67,6 +67,11 @@ NONE_GIVEN = (
     *("teacher.endpoint.extra", "teacher.endpoint.cache", "teacher.prompt"),
     *("target.rollouts.policy", "target.rollouts.prompt_tokens", "target.rollouts.new_tokens"),
 )
+# The same of the sources of problems, whatever they are called: `task.train.<source>.<setting>`.
+_OF_SOURCES = (
+    *("config", "limit", "prompt_characters", "prompt_tokens"),
+    *("solution_characters", "solution_tokens"),
+)
 # Which variant of the section `method` has which of these settings.
 _OF_METHOD = {
     "scope": ("select", "tail", "tails", "accept", "place", "rows_at_once"),
@@ -143,4 +148,7 @@ def _method(flat: Mapping[str, Any]) -> str:
 
 
 def _none(name: str, value: Any) -> Any:
-    return None if name in NONE_GIVEN and value in (0, "") and value is not False else value
+    *section, last = name.split(".")
+    of_source = section[:2] == ["task", "train"] and last in _OF_SOURCES
+    known = name in NONE_GIVEN or of_source
+    return None if known and value in (0, "") and value is not False else value

@@ -76,6 +76,11 @@ class LabelledRollouts:
     new_tokens: int | None = None  # longer rollouts are left out; None: the same
     temperature: float = 1.0  # of rollouts and continuations
 
+    def __post_init__(self) -> None:
+        counts = ("problems", "group", "held_out", "problems_at_once")
+        check_least(self, "target.rollouts", 1, *counts, "prompt_tokens", "new_tokens")
+        check_least(self, "target.rollouts", 0, "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class PrmTarget:
@@ -145,8 +150,8 @@ class SuperviseConfig:
                     "config.target.rollouts.policy is None; give the directory of the policy whose"
                     " rollouts are labelled"
                 )
-            limits = (target.rollouts.prompt_tokens or 0, target.rollouts.new_tokens or 0)
-            if not self.makes_problems and min(limits) < 1:
+            limits = (target.rollouts.prompt_tokens, target.rollouts.new_tokens)
+            if not self.makes_problems and None in limits:
                 raise ValueError(
                     "config.target.rollouts.prompt_tokens and .new_tokens must be set for problems"
                     " of a data set"

@@ -171,7 +171,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         counts = ("prompts", "group", "prompt_tokens", "new_tokens", "seats", "top_k")
         check_least(self, "rollout", 1, *counts)
-        SampleSpec(self.temperature, self.top_p, self.top_k or 0, self.new_tokens, cache=self.cache)
+        SampleSpec(self.temperature, self.top_p, self.top_k, self.new_tokens, cache=self.cache)
 
     @property
     def length(self) -> int:
@@ -183,7 +183,7 @@ class RolloutConfig:
         return SampleSpec(
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k or 0,
+            top_k=self.top_k,
             max_new_tokens=self.new_tokens,
             end_ids=end_ids,
             cache=self.cache,

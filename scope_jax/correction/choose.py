@@ -9,6 +9,7 @@ from scope_jax.correction.locate import Located
 from scope_jax.correction.records import Groups
 from scope_jax.correction.spec import SelectSpec
 from scope_jax.devices.mesh import to_host
+from scope_jax.streams import rank_rng
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def select(
     if spec.rule == "band" and eligible.any():
         low, high = np.quantile(quality[eligible], spec.quantiles)
         kept &= (quality >= low) & (quality <= high)
-    rank = np.random.default_rng(seed).random(len(quality)) if spec.rule == "random" else quality
+    rank = rank_rng(seed).random(len(quality)) if spec.rule == "random" else quality
     chosen: list[int] = []
     for start in range(0, len(eligible), group):
         rows = np.arange(start, start + group)

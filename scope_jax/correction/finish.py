@@ -80,7 +80,7 @@ def _extend(
         owner=Owner.POLICY if spec.tail == "policy" else Owner.TEACHER,
         stream=stream,
         limit_B=jnp.asarray(job.limit_B),
-        at_once=job.rows_at_once or 0,
+        at_once=job.rows_at_once,
     )
 
 

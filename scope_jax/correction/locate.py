@@ -9,7 +9,7 @@ from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.steps import StepRows, in_steps
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import row_count
+from scope_jax.devices.shapes import fine_width, row_count
 from scope_jax.streams import Host, host_rng
 
 
@@ -87,7 +87,7 @@ def _judge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(first error, prefix quality) of each row, computed on arrays of a few fixed sizes."""
     R, J = score_RJ.shape
-    pad = ((0, rows - R), (0, -J % 8 or (8 if J == 0 else 0)))
+    pad = ((0, rows - R), (0, fine_width(J) - J))
     error, quality = _error_and_quality(np.pad(score_RJ, pad), np.pad(valid_RJ, pad), threshold)
     return np.minimum(np.asarray(error)[:R], J), np.asarray(quality)[:R]
 

@@ -43,18 +43,18 @@ def any_path(path: str | pathlib.Path) -> AnyPath:
     return pathlib.Path(path)
 
 
-def split_files(root: AnyPath, split: str = "train", config: str = "") -> list[AnyPath]:
+def split_files(root: AnyPath, split: str = "train", config: str | None = None) -> list[AnyPath]:
     """The files of one split of a data set directory, in a fixed order.
 
     config: one of the README's configs ("*" for all of them together), or, without them, a folder.
-    Empty: the one marked `default: true`, the one called "default", or the only one. Raises
+    None: the one marked `default: true`, the one called "default", or the only one. Raises
     FileNotFoundError if there is no file of problems, ValueError for an unknown split or config
     (with those that exist) and for a README that names no file.
     """
     configs = _card(root)
     if configs:
         return _files_of_card(root, configs, split, config)
-    folder = root / config if config not in ("", "*") else root
+    folder = root / config if config not in (None, "*") else root
     if not folder.is_dir():
         raise ValueError(
             f"{root}: no config {config!r}: README.md has no `configs`, and there is no such folder"
@@ -191,7 +191,7 @@ def _patterns(data_files: Any, path: AnyPath) -> dict[str, list[str]] | None:
 
 
 def _files_of_card(
-    root: AnyPath, configs: Sequence[_Config], split: str, config: str
+    root: AnyPath, configs: Sequence[_Config], split: str, config: str | None
 ) -> list[AnyPath]:
     names = [entry.name for entry in configs]
     default = next(

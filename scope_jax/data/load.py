@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -69,7 +68,7 @@ def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
 
     Raises ValueError for an unknown option or key of a source, and what `read_source` raises.
     """
-    name, data, options = task.name, task.data or "", task.options
+    name, data, options = task.name, task.data, task.options
     domain: Domain
     if name in GENERATED:
         domain, parts, sets = _generated(name, data, task.train_split, options)
@@ -130,7 +129,7 @@ def _check_task(task: TaskSpec) -> None:
                     f"{where} = {settings!r}: expected the settings of a source, such as {{'path':"
                     " ...}"
                 )
-            source_of(settings, where, task.data or "")
+            source_of(settings, where, task.data)
 
 
 def domain_of(task: TaskSpec) -> Domain:
@@ -152,7 +151,7 @@ def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> Gen
 
 
 def _generated(
-    name: str, data: str | pathlib.Path, train_split: str, options: Mapping[str, Any]
+    name: str, data: str | None, train_split: str, options: Mapping[str, Any]
 ) -> tuple[GeneratedDomain, dict[str, Problems], dict[str, Problems]]:
     module = importlib.import_module(GENERATED[name][1])
     _check_options(options, module.CONFIG.options())

@@ -25,6 +25,7 @@ KINDS = ("auto", "tfds", "repository", "jsonl", "json", "parquet")
 # Where the answer is: in a field of its own, in the solution's last \boxed{}, after the solution's
 # "####".
 ANSWERS = {"field": None, "boxed": last_boxed, "hash": hash_answer}
+LIMITS = ("prompt_characters", "prompt_tokens", "solution_characters", "solution_tokens")
 _NOWHERE = object()
 
 
@@ -37,8 +38,8 @@ class Source:
     kind: str = "auto"
     """One of KINDS; `auto` looks at what is there."""
     split: str = "train"
-    config: str = ""
-    """Of a data set repository; "*" takes all of them."""
+    config: str | None = None
+    """Of a data set repository; None: its default, "*": all of them."""
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The data set's names for id, prompt, answer and solution, as dotted paths. A list of chat
     messages stands for its last user turn, as a solution for its last assistant turn."""
@@ -48,13 +49,13 @@ class Source:
     """One of ANSWERS: a field, the last box of the solution, the solution's "####" line."""
     weight: float = 1.0
     """Of this source in a mixture."""
-    limit: int = 0
-    """Only the first problems; 0: all."""
-    # Longer ones are left out; 0: no limit.
-    prompt_characters: int = 0
-    prompt_tokens: int = 0
-    solution_characters: int = 0
-    solution_tokens: int = 0
+    limit: int | None = None
+    """Only the first problems; None: all."""
+    # Longer ones are left out; None: no limit.
+    prompt_characters: int | None = None
+    prompt_tokens: int | None = None
+    solution_characters: int | None = None
+    solution_tokens: int | None = None
     max_malformed: int = 100
     """More rows without the fields or the answer are an error."""
 
@@ -72,25 +73,20 @@ class Source:
                 raise ValueError(f"fields names {name!r}: expected only {', '.join(FIELDS)}")
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight = {self.weight}; expected a positive number")
-        counts = (
-            "limit",
-            "prompt_characters",
-            "prompt_tokens",
-            "solution_characters",
-            "solution_tokens",
-            "max_malformed",
-        )
-        for name in counts:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r}; expected a whole number from 0 up"
-                )
+        for name in ("limit", *LIMITS):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} = {value!r}; expected a whole number from 1 up, or None")
+        if not isinstance(self.max_malformed, int) or self.max_malformed < 0:
+            raise ValueError(
+                f"max_malformed = {self.max_malformed!r}; expected a whole number from 0 up"
+            )
 
 
-def source_of(settings: Mapping[str, Any], where: str, data: str = "") -> Source:
+def source_of(settings: Mapping[str, Any], where: str, data: str | None = None) -> Source:
     """The Source that a config's settings describe; `where` (such as "config.task.train.math")
-    goes before the message of an error. A relative path is one below `data`, where that is not
-    empty."""
+    goes before the message of an error. A relative path is one below `data`, where that is
+    given."""
     known = [field.name for field in dataclasses.fields(Source)]
     for key in settings:
         if key not in known:
@@ -389,7 +385,7 @@ def _is_among(value: Any, allowed: Any) -> bool:
 
 def _limits(source: Source, tokenizer: Any) -> Any:
     """A function that says whether a problem is within the source's limits of length."""
-    if (source.prompt_tokens or source.solution_tokens) and tokenizer is None:
+    if tokenizer is None and (source.prompt_tokens, source.solution_tokens) != (None, None):
         raise ValueError(
             f"{source.path}: a limit in tokens needs a tokenizer; use a limit in characters"
         )
@@ -405,7 +401,7 @@ def _limits(source: Source, tokenizer: Any) -> Any:
             (source.prompt_tokens, tokens, "prompt"),
             (source.solution_tokens, tokens, "solution"),
         )
-        if limit
+        if limit is not None
     ]
     return lambda problem: all(
         measure(getattr(problem, field) or "") <= limit for limit, measure, field in checks

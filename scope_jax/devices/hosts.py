@@ -19,14 +19,14 @@ from scope_jax.devices import watch
 from scope_jax.devices.shapes import message_bytes
 
 
-def connect(where: str) -> None:
-    """Join the other processes, before the first device is asked for. `where`: "" (one process),
+def connect(where: str | None) -> None:
+    """Join the other processes, before the first device is asked for. `where`: None (one process),
     "auto" (TPU slices, Slurm, and what else `jax.distributed.initialize` finds by itself) or
     "HOST:PORT/N/I" (N processes, this is number I, from 0; number 0 listens at that address).
 
     Raises ValueError for another form, and where "auto" finds nothing.
     """
-    if not where:
+    if where is None:
         return
     # The network for collectives between processes on CPUs.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -44,12 +44,14 @@ def row_count(rows: int, most: int) -> int:
     return max(round_up(rows, quarter), quarter)
 
 
-def part_size(rows: int, at_once: int, shared: int = 1) -> int:
+def part_size(rows: int, at_once: int | None, shared: int = 1) -> int:
     """Rows of each of the equal parts in which `rows` rows are worked off: the largest divisor of
-    `rows` up to `at_once` that is a multiple of `shared`; all where `at_once` is 0, and `shared`
-    where there is none. Equal parts share their programs."""
+    `rows` up to `at_once` that is a multiple of `shared`; all where `at_once` is None, and
+    `shared` where there is none. Equal parts share their programs."""
+    if at_once is None:
+        return rows
     sizes = [size for size in range(shared, min(at_once, rows) + 1, shared) if rows % size == 0]
-    return rows if not at_once else max(sizes, default=shared)
+    return max(sizes, default=shared)
 
 
 def message_bytes(length: int) -> int:

@@ -317,7 +317,7 @@ class _Maker:
         config = self.config
         most = config.rollout.prompts * method.select.most(config.rollout.group)
         rescued = row_count(most, most)
-        rows = part_size(rescued, method.rows_at_once or 0)
+        rows = part_size(rescued, method.rows_at_once)
         teacher = self.policy if config.teacher.kind == "self" else self.teacher
         prompted = config.teacher.prompted
         if teacher is not None:

@@ -28,7 +28,7 @@ class DecodeSpec:
 
     temperature: float
     top_p: float
-    top_k: int
+    top_k: int | None
     max_new_tokens: int
     end_ids: tuple[int, ...]  # in order, each once
     cache: Literal["auto", "int8"]

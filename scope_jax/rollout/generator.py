@@ -40,11 +40,11 @@ class Generator:
         owner: Owner = Owner.POLICY,
         stream: int = 0,
         limit_B: jax.Array | None = None,
-        at_once: int = 0,
+        at_once: int | None = None,
     ) -> Rollout:
         """`rollout.generate` by this model; the rows come back on the mesh that is set. `limit_B`
         (int32[B]): a row's length never passes it. `at_once`: at most this many rows are prefilled
-        and decoded together, in parts of equal size (0: all). The tokens do not depend on it."""
+        and decoded together, in parts of equal size (None: all). The tokens do not depend on it."""
 
         def extend_here(rows: Rollout, key: jax.Array, limit_B: jax.Array | None) -> Rollout:
             params, parts = to_device_memory(self.params), []

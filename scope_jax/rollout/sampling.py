@@ -18,9 +18,9 @@ class SampleSpec:
     """How rows are continued."""
 
     temperature: float = 1.0  # 0 is greedy
-    # In (0, 1], and 0 for off: truncate what is drawn, not the recorded log-probs.
+    # In (0, 1], and None for off: truncate what is drawn, not the recorded log-probs.
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: int | None = None
     max_new_tokens: int = 256  # at most, in one call
     end_ids: tuple[int, ...] = ()  # tokens that finish a row
     # int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) in the last state.
@@ -40,13 +40,11 @@ class SampleSpec:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"SampleSpec.top_p {self.top_p} must be in (0, 1]")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError(
-                f"SampleSpec: top_k {self.top_k} must be >= 0 and max_new_tokens"
-                f" {self.max_new_tokens} >= 1"
-            )
-        if self.seats is not None and self.seats < 1:
-            raise ValueError(f"SampleSpec.seats {self.seats} must be >= 1, or None for all rows")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"SampleSpec.max_new_tokens {self.max_new_tokens} must be >= 1")
+        for name, otherwise in (("top_k", "off"), ("seats", "all rows")):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"SampleSpec.{name} {value} must be >= 1, or None for {otherwise}")
 
 
 def row_keys(key: jax.Array, stream: jax.Array | int, row_id_B: jax.Array) -> jax.Array:
@@ -62,7 +60,7 @@ def sample(
     position_B: jax.Array,
     temperature: float,
     top_p: float,
-    top_k: int,
+    top_k: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """(token int32[B], logp float32[B]): logp under the temperature-scaled, untruncated
     distribution (temperature 0: under the distribution at temperature 1).
@@ -106,15 +104,15 @@ def _inverse_cdf(scaled_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
     return block * BLOCK + place
 
 
-def _truncate(scaled_BV: jax.Array, top_p: float, top_k: int) -> jax.Array:
+def _truncate(scaled_BV: jax.Array, top_p: float, top_k: int | None) -> jax.Array:
     """-inf outside the `top_k` likeliest tokens and outside the smallest set with mass `top_p`
     (its last token kept)."""
     V = scaled_BV.shape[-1]
-    if top_p == 1 and (top_k == 0 or top_k >= V):
+    if top_p == 1 and (top_k is None or top_k >= V):
         return scaled_BV
     ranked = jnp.sort(scaled_BV, axis=-1)[:, ::-1]
     keep = jnp.ones_like(ranked, bool)
-    if 0 < top_k < V:
+    if top_k is not None and top_k < V:
         keep &= (jnp.arange(V) < top_k)[None]
     if top_p < 1:
         probability = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)

@@ -92,7 +92,7 @@ class ModelTeacher:
         if self.tokenizer is not None:
             return write_solutions(job, self._own_words(job, self.generator))
         spec = dataclasses.replace(
-            job.sampling, temperature=job.temperature, top_p=1.0, top_k=0, stop=None
+            job.sampling, temperature=job.temperature, top_p=1.0, top_k=None, stop=None
         )
         rows = self.generator.extend(
             job.rows, job.key, spec, owner=Owner.TEACHER, stream=streams.DEMONSTRATION

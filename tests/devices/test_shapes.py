@@ -44,7 +44,7 @@ def test_rows_in_quarters():
 def test_sizes_of_parts():
     """(rows, at once, rows that share a prompt) -> rows of a part."""
     cases = {
-        (64, 0, 1): 64,
+        (64, None, 1): 64,
         (64, 100, 1): 64,
         (64, 16, 1): 16,
         (72, 64, 1): 36,

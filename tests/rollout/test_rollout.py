@@ -144,7 +144,7 @@ def test_the_loop_writes_what_a_decoder_without_cache_would_draw():
     keys = row_keys(KEY, 0, rows.row_id_B)
     for slot in range(1, SLOTS):
         wanted, logp = jax.device_get(
-            draw(logits[:, slot - 1], keys, np.full(8, slot, np.int32), 1.0, 1.0, 0)
+            draw(logits[:, slot - 1], keys, np.full(8, slot, np.int32), 1.0, 1.0, None)
         )
         written = (rows.owner_BT == Owner.POLICY)[:, slot]
         np.testing.assert_array_equal(rows.tokens_BT[written, slot], wanted[written])
@@ -575,7 +575,7 @@ def test_refilled_seats_are_never_idle_while_rows_wait(steps):
 def kept_by(scaled: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     """Which tokens may be drawn, by the definitions of top-k and top-p."""
     kept = np.zeros(len(scaled), bool)
-    order = np.argsort(-scaled)[: top_k or None]
+    order = np.argsort(-scaled)[:top_k]
     mass = np.exp(scaled[order] - scaled.max())
     before = np.cumsum(mass) - mass
     kept[order[before < top_p * mass.sum()]] = True
@@ -596,10 +596,10 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("V", "temperature", "top_k", "top_p"),
     [
-        (48, 1.0, 0, 1.0),
-        (200, 0.7, 0, 1.0),
+        (48, 1.0, None, 1.0),
+        (200, 0.7, None, 1.0),
         (300, 1.3, 7, 1.0),
-        (128, 1.0, 0, 0.8),
+        (128, 1.0, None, 0.8),
         (257, 0.5, 20, 0.9),
     ],
 )
@@ -630,7 +630,7 @@ def test_draws_depend_on_key_row_and_slot():
     N, V = 2000, 300
     logits = jnp.zeros((N, V))
     tokens = jax.jit(lambda seed, stream, slot: sample(
-        logits, row_keys(jax.random.key(seed), stream, jnp.arange(N)), jnp.full(N, slot), 1.0, 1.0, 0)[0])  # fmt: skip  # noqa: E501
+        logits, row_keys(jax.random.key(seed), stream, jnp.arange(N)), jnp.full(N, slot), 1.0, 1.0, None)[0])  # fmt: skip  # noqa: E501
     first = np.asarray(tokens(1, 0, 3))
     np.testing.assert_array_equal(first, tokens(1, 0, 3))
     # Two independent draws agree in one place out of V.
@@ -641,10 +641,10 @@ def test_draws_depend_on_key_row_and_slot():
 def test_top_k_of_one_is_greedy():
     logits = jnp.asarray(np.random.RandomState(0).standard_normal((64, 200)).astype(np.float32))
     keys = row_keys(jax.random.key(1), 0, jnp.arange(64))
-    greedy, logp = draw(logits, keys, jnp.arange(64), 0.0, 1.0, 0)
+    greedy, logp = draw(logits, keys, jnp.arange(64), 0.0, 1.0, None)
     np.testing.assert_array_equal(greedy, np.argmax(logits, -1))
     np.testing.assert_allclose(logp, np.max(jax.nn.log_softmax(logits), -1), atol=1e-6)
-    for temperature, top_p, top_k in ((0.7, 1.0, 1), (1.0, 1e-6, 0)):
+    for temperature, top_p, top_k in ((0.7, 1.0, 1), (1.0, 1e-6, None)):
         token, _ = draw(logits, keys, jnp.arange(64), temperature, top_p, top_k)
         np.testing.assert_array_equal(token, greedy)
 
@@ -654,8 +654,8 @@ def test_top_k_of_one_is_greedy():
     [
         ({"temperature": -1.0}, r"temperature -1.0 must be >= 0 \(0 is greedy\)"),
         ({"top_p": 0.0}, r"top_p 0.0 must be in \(0, 1\]"),
-        ({"top_k": -1}, r"top_k -1 must be >= 0"),
-        ({"max_new_tokens": 0}, r"max_new_tokens 0 >= 1"),
+        ({"top_k": 0}, r"top_k 0 must be >= 1, or None for off"),
+        ({"max_new_tokens": 0}, r"max_new_tokens 0 must be >= 1"),
     ],
 )
 def test_bad_sampling_numbers(change, message):
