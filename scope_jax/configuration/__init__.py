@@ -4,15 +4,9 @@ In: a config file's `ConfigDict` and the overrides of a command line. Out: a typ
 `TrainConfig` or `SuperviseConfig`, made once at the entry and handed down.
 """
 
+from scope_jax.configuration.methods import METHODS, Luffy, Process, Pure, Relift, Scope, Vppo
 from scope_jax.configuration.training import (
-    METHODS,
-    Luffy,
-    Process,
-    Pure,
-    Relift,
-    Scope,
     TrainConfig,
-    Vppo,
     default_config,
     set_method,
     train_config,

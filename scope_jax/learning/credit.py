@@ -1,7 +1,7 @@
 """From the rewards of a step to the advantages of its rows, or of their tokens.
 
 A way of giving credit is a frozen dataclass: its settings, and a method `advantages`. To add one,
-write the class here, and a variant of `method` that inherits it in `configuration/training.py`.
+write the class here, and a variant of `method` that inherits it in `configuration/methods.py`.
 """
 
 import dataclasses

@@ -5,12 +5,10 @@ logits, log-probs, step scores; a Hugging Face directory again.
 """
 
 from scope_jax.models.config import FAMILIES, ModelConfig, config_from_json, read_config
-from scope_jax.models.decoder import (
-    REMAT,
+from scope_jax.models.decoder import REMAT, for_device, hidden_states
+from scope_jax.models.heads import (
     completion_logprobs,
-    for_device,
     good_step_probability,
-    hidden_states,
     logits,
     prm_logits,
     token_choice_probability,

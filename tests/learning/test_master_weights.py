@@ -18,7 +18,7 @@ from scope_jax import learning, models
 from scope_jax import train as train_module
 from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
-from scope_jax.models import decoder
+from scope_jax.models import layers
 from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
 
@@ -57,7 +57,7 @@ def test_what_many_tokens_add_to_one_row_is_summed_in_float32():
     share = jnp.ones((8, 640)).at[0, 0].set(256.0)
 
     def loss(params, rows, _):
-        embedded = decoder._embed(params, TINY, rows["tokens"])
+        embedded = layers.embed(params, TINY, rows["tokens"])
         assert embedded.dtype == jnp.bfloat16
         return jnp.sum(rows["share"][..., None] * embedded.astype(jnp.float32)), {}
 

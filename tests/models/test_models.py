@@ -24,7 +24,7 @@ from support.fixtures import (
 
 from scope_jax import models
 from scope_jax.devices.mesh import assert_sharded
-from scope_jax.models import attention, decoder
+from scope_jax.models import attention, heads
 from scope_jax.models.weights import flatten
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -120,10 +120,10 @@ def test_log_probs_and_entropy_in_chunks(monkeypatch, temperature):
     table = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     wanted = np.take_along_axis(table[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     spread = -(np.exp(table) * table).sum(-1)[:, :-1]
-    for budget, chunk in ((decoder.LOGITS_BUDGET, 16), (3 * 5 * TINY.vocab_size, 4), (1, 1)):
-        monkeypatch.setattr(decoder, "LOGITS_BUDGET", budget)
-        assert decoder._chunk_size(3, 16, TINY.vocab_size, 1) == chunk
-        assert decoder._chunk_size(3, 16, TINY.vocab_size, 4) == (16 if budget > 1 else 1)
+    for budget, chunk in ((heads.LOGITS_BUDGET, 16), (3 * 5 * TINY.vocab_size, 4), (1, 1)):
+        monkeypatch.setattr(heads, "LOGITS_BUDGET", budget)
+        assert heads._chunk_size(3, 16, TINY.vocab_size, 1) == chunk
+        assert heads._chunk_size(3, 16, TINY.vocab_size, 4) == (16 if budget > 1 else 1)
         # A function of its own for each budget: the number is read when the program is traced.
         compute = jax.jit(
             lambda p, t: models.token_logprobs(p, TINY, t, temperature=temperature, entropy=True)
@@ -149,7 +149,7 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
     assert all(np.abs(g).max() > 1e-4 for g in plain.values())  # every weight takes part
     for path, value in gradient("layer").items():
         np.testing.assert_allclose(value, plain[path], atol=1e-5, err_msg=path)
-    monkeypatch.setattr(decoder, "LOGITS_BUDGET", 3 * 4 * TINY.vocab_size)
+    monkeypatch.setattr(heads, "LOGITS_BUDGET", 3 * 4 * TINY.vocab_size)
     for path, value in gradient("layer").items():
         np.testing.assert_allclose(value, plain[path], atol=1e-5, err_msg=path)
 

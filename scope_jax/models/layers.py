@@ -1,0 +1,120 @@
+"""One layer of the decoder, the embedding before the layers and the vocabulary after them.
+
+Projections are 2-D matrix products ([rows x positions, in] @ [in, out]); norms run in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from scope_jax.devices.mesh import constrain
+from scope_jax.models.config import ModelConfig
+from scope_jax.models.rope import frequencies
+from scope_jax.models.weights import Params
+
+# cos, sin [B, T, 1, H/2]
+Rotation = tuple[jax.Array, jax.Array]
+
+
+def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    # In training, embedding and head may be kept in a wider type than the rest: what is taken of
+    # them is cast.
+    x = params["embed"][tokens].astype(params["final_norm"].dtype)
+    # The factor is rounded to the weights' dtype, as in Gemma's own code.
+    return x * jnp.asarray(config.hidden_size**0.5, x.dtype) if config.family.gemma else x
+
+
+def vocabulary_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """float32 logits over the vocabulary, of hidden states [B, D] (decoding) or [B, T, D] (a
+    loss)."""
+    head = params["embed"].T if config.tied else params["head"]
+    rows = ("batch",) if hidden.ndim == 2 else ("loss_batch", None)
+    hidden = constrain(hidden, *rows, None)
+    out = jnp.dot(
+        hidden.reshape(-1, hidden.shape[-1]),
+        head.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return constrain(
+        cap_logits(out, config).reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab"
+    )
+
+
+def cap_logits(logits: jax.Array, config: ModelConfig) -> jax.Array:
+    return config.logit_cap * jnp.tanh(logits / config.logit_cap) if config.logit_cap else logits
+
+
+def rotation_of(position_BT: jax.Array, config: ModelConfig, local: bool) -> Rotation:
+    """cos, sin [B, T, 1, H/2], float32."""
+    theta, scaling = config.rope(local)
+    frequency = frequencies(theta, config.head_size, scaling)
+    angle = position_BT.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    if scaling.attention_factor != 1:
+        cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+    # Without the barrier XLA computes both anew in every layer that uses them.
+    return jax.lax.optimization_barrier((cos, sin))
+
+
+def project(
+    x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: Rotation
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q [B, T, K, G, H], k and v [B, T, K, H], rotary positions applied."""
+    h = rms_norm(x_BTD, layer["attention_norm"], config)
+    B, T, _ = h.shape
+    K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
+    q = _linear(h, layer, "query").reshape(B, T, K * G, H)
+    k = _linear(h, layer, "key").reshape(B, T, K, H)
+    v = _linear(h, layer, "value").reshape(B, T, K, H)
+    if config.family.qk_norm:
+        q, k = rms_norm(q, layer["query_norm"], config), rms_norm(k, layer["key_norm"], config)
+    return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
+
+
+def finish_layer(
+    x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig
+) -> jax.Array:
+    gemma = config.family.gemma
+    attended = _linear(attended, layer, "output")
+    x = x + (rms_norm(attended, layer["attended_norm"], config) if gemma else attended)
+    h = rms_norm(x, layer["ffn_norm"], config)
+    gate = _linear(h, layer, "gate")
+    gate = jax.nn.gelu(gate, approximate=True) if gemma else jax.nn.silu(gate)
+    fed = _linear(gate * _linear(h, layer, "up"), layer, "down")
+    return x + (rms_norm(fed, layer["fed_norm"], config) if gemma else fed)
+
+
+def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotary positions on [B, T, heads, H], halves paired as in Hugging Face's Llama and Qwen."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(
+        jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.norm_eps
+    )
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    if config.family.gemma:
+        return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+    return normed.astype(x.dtype) * scale
+
+
+def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
+    """A projection of a layer, with its bias and its low-rank adapter where it has them."""
+    out = dense(x, layer[name], layer.get(f"{name}_bias"))
+    return (
+        out + dense(dense(x, layer[f"{name}_a"]), layer[f"{name}_b"])
+        if f"{name}_a" in layer
+        else out
+    )
+
+
+def dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    out = x.reshape(-1, x.shape[-1]) @ w
+    if bias is not None:
+        out = out + bias[None]
+    return out.reshape(*x.shape[:-1], w.shape[-1])
