@@ -60,8 +60,8 @@ FIGURES = (
     Figure("distinct solution paths per problem", "eval/diversity/distinct_paths", "final"),
     Figure("distinct paths, longer problems", "eval_ood/diversity/distinct_paths", "final"),
     Figure("entropy of the policy", "policy/entropy", "late"),
-    Figure("zero-advantage groups, before repair", "advantage/zero_group_share", "run"),
-    Figure("zero-advantage groups, after repair", "advantage/zero_group_share_after", "run"),
+    Figure("zero-advantage groups, before rescue", "advantage/zero_group_share", "run"),
+    Figure("zero-advantage groups, after rescue", "advantage/zero_group_share_after", "run"),
     Figure("salvage rate", "scope/accepted_share", "run"),
     Figure(f"batches to reach reward {TARGET}", "reward/mean", "reach"),
     Figure("seconds per batch", "time/total", "median"),
@@ -77,8 +77,8 @@ CLAIMS = (
 
 _CURVES = (
     ("Reward of the policy's own rollouts", "reward/mean"),
-    ("Groups without an advantage, before repair", "advantage/zero_group_share"),
-    ("Groups without an advantage, after repair", "advantage/zero_group_share_after"),
+    ("Groups without an advantage, before rescue", "advantage/zero_group_share"),
+    ("Groups without an advantage, after rescue", "advantage/zero_group_share_after"),
     ("Entropy of the policy", "policy/entropy"),
     ("Distinct correct paths in a group", "diversity/distinct_paths"),
     ("Salvage rate", "scope/accepted_share"),

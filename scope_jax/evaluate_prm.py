@@ -37,7 +37,7 @@ ITEMS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scores:
+class ScoredItems:
     """Step scores of the items of one subset: score_BJ float32, valid_BJ bool, scored_B bool,
     label_B int."""
 
@@ -49,8 +49,8 @@ class Scores:
 
 def score_items(
     prm: ProcessRewardModel, items: Sequence[LabelledSolution], desc: str = "score"
-) -> Scores:
-    """Scores of all items, with a progress bar."""
+) -> ScoredItems:
+    """ScoredItems of all items, with a progress bar."""
     J = max(len(item.steps) for item in items)
     score, valid = np.zeros((len(items), J), np.float32), np.zeros((len(items), J), bool)
     bar = progress(len(items), desc=desc)
@@ -63,7 +63,7 @@ def score_items(
         valid[start : start + len(part), : found.shape[1]] = exists
         bar.update(len(part))
     bar.close()
-    return Scores(
+    return ScoredItems(
         score,
         valid,
         np.asarray(valid.any(axis=1)),
@@ -71,7 +71,7 @@ def score_items(
     )
 
 
-def predictions(scores: Scores, threshold: float) -> np.ndarray:
+def predictions(scores: ScoredItems, threshold: float) -> np.ndarray:
     """int64[B]: index of the first step below `threshold`, -1 where there is none, UNSCORED where
     nothing was scored."""
     J = scores.score_BJ.shape[1]
@@ -104,7 +104,7 @@ def subset_metrics(predicted_B: np.ndarray, label_B: np.ndarray) -> dict[str, fl
     }
 
 
-def best_threshold(scores: Scores, grid: Sequence[float] = GRID) -> float:
+def best_threshold(scores: ScoredItems, grid: Sequence[float] = GRID) -> float:
     """The threshold of `grid` with the best F1, of equal ones the lowest.
 
     Raises ValueError where the items are all erroneous or all correct, so that there is no F1.

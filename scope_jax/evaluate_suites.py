@@ -21,7 +21,14 @@ from scope_jax import cli, models
 from scope_jax.data.suites import SUITES, read_suite
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate_prm import checkpoint_hash
-from scope_jax.evaluation import KINDS, Policy, Settings, Weigher, evaluate_suite, settings_for
+from scope_jax.evaluation import (
+    KINDS,
+    EvaluatedModel,
+    Settings,
+    Weigher,
+    evaluate_suite,
+    settings_for,
+)
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import markdown_table
 from scope_jax.report.voting import AGGREGATES
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         config, params = models.load(given.model, dtype=given.dtype, mesh=mesh)
         tokenizer = load_tokenizer(given.model)
         chat = bool(tokenizer.chat_template) if given.chat == "auto" else given.chat == "on"
-        policy = Policy(
+        policy = EvaluatedModel(
             models.decode_layout(config, params, mesh),
             config,
             tokenizer,

@@ -309,7 +309,7 @@ def test_the_mesh_does_not_matter(
 ):
     """The first two steps of the reference (one device), on eight devices: same tokens, same
     verdicts, same parameters. Also where teacher and PRM have meshes of their own, all wait in
-    host memory, and rows are repaired two at a time."""
+    host memory, and rows are rescued two at a time."""
     more = {
         "steps": STEPS,
         "checkpoint.every": 2,

@@ -14,7 +14,7 @@ from scope_jax.teachers import EndpointSpec, TeacherSpec
 from scope_jax.types import check_least
 
 Dtype = Literal["float32", "bfloat16"]
-Place = Literal["device", "host"]  # where weights wait while others work
+Memory = Literal["device", "host"]  # where weights wait while others work
 Remat = Literal["none", "dots", "layer"]
 MasterWeights = Literal["float32", "none"]
 
@@ -53,10 +53,10 @@ class MeshConfig:
 class PlacementConfig:
     """Where weights wait while others work."""
 
-    teacher: Place = "device"
-    prm: Place = "device"
-    reference: Place = "device"  # the weights at the start, of a KL term
-    optimizer: Place = "device"  # moments, and weights kept in another dtype than they are used in
+    teacher: Memory = "device"
+    prm: Memory = "device"
+    reference: Memory = "device"  # the weights at the start, of a KL term
+    optimizer: Memory = "device"  # moments, and weights kept in another dtype than they are used in
 
 
 @dataclasses.dataclass(frozen=True)

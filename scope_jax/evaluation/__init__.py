@@ -5,11 +5,11 @@ results that a stopped evaluation goes on from.
 """
 
 from scope_jax.evaluation.settings import KINDS, Settings, settings_for
-from scope_jax.evaluation.suite import Policy, Weigher, evaluate_suite, step_weights
+from scope_jax.evaluation.suite import EvaluatedModel, Weigher, evaluate_suite, step_weights
 
 __all__ = [
     "KINDS",
-    "Policy",
+    "EvaluatedModel",
     "Settings",
     "Weigher",
     "evaluate_suite",

@@ -26,7 +26,7 @@ from scope_jax.text import encode_prompts, end_ids
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Policy:
+class EvaluatedModel:
     """The model that is evaluated."""
 
     params: models.Params
@@ -46,7 +46,7 @@ class Weigher:
 
 
 def evaluate_suite(
-    policy: Policy,
+    policy: EvaluatedModel,
     data: SuiteData,
     settings: Settings,
     workdir: str | Path,
@@ -120,7 +120,7 @@ def evaluate_suite(
 
 
 def _encode(
-    policy: Policy, data: SuiteData, settings: Settings
+    policy: EvaluatedModel, data: SuiteData, settings: Settings
 ) -> tuple[dict[int, list[int]], list[int]]:
     """({index of a problem: token ids of its prompt}, indices of those that are too long)."""
     ids, dropped = encode_prompts(
@@ -135,7 +135,7 @@ def _encode(
 
 
 def _made_by(
-    policy: Policy, data: SuiteData, settings: Settings, new_tokens: int, grader: Grader
+    policy: EvaluatedModel, data: SuiteData, settings: Settings, new_tokens: int, grader: Grader
 ) -> dict[str, Any]:
     """Everything that the figures depend on."""
     chat_template = policy.tokenizer.chat_template if policy.chat else None
@@ -164,7 +164,7 @@ def _made_by(
 class _Decoder:
     """Samples completions of a suite's prompts, chunk by chunk, by the same program."""
 
-    policy: Policy
+    policy: EvaluatedModel
     suite: str
     spec: rollout.SampleSpec
     settings: Settings
@@ -207,7 +207,7 @@ def _judged(
     written: list[list[int]],
     finished: list[bool],
     grader: Grader,
-    policy: Policy,
+    policy: EvaluatedModel,
     weigher: Weigher | None,
     size: int,
 ) -> list[Result]:

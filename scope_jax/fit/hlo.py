@@ -105,7 +105,7 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Report:
+class HloReport:
     """total: the program without its open loops. loops: all of them, outer ones first."""
 
     total: Traffic
@@ -123,7 +123,7 @@ class Report:
         return max(inner, key=lambda loop: loop.traffic.hbm, default=None)
 
 
-class Program:
+class HloProgram:
     """A compiled program, read from its text."""
 
     def __init__(self, text: str):
@@ -140,9 +140,9 @@ class Program:
 
     # ---- what moves
 
-    def report(self) -> Report:
+    def report(self) -> HloReport:
         loops: list[Loop] = []
-        return Report(self._walk(self.entry, (), loops), loops)
+        return HloReport(self._walk(self.entry, (), loops), loops)
 
     def _walk(self, name: str, path: tuple[int | None, ...], loops: list[Loop]) -> Traffic:
         total = Traffic()

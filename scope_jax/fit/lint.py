@@ -32,7 +32,7 @@ class Facts:
     aliased: float = 0.0
 
 
-def lint(program: hlo.Program, report: hlo.Report, facts: Facts) -> list[str]:
+def lint(program: hlo.HloProgram, report: hlo.HloReport, facts: Facts) -> list[str]:
     """One line for each finding, the same ones together."""
     found = [*_entry(program), *_decode(program, report, facts), *_loops(program, report, facts)]
     if facts.aliased < 0.9 * facts.state:
@@ -46,7 +46,7 @@ def lint(program: hlo.Program, report: hlo.Report, facts: Facts) -> list[str]:
     ]
 
 
-def _entry(program: hlo.Program) -> Iterator[str]:
+def _entry(program: hlo.HloProgram) -> Iterator[str]:
     for op in program.parts[program.entry].values():
         if op.kind == "copy" and hlo.in_hbm(op.shape) > COPY:
             yield (
@@ -55,7 +55,7 @@ def _entry(program: hlo.Program) -> Iterator[str]:
             )
 
 
-def _decode(program: hlo.Program, report: hlo.Report, facts: Facts) -> Iterator[str]:
+def _decode(program: hlo.HloProgram, report: hlo.HloReport, facts: Facts) -> Iterator[str]:
     loop = report.decode
     if loop is None:
         return
@@ -76,7 +76,7 @@ def _decode(program: hlo.Program, report: hlo.Report, facts: Facts) -> Iterator[
             yield f"every token: a loop over the {facts.rows} rows of a device in {_where(op)}"
 
 
-def _loops(program: hlo.Program, report: hlo.Report, facts: Facts) -> Iterator[str]:
+def _loops(program: hlo.HloProgram, report: hlo.HloReport, facts: Facts) -> Iterator[str]:
     for loop in report.loops:
         if loop.trips is None or not facts.passes:
             continue
@@ -107,7 +107,7 @@ def _loops(program: hlo.Program, report: hlo.Report, facts: Facts) -> Iterator[s
                     )
 
 
-def _heaviest(program: hlo.Program, loop: hlo.Loop) -> str:
+def _heaviest(program: hlo.HloProgram, loop: hlo.Loop) -> str:
     """Where the heaviest operation of a loop's body comes from, of those that say it."""
     named = [
         op

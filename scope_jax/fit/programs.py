@@ -49,7 +49,7 @@ TEMPLATE_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class Planned:
     """One compiled program. lower: gives what can be compiled; called with `mesh` set. uses: names
     of `held` that are its arguments. gone: names that are not alive meanwhile. runs: how often it
     runs in a step. rows: what its memory grows with."""
@@ -72,7 +72,7 @@ class Plan:
     granted."""
 
     held: dict[str, float]
-    programs: list[Program]
+    programs: list[Planned]
     notes: list[str]
 
 
@@ -96,7 +96,7 @@ class Writer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """The rows of one call of `rollout.generate`."""
 
     count: int
@@ -168,7 +168,7 @@ class _Maker:
         """Positions of a row."""
         return self.config.rollout.length
 
-    def parked(self, *own: str) -> frozenset[str]:
+    def on_host(self, *own: str) -> frozenset[str]:
         """Who stands in host memory while `own` are at work."""
         who = {
             "teacher": "teacher",
@@ -184,7 +184,7 @@ class _Maker:
             if name not in own and getattr(self.config.placement, key) == "host"
         )
 
-    def programs(self) -> Iterator[Program]:
+    def programs(self) -> Iterator[Planned]:
         config = self.config
         group = config.rollout.group
         if isinstance(config.method, Luffy):
@@ -196,7 +196,7 @@ class _Maker:
             "rollout",
             dataclasses.replace(self.policy, uses=self.policy.uses | {"rows"}),
             self.sampling(seats=config.rollout.seats),
-            Rows(config.rollout.prompts * group, self.buffer, prompt, shared=group),
+            RowCounts(config.rollout.prompts * group, self.buffer, prompt, shared=group),
             runs=1 + config.resample,
         )
         if config.uses_prm:
@@ -210,7 +210,7 @@ class _Maker:
                 "demonstrations",
                 self.teacher,
                 rollout.SampleSpec(config.rollout.temperature, max_new_tokens=new),
-                Rows(self.demonstrations, self.buffer, prompt),
+                RowCounts(self.demonstrations, self.buffer, prompt),
             )
         if self.losses.kl_weight > 0 or self.recomputes:
             yield self.logprobs()
@@ -222,7 +222,7 @@ class _Maker:
             "evaluation",
             self.policy,
             rollout.SampleSpec(evaluation.temperature, max_new_tokens=new),
-            Rows(chunk * evaluation.samples, prompt + new, prompt, shared=evaluation.samples),
+            RowCounts(chunk * evaluation.samples, prompt + new, prompt, shared=evaluation.samples),
             runs=0,
         )
 
@@ -237,7 +237,7 @@ class _Maker:
 
     @property
     def demonstrations(self) -> int:
-        """Rows of demonstrations asked for at once."""
+        """RowCounts of demonstrations asked for at once."""
         config, prompts = self.config, self.config.rollout.prompts
         method = config.method
         rows = (config.sft.prompts or prompts) if config.sft.steps else 0
@@ -249,7 +249,7 @@ class _Maker:
 
     # ---- programs
 
-    def decode_layout(self) -> Program:
+    def decode_layout(self) -> Planned:
         """The weights, as they are used, laid out for decoding. For a moment, merged or cast ones
         are there beside them."""
         layout = shardings(self.found.policy, self.mesh, ("fsdp",))
@@ -257,13 +257,13 @@ class _Maker:
         uses = {"policy for decoding"}
         if self.lora is None and not self.cast:
             uses |= {"weights"}
-        return Program(
+        return Planned(
             "decode_layout",
             self.mesh,
             lambda: move.lower(self.weights),
             Work(0.0),
             frozenset(uses),
-            self.parked("weights") | {"rows"},
+            self.on_host("weights") | {"rows"},
         )
 
     def generate(
@@ -271,9 +271,9 @@ class _Maker:
         name: str,
         writer: Writer,
         sampling: rollout.SampleSpec,
-        rows: Rows,
+        rows: RowCounts,
         runs: float = 1.0,
-    ) -> Program:
+    ) -> Planned:
         """`rollout.generate` of these rows."""
         model, mesh = writer.config, writer.mesh
         sampling = dataclasses.replace(sampling, end_ids=model.end_ids or (0,))
@@ -309,10 +309,10 @@ class _Maker:
             rows=local,
             layers=model.num_layers,
         )
-        gone = self.parked(*writer.uses & {"teacher"})
-        return Program(name, mesh, lower, work, writer.uses, gone, runs, spec.seats, facts=facts)
+        gone = self.on_host(*writer.uses & {"teacher"})
+        return Planned(name, mesh, lower, work, writer.uses, gone, runs, spec.seats, facts=facts)
 
-    def corrections(self, method: Scope) -> Iterator[Program]:
+    def corrections(self, method: Scope) -> Iterator[Planned]:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config = self.config
         most = config.rollout.prompts * method.select.most(config.rollout.group)
@@ -331,7 +331,7 @@ class _Maker:
                 stop=np.zeros((STOP_STATES, teacher.config.vocab_size), np.int32),
             )
             yield self.generate(
-                "teacher", teacher, sampling, Rows(rows, buffer, longest), rescued // rows
+                "teacher", teacher, sampling, RowCounts(rows, buffer, longest), rescued // rows
             )
         if method.tail == "none":
             return
@@ -340,11 +340,11 @@ class _Maker:
             "tails",
             writer,
             self.sampling(),
-            Rows(rows, self.buffer, self.buffer),
+            RowCounts(rows, self.buffer, self.buffer),
             method.tails * rescued // rows,
         )
 
-    def scores(self) -> Iterator[Program]:
+    def scores(self) -> Iterator[Planned]:
         config, model, mesh = self.config, self.found.prm, self.prm_mesh
         assert model is not None
         rows = config.rollout.prompts * config.rollout.group
@@ -354,13 +354,13 @@ class _Maker:
         (count, width), choice = batches[0][1], None if model.head != "lm" else (0, 1)
         tokens = row_struct((count, width), jnp.int32, mesh)
         lengths = row_struct((count,), jnp.int32, mesh)
-        yield Program(
+        yield Planned(
             "PRM",
             mesh,
             lambda: score_program.lower(self.prm_weights, model, tokens, lengths, choice=choice),
             score_work(model, count, width),
             frozenset({"PRM"}),
-            self.parked("PRM"),
+            self.on_host("PRM"),
             runs=len(batches),
             rows=count,
         )
@@ -389,7 +389,7 @@ class _Maker:
         }
         return batch, passes
 
-    def update(self) -> Program:
+    def update(self) -> Planned:
         config, training = self.config, self.config.training
         cloning = config.sft.steps >= config.steps
         spec = cloning_spec(config) if cloning else update_spec(config)
@@ -429,20 +429,20 @@ class _Maker:
             tokens=tokens,
             remat=training.remat,
         )
-        return Program(
+        return Planned(
             "update",
             self.mesh,
             lower,
             work,
             frozenset(uses),
-            self.parked("weights", "moments") | {"policy for decoding"},
+            self.on_host("weights", "moments") | {"policy for decoding"},
             training.epochs * training.mini_batches * training.length_buckets,
             rows // passes,
             aliased=True,
             facts=Facts(layers=self.found.policy.num_layers, passes=passes),
         )
 
-    def logprobs(self) -> Program:
+    def logprobs(self) -> Planned:
         config, training = self.config, self.config.training
         batch, passes = self.packed(1, training.micro_batches * training.mini_batches, ())
 
@@ -471,7 +471,7 @@ class _Maker:
             if not self.cast
             else set()
         )
-        gone = self.parked("start weights", "weights", "moments") | {"policy for decoding"}
+        gone = self.on_host("start weights", "weights", "moments") | {"policy for decoding"}
         # Old log-probs, and those of the reference.
         runs = training.length_buckets * ((self.losses.kl_weight > 0) + self.recomputes)
-        return Program("log-probs", self.mesh, lower, work, uses, gone, runs)
+        return Planned("log-probs", self.mesh, lower, work, uses, gone, runs)

@@ -40,24 +40,24 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rescue:
-    """A failed rollout on the left, the repaired one on the right."""
+class ShownRescue:
+    """A failed rollout on the left, the rescued one on the right."""
 
     prompt: str
     answer: str  # the reference
     first_error: int | None  # counted from 1
     threshold: float | None  # of the score
     rows: list[Row]
-    repaired: bool  # whether anything was written in place of the wrong step
+    rescued: bool  # whether anything was written in place of the wrong step
     verdict_before: bool | None  # None: not judged
     verdict_after: bool | None
 
 
-def rescue_of(item: Mapping[str, Any]) -> Rescue:
+def rescue_of(item: Mapping[str, Any]) -> ShownRescue:
     """An item of a samples file: prompt, answer, steps [{text, score, owner, status, correct}],
     first_error, verdict_before, verdict_after and optionally `threshold`.
 
-    `status` is one of kept, wrong, discarded (the first rollout), corrected, tail (the repaired
+    `status` is one of kept, wrong, discarded (the first rollout), corrected, tail (the rescued
     one, after the kept steps). Raises ValueError for another one.
     """
     for number, step in enumerate(item["steps"]):
@@ -74,16 +74,16 @@ def rescue_of(item: Mapping[str, Any]) -> Rescue:
     rows = [Row(cell, Cell("kept", cell.text)) for cell in steps["kept"]]
     before = _labelled(steps["wrong"]) + _labelled(steps["discarded"])
     after = _labelled(steps["corrected"]) + _labelled(steps["tail"])
-    shown = after or [Cell("missing", "not repaired")]
+    shown = after or [Cell("missing", "not rescued")]
     rows += [Row(*pair) for pair in itertools.zip_longest(before, shown)]
     first = item.get("first_error")
-    return Rescue(
+    return ShownRescue(
         prompt=_text(item.get("prompt")),
         answer=_text(item.get("answer")),
         first_error=first + 1 if isinstance(first, int) else None,
         threshold=_share(item.get("threshold")),
         rows=rows,
-        repaired=bool(after),
+        rescued=bool(after),
         verdict_before=item.get("verdict_before"),
         verdict_after=item.get("verdict_after"),
     )

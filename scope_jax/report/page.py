@@ -100,7 +100,7 @@ def write_run_report(
     returns its path.
 
     A samples file is a JSON list of gallery items; the newest files (by name) come first, verified
-    repairs before the others, `most_samples` in all. `summary.json` is an object of figures.
+    rescues before the others, `most_samples` in all. `summary.json` is an object of figures.
     Missing files are left out; a samples file or item that cannot be read
     is named in the notes. `how_to_read`: what a step of the task says. Raises FileNotFoundError
     where there is nothing to report on.

@@ -1,6 +1,6 @@
 """Tables of texts: as Markdown for pages, aligned for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tabulate
 
@@ -19,9 +19,9 @@ def markdown(columns: Sequence[str], rows: _Rows) -> str:
     )
 
 
-def plain(columns: Sequence[str], rows: _Rows) -> str:
-    """An aligned table for the terminal: the first column to the left, all others to the right."""
-    align = ["left"] + ["right"] * (len(columns) - 1)
+def plain(columns: Sequence[str], rows: _Rows, left: Collection[int] = (0,)) -> str:
+    """An aligned table for the terminal: the columns `left` to the left, others to the right."""
+    align = ["left" if n in left else "right" for n in range(len(columns))]
     return tabulate.tabulate(
         rows, columns, tablefmt="simple", colalign=align if rows else None, disable_numparse=True
     )

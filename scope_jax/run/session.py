@@ -45,7 +45,7 @@ class Trained(Protocol):
         """Take up a state that was saved."""
 
 
-class Place(Protocol):
+class Progressing(Protocol):
     """Where a run stands beside its state: in its problems, draws, and what it collects."""
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Session:
         self._checkpoints: Checkpoints | None = None
         self._metrics: MetricsWriter
         self._trained: Trained
-        self._place: Place
+        self._place: Progressing
         self._shown = ""
         self._pending: dict[str, float] | None = None
         self._done, self._good, self._due = 0, True, False
@@ -109,7 +109,7 @@ class Session:
 
     # ---- going on
 
-    def restore(self, trained: Trained, place: Place, like: Any) -> None:
+    def restore(self, trained: Trained, place: Progressing, like: Any) -> None:
         """Take the run up from its newest readable checkpoint, if there is one. `like`: the
         state's shapes and shardings. Raises ValueError where it is past the steps of this run."""
         self._trained, self._place = trained, place

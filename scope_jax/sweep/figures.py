@@ -70,7 +70,7 @@ def mean_cost(records: Sequence[Record], names: Sequence[str]) -> float:
 
 
 def salvage_rate(records: Sequence[Record]) -> float:
-    """Rows saved of rows tried, over all steps; NaN where nothing is repaired, or nothing
+    """Rows saved of rows tried, over all steps; NaN where nothing is rescued, or nothing
     verified."""
     if any(r.get("settings", {}).get("method.accept") == "unverified" for r in records):
         return math.nan

@@ -67,7 +67,7 @@ def method_tables(methods: Groups, lost: Mapping[str, int]) -> str:
         text += f"\nNo finished run: {', '.join(gave_up)}.\n"
     return text + (
         "\nWhat it took, per rollout batch. Shares of groups without an advantage before and after"
-        f" repair or demonstrations; tokens that the policy generated, relative to {BASELINE};"
+        f" rescue or demonstrations; tokens that the policy generated, relative to {BASELINE};"
         " tokens that the teacher wrote; tokens that the PRM read; seconds are medians, two runs"
         f" at a time on two cores.\n\n{_costs(methods)}\n"
     )

@@ -38,7 +38,7 @@ class Arithmetic(GeneratedDomain):
 
     `misconception` is the probability that `demonstration` writes a line of the kind
     `misconception_kind` wrong, which is how a base policy gets a weakness that is structured and
-    can be repaired. Teachers leave it at 0.
+    can be rescued. Teachers leave it at 0.
     """
 
     moduli: tuple[int, int] = (10, 9)

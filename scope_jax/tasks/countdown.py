@@ -62,7 +62,7 @@ class Countdown(GeneratedDomain):
 
     `misconception` is the probability that `demonstration` gives way to the weakness
     `misconception_kind`, which is how a base policy gets a weakness that is structured and can be
-    repaired. Teachers leave it at 0. "slip": the result of a subtraction comes out one too high.
+    rescued. Teachers leave it at 0. "slip": the result of a subtraction comes out one too high.
     "haste": a line that leaves more than one number is any true line, without looking ahead.
     """
 

@@ -87,7 +87,7 @@ class WorkerPool:
             try:
                 while not all(worker.ready for worker in self._pool):
                     for worker, reply in _wait(self._pool):
-                        self._settle(worker, reply, [])
+                        self._hear(worker, reply, [])
             except BaseException:
                 self._end(self._pool)
                 raise
@@ -126,12 +126,12 @@ class WorkerPool:
                     else:
                         worker.ask(item, {**request, "seconds": limit})
             if not any(worker.deadline < math.inf for worker in self._pool):
-                continue  # everything left was settled without a worker
+                continue  # what is left needs no worker
             for worker, reply in _wait(self._pool):
-                self._settle(worker, reply, verdicts)
+                self._hear(worker, reply, verdicts)
         return verdicts
 
-    def _settle(self, worker: "_Worker", reply: dict[str, Any] | None, verdicts: list[Any]) -> None:
+    def _hear(self, worker: "_Worker", reply: dict[str, Any] | None, verdicts: list[Any]) -> None:
         """Handle what one worker said. None: it died, or its time is over."""
         if not worker.ready:
             if reply is None:

@@ -66,7 +66,7 @@ def test_cap_ties_and_the_failure_that_stays():
     assert chosen(
         [1, 1, 1, 1], quality, [1, 1, 1, 1], 4, rule="top", per_group=9, keep_failure=False
     ) == [1, 2, 0, 3]
-    # One failure only: repairing it would leave the group without an advantage.
+    # One failure only: rescuing it would leave the group without an advantage.
     assert chosen([0, 1, 0, 0], quality, [0, 1, 0, 0], 4, rule="all", per_group=2) == []
     assert chosen(
         [0, 1, 0, 0], quality, [0, 1, 0, 0], 4, rule="all", per_group=2, keep_failure=False

@@ -84,14 +84,14 @@ def test_zero_variance_groups_before_and_after():
     assert float(zero_group_share(np.zeros(4), GROUP)) == 1.0
     kept = run(scene(*[WRONG_2 + "#"] * 4), [0, 0, 0, 0])
     assert kept.reward_B.tolist() == [1, 1, 0, 0] and share(kept) == 0.0
-    # Every failure repaired: all right, so that a group that had an advantage has none; the reason
+    # Every failure rescued: all right, so that a group that had an advantage has none; the reason
     # for `keep_failure`.
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_2 + "#", RIGHT + "#")
     spec = dataclasses.replace(SPEC, select=SelectSpec(per_group=2, keep_failure=False))
     everything = run(batch, [1, 0, 0, 1], spec)
     assert everything.reward_B.tolist() == [1] * 4 and share(everything) == 1.0
     assert prefix_push(everything, range(4)) == 0.0
-    # Beside their parents the repairs leave a group with both.
+    # Beside their parents the rescues leave a group with both.
     beside = run(batch, [1, 0, 0, 1], dataclasses.replace(spec, place="append"))
     assert beside.reward_B.tolist() == [1, 0, 0, 1, 1, 1] and share(beside) == 0.0
 
@@ -105,7 +105,7 @@ APPEND = dataclasses.replace(SPEC, place="append")
 
 
 def test_appended_rows_token_by_token():
-    # The first group has one failure to repair (and one to keep); the second has two, and room for
+    # The first group has one failure to rescue (and one to keep); the second has two, and room for
     # both.
     first = scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
     second = scene(WRONG_1 + "#", WRONG_2 + "#", RIGHT + "#", WRONG_2 + "#")
@@ -198,12 +198,12 @@ def test_appended_rows_without_a_verdict_give_the_teacher_term_only():
 
 
 def test_a_failed_parent_beside_its_correction_cancels_the_shared_prefix():
-    # Two of the three failures share their right first line (5 tokens) with the repairs made of
+    # Two of the three failures share their right first line (5 tokens) with the rescues made of
     # them.
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_2 + "#", WRONG_1 + "#")
     beside = run(batch, [1, 0, 0, 0], APPEND)
     assert beside.reward_B.tolist() == [1, 0, 0, 0, 1, 1]
-    # Six rows, mean 1/2: each parent pushes its prefix down by as much as its repair pushes it up.
+    # Six rows, mean 1/2: each parent pushes its prefix down by as much as its rescue pushes it up.
     assert prefix_push(beside, [1, 2]) == pytest.approx(-2 * 5 * 0.5 / (6 * 16))
     assert prefix_push(beside, [4, 5]) == pytest.approx(2 * 5 * 0.5 / (6 * 16))
     assert prefix_push(beside, [1, 2, 4, 5]) == pytest.approx(0, abs=1e-7)
@@ -211,7 +211,7 @@ def test_a_failed_parent_beside_its_correction_cancels_the_shared_prefix():
     instead = run(batch, [1, 0, 0, 0])
     assert instead.reward_B.tolist() == [1, 1, 1, 0]
     assert prefix_push(instead, [1, 2]) == pytest.approx(2 * 5 * 0.25 / (4 * 16))
-    # With another mean what is left is what the mean leaves: one repair of two failures, 3 of 5
+    # With another mean what is left is what the mean leaves: one rescue of two failures, 3 of 5
     # right, 0.4 - 0.6.
     one = run(scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#"), [1, 0, 0, 1], APPEND)
     assert prefix_push(one, [1, 4]) == pytest.approx(5 * (0.4 - 0.6) / (5 * 16))

@@ -147,7 +147,7 @@ def test_everything_failed_leaves_one_failure():
         batch, [0, 0, 0, 0], dataclasses.replace(SPEC, select=SelectSpec(rule="all", per_group=2))
     )
     assert every.reward_B.tolist() == [1, 1, 1, 0]
-    # Room for them where they are appended: as many places as failures may be repaired.
+    # Room for them where they are appended: as many places as failures may be rescued.
     beside = run(
         batch,
         [0, 0, 0, 0],

@@ -19,7 +19,7 @@ from support.fixtures import TINY, mesh_of, on_mesh
 
 from scope_jax import learning, models
 from scope_jax.configuration import default_config, set_method, train_config
-from scope_jax.fit import command, hlo, lint, topology
+from scope_jax.fit import command, hlo, largest, lint, measure, table, topology
 from scope_jax.fit.costs import (
     attention_flops,
     generate_work,
@@ -277,7 +277,7 @@ ENTRY %main (weights: bf16[8,50]) -> bf16[4,100] {
 
 
 def test_traffic_of_a_program_by_hand():
-    report = hlo.Program(HLO).report()
+    report = hlo.HloProgram(HLO).report()
     # The copy reads 800 bytes into the chip's own memory, the call writes 800; the loop over
     # tokens has no end that is known.
     assert report.total.hbm == 1600
@@ -327,7 +327,7 @@ ENTRY"""
         "%state), condition=%tokens_condition, body=%tokens_body",
         "%state), condition=%tokens_condition, body=%refill_body",
     )
-    report = hlo.Program(text).report()
+    report = hlo.HloProgram(text).report()
     assert [(loop.body, loop.around_open) for loop in report.loops] == [
         ("refill_body", True),
         ("tokens_body", False),
@@ -337,7 +337,7 @@ ENTRY"""
 
 
 def test_lint_finds_what_is_slow():
-    program = hlo.Program(HLO)
+    program = hlo.HloProgram(HLO)
     report = program.report()
     gather = "every token: all-gather of 4.0 MB in sample/reshape"
     assert lint.lint(program, report, lint.Facts()) == [gather]
@@ -355,7 +355,7 @@ def test_lint_names_a_large_copy_at_the_start():
         " = (s32[], ",
         1,
     )
-    program = hlo.Program(text)
+    program = hlo.HloProgram(text)
     found = lint.lint(program, program.report(), lint.Facts())
     assert found[0] == "once a run: a copy of 1,074 MB into another layout for jit(f)/while"
 
@@ -364,7 +364,7 @@ def test_lint_names_a_loop_that_takes_most_of_the_traffic():
     looped = HLO.replace("%tokens_condition", "%layers_condition", 1).replace(
         "condition=%tokens_condition", "condition=%layers_condition"
     )
-    program = hlo.Program(looped)
+    program = hlo.HloProgram(looped)
     report = program.report()
     assert [loop.trips for loop in report.loops] == [4, 4]
     found = lint.lint(program, report, lint.Facts(layers=2, passes=2))
@@ -379,8 +379,8 @@ def test_the_compilers_refusal_is_read():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
         " temporaries (29.70G) exceeds available HBM (15.75G)"
     )
-    assert command.refused(message) == 29.70 * 2**30
-    assert command.refused("INTERNAL: something else (3G)") is None
+    assert measure.refused(message) == 29.70 * 2**30
+    assert measure.refused("INTERNAL: something else (3G)") is None
 
 
 # ---- the programs
@@ -625,7 +625,7 @@ def test_a_mesh_that_does_not_match_is_refused(tmp_path, change, says):
 )
 def test_the_largest_size_is_found_with_few_compiles(needed, now, best, asked):
     calls = {}
-    found = command.search(
+    found = largest.search(
         [8, 16, 32, 64, 128], now, 100.0, lambda rows: calls.setdefault(rows, needed(rows))
     )
     assert found["rows"] == best
@@ -636,7 +636,7 @@ def test_sizes_that_every_device_has_its_share_of(tmp_path):
     config = small_config(tmp_path)
     prompts, group = config.rollout.prompts, config.rollout.group
     assert prompts * group == 64
-    assert command.choices(config, "update", jax.devices()) == [
+    assert largest.choices(config, "update", jax.devices()) == [
         4,
         8,
         16,
@@ -647,19 +647,19 @@ def test_sizes_that_every_device_has_its_share_of(tmp_path):
         512,
         1024,
     ]
-    assert command.resized(config, "update", 32).training.micro_batches == 2
-    larger = command.resized(config, "update", 256)
+    assert largest.resized(config, "update", 32).training.micro_batches == 2
+    larger = largest.resized(config, "update", 256)
     assert (larger.rollout.prompts, larger.training.micro_batches) == (4 * prompts, 1)
-    assert command.resized(config, "rollout", 32).rollout.seats == 32
-    larger = command.resized(config, "rollout", 128)
+    assert largest.resized(config, "rollout", 32).rollout.seats == 32
+    larger = largest.resized(config, "rollout", 128)
     assert (larger.rollout.prompts, larger.rollout.seats) == (2 * prompts, 128)
     assert (config.rollout.seats, config.rollout.prompts) == (None, prompts)
     # A pass never has more rows than a length bucket has.
     config.training.length_buckets = 2
-    assert command.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
-    assert command.resized(config, "update", 32).training.micro_batches == 2
-    assert command.resized(config, "update", 16).training.micro_batches == 4
-    larger = command.resized(config, "update", 64)
+    assert largest.choices(config, "update", jax.devices())[:5] == [4, 8, 16, 32, 64]
+    assert largest.resized(config, "update", 32).training.micro_batches == 2
+    assert largest.resized(config, "update", 16).training.micro_batches == 4
+    larger = largest.resized(config, "update", 64)
     assert (larger.rollout.prompts, larger.training.micro_batches) == (2 * prompts, 2)
 
 
@@ -670,7 +670,7 @@ def test_the_largest_sizes_are_compiled_with_the_config_resized(tmp_path, monkey
 
     def measured(program, made, topology, texts=None):
         compiled.append((program.name, program.rows))
-        return command.Line(
+        return measure.Measured(
             program.name,
             True,
             program.rows * 0.5 * 2**30,
@@ -679,13 +679,13 @@ def test_the_largest_sizes_are_compiled_with_the_config_resized(tmp_path, monkey
             rows=program.rows,
         )
 
-    monkeypatch.setattr(command, "measure", measured)
+    monkeypatch.setattr(largest, "measure", measured)
     now = [
-        command.Line("rollout", True, 32 * 2**30, 0, 0, rows=64),
-        command.Line("update", True, 8 * 2**30, 0, 0, rows=16),
+        measure.Measured("rollout", True, 32 * 2**30, 0, 0, rows=64),
+        measure.Measured("update", True, 8 * 2**30, 0, 0, rows=16),
     ]
     topology = parse_topology("v5e:2x4")
-    found = command.find_largest(
+    found = largest.find_largest(
         config, Models(shapes, shapes), jax.devices(), topology, now, lambda line: None
     )
     # Of 15.75 GiB, 0.5 a row.
@@ -705,7 +705,7 @@ def line(**more) -> dict:
         "limit": 16 * 2**30,
         "resident": 2**30,
     }
-    return vars(command.Line(**{**fields, **more}))
+    return vars(measure.Measured(**{**fields, **more}))
 
 
 def test_the_table_says_what_fits_and_by_how_much():
@@ -750,7 +750,7 @@ def test_the_table_says_what_fits_and_by_how_much():
             "rollout": {"rows": 0, "needed": None},
         },
     }
-    text = command.table(report)
+    text = table.table(report)
     rows = [row.split() for row in text.splitlines()]
     assert [
         "rollout",
@@ -857,7 +857,7 @@ def test_an_update_writes_over_its_state(tmp_path):
     assert 0 < update["mfu"] < 1
     assert report["seconds_per_step"] is None
     text = (tmp_path / "programs" / "update.txt").read_text()
-    assert hlo.Program(text).report().total.hbm == update["hbm"]
+    assert hlo.HloProgram(text).report().total.hbm == update["hbm"]
 
 
 @needs_libtpu
@@ -873,7 +873,7 @@ def test_a_batch_that_is_too_large_is_said_to_be(tmp_path):
     (rollout,) = report["programs"]
     assert not report["fits"]
     assert rollout["needed"] > 15.75 * 2**30
-    assert "too much" in command.table(report)
+    assert "too much" in table.table(report)
 
 
 @needs_libtpu

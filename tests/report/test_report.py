@@ -76,7 +76,7 @@ def test_a_rescue_in_order(tmp_path):
     # again, nothing | tail.
     assert page.words == [
         *("+7+9-1+2=", "reference answer: 7 · first error at step 2"),
-        *("before: the failed rollout", "after: the repaired one"),
+        *("before: the failed rollout", "after: the rescued one"),
         *("+7 7", "0.98", "✓", "+7 7"),
         *("first wrong step", "+9 2", "0.11", "✗", "teacher", "+9 6", "✓"),
         *("thrown away", "-1 1", "0.40", "policy, again", "-1 5"),
@@ -92,7 +92,7 @@ def test_a_rollout_that_was_not_repaired(tmp_path):
     steps = [step("a", "wrong", score=float("nan")), step("b", "discarded")]
     shown = item(steps=steps, verdict_before=None, verdict_after=None, first_error=None)
     page = Page(article(tmp_path, shown))
-    assert page.words[-5:] == ["a", "not repaired", "thrown away", "b", "? not judged"]
+    assert page.words[-5:] == ["a", "not rescued", "thrown away", "b", "? not judged"]
     assert not [tag for tag, _ in page.tags if tag == "i"]  # No bar for a score that is no number.
 
 

@@ -627,7 +627,7 @@ NO_TAIL = {"method.tail": "none", "method.accept": "unverified"}
 @pytest.mark.parametrize(
     ("method", "changes", "reason"),
     [
-        # A failed demonstration would be corrected, steps are scored before the repair, groups are
+        # A failed demonstration would be corrected, steps are scored before the rescue, groups are
         # drawn again before they get a second reward, prompts are cloned that have not failed: a
         # method does not know another's settings.
         ("scope", {"method.per_group": 1}, "config.method.per_group: unknown key"),

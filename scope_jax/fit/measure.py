@@ -1,0 +1,134 @@
+"""One program, compiled and looked at: its memory, its roofline, its oddities."""
+
+import dataclasses
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scope_jax.fit import hlo, lint
+from scope_jax.fit.costs import roofline
+from scope_jax.fit.programs import Plan, Planned
+from scope_jax.fit.topology import Topology
+from scope_jax.run import write_atomically
+
+# More than this share of what the compiler allows is flagged: the runtime needs some too.
+TIGHT = 0.95
+
+
+@dataclasses.dataclass
+class Measured:
+    """One program. Bytes are of one device; `needed` = its own peak and what else is resident.
+    seconds: of one run; the program runs `runs` times in a step (0: outside of steps). error: why
+    it could not be compiled."""
+
+    program: str
+    fits: bool
+    needed: float
+    limit: float
+    resident: float
+    arguments: float = 0.0
+    temporaries: float = 0.0
+    flops: float = 0.0
+    hbm: float = 0.0
+    network: float = 0.0
+    seconds: float = 0.0
+    bound: str = ""
+    runs: float = 1.0
+    rows: int = 0
+    decode_step: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokens_per_s: float = 0.0
+    mfu: float = 0.0
+    compile_s: float = 0.0
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    error: str = ""
+
+
+def measure(
+    program: Planned, made: Plan, topology: Topology, texts: Path | None = None
+) -> Measured:
+    """Compile one program and look at what came out."""
+    limit = float(topology.chip.hbm)
+    resident = sum(
+        size for name, size in made.held.items() if name not in program.uses | program.gone
+    )
+    line = Measured(program.name, False, 0.0, limit, resident, runs=program.runs, rows=program.rows)
+    begun = time.monotonic()
+    with jax.set_mesh(program.mesh):
+        lowered = program.lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = refused(str(error))
+            if needed is None:
+                raise
+            line.needed, line.error = (
+                needed + resident,
+                "refused by the compiler: too large by itself",
+            )
+            line.compile_s = time.monotonic() - begun
+            return line
+    line.compile_s = time.monotonic() - begun
+    memory = compiled.memory_analysis()
+    line.arguments, line.temporaries = (
+        float(memory.argument_size_in_bytes),
+        float(memory.temp_size_in_bytes),
+    )
+    line.needed = float(memory.peak_memory_in_bytes) + resident
+    line.fits = line.needed <= limit
+    if texts is not None:
+        texts.mkdir(parents=True, exist_ok=True)
+        write_atomically(texts / f"{program.name}.txt", compiled.as_text())
+    text = hlo.HloProgram(compiled.as_text())
+    traffic = text.report()
+    _time(line, program, traffic, topology)
+    line.warnings = lint.lint(text, traffic, facts(program, made, memory))
+    if line.fits and line.needed > TIGHT * limit:
+        line.warnings.append(f"uses {line.needed / limit:.0%} of what the compiler allows")
+    return line
+
+
+def _time(line: Measured, program: Planned, traffic: hlo.HloReport, topology: Topology) -> None:
+    """Fill in the roofline."""
+    work, total, loop = program.work, traffic.total, traffic.decode
+    line.seconds, line.bound = roofline(work.flops, total.hbm, total.network, topology)
+    line.flops, line.hbm, line.network = work.flops, total.hbm, total.network
+    if loop is not None and work.steps:
+        step, bound = roofline(work.step_flops, loop.traffic.hbm, loop.traffic.network, topology)
+        line.decode_step = {
+            "seconds": step,
+            "bound": bound,
+            "steps": work.steps,
+            "flops": work.step_flops,
+            **dataclasses.asdict(loop.traffic),
+        }
+        line.flops += work.steps * work.step_flops
+        line.hbm += work.steps * loop.traffic.hbm
+        line.network += work.steps * loop.traffic.network
+        if work.steps * step > line.seconds:
+            line.bound = bound
+        line.seconds += work.steps * step
+        line.tokens_per_s = work.tokens / line.seconds
+    if work.useful and line.seconds:
+        line.mfu = work.useful / (line.seconds * topology.devices * topology.chip.flops)
+
+
+def facts(program: Planned, made: Plan, memory: Any) -> lint.Facts:
+    """What the forms of a program are compared with."""
+    state = made.held["weights"] + made.held["moments"] if program.aliased else 0.0
+    return dataclasses.replace(
+        program.facts, state=state, aliased=float(memory.alias_size_in_bytes)
+    )
+
+
+def refused(message: str) -> float | None:
+    """Bytes that a program needs by the compiler's refusal, None where the message is about
+    something else."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", message)
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    return max((float(number) * units[unit] for number, unit in sizes), default=math.inf)
