@@ -116,7 +116,9 @@ def parse(arguments: Sequence[str], known: Sequence[Flag]) -> Any:
     if any(word in ("--help", "-h", "-help") for word in arguments):
         print((sys.modules["__main__"].__doc__ or "").strip() + "\n\nFlags:")
         try:
-            print(values.get_help(), flush=True)
+            # As the docs write them.
+            dashed = re.sub(r"(?m)^( *--)\S+", lambda m: m[0].replace("_", "-"), values.get_help())
+            print(dashed, flush=True)
         except BrokenPipeError:  # `--help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -8,6 +8,7 @@ the workdir.
 
 import contextlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ def demo(
     """Everything, end to end; returns the path of the report."""
     begin = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
+    for arm, seed in itertools.product(ARMS, seeds):
+        _check_steps(workdir / f"{arm}_{seed}" / "config.json", arm, steps)
 
     _say(f"1/4 checkpoints, in {checkpoints}")
     for name in CHECKPOINTS:
@@ -284,6 +287,19 @@ def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[dict
             verified = [item for item in json.loads(path.read_text()) if item["verdict_after"]]
             items += verified[:1]
     return items[:most]
+
+
+def _check_steps(path: Path, arm: str, steps: int | None) -> None:
+    """Raises ValueError where the workdir holds a run of another number of steps."""
+    if not path.is_file():
+        return
+    there = json.loads(path.read_text())["steps"]
+    here = steps or run_config(f"{arm},arithmetic").steps
+    if there != here:
+        raise ValueError(
+            f"{path.parent}: a run of {there} steps, here {here}; give another --workdir, or delete"
+            f" {path.parent.parent}"
+        )
 
 
 def _load_task(checkpoints: Path, data: Path) -> Task:

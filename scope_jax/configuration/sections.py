@@ -110,7 +110,7 @@ class RolloutConfig:
 class SftConfig:
     """Supervised steps on the teacher's demonstrations, before the first rollout."""
 
-    steps: int = 0  # of the run's steps
+    steps: int = 0  # of the run's steps, from the first; as many or more: all of them
     prompts: int | None = None  # per such step; None: rollout.prompts
 
     def __post_init__(self) -> None:
@@ -134,7 +134,9 @@ class LoraConfig:
     targets: tuple[str, ...] = LoraSpec().targets  # projections with an adapter
 
     def __post_init__(self) -> None:
-        _ = self.spec  # refuses what makes no sense
+        LoraSpec(
+            1 if self.rank is None else self.rank, self.alpha, self.targets
+        )  # refuses what makes no sense
 
     @property
     def spec(self) -> LoraSpec | None:

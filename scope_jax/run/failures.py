@@ -65,7 +65,7 @@ def ending(error: BaseException, place: str | os.PathLike = ".") -> tuple[str | 
         return None, code
     if is_full(error) and not isinstance(error, NoRoom):
         error = NoRoom(place)
-    return said + " ".join(str(error).split()), code
+    return said + in_words(error), code
 
 
 def begun() -> None:
@@ -108,6 +108,13 @@ def storage(place: str, trouble: str, *, only_passing: bool = False) -> Iterator
         if _is_of_the_program(error) or (only_passing and not is_passing(error)):
             raise
         raise StorageError(f"{place}: {trouble}: {in_short(error)}") from error
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, in one line; of the system's own errors the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
 
 
 def in_short(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_config(config_of(run.config, run.overrides))
         check_records(runs, args.records)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {failures.in_words(error)}", file=sys.stderr)
         return 2
     if args.list:
         for run in runs:

@@ -61,8 +61,11 @@ def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
 
 def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
     """The runs whose name matches the pattern `only`, and of these the ones of shard "I/N". Raises
-    ValueError for a shard of another form."""
+    ValueError for a pattern that no name matches and a shard of another form."""
+    names = [run.name for run in runs]
     runs = [run for run in runs if fnmatch.fnmatch(run.name, only)]
+    if not runs:
+        raise ValueError(f"--only={only}: no run is called so; there are {', '.join(names)}")
     first, _, count = shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise ValueError(f"--shard={shard}: expected I/N with I from 0 to N - 1, such as 0/4")
