@@ -64,7 +64,7 @@ def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
     ValueError for a pattern that no name matches and a shard of another form."""
     names = [run.name for run in runs]
     runs = [run for run in runs if fnmatch.fnmatch(run.name, only)]
-    if not runs:
+    if names and not runs:
         raise ValueError(f"--only={only}: no run is called so; there are {', '.join(names)}")
     first, _, count = shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
