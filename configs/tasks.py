@@ -114,28 +114,34 @@ def gsm8k() -> ConfigDict:
     Methods with a teacher need models/Qwen2.5-1.5B-Instruct, with a PRM
     models/Qwen2.5-Math-PRM-7B.
     """
-    config = default_config()
+    config = _language_model()
     config.steps = 300
-    config.dtype = "bfloat16"
-    config.task.name = "math"
-    config.task.data = "data"
     config.task.train = {"gsm8k": {**GSM8K_SOURCE, "split": "train"}}
     config.task.evaluation = {"test": {**GSM8K_SOURCE, "split": "test"}}
     config.task.decontaminate = "report"
     config.models.policy = "models/Qwen2.5-0.5B-Instruct"
-    config.rollout.prompts = 64
-    config.rollout.group = 8
     config.rollout.prompt_tokens = 256
     config.rollout.new_tokens = 512
+    config.training.micro_batches = 8
+    config.evaluation.problems = 1319
+    config.evaluation.rows_at_once = 512
+    return config
+
+
+def _language_model() -> ConfigDict:
+    """What the tasks with a real model on mathematics have in common."""
+    config = default_config()
+    config.dtype = "bfloat16"
+    config.task.name = "math"
+    config.task.data = "data"
+    config.rollout.prompts = 64
+    config.rollout.group = 8
     config.rollout.chat = True
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
-    config.training.micro_batches = 8
     config.training.remat = "layer"
     config.evaluation.every = 50
-    config.evaluation.problems = 1319
     config.evaluation.samples = 4
-    config.evaluation.rows_at_once = 512
     return config
 
 
@@ -186,13 +192,10 @@ def math_1_5b() -> ConfigDict:
         update           12.2 (39%)     3.97   1  HBM
         rollout at most 90,923 tokens/s, update at most 57% of the peak, a step at least 40 s
     """
-    config = default_config()
+    config = _language_model()
     config.steps = 500
-    config.dtype = "bfloat16"
     # Two key and value heads: the policy's cache can be split in two. The teacher has four.
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 2
-    config.task.name = "math"
-    config.task.data = "data"
     config.task.train = {
         "math": {
             "path": "MATH-lighteval",
@@ -204,22 +207,14 @@ def math_1_5b() -> ConfigDict:
     config.task.evaluation = MATH_TEST
     config.task.decontaminate = "remove"
     config.models.policy = "models/Qwen2.5-Math-1.5B"
-    config.rollout.prompts = 64
-    config.rollout.group = 8
     config.rollout.prompt_tokens = 512
     config.rollout.new_tokens = 3072
     config.rollout.seats = 256
-    config.rollout.chat = True
-    config.optimizer.learning_rate = 1e-6
-    config.optimizer.warmup_steps = 10
     config.training.micro_batches = 16
-    config.training.remat = "layer"
     # A notice of pre-emption is shorter than a rollout here, which a stop gives up: no more than
     # these steps are lost with it.
     config.checkpoint.every = 5
-    config.evaluation.every = 50
     config.evaluation.problems = 500
-    config.evaluation.samples = 4
     config.evaluation.temperature = 0.6
     config.evaluation.rows_at_once = 256
     return config
