@@ -64,12 +64,15 @@ def evaluate(
     if not kept:
         return {"dropped": float(len(dropped)), "problems": 0.0}
     chunk = max(spec.rows_at_once // samples, 1)
-    sampling = rollout.SampleSpec(
-        temperature=spec.temperature, max_new_tokens=spec.new_tokens, end_ids=config.end_ids
-    )
     correct, truncated, unscored, groups = [], 0, 0, []
     key = jax.random.key(spec.seed)
     longest = max(len(x) for x in ids)
+    sampling = rollout.SampleSpec(
+        temperature=spec.temperature,
+        max_new_tokens=spec.new_tokens,
+        end_ids=config.end_ids,
+        prefix_tokens=longest,
+    )
     buffer = longest + spec.new_tokens
     for start in progress_chunks(len(kept), chunk, desc):
         size = min(chunk, len(kept) - start)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import cli
@@ -75,9 +74,7 @@ def predictions(scores: ScoredItems, threshold: float) -> np.ndarray:
     """int64[B]: index of the first step below `threshold`, -1 where there is none, UNSCORED where
     nothing was scored."""
     J = scores.score_BJ.shape[1]
-    found = np.asarray(
-        first_error(jnp.asarray(scores.score_BJ), jnp.asarray(scores.valid_BJ), threshold)
-    ).astype(np.int64)
+    found = np.asarray(first_error(scores.score_BJ, scores.valid_BJ, threshold)).astype(np.int64)
     return np.where(scores.scored_B, np.where(found == J, -1, found), UNSCORED)
 
 

@@ -39,10 +39,11 @@ from scope_jax.run import (
     record_config,
     write_atomically,
 )
-from scope_jax.run.compiles import count_compiles
+from scope_jax.run.compiles import Compiles
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
+from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
     Progress,
@@ -107,21 +108,23 @@ def _train(
     learner: Learner,
     stop: StopSignal,
 ) -> dict[str, Any]:
-    root, progress = jax.random.key(config.seed), Progress()
+    root, progress, compiles = jax.random.key(config.seed), Progress(), Compiles()
 
     def evaluate() -> dict[str, float]:
         params = learner.publish().params
-        return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
+        with compiles.evaluation():
+            return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
 
     with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
-        compiles = count_compiles()
         if session.start == 0 and config.evaluation.at_start:
             figures = json.dumps(evaluate(), indent=2)
             write_atomically(workdir / "evaluation_at_start.json", figures)
         wait_for_all("the folder is there")
+        if session.start < config.steps:
+            compile_ahead(actors, learner, config, root)
         for number in session.steps():
             seed = streams.step_seed(config.seed, number)
             step = Step(number, jax.random.fold_in(root, number), seed, session.timer)
@@ -130,7 +133,7 @@ def _train(
                     actors, learner, config, progress, step, session.safe_point
                 )
             write_samples(workdir, number, gallery, config)
-            metrics |= step_figures(metrics, progress, compiles(), session.timer.pop())
+            metrics |= step_figures(metrics, progress, compiles, session.timer.pop())
             session.record(
                 number, metrics, skipped=metrics["grad/skipped_now"] > 0, shown=one_line(metrics)
             )
@@ -279,13 +282,14 @@ def keeping(config: TrainConfig) -> Keeping:
 
 
 def step_figures(
-    metrics: dict[str, float], progress: Progress, compiles: int, seconds: dict[str, float]
+    metrics: dict[str, float], progress: Progress, compiles: Compiles, seconds: dict[str, float]
 ) -> dict[str, float]:
     """What a step cost: its seconds by phase, its place in the data, tokens per second."""
     figures = seconds | {
         "data/prompts": float(progress.position),
         "data/dropped": float(progress.dropped),
-        "compile/count": float(compiles),
+        "compile/count": float(compiles.count),
+        "compile/evaluation": float(compiles.of_evaluation),
     }
     if metrics.get("cost/rollout_tokens"):
         rate = metrics["cost/rollout_tokens"] / seconds["time/rollout"]

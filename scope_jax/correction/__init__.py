@@ -5,6 +5,7 @@ which verified rows took the place of failures. `cut` and `splice` are public na
 they live with the other moves of rows, in `rollout`.
 """
 
+from scope_jax.correction.ahead import compile_ahead
 from scope_jax.correction.choose import choose, select
 from scope_jax.correction.correct import correct
 from scope_jax.correction.finish import finish
@@ -30,6 +31,7 @@ __all__ = [
     "SelectSpec",
     "StepRows",
     "choose",
+    "compile_ahead",
     "correct",
     "cut",
     "finish",

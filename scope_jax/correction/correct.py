@@ -11,7 +11,6 @@ from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.correction.steps import pad_rows
 from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.rollout.rows import cut, take_rows
 from scope_jax.teachers.base import Ask, Corrected, Job, failure_counts
@@ -41,17 +40,18 @@ def correct(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) 
     job = cut_rows(chosen, groups, scene, spec)
     answer = scene.teacher.correct(job)
     usable_R, steps, refused = _check_steps(answer, job)
-    tokens = float(jnp.sum(answer.rollout.length_B - job.rows.length_B))
+    length, before = to_host((answer.rollout.length_B, job.rows.length_B))
+    tokens = float(np.sum(length - before))
     metrics = chosen.metrics | refused | {"cost/teacher_tokens": tokens}
     return CorrectedRows(chosen, job, answer.rollout, steps, usable_R, metrics)
 
 
 def cut_rows(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) -> Job:
     """The chosen rows, cut before their first error, as a job for a teacher. Row 0 of the rollout,
-    finished, fills the batch up to one of a few sizes."""
+    finished, fills the batch up: it always has room for as many as may be chosen."""
     rollout, located, rows_N = groups.rollout, chosen.located, chosen.rows_N
     prompts = len(groups.reward_B) // groups.group
-    size = row_count(len(rows_N), prompts * spec.select.most(groups.group))
+    size = max(prompts * spec.select.most(groups.group), 1)
     index, valid = pad_rows(rows_N, size), np.arange(size) < len(rows_N)
     prompt_length, row_length, row_id = to_host(
         (rollout.prompt_length_B, rollout.length_B, rollout.row_id_B)

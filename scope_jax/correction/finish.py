@@ -39,15 +39,17 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     attempts = tokens = 0
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
-            longer = _extend(corrected, scene, spec, open_R, streams.TAIL + attempts)
-        tokens += int(jnp.sum(longer.length_B - corrected.rows.length_B))
+            longer = extend_rows(corrected, scene, spec, open_R, streams.TAIL + attempts)
         with scene.timer("verify"):
-            ended = to_host(longer.finished_B)
+            ended, length, before = to_host(
+                (longer.finished_B, longer.length_B, corrected.rows.length_B)
+            )
+            tokens += int(np.sum(length - before))
             text = completion_texts(longer, scene.policy.tokenizer)[: len(job.asks)]
             judged_as = verdicts(scene.domain, [ask.problem for ask in job.asks], text)
             right = np.zeros(len(usable), bool)
             right[: len(judged_as)] = [verdict is True for verdict in judged_as]
-        rows = _select_rows(jnp.asarray(open_R), longer, rows)
+        rows = select_rows(jnp.asarray(open_R), longer, rows)
         accepted |= right & ended & open_R
         attempts += 1
     teacher_tokens = corrected.metrics["cost/teacher_tokens"]
@@ -61,7 +63,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     return Attempts(corrected, rows, accepted, spec, metrics)
 
 
-def _extend(
+def extend_rows(
     corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec, open_R: np.ndarray, stream: int
 ) -> Rollout:
     """The corrected rows where `open_R`, continued from the teacher's step."""
@@ -85,7 +87,7 @@ def _extend(
 
 
 @program
-def _select_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
+def select_rows(use_R: jax.Array, rows: Rollout, others: Rollout) -> Rollout:
     """Row r of `rows` where `use_R[r]`, of `others` elsewhere."""
     return jax.tree.map(
         lambda a, b: jnp.where(use_R.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), rows, others

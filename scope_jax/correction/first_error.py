@@ -1,11 +1,10 @@
-"""Where a rollout went wrong, and how good it was before."""
+"""Where a rollout went wrong, and how good it was before; numpy, on the host."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 
-def first_error(score_BJ: jax.Array, valid_BJ: jax.Array, threshold: float) -> jax.Array:
-    """int32[B]: the first step whose score (probability of being right) is below `threshold`; J
+def first_error(score_BJ: np.ndarray, valid_BJ: np.ndarray, threshold: float) -> np.ndarray:
+    """int64[B]: the first step whose score (probability of being right) is below `threshold`; J
     where there is none.
 
     `valid_BJ` (bool) marks the steps that exist and were scored; others are never an error. A NaN
@@ -13,13 +12,13 @@ def first_error(score_BJ: jax.Array, valid_BJ: jax.Array, threshold: float) -> j
     """
     wrong = (score_BJ < threshold) & valid_BJ
     J = score_BJ.shape[1]
-    return jnp.min(jnp.where(wrong, jnp.arange(J)[None], J), axis=1).astype(jnp.int32)
+    return np.where(wrong, np.arange(J)[None], J).min(axis=1, initial=J)
 
 
-def prefix_quality(score_BJ: jax.Array, valid_BJ: jax.Array, error_B: jax.Array) -> jax.Array:
+def prefix_quality(score_BJ: np.ndarray, valid_BJ: np.ndarray, error_B: np.ndarray) -> np.ndarray:
     """float32[B]: mean score of the steps before the first error times the share of steps before
     it; 0 where none is."""
-    before = valid_BJ & (jnp.arange(score_BJ.shape[1])[None] < error_B[:, None])
-    count = jnp.sum(before, axis=1)
-    mean = jnp.sum(jnp.where(before, score_BJ, 0.0), axis=1) / jnp.maximum(count, 1)
-    return (mean * count / jnp.maximum(jnp.sum(valid_BJ, axis=1), 1)).astype(jnp.float32)
+    before = valid_BJ & (np.arange(score_BJ.shape[1])[None] < error_B[:, None])
+    count = before.sum(axis=1)
+    mean = np.where(before, score_BJ, 0.0).sum(axis=1) / np.maximum(count, 1)
+    return (mean * count / np.maximum(valid_BJ.sum(axis=1), 1)).astype(np.float32)

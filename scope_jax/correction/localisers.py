@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from scope_jax.correction.monte_carlo import locate_first_error
+from scope_jax.correction.monte_carlo import compile_ahead, locate_first_error
 from scope_jax.correction.records import Scene
 from scope_jax.correction.steps import StepRows
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
-from scope_jax.prm import ProcessRewardModel
-from scope_jax.types import check_kind, imported
+from scope_jax.prm import TEMPLATE_TOKENS, ProcessRewardModel
+from scope_jax.types import Rollout, check_kind, imported
 
 KINDS = ("prm", "oracle", "monte_carlo")
 
@@ -93,11 +93,19 @@ class PRM:
             (rows.rollout.prompt_length_B, rows.rollout.length_B, rows.rollout.finished_B)
         )
         score, valid, unscored = self.model.score(
-            [problem.prompt for problem in rows.problems_R], rows.steps, rows=len(length)
+            [problem.prompt for problem in rows.problems_R],
+            rows.steps,
+            rows=len(length),
+            tokens=rows.rollout.tokens_BT.shape[1] + TEMPLATE_TOKENS,
         )
         read = np.maximum(length - finished.astype(np.int32), prompt_length)[rows.rows_R]
         metrics = {"scope/unscored": float(unscored), "cost/prm_tokens": float(read.sum())}
         return Scores(score, valid, metrics)
+
+    def compile_ahead(self, rollout: Rollout, scene: Scene) -> None:
+        """Run the model's programs for rows like these."""
+        rows, buffer = rollout.tokens_BT.shape
+        self.model.compile_ahead(rows, buffer + TEMPLATE_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +147,10 @@ class MonteCarlo:
         for r, error in zip(tried.tolist(), found.error_R.tolist(), strict=True):
             score[r, :error], valid[r, : len(rows.steps[r])] = 1.0, True
         return Scores(score, valid, {"cost/localiser_tokens": float(found.tokens)})
+
+    def compile_ahead(self, rollout: Rollout, scene: Scene) -> None:
+        """Run the program of the continuations for rows like these."""
+        compile_ahead(rollout, scene, self.spec.continuations)
 
 
 def _no_scores(rows: StepRows) -> tuple[np.ndarray, np.ndarray]:

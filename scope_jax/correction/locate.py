@@ -2,14 +2,11 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.steps import StepRows, in_steps
-from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import fine_width, row_count
 from scope_jax.streams import Host, host_rng
 
 
@@ -60,8 +57,8 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
     score = scores.score_RJ
     if localiser.spec.noise > 0:
         score = move_errors(score, scores.valid_RJ, threshold, localiser.spec.noise, scene.seed)
-    size = row_count(len(rows.steps), mask_B.size)
-    error, quality = _judge(score, scores.valid_RJ, threshold, size)
+    error = first_error(score, scores.valid_RJ, threshold)
+    quality = prefix_quality(score, scores.valid_RJ, error)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
     metrics |= scores.metrics
     return Located(rows, score, scores.valid_RJ, error, quality, threshold, metrics)
@@ -80,21 +77,3 @@ def move_errors(
         if strikes and steps and (score_RJ[r, :steps] < threshold).any():
             moved[r, :steps] = np.arange(steps) < int(place * steps)
     return moved
-
-
-def _judge(
-    score_RJ: np.ndarray, valid_RJ: np.ndarray, threshold: float, rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(first error, prefix quality) of each row, computed on arrays of a few fixed sizes."""
-    R, J = score_RJ.shape
-    pad = ((0, rows - R), (0, fine_width(J) - J))
-    error, quality = _error_and_quality(np.pad(score_RJ, pad), np.pad(valid_RJ, pad), threshold)
-    return np.minimum(np.asarray(error)[:R], J), np.asarray(quality)[:R]
-
-
-@program
-def _error_and_quality(
-    score: jax.Array, valid: jax.Array, threshold: float
-) -> tuple[jax.Array, jax.Array]:
-    error = first_error(score, valid, threshold)
-    return error, prefix_quality(score, valid, error)

@@ -18,7 +18,6 @@ from scope_jax.correction.records import Scene
 from scope_jax.correction.steps import StepRows, pad_rows
 from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import row_count
 from scope_jax.rollout import completion_texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Problem, verdicts
@@ -62,29 +61,13 @@ def successes(
     if continuations < 1:
         raise ValueError(f"continuations = {continuations} must be at least 1")
     policy = scene.policy
-    most = max(rollout.length_B.shape[0] // continuations, 1)
+    most = prefixes_at_once(rollout, continuations)
     won, tokens = np.zeros(len(rows_R), np.int64), 0
     for start in range(0, len(rows_R), most):
         part = slice(start, start + most)
         rows = np.asarray(rows_R[part], np.int32)
-        size = row_count(len(rows), most)
-        batch = _cut_copies(
-            rollout,
-            jnp.asarray(pad_rows(rows, size)),
-            jnp.asarray(pad_rows(length_R[part], size)),
-            jnp.asarray(np.arange(size) < len(rows)),
-            jnp.arange(continuations, dtype=jnp.int32),
-        )
-        before = batch.length_B
-        batch = policy.generator.extend(
-            batch,
-            scene.key,
-            policy.sampling,
-            shared_prefix=continuations,
-            stream=stream,
-            limit_B=batch.prompt_length_B + policy.sampling.max_new_tokens,
-        )
-        tokens += int(jnp.sum(batch.length_B - before))
+        batch, spent = _continued(rollout, rows, length_R[part], scene, continuations, stream)
+        tokens += spent
         ended = to_host(batch.finished_B)[: len(rows) * continuations]
         text = completion_texts(batch, policy.tokenizer)
         judged = np.flatnonzero(ended)
@@ -150,6 +133,47 @@ def search_first_error(steps_R: np.ndarray, probe: Probe) -> np.ndarray:
         good[waiting] = np.where(alive, middle, good[waiting])
         lost[waiting] = np.where(alive, lost[waiting], middle)
     return lost - 1
+
+
+def prefixes_at_once(rollout: Rollout, continuations: int) -> int:
+    """Prefixes that are continued together: no more rows than the rollout has."""
+    return max(rollout.length_B.shape[0] // continuations, 1)
+
+
+def compile_ahead(rollout: Rollout, scene: Scene, continuations: int) -> None:
+    """Run the program of `successes` for rows like these; nothing is continued."""
+    nobody = np.zeros(0, np.int32)
+    _continued(rollout, nobody, nobody, scene, continuations, streams.MONTE_CARLO)
+
+
+def _continued(
+    rollout: Rollout,
+    rows: np.ndarray,
+    length: np.ndarray,
+    scene: Scene,
+    continuations: int,
+    stream: int,
+) -> tuple[Rollout, int]:
+    """(each of these rows cut and continued as many times; tokens that were generated). The batch
+    always has room for `prefixes_at_once`."""
+    size, policy = prefixes_at_once(rollout, continuations), scene.policy
+    batch = _cut_copies(
+        rollout,
+        jnp.asarray(pad_rows(rows, size)),
+        jnp.asarray(pad_rows(length, size)),
+        jnp.asarray(np.arange(size) < len(rows)),
+        jnp.asarray(np.arange(continuations, dtype=np.int32)),
+    )
+    before, prompt_length = to_host((batch.length_B, batch.prompt_length_B))
+    batch = policy.generator.extend(
+        batch,
+        scene.key,
+        policy.sampling,
+        shared_prefix=continuations,
+        stream=stream,
+        limit_B=jnp.asarray(prompt_length + policy.sampling.max_new_tokens),
+    )
+    return batch, int(np.sum(to_host(batch.length_B) - before))
 
 
 @program

@@ -24,24 +24,26 @@ def coarse_width(longest: int) -> int:
     return max(round_up(longest, step), WIDTH_STEP)
 
 
-def prefill_width(longest: int, buffer: int) -> int:
-    """Positions of a prefill whose longest prefix has `longest` tokens, at most `buffer`: at most
-    about eight sizes for a buffer, as prefixes that are cut and continued have any length."""
-    step = max(16, 1 << max(buffer // 8 - 1, 0).bit_length())
-    return min(round_up(longest, step), buffer)
+def half_or_all(longest: int, most: int) -> int:
+    """Positions for rows whose length is another in every step, at most `most`: half of that where
+    it holds `longest`, else all. Two sizes, so that both can be compiled before a run begins."""
+    half = min(round_up(-(-most // 2)), most)
+    return half if longest <= half else most
+
+
+def doubling_width(longest: int, most: int) -> int:
+    """Positions for rows of unlike lengths, `most` for nearly all of them: a quarter, half or all
+    of `most`, then its double and so on."""
+    width = max(round_up(-(-most // 4)), WIDTH_STEP)
+    while width < longest:
+        width *= 2
+    return width
 
 
 def cache_positions(width: int, new_tokens: int, buffer: int) -> int:
     """Positions of a cache for prefixes of `width` and `new_tokens` more, in rows of `buffer`: the
     next multiple of 8, which is how the arrays are tiled, but no more than the rows have."""
     return min(buffer, round_up(min(width + new_tokens, buffer)))
-
-
-def row_count(rows: int, most: int) -> int:
-    """A quarter, half, three quarters or all of `most`, whichever holds `rows` first: how many of a
-    step's rows are corrected differs from step to step."""
-    quarter = max(-(-most // 4), 1)
-    return max(round_up(rows, quarter), quarter)
 
 
 def part_size(rows: int, at_once: int | None, shared: int = 1) -> int:

@@ -79,7 +79,12 @@ def evaluate_suite(
     # Ends of a turn: those of the model's files and those that the tokenizer knows.
     ends = end_ids(policy.tokenizer, policy.config.end_ids)
     spec = rollout.SampleSpec(
-        settings.temperature, settings.top_p, settings.top_k, new_tokens, ends
+        settings.temperature,
+        settings.top_p,
+        settings.top_k,
+        new_tokens,
+        ends,
+        prefix_tokens=longest,
     )
     with Grader(settings.grader or data.suite.grader) as grader:
         made_by = _made_by(policy, data, settings, new_tokens, grader) | {"end_ids": list(ends)}

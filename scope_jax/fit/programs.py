@@ -20,7 +20,7 @@ from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
 from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import coarse_width, fine_width, part_size, row_count
+from scope_jax.devices.shapes import part_size
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
@@ -39,6 +39,7 @@ from scope_jax.training.learner import (
     buckets_and_passes,
     cloning_spec,
     loss_inputs,
+    pack_sizes,
     update_spec,
 )
 
@@ -316,7 +317,7 @@ class _Maker:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config = self.config
         most = config.rollout.prompts * method.select.most(config.rollout.group)
-        rescued = row_count(most, most)
+        rescued = max(most, 1)
         rows = part_size(rescued, method.rows_at_once)
         teacher = self.policy if config.teacher.kind == "self" else self.teacher
         prompted = config.teacher.prompted
@@ -378,8 +379,8 @@ class _Maker:
         rows = groups // buckets * group
         with jax.set_mesh(self.mesh):
             together = rows_together(rows // passes, group)
-        round_width = coarse_width if buckets > 1 else fine_width
-        width, tokens = map(round_width, (config.rollout.prompt_tokens, config.rollout.new_tokens))
+        sizes = pack_sizes(config)
+        width, tokens = sizes.prompt[-1], sizes.completion[-1]
         struct = functools.partial(row_struct, mesh=self.mesh)
         batch = {
             "prompt": struct((rows // together, width), jnp.int32),

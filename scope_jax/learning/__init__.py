@@ -29,7 +29,7 @@ from scope_jax.learning.optimizer import (
     make_optimizer,
     schedule_value,
 )
-from scope_jax.learning.packing import length_order, pack
+from scope_jax.learning.packing import PackSizes, length_order, pack
 from scope_jax.learning.process_rewards import (
     overlong_penalty,
     prefix_advantages,
@@ -50,6 +50,7 @@ __all__ = [
     "AdvantageSpec",
     "LossSpec",
     "OptimizerSpec",
+    "PackSizes",
     "TrainState",
     "Update",
     "UpdateSpec",

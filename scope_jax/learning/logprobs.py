@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.programs import Program, program
-from scope_jax.learning.packing import pack, split_rows, unpack
+from scope_jax.learning.packing import PackSizes, pack, split_rows, unpack
 from scope_jax.models import ModelConfig, Params, completion_logprobs, for_device
 from scope_jax.types import Rollout
 
@@ -15,13 +15,15 @@ from scope_jax.types import Rollout
 def make_logprobs(
     config: ModelConfig, *, temperature: float, micro_batches: int = 1
 ) -> Callable[..., jax.Array]:
-    """`logprobs(params, rollout, group, coarse=False) -> float32[B, T]`: log-probs of the written
+    """`logprobs(params, rollout, group, sizes=None) -> float32[B, T]`: log-probs of the written
     tokens under `params` (old or reference log-probs of an update), 0 elsewhere. As many rows go
-    through the model at once as in an update with these micro-batches; `coarse`: see `pack`."""
+    through the model at once as in an update with these micro-batches; `sizes`: see `pack`."""
     run = logprobs_program(for_device(config), temperature, micro_batches)
 
-    def logprobs(params: Params, rollout: Rollout, group: int, coarse: bool = False) -> jax.Array:
-        return unpack(rollout, run(params, pack(rollout, {}, group, micro_batches, coarse=coarse)))
+    def logprobs(
+        params: Params, rollout: Rollout, group: int, sizes: PackSizes | None = None
+    ) -> jax.Array:
+        return unpack(rollout, run(params, pack(rollout, {}, group, micro_batches, sizes)))
 
     return logprobs
 

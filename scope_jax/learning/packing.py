@@ -1,6 +1,7 @@
 """Rollouts as batches of updates: each prompt once, completions beside it, rows of like length
 together."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,8 +11,16 @@ import numpy as np
 
 from scope_jax.devices.mesh import constrain, row_devices, to_host
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import coarse_width, fine_width
+from scope_jax.devices.shapes import fine_width
 from scope_jax.types import Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSizes:
+    """Widths that packed rows may have, ascending: each is a program of its own."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
 
 
 def pack(
@@ -19,8 +28,7 @@ def pack(
     arrays: dict[str, jax.Array],
     group: int,
     micro_batches: int = 1,
-    *,
-    coarse: bool = False,
+    sizes: PackSizes | None = None,
 ) -> dict[str, jax.Array]:
     """The batch of an update, from a rollout whose `group` consecutive rows share their prompt:
     each prompt once, and beside it the completions alone, so that the update spends nothing on
@@ -28,8 +36,9 @@ def pack(
 
     Returns `prompt` int32[P, W], `prompt_length` [P], `completion` int32[B, C], and `arrays`:
     those of shape [B, T] at the completions' positions as [B, C], 0 past a row's end; others as
-    they are. W and C are the longest, rounded up by `fine_width`, or `coarse_width` if `coarse`. P
-    is B / group, or more where a micro-batch, or a device's part of it, is less than a group.
+    they are. W and C are the first of `sizes` that hold the longest; without them, the longest
+    rounded up by `fine_width`. P is B / group, or more where a micro-batch, or a device's part of
+    it, is less than a group.
 
     Raises ValueError where the rows cannot be split into `micro_batches`.
     """
@@ -38,12 +47,14 @@ def pack(
         raise ValueError(
             f"{B} rows cannot be split into {micro_batches} micro-batches; choose a divisor of {B}"
         )
-    longest = jnp.stack(
-        [jnp.max(rollout.prompt_length_B), jnp.max(rollout.length_B - rollout.prompt_length_B)]
-    )
-    width = coarse_width if coarse else fine_width
-    W, C = (width(int(n)) for n in to_host(longest))
+    prompt, length = to_host((rollout.prompt_length_B, rollout.length_B))
+    W = _holding(int(prompt.max()), () if sizes is None else sizes.prompt)
+    C = _holding(int((length - prompt).max()), () if sizes is None else sizes.completion)
     return _pack(rollout, arrays, rows_together(B // micro_batches, group), W, C)
+
+
+def _holding(longest: int, sizes: tuple[int, ...]) -> int:
+    return next((size for size in sizes if size >= longest), fine_width(longest))
 
 
 def rows_together(rows: int, group: int) -> int:
@@ -73,37 +84,19 @@ def _pack(
     return packed | {name: completion(x) if x.shape == (B, T) else x for name, x in arrays.items()}
 
 
-def length_order(rollout: Rollout, group: int, parts: int) -> tuple[np.ndarray, int]:
-    """(int[parts, B / parts], group of each part): the row numbers of `parts` parts of similar
-    length, the shortest first.
-
-    Either whole groups stay together (ordered by their longest completion), with the prompt once
-    for all of a group; or rows are ordered one by one, and the group of a part is 1, with the
-    prompt once for each row: whichever packs (`coarse`) into fewer positions. Raises ValueError
-    where the groups cannot be divided like this.
-    """
-    B = rollout.tokens_BT.shape[0]
-    if B // group % parts:
+def length_order(rollout: Rollout, together: int, parts: int) -> np.ndarray:
+    """int[parts, B / parts]: the row numbers of `parts` parts of similar length, the shortest
+    first; `together` consecutive rows stay together, ordered by their longest completion. Raises
+    ValueError where the rows cannot be divided like this."""
+    units = rollout.tokens_BT.shape[0] // together
+    if units % parts:
         raise ValueError(
-            f"{B // group} groups cannot be divided into {parts} parts of like length; choose a"
-            f" divisor of {B // group}"
+            f"{units} groups cannot be divided into {parts} parts of like length; choose a divisor"
+            f" of {units}"
         )
     length, prompt = (np.asarray(x) for x in to_host((rollout.length_B, rollout.prompt_length_B)))
-    written = length - prompt
-
-    def arrange(unit: int) -> tuple[int, np.ndarray]:
-        """(positions when packed, order) where `unit` consecutive rows stay together."""
-        order = np.argsort(written.reshape(-1, unit).max(axis=1), kind="stable")
-        rows = (order[:, None] * unit + np.arange(unit)[None]).reshape(parts, -1)
-        widths = [
-            (coarse_width(int(prompt[index].max())), coarse_width(int(written[index].max())))
-            for index in rows
-        ]
-        return sum(len(rows[0]) // unit * W + len(rows[0]) * C for W, C in widths), rows
-
-    found = {unit: arrange(unit) for unit in dict.fromkeys((group, 1))}
-    unit = min(found, key=lambda unit: found[unit][0])
-    return found[unit][1], unit
+    order = np.argsort((length - prompt).reshape(-1, together).max(axis=1), kind="stable")
+    return (order[:, None] * together + np.arange(together)[None]).reshape(parts, -1)
 
 
 @program

@@ -4,8 +4,9 @@ In: problems and steps as texts. Out: float32[B, J], the probability that each s
 The model may have a tokenizer of its own; steps are matched by position, never by decoding.
 """
 
-from scope_jax.prm.model import ProcessRewardModel
+from scope_jax.prm.model import TEMPLATE_TOKENS, ProcessRewardModel
 
 __all__ = [
+    "TEMPLATE_TOKENS",
     "ProcessRewardModel",
 ]

@@ -4,7 +4,7 @@ own."""
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from scope_jax.devices.mesh import (
     to_host,
 )
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import coarse_width
+from scope_jax.devices.shapes import coarse_width, doubling_width
 from scope_jax.prm.formats import FORMATS, Row, recognise, shepherd_ids
 from scope_jax.text import load_tokenizer
 
 # Batches that the rows of a call are divided into, so that short rows are not padded to the
 # longest.
 BATCHES = 4
+# Tokens that a published format puts around a solution, at most.
+TEMPLATE_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,13 +101,20 @@ class ProcessRewardModel:
         return FORMATS[self.format].encode(self.tokenizer, prompts, steps)
 
     def score(
-        self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
+        self,
+        prompts: Sequence[str],
+        steps: Sequence[Sequence[str]],
+        rows: int | None = None,
+        tokens: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the
         PRM's position limit, or with a mark in their text). Forward passes, split over the mesh,
         over batches of rows of about equal length: a quarter of `rows` (default: as many as
-        given), or what fits into `tokens_at_once`. Calls with other numbers of rows and the same
-        `rows` share their programs."""
+        given), or what fits into `tokens_at_once`.
+
+        Calls with other numbers of rows and the same `rows` share their programs. With `tokens`,
+        which nearly all rows fit into, they are padded to a quarter, half or all of that; without,
+        to what fits each batch."""
         encoded = by_share(self.encode_rows, prompts, steps)
         limit = self.config.max_positions
         usable = [
@@ -118,7 +127,8 @@ class ProcessRewardModel:
         valid = np.zeros((len(encoded), J), bool)
         longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
         lengths = [len(encoded[n][0]) for n in longest_first]
-        chunks = list(score_batches(lengths, max(rows or 0, len(encoded)), self.tokens_at_once))
+        most = max(rows or 0, len(encoded))
+        chunks = list(score_batches(lengths, most, self.tokens_at_once, self._width(tokens)))
         params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             # All are on their way before the first is waited for.
@@ -137,6 +147,22 @@ class ProcessRewardModel:
                     valid[number, : len(marks)] = True
         return score, valid, len(encoded) - len(usable)
 
+    def compile_ahead(self, rows: int, tokens: int) -> None:
+        """Run every program once that `score` of this many rows of up to `tokens` tokens uses."""
+        params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
+        width_of = self._width(tokens)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            for longest in sorted({width_of(tokens // 4), width_of(tokens // 2), width_of(tokens)}):
+                _, shape = next(score_batches([longest], rows, self.tokens_at_once, width_of))
+                self._probability(params, [], shape)
+
+    def _width(self, tokens: int | None) -> Callable[[int], int]:
+        """Positions of a batch, by the tokens of its longest row."""
+        if tokens is None:
+            return coarse_width
+        limit = self.config.max_positions
+        return lambda longest: min(doubling_width(longest, min(tokens, limit)), limit)
+
     def _probability(
         self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]
     ) -> jax.Array:
@@ -150,7 +176,10 @@ class ProcessRewardModel:
 
 
 def score_batches(
-    lengths: Sequence[int], rows: int, tokens_at_once: int
+    lengths: Sequence[int],
+    rows: int,
+    tokens_at_once: int,
+    width_of: Callable[[int], int] = coarse_width,
 ) -> Iterator[tuple[slice, tuple[int, int]]]:
     """(part of the rows, padded shape of its batch) for rows of these lengths, which descend. The
     number of rows of a batch depends on its width and `rows` alone, and widths come in few sizes:
@@ -158,7 +187,7 @@ def score_batches(
     devices = row_devices()
     start = 0
     while start < len(lengths):
-        width = coarse_width(lengths[start])
+        width = width_of(lengths[start])
         most = max(tokens_at_once // (width * devices), 1)
         count = min(-(-rows // (BATCHES * devices)), most) * devices
         yield slice(start, start + count), (count, width)

@@ -13,7 +13,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from scope_jax.devices.shapes import cache_positions, prefill_width
+from scope_jax.devices.shapes import cache_positions, round_up
 from scope_jax.models.cache import Cache
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_step
@@ -41,9 +41,9 @@ class DecodeSpec:
 def decode_spec(
     sampling: SampleSpec, *, rows: int, buffer: int, longest: int, shared_prefix: int
 ) -> DecodeSpec:
-    """The spec for `rows` rows of `buffer` positions, the longest of which holds `longest` tokens
-    at the start."""
-    width = prefill_width(longest, buffer)
+    """The spec for `rows` rows of `buffer` positions, with at most `longest` tokens in each at the
+    start."""
+    width = min(round_up(longest), buffer)
     return DecodeSpec(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scope_jax.devices.mesh import constrain, current_mesh, put_rows
+from scope_jax.devices.mesh import constrain, current_mesh, put_rows, to_host
 from scope_jax.devices.programs import program
+from scope_jax.devices.shapes import half_or_all
 from scope_jax.models.cache import decode_cache, stored
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_layers, for_device, prefill
@@ -135,7 +136,9 @@ def run_request(
     B, T = request.rollout.tokens_BT.shape
     if B % shared_prefix:
         raise ValueError(f"{B} rows are not a multiple of shared_prefix {shared_prefix}")
-    longest = int(jnp.max(request.rollout.length_B))
+    longest = spec.prefix_tokens
+    if longest is None:
+        longest = half_or_all(int(to_host(request.rollout.length_B).max()), T)
     static = decode_spec(spec, rows=B, buffer=T, longest=longest, shared_prefix=shared_prefix)
     params = decode_layout(config, params, current_mesh())
     return generate_program(params, request, for_device(config), static)

@@ -31,6 +31,10 @@ class SampleSpec:
     # Rows decoded at once (None: all); a seat whose row has ended is given a waiting row. Tokens do
     # not depend on it.
     seats: int | None = None
+    # Tokens that the longest row may hold when it is continued, where that is known: so much is
+    # prefilled. None: half of the buffer where that is enough, else all of it. Tokens do not depend
+    # on it.
+    prefix_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, "SampleSpec")
@@ -42,7 +46,11 @@ class SampleSpec:
             raise ValueError(f"SampleSpec.top_p {self.top_p} must be in (0, 1]")
         if self.max_new_tokens < 1:
             raise ValueError(f"SampleSpec.max_new_tokens {self.max_new_tokens} must be >= 1")
-        for name, otherwise in (("top_k", "off"), ("seats", "all rows")):
+        for name, otherwise in (
+            ("top_k", "off"),
+            ("seats", "all rows"),
+            ("prefix_tokens", "what is there"),
+        ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"SampleSpec.{name} {value} must be >= 1, or None for {otherwise}")
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import rollout, streams, tasks
@@ -164,7 +163,9 @@ def _label_chunk(
     group, domain = rollouts.group, scene.domain
     ids, batch = _roll_out(scene, problems, first, size, rollouts)
     opened_B = np.repeat([row is not None for row in ids], group)
-    finished = to_host(batch.finished_B)
+    finished, length, prompt_length = to_host(
+        (batch.finished_B, batch.length_B, batch.prompt_length_B)
+    )
     rows = in_steps(
         batch,
         [problems[min(b // group, len(problems) - 1)] for b in range(size * group)],
@@ -183,7 +184,7 @@ def _label_chunk(
         "prompt_too_long": sum(row is None for row in ids[: len(problems)]),
         "unfinished": int(np.sum(opened_B & ~finished)),
         "unjudged": 0,
-        "rollout_tokens": int(jnp.sum(batch.length_B - batch.prompt_length_B)),
+        "rollout_tokens": int(np.sum(length - prompt_length)),
         "label_tokens": 0,
         "prefixes": 0,
     }
@@ -329,7 +330,7 @@ def first_error_rates(
     `truth`: per row, which steps are right."""
     counts = {"exact": 0, "not_later": 0, "later": 0, "none": 0}
     wrong = clean = right = 0
-    found = np.asarray(first_error(jnp.asarray(score_BJ), jnp.asarray(valid_BJ), threshold))
+    found = np.asarray(first_error(score_BJ, valid_BJ, threshold))
     for e, labels in zip(found, truth, strict=True):
         if False not in labels:
             right += 1

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
 from scope_jax.rollout import SampleSpec, solution_end
 from scope_jax.rollout.rows import cut, splice
@@ -34,10 +35,12 @@ class DemonstrationSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DemonstrationJob:
-    """Problems to solve as a whole."""
+    """Problems to solve as a whole, and B rows; those that have no problem fill the batch."""
 
     problems: Sequence[Problem]
-    rows: Rollout  # one per problem, its prompt as the policy is shown it
+    # First one per problem, its prompt as the policy is shown it; then those that fill the batch,
+    # finished.
+    rows: Rollout
     tokenizer: Any  # the policy's
     # The policy's; a solution longer than its `max_new_tokens`, end token included, is refused.
     sampling: SampleSpec
@@ -49,10 +52,10 @@ class DemonstrationJob:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """What the teacher wrote, one row per problem."""
+    """What the teacher wrote."""
 
     rollout: Rollout  # a solution, finished; where there is none, the prompt alone
-    failed: list[str | None]  # per row, why there is none (None: there is one)
+    failed: list[str | None]  # per problem, why there is none (None: there is one)
     metrics: dict[str, float]  # counters by full name
 
 
@@ -71,7 +74,7 @@ def write_solutions(
     """The job's rows with these texts behind their prompts, in the policy's ids and with its end
     token."""
     tokenizer, separator = job.tokenizer, job.domain.separator
-    B, most = len(solutions), job.sampling.max_new_tokens
+    B, most = job.rows.length_B.shape[0], job.sampling.max_new_tokens
     tokens, count = np.zeros((B, most), np.int32), np.zeros(B, np.int32)
     end = solution_end(tokenizer, job.sampling)
     failed: list[str | None] = []
@@ -106,8 +109,10 @@ def demonstrated(
 ) -> Demonstrations:
     """The record of these rows, with its counters; rows that failed hold the prompt alone,
     finished."""
-    failed_B = jnp.asarray(np.array([reason is not None for reason in failed]))
-    spent = float(jnp.sum(rows.length_B - rows.prompt_length_B))
+    length, prompt_length = to_host((rows.length_B, rows.prompt_length_B))
+    failed_B = np.zeros(len(length), bool)
+    failed_B[: len(failed)] = [reason is not None for reason in failed]
+    spent = float(np.sum(length - prompt_length))
     reasons = collections.Counter(reason for reason in failed if reason is not None)
     counts = {
         "demonstrations/asked": float(len(failed)),
@@ -115,7 +120,7 @@ def demonstrated(
         **{f"demonstrations/failed_{name}": float(n) for name, n in reasons.items()},
         "cost/demonstration_tokens": spent,
     }
-    return Demonstrations(without(rows, failed_B), failed, (metrics or {}) | counts)
+    return Demonstrations(without(rows, jnp.asarray(failed_B)), failed, (metrics or {}) | counts)
 
 
 @program

@@ -97,7 +97,7 @@ class ModelTeacher:
         rows = self.generator.extend(
             job.rows, job.key, spec, owner=Owner.TEACHER, stream=streams.DEMONSTRATION
         )
-        finished = to_host(rows.finished_B)
+        finished = to_host(rows.finished_B)[: len(job.problems)]
         return demonstrated(rows, [None if ended else "too_long" for ended in finished])
 
     def _prompted(self, job: Job, generator: Generator) -> Corrected:
@@ -152,6 +152,7 @@ class ModelTeacher:
             chat=bool(tokenizer.chat_template),
             system=job.domain.system,
         )
+        prompts += [None] * (job.rows.length_B.shape[0] - len(prompts))
         rows = _prompt_rows(prompts, job.rows.row_id_B, self.spec.prompt_tokens + most)
         spec = SampleSpec(
             temperature=job.temperature, max_new_tokens=most, end_ids=generator.config.end_ids
@@ -165,7 +166,7 @@ class ModelTeacher:
             Refused("prompt_too_long")
             if prompts[n] is None
             else (reply if finished[n] else Refused("too_long"))
-            for n, reply in enumerate(replies)
+            for n, reply in enumerate(replies[: len(job.problems)])
         ]
 
 

@@ -35,7 +35,8 @@ class ProgramTeacher:
     def demonstrate(self, job: DemonstrationJob) -> Demonstrations:
         """A solution of each problem by the program."""
         solutions: list[str | Refused] = []
-        for problem, row in zip(job.problems, to_host(job.rows.row_id_B).tolist(), strict=True):
+        # Rows without a problem fill the batch.
+        for problem, row in zip(job.problems, to_host(job.rows.row_id_B).tolist(), strict=False):
             rng = host_rng(job.seed, Host.PROGRAM_SOLUTION, row)
             text = job.domain.demonstration(problem, rng, self.spec.style)
             solutions.append(text or Refused("no_solution"))

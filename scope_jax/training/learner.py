@@ -1,7 +1,9 @@
 """What learns in a run: the trained parameters, their optimiser, and the compiled updates."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from scope_jax import learning, models, rollout, streams
 from scope_jax.configuration import TrainConfig
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.devices.programs import program
+from scope_jax.devices.shapes import fine_width, half_or_all
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
@@ -70,6 +73,21 @@ def buckets_and_passes(
     return buckets, math.gcd(groups // buckets * group, max(micro_batches // buckets, 1))
 
 
+def pack_sizes(config: TrainConfig) -> learning.PackSizes:
+    """The widths of an update's rows: the most that the config allows; in length buckets, half of
+    that too."""
+    prompt, most = fine_width(config.rollout.prompt_tokens), fine_width(config.rollout.new_tokens)
+    half = half_or_all(0, most)
+    completion = (half, most) if config.training.length_buckets > 1 and half < most else (most,)
+    return learning.PackSizes((prompt,), completion)
+
+
+def bucketed_together(config: TrainConfig, group: int) -> int:
+    """Consecutive rows that stay together in a length bucket: a group, with its prompt once; or
+    each row for itself, where prompts are so short that to repeat them costs little."""
+    return 1 if config.rollout.new_tokens >= 4 * config.rollout.prompt_tokens else group
+
+
 # ---- the learner
 
 
@@ -103,7 +121,8 @@ class Learner:
         """Takes the weights over: afterwards `actors` has none, and those that are not needed any
         more are freed."""
         self.config, self.model, self.mesh = config, actors.config, mesh
-        self.spec = update_spec(config)
+        self.spec, self.sizes = update_spec(config), pack_sizes(config)
+        self._rehearsing = False
         weights, actors.params = actors.params, {}
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
@@ -208,6 +227,19 @@ class Learner:
                 base=self.config.models.policy or "",
             )
 
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Updates within it run as always and are left out, so that their programs are compiled
+        and nothing else has changed afterwards."""
+        counters = {name: getattr(self.state, name) for name in ("skipped", "skipped_in_row")}
+        kept = jax.tree.map(jnp.copy, counters)  # an update takes the state over
+        self._rehearsing = True
+        try:
+            yield
+        finally:
+            self._rehearsing = False
+            self.state = dataclasses.replace(self.state, **kept)
+
     # ---- parts
 
     def _params(self) -> models.Params:
@@ -226,10 +258,10 @@ class Learner:
             self.model, temperature=self.spec.temperature, micro_batches=passes
         )
         if buckets == 1:
-            return run(params, rows, group)
-        order, unit = learning.length_order(rows, group, buckets)
-        whole = Batch(rows, {}, unit)
-        parts = [run(params, whole.take(index).rows, unit, coarse=True) for index in order]
+            return run(params, rows, group, self.sizes)
+        together = bucketed_together(self.config, group)
+        order, whole = learning.length_order(rows, together, buckets), Batch(rows, {}, together)
+        parts = [run(params, whole.take(index).rows, together, self.sizes) for index in order]
         return _in_order(parts, np.argsort(order.ravel()))
 
     def _step(
@@ -248,13 +280,15 @@ class Learner:
         if buckets == 1:
             parts = [batch]
         else:
-            order, unit = learning.length_order(batch.rows, batch.group, buckets)
-            parts = [batch.take(index, unit) for index in order]
+            together = bucketed_together(self.config, batch.group)
+            order = learning.length_order(batch.rows, together, buckets)
+            parts = [batch.take(index, together) for index in order]
         packed = [
-            learning.pack(part.rows, part.arrays, part.group, passes, coarse=buckets > 1)
-            for part in parts
+            learning.pack(part.rows, part.arrays, part.group, passes, self.sizes) for part in parts
         ]
-        scalars: dict[str, Any] = {"teacher_weight": jnp.float32(teacher_weight)}
+        # Not a number: the update is found to be not finite, and left out.
+        weight = math.nan if self._rehearsing else teacher_weight
+        scalars: dict[str, Any] = {"teacher_weight": jnp.float32(weight)}
         if spec.lora is not None:
             scalars["base"] = self.start
         self.state, stats = update(to_device_memory(self.state), packed, scalars)

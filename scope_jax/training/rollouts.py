@@ -12,7 +12,7 @@ from scope_jax import learning, rollout, tasks, teachers
 from scope_jax.configuration import Luffy, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.devices.hosts import by_share
-from scope_jax.devices.mesh import to_host
+from scope_jax.devices.mesh import put_rows, to_host
 from scope_jax.devices.programs import program
 from scope_jax.report import SampleGroup, group_metrics
 from scope_jax.run import PhaseTimer
@@ -20,7 +20,7 @@ from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
-_take_rows = program(rollout.take_rows)
+_take_rows, _place_rows = program(rollout.take_rows), program(rollout.place_rows)
 
 
 @dataclasses.dataclass
@@ -133,8 +133,7 @@ def collect_rollouts(
     if isinstance(config.method, Luffy):
         M -= config.method.per_group
     domain = actors.task.domain
-    sampling = config.rollout.sampling(actors.config.end_ids)
-    sampling = dataclasses.replace(sampling, seats=config.rollout.seats)
+    sampling = rollout_sampling(actors, config)
     parts: list[Rollout] = []
     problems: list[tasks.Problem] = []
     written: list[list[int]] = []
@@ -168,14 +167,34 @@ def collect_rollouts(
     batch = parts[0]
     if len(parts) > 1:
         index = _kept_rows(informative, P, len(parts) * P, M)
-        batch = _take_rows(
-            jax.tree.map(lambda *x: jnp.concatenate(x), *parts),
-            jnp.asarray(index),
-            jnp.ones(len(index), bool),
-        )
+        batch = rows_of(parts, index)
         problems, reward = [problems[b] for b in index], reward[index]
     own_B = np.ones(len(reward), bool)
     return Groups(batch, M, problems, reward, ~np.isnan(reward), own_B, metrics)
+
+
+def rollout_sampling(actors: Actors, config: TrainConfig) -> rollout.SampleSpec:
+    """How the policy answers a prompt."""
+    return dataclasses.replace(
+        config.rollout.sampling(actors.config.end_ids),
+        seats=config.rollout.seats,
+        prefix_tokens=config.rollout.prompt_tokens,
+    )
+
+
+def rows_of(parts: Sequence[Rollout], index: np.ndarray) -> Rollout:
+    """A batch of B rows out of several of B rows: those of these numbers (int[B], counted through
+    all parts), under the ids that they have. One program, however many parts there are."""
+    B = len(index)
+    number_B = np.arange(B)
+    batch, ids = parts[0], to_host([part.row_id_B for part in parts])
+    for number, part in enumerate(parts):
+        here = index // B == number
+        # Row r of the part goes to the place target[r], if any asks for it.
+        target, used = np.zeros(B, np.int32), np.zeros(B, bool)
+        target[index[here] % B], used[index[here] % B] = number_B[here], True
+        batch = _place_rows(batch, jnp.asarray(target), part, jnp.asarray(used))
+    return batch.replace(row_id_B=put_rows(np.concatenate(ids)[index]))
 
 
 def _kept_rows(informative: np.ndarray, P: int, groups: int, M: int) -> np.ndarray:
@@ -201,18 +220,9 @@ def collect_demonstrations(
     with step.timer("demonstrate"):
         ids = [row for row in encoded_or_none(actors, config, problems) if row is not None]
         assert len(ids) == len(problems)  # the same prompts were rolled out
-        demonstrated = actors.teacher.demonstrate(
-            teachers.DemonstrationJob(
-                problems=problems,
-                rows=rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row),
-                tokenizer=actors.tokenizer,
-                sampling=config.rollout.sampling(actors.config.end_ids),
-                domain=domain,
-                temperature=spec.temperature,
-                key=step.key,
-                seed=step.seed,
-            )
-        )
+        rows = rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row)
+        job = demonstration_job(actors, config, problems, rows, step)
+        demonstrated = actors.teacher.demonstrate(job)
     with step.timer("verify"):
         given = np.array([reason is None for reason in demonstrated.failed])
         texts = rollout.completion_texts(demonstrated.rollout, actors.tokenizer)
@@ -227,6 +237,27 @@ def collect_demonstrations(
     rows = teachers.without(demonstrated.rollout, jnp.asarray(~include))
     own_B = np.zeros(len(reward), bool)
     return Groups(rows, 1, list(problems), reward, include, own_B, metrics)
+
+
+def demonstration_job(
+    actors: Actors,
+    config: TrainConfig,
+    problems: Sequence[tasks.Problem],
+    rows: Rollout,
+    step: Step,
+) -> teachers.DemonstrationJob:
+    """What a teacher is asked for demonstrations of `problems`; `rows` hold their prompts."""
+    sampling = config.rollout.sampling(actors.config.end_ids)
+    return teachers.DemonstrationJob(
+        problems=problems,
+        rows=rows,
+        tokenizer=actors.tokenizer,
+        sampling=dataclasses.replace(sampling, prefix_tokens=config.rollout.prompt_tokens),
+        domain=actors.task.domain,
+        temperature=config.demonstrations.temperature,
+        key=step.key,
+        seed=step.seed,
+    )
 
 
 def with_demonstrations(own: Groups, shown: Groups) -> Groups:

@@ -1,0 +1,86 @@
+"""What a run may need later, compiled before its first step.
+
+Steps differ: in how many rows failed, how long they are, how many are rescued. Sizes are rounded to
+very few (`devices/shapes.py`), and here every program is run once for each of them, on rows that
+are finished, so that nothing is written, learned or asked. What every step runs anyway is left to
+the first one.
+"""
+
+import jax
+import numpy as np
+
+from scope_jax import correction, rollout
+from scope_jax.configuration import Relift, Scope, TrainConfig
+from scope_jax.correction import Groups, Scene
+from scope_jax.devices.mesh import put_rows
+from scope_jax.run import PhaseTimer
+from scope_jax.training.actors import Actors
+from scope_jax.training.learner import Learner
+from scope_jax.training.rollouts import (
+    Step,
+    demonstration_job,
+    rollout_sampling,
+    rows_of,
+    scene_of,
+)
+from scope_jax.types import Rollout
+
+
+def compile_ahead(actors: Actors, learner: Learner, config: TrainConfig, key: jax.Array) -> None:
+    """Run the programs that later steps may need. The learner is the same afterwards."""
+    later = config.sft.steps > 0  # rollouts begin after steps on demonstrations
+    if later or config.resample or config.uses_localiser:
+        step = Step(0, key, 0, PhaseTimer())
+        _of_rollouts(actors, config, scene_of(actors, learner.publish(), config, step))
+    with learner.rehearsal():
+        if later or config.training.length_buckets > 1:
+            _of_updates(learner, config, key)
+        if isinstance(config.method, Relift):
+            rows = _idle(config, config.method.buffer, 1, 1)
+            job = demonstration_job(actors, config, [], rows, Step(0, key, 0, PhaseTimer()))
+            assert actors.teacher is not None
+            shown = actors.teacher.demonstrate(job).rollout
+            learner.clone(shown, np.ones(config.method.buffer, bool))
+
+
+def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
+    """Rollouts, scores and corrections."""
+    prompts, group = config.rollout.prompts, config.rollout.group
+    problems = [actors.task.train[0]] * (prompts * group)
+    ahead = getattr(scene.localiser, "compile_ahead", None)
+    # Rows of one token, and rows that are nearly full: what goes on from either is of one of the
+    # two widths.
+    for length in (1, config.rollout.length - 1):
+        rows = scene.policy.generator.extend(
+            _idle(config, prompts, group, length),
+            scene.key,
+            rollout_sampling(actors, config),
+            shared_prefix=group,
+        )
+        if ahead is not None:
+            ahead(rows, scene)
+        if isinstance(config.method, Scope):
+            reward, everyone = np.ones(len(problems), np.float32), np.ones(len(problems), bool)
+            groups = Groups(rows, group, problems, reward, everyone, everyone, {})
+            correction.compile_ahead(groups, scene, config.method)
+    if config.resample:
+        rows_of([rows, rows], np.arange(len(problems)))
+
+
+def _of_updates(learner: Learner, config: TrainConfig, key: jax.Array) -> None:
+    """Updates of rows of every width."""
+    prompts, group = config.rollout.prompts, config.rows_per_group
+    rows = _idle(config, prompts, group, 1)
+    B = prompts * group
+    # Half of the groups are as long as may be, so that length buckets of either width occur.
+    length = np.where(np.arange(B) < B // 2, 1, 1 + config.rollout.new_tokens).astype(np.int32)
+    advantage = np.zeros(rows.tokens_BT.shape if config.credit.scores_steps else B, np.float32)
+    learner.update(
+        rows.replace(length_B=put_rows(length)), group, advantage, np.ones(B, bool), key, 0
+    )
+
+
+def _idle(config: TrainConfig, prompts: int, group: int, length: int) -> Rollout:
+    """Rows of this many tokens, all of them finished."""
+    rows = rollout.from_prompts([[0] * length] * prompts, group, config.rollout.length)
+    return rows.replace(finished_B=put_rows(np.ones(prompts * group, bool)))
