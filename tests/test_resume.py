@@ -40,14 +40,7 @@ from scope_jax.training import learner, rollouts
 MACHINE = ("time/", "throughput/", "compile/")
 NO_EVALUATION = {"evaluation.problems": 0, "evaluation.ood_problems": 0}
 
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C works in this process and its children, also where the tests run in the background of
-    a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def numbers(workdir: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Metrics, phase timer, progress and the workdir's config."""
+"""Metrics, phase timer and progress."""
 
 import io
 import math
