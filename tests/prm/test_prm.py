@@ -1,5 +1,5 @@
 """Process reward models: the three published input formats (literal tokens and scores from torch),
-batches in chunks and on a mesh, reranking, and the ProcessBench protocol."""
+batches in chunks and on a mesh, and the ProcessBench protocol."""
 
 import dataclasses
 import hashlib

@@ -47,6 +47,10 @@ class Weight:
             )
 
 
+class Killed(BaseException):
+    """What ends a process in the middle."""
+
+
 class Run:
     """A run of a few steps: each takes three problems and one update."""
 
@@ -61,10 +65,12 @@ class Run:
         keeping: Keeping,
         *,
         tell_in: int | None = None,
+        die_in: int | None = None,
         skip: tuple[int, ...] = (),
     ) -> "Run":
-        """All the steps that are left. `tell_in`: the step in whose middle SIGTERM comes; `skip`:
-        the steps whose updates are left out."""
+        """All the steps that are left. `tell_in`: the step in whose middle SIGTERM comes;
+        `die_in`: that in which the process ends without a word; `skip`: the steps whose updates are
+        left out."""
         with (
             StopSignal() as stop,
             Session(self.workdir, keeping, stop, **self.options) as self.session,
@@ -73,6 +79,8 @@ class Run:
             self.session.restore(self.weight, self.progress, like)
             for step in self.session.steps():
                 self.progress.position += 3
+                if step == die_in:
+                    raise Killed
                 if step == tell_in:
                     os.kill(os.getpid(), signal.SIGTERM)
                 self.session.safe_point()
@@ -284,6 +292,19 @@ def test_an_evaluation_that_a_stop_did_not_wait_for_is_made_up_for(tmp_path: Pat
         {"step": 2, "x": 2.0},
         {"step": 3, "x": 3.0, "test/right": 0.2},
     ]
+
+
+def test_what_was_made_up_for_is_made_up_for_again_after_a_kill_and_written_once(tmp_path: Path):
+    keeping = Keeping(steps=4, every=4, evaluate_every=2)
+    with stopped_at(2):
+        Run(tmp_path, evaluate=Evaluation(tell_in=1))(keeping)
+    with pytest.raises(Killed):
+        Run(tmp_path, evaluate=Evaluation())(keeping, die_in=3)
+    run = Run(tmp_path, evaluate=Evaluation())
+    assert [row["step"] for row in run.rows] == [0, 1, 2]
+    run(keeping)
+    assert run.done == [2, 3] and [row["step"] for row in run.rows] == [0, 1, 2, 3]
+    assert run.rows[1] == {"step": 1, "x": 1.0, "test/right": 0.1}
 
 
 def test_the_evaluation_of_the_last_step_is_made_up_for_too(tmp_path: Path):

@@ -126,6 +126,8 @@ def test_in_a_notebook_a_second_interrupt_ends_the_cell(monkeypatch: pytest.Monk
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested()
+        # Asked first: the system's own handler would end this process.
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.name == "SIGINT"
