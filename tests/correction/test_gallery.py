@@ -1,6 +1,7 @@
 """What the report is told of each attempted row, word by word."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,14 +24,22 @@ from support.hand_made import (
 
 from scope_jax.correction import CorrectionSpec, choose, correct, finish, locate
 from scope_jax.correction.gallery import gallery_items
+from scope_jax.correction.locate import Located
 from scope_jax.tasks import Arithmetic
 
 
-def items(*rows: str, spec: CorrectionSpec = SPEC, **parts: Any) -> list[dict[str, Any]]:
-    """The items of a group whose first and last rows are right; the others failed."""
+def items(
+    *rows: str,
+    spec: CorrectionSpec = SPEC,
+    change: Callable[[Located], Located] = lambda located: located,
+    **parts: Any,
+) -> list[dict[str, Any]]:
+    """The items of a group whose first and last rows are right; the others failed. `change`: of
+    what was located."""
     groups = groups_of(scene(RIGHT + "#", *(row + "#" for row in rows), RIGHT + "#"), [1, 0, 0, 1])
     played_by = played(**parts)
-    chosen = choose(locate(groups, groups.failed_B, played_by), groups, spec.select, 0)
+    located = change(locate(groups, groups.failed_B, played_by))
+    chosen = choose(located, groups, spec.select, 0)
     return gallery_items(finish(correct(chosen, groups, played_by, spec), played_by, spec))
 
 
@@ -110,6 +119,16 @@ def test_scores_are_those_of_the_process_reward_model():
     assert item["threshold"] == PRM.threshold
     # The check says the same of these steps, and nothing of the others.
     assert [s["correct"] for s in item["steps"]] == [True, False, False, None, None]
+
+
+def test_a_step_that_was_not_scored_has_no_score():
+    def last_step_unknown(located: Located) -> Located:
+        valid = located.valid_RJ.copy()
+        valid[:, 2] = False
+        return dataclasses.replace(located, valid_RJ=valid)
+
+    (item,) = items(WRONG_2, WRONG_1, change=last_step_unknown)
+    assert [s["score"] for s in item["steps"]] == [1.0, 0.0, None, None, None]
 
 
 class Unchecked(Arithmetic):
