@@ -278,9 +278,13 @@ def test_the_file_has_a_line_for_each_row_and_one_for_each_chunk(tmp_path: Path)
     rows, counts = by_hand(tmp_path / "labels.jsonl")
     found = lines(tmp_path / "labels.jsonl")
     assert [(line.get("row"), line.get("chunk")) for line in found] == [
-        *[(n, None) for n in (0, 1, 2, 3)],
+        (0, None),
+        (1, None),
+        (2, None),
+        (3, None),
         (None, 0),
-        *[(n, None) for n in (6, 7)],  # 4 and 5 would be those of the long prompt
+        (6, None),  # 4 and 5 would be those of the long prompt
+        (7, None),
         (None, 1),
     ]
     steps = ["+134\n", "-268"]
@@ -321,9 +325,8 @@ def test_rows_without_an_end_and_rows_without_a_step_are_left_out(tmp_path: Path
 def test_a_last_chunk_that_is_not_full_has_no_rows_of_problems_that_are_not_there(tmp_path: Path):
     rows, counts = by_hand(tmp_path / "labels.jsonl", PROBLEMS[:2] + PROBLEMS[3:])
     assert len(rows) == 6 and counts["unfinished"] == 0 and counts["prompt_too_long"] == 0
-    assert [line["row"] for line in lines(tmp_path / "labels.jsonl") if "row" in line] == [
-        *range(6)
-    ]
+    found = lines(tmp_path / "labels.jsonl")
+    assert [line["row"] for line in found if "row" in line] == [0, 1, 2, 3, 4, 5]
 
 
 def test_sets_in_one_file_are_told_apart(tmp_path: Path):
