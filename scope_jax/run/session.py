@@ -3,9 +3,9 @@
 The loop of a program knows only this:
 
     with Session(workdir, keeping, stop) as session:
-        state = session.restore(state)
-        for step in session.steps(learner, progress):
-            session.record(step, metrics_of_the_step)
+        session.restore(learner, progress, shapes_of_the_state)
+        for step in session.steps():
+            session.record(step, metrics_of_the_step, skipped=...)
 
 A step that was begun when the run is asked to stop is given up at the next `safe_point` and done
 again when the run goes on; nothing that happened in it is kept.
