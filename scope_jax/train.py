@@ -124,7 +124,7 @@ def _train(
             write_atomically(workdir / "evaluation_at_start.json", figures)
         wait_for_all("the folder is there")
         if session.start < config.steps:
-            compile_ahead(actors, learner, config, root)
+            compile_ahead(actors, learner, config, jax.random.fold_in(root, session.start))
         for number in session.steps():
             seed = streams.step_seed(config.seed, number)
             step = Step(number, jax.random.fold_in(root, number), seed, session.timer)

@@ -14,6 +14,7 @@ import numpy as np
 
 from scope_jax.correction import Groups, Located, Scene, locate
 from scope_jax.devices.mesh import to_host
+from scope_jax.devices.programs import program
 from scope_jax.learning.advantages import AdvantageSpec, group_advantages
 from scope_jax.learning.process_rewards import (
     Rows,
@@ -25,6 +26,7 @@ from scope_jax.learning.process_rewards import (
 )
 from scope_jax.types import check_choices
 
+_group_advantages = program(group_advantages, static_argnames=("group", "std"))
 Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
 Metrics = dict[str, float]
 
@@ -58,7 +60,7 @@ def advantages(
         metrics["reward/overlong_penalty"] = float(np.mean(penalty))
 
     def by_outcome() -> jax.Array:
-        return group_advantages(reward_B, groups.group, std=spec.std, include_B=groups.include_B)
+        return _group_advantages(reward_B, groups.group, std=spec.std, include_B=groups.include_B)
 
     advantage, more = credit.advantages(groups, by_outcome, scene)
     return advantage, metrics | more

@@ -13,6 +13,7 @@ from scope_jax import correction, rollout
 from scope_jax.configuration import Relift, Scope, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.devices.mesh import put_rows
+from scope_jax.learning.credit import OutcomeCredit, advantages
 from scope_jax.run import PhaseTimer
 from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
@@ -47,6 +48,7 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
     """Rollouts, scores and corrections."""
     prompts, group = config.rollout.prompts, config.rollout.group
     problems = [actors.task.train[0]] * (prompts * group)
+    reward, everyone = np.ones(len(problems), np.float32), np.ones(len(problems), bool)
     ahead = getattr(scene.localiser, "compile_ahead", None)
     # Rows of one token, and rows that are nearly full: what goes on from either is of one of the
     # two widths.
@@ -60,9 +62,12 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
         if ahead is not None:
             ahead(rows, scene)
         if isinstance(config.method, Scope):
-            reward, everyone = np.ones(len(problems), np.float32), np.ones(len(problems), bool)
             groups = Groups(rows, group, problems, reward, everyone, everyone, {})
             correction.compile_ahead(groups, scene, config.method)
+    groups = Groups(rows, group, problems, reward, everyone, everyone, {})
+    advantages(
+        groups, scene, OutcomeCredit(), config.advantage, max_new_tokens=config.rollout.new_tokens
+    )
     if config.resample:
         rows_of([rows, rows], np.arange(len(problems)))
 

@@ -335,7 +335,7 @@ def rollout_metrics(
     return {
         "reward/mean": float(np.mean(reward[judged])) if judged.any() else 0.0,
         "reward/unscored": float(np.sum(~judged)),
-        "advantage/zero_group_share": float(learning.zero_group_share(reward, group)),
+        "advantage/zero_group_share": float(np.mean(learning.zero_groups(reward, group))),
         "completion/length_mean": float(np.mean(length)),
         "completion/truncated_share": float(np.mean(~finished)),
         **group_metrics(groups, extract=domain.equations),
