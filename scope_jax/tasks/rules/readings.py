@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .rationals import is_decimal, rational
-from .spelling import normal_answer, spelled
+from .spelling import letters_of, spelled
 from .units import split_unit
 
 _NAMED = re.compile(r"((?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{[^{}=]*\})?(?:\([a-z]\))?) ?= ?(?!.*[=<>])")
@@ -20,7 +20,9 @@ class Reading:
     """One way to read an answer."""
 
     key: str
-    """Equal keys are equal answers."""
+    """Its letters (`spelling.normal_answer`): equal keys are equal answers."""
+    listed: str
+    """The same where 1,000 is a list of two."""
     text: str
     """In the one spelling, for sympy; without a unit, a percent sign, a degree sign."""
     name: str
@@ -41,43 +43,44 @@ def read(text: str, *, reference: bool) -> list[Reading]:
     its number are variables there. In another answer they may be units (5 m), and 1,000 may be a
     list."""
     text = text[:_LONGEST]
-    words = spelled(text)
-    readings = [_reading(text, words, units=True)]
+    words, listed = spelled(text), spelled(text, thousands=False)
+    readings = [_reading(words, listed, units=True)]
     if readings[0].bare:
-        plain = _reading(text, words, units=False)
+        plain = _reading(words, listed, units=False)
         readings = [plain] if reference else [readings[0], plain]
-    if not reference and (listed := spelled(text, thousands=False)) != words:
-        readings.append(_reading(text, listed, units=False))
+    if not reference and listed != words:
+        readings.append(_reading(listed, listed, units=False))
     return readings
 
 
-def _reading(text: str, words: str, *, units: bool) -> Reading:
+def _reading(words: str, listed: str, *, units: bool) -> Reading:
     named = _NAMED.match(words)
     name = named[1] if named else ""
-    rest = words[named.end() :] if named else words
-    split = split_unit(rest) if units else None
-    if split is not None and not (split.bare and (name or rational(split.rest) is None)):
-        rest, measure, bare = split
-    else:
-        measure, bare = "", False
-    stripped = rest.removesuffix("^{\\circ}").rstrip()
-    percent = stripped.endswith("\\%")
-    stripped = stripped.removesuffix("\\%").rstrip()
+    rest, measure, bare = words[named.end() :] if named else words, "", False
+    if units:
+        split = split_unit(rest)
+        # A letter is a unit after a number only, and never in an equation.
+        if not split.bare or (not name and rational(split.rest) is not None):
+            rest, measure, bare = split
+    rest = rest.removesuffix("^{\\circ}").rstrip()
+    percent = rest.endswith("\\%")
+    rest = rest.removesuffix("\\%").rstrip()
     return Reading(
-        normal_answer(text),
-        f"{name} = {stripped}" if name else stripped,
-        name,
-        rational(stripped),
-        is_decimal(stripped),
-        percent,
-        measure,
-        bare,
+        key=letters_of(words),
+        listed=letters_of(listed),
+        text=f"{name} = {rest}" if name else rest,
+        name=name,
+        value=rational(rest),
+        decimal=is_decimal(rest),
+        percent=percent,
+        measure=measure,
+        bare=bare,
     )
 
 
 def equal(reference: Reading, answer: Reading) -> bool | None:
     """Whether two readings are equal; None where their texts and values do not tell."""
-    if reference.key and reference.key == answer.key:
+    if answer.key and answer.key in (reference.key, reference.listed):
         return True
     if reference.measure and answer.measure and reference.measure != answer.measure:
         return False

@@ -24,8 +24,6 @@ _CHARACTERS = str.maketrans(
             "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma",
             "rho", "tau", "pi",
         ))},
-        **{sign: f"^{{{digit}}}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-        **{sign: f"_{{{digit}}}" for digit, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")},
         **{sign: rf"\frac{{{a}}}{{{b}}}" for sign, a, b in zip("½⅓⅔¼¾⅕⅛", "1121311", "2334458")},
         "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "∞": r"\infty ", "∅": r"\emptyset ",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
@@ -33,6 +31,10 @@ _CHARACTERS = str.maketrans(
         "（": "(", "）": ")", "′": "'", "’": "'", "\t": " ", "\r": " ", "\n": " ",
     }
 )  # fmt: skip
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
+_LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
+_SMALL = re.compile(f"([{_RAISED}]+)|[{_LOWERED}]+")
+_FULL_SIZE = str.maketrans(_RAISED + _LOWERED, "0123456789+-" * 2)
 
 
 def spelled(text: str, *, thousands: bool = True) -> str:
@@ -40,7 +42,8 @@ def spelled(text: str, *, thousands: bool = True) -> str:
 
     thousands  join 1,234 into 1234; False leaves the comma, for what may be a list
     """
-    text = _SEPARATED.sub(_digits_only, text.translate(_CHARACTERS))
+    text = _SMALL.sub(_full_size, text).translate(_CHARACTERS)
+    text = _SEPARATED.sub(_digits_only, text)
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
     text = _TEXT.sub(_text_group, _BLANK.sub(" ", text))
@@ -59,8 +62,12 @@ def normal_answer(answer: str) -> str:
     r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac,
     \text{}, degree, percent and currency signs, thousands, a trailing full stop, the braces of
     \frac12, the case of words. Values are not computed: 1/2 and 0.5 stay different."""
-    text = _SIGNS.sub("", spelled(answer))
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _TEXT.sub(r" \1 ", text))
+    return letters_of(spelled(answer))
+
+
+def letters_of(text: str) -> str:
+    """`normal_answer` of a text in the one spelling."""
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", _TEXT.sub(r" \1 ", _SIGNS.sub("", text)))
     text = _BLANK_TO_DROP.sub(r"\1", _BLANK.sub(" ", text).strip()).removeprefix("+")
     text = _without_full_stop(text)
     if _ONE_LETTER.fullmatch(text):
@@ -139,6 +146,10 @@ _SYMBOLS_OF_TEXT = {
 }  # fmt: skip
 
 
+def _full_size(match: re.Match[str]) -> str:
+    return f"{'^' if match[1] else '_'}{{{match.group().translate(_FULL_SIZE)}}}"
+
+
 def _digits_only(match: re.Match[str]) -> str:
     return re.sub(r"\D", "", match.group())
 
@@ -152,7 +163,7 @@ def _text_group(match: re.Match[str]) -> str:
     letters = sum(character.isalpha() for character in content)
     before = match.string[max(0, match.start() - 3) : match.start()].rstrip()[-1:]
     # A letter after a number or an expression is a unit, and stays one.
-    is_unit = letters == 1 and content not in ("i", "e") and (before.isalnum() or before in "})")
+    is_unit = letters == 1 and content not in ("i", "e") and (before.isalnum() or before in "}){/")
     if (letters <= 1 and not (is_unit and before)) or "," in content:
         return f" {content} "
     return rf" \text{{{content}}}"

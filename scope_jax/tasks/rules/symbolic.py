@@ -38,7 +38,6 @@ _PLAIN = NormalizationConfig(
 )
 _DIGITS = 60
 _TOLERANCE = sympy.Float("1e-50", _DIGITS)
-_TOLERANCE_AT_POINTS = sympy.Float("1e-20", 30)
 _HALF_OF_THE_SEVENTH_DIGIT = sympy.Rational(5, 10**7)
 _MOST_ELEMENTS = 100
 
@@ -125,7 +124,7 @@ def close(decimal: Fraction, constant: Any) -> bool:
     however small or large the number is. A rational number has to be equal."""
     if not isinstance(constant, sympy.Expr) or constant.free_symbols:
         return False
-    number, value = sympy.Rational(decimal.numerator, decimal.denominator), constant.evalf(30)
+    number, value = sympy.Rational(decimal.numerator, decimal.denominator), constant.evalf(_DIGITS)
     if not value.is_Float or abs(value - number) > _HALF_OF_THE_SEVENTH_DIGIT * abs(value):
         return False
     return constant.doit().is_rational is not True or same(number, constant)
@@ -194,13 +193,13 @@ def _same_constants(a: sympy.Expr, b: sympy.Expr) -> bool:
 def _same_at(a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> bool | None:
     """Whether two expressions agree at a point; None where one of them has no value there, is
     real where the other is not, or both are zero but for noise."""
-    first, second = a.evalf(30, subs=point), b.evalf(30, subs=point)
+    first, second = a.evalf(_DIGITS, subs=point), b.evalf(_DIGITS, subs=point)
     if not _is_finite(first) or not _is_finite(second) or first.is_real is not second.is_real:
         return None
     size = abs(first) + abs(second)
-    if bool(size < _TOLERANCE_AT_POINTS):
+    if bool(size < _TOLERANCE):
         return None
-    return bool(abs(first - second).evalf(30) <= _TOLERANCE_AT_POINTS * size)
+    return bool(abs(first - second).evalf(_DIGITS) <= _TOLERANCE * size)
 
 
 def _is_finite(value: Any) -> bool:
@@ -248,7 +247,7 @@ def _same_relation(a: Any, b: Any) -> bool:
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     ratio = None
     for point in _points(symbols):
-        values = first.evalf(30, subs=point), second.evalf(30, subs=point)
+        values = first.evalf(_DIGITS, subs=point), second.evalf(_DIGITS, subs=point)
         if not all(_is_finite(value) and value.is_real for value in values):
             raise Incomparable
         if bool(values[1] == 0) or bool(values[0] == 0):
@@ -256,7 +255,7 @@ def _same_relation(a: Any, b: Any) -> bool:
         found = values[0] / values[1]
         if ratio is None:
             ratio = found
-        if bool(abs(found - ratio) > _TOLERANCE_AT_POINTS * abs(ratio)):
+        if bool(abs(found - ratio) > _TOLERANCE * abs(ratio)):
             return False
     return kind in (sympy.Eq, sympy.Ne) or bool(ratio > 0)
 
@@ -278,7 +277,7 @@ def _told_apart_by_rounding(first: Sequence[Any], second: Sequence[Any]) -> bool
         one, other = _as_difference(a)[1], _as_difference(b)[1]
         if one is None or other is None:
             return False
-        gap = (one - other).evalf(30, subs=_points(sorted((one - other).free_symbols, key=str))[0])
+        gap = (one - other).evalf(_DIGITS, subs=_points(sorted((one - other).free_symbols, key=str))[0])
         if not gap.is_number or bool(abs(gap) > 1e-6):
             return False
     return True

@@ -145,7 +145,7 @@ def _measure(words: list[str]) -> str:
             return ""
         parts.append(known + (f"^{exponent}" if exponent else power))
         power = ""
-    return " ".join(parts)
+    return " ".join(parts).replace(" / ", "/")
 
 
 def _is_label(words: list[str], written: bool) -> bool:
