@@ -551,6 +551,7 @@ KINDS = {
             (r"\frac{n!}{2}", r"\frac{n \cdot (n-1)!}{2}"),
             (r"\lfloor 2.7 \rfloor", "2"),
             ("0", "x-x"),
+            (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
         ],
         wrong=[
             ("(x+1)^2", "x^2+1"),
@@ -575,6 +576,7 @@ KINDS = {
             ("3:4", r"\frac43"),
             (r"\frac{x+1}{2}", r"x+\frac12"),
             ("0", "x"),
+            (r"\sum_{k=1}^{n} k", r"\frac{n(n-1)}{2}"),
             (r"\frac{n!}{2}", r"\frac{(n-1)!}{2}"),
         ],
     ),

@@ -48,6 +48,7 @@ def spelled(text: str, *, thousands: bool = True) -> str:
         text = pattern.sub(replacement, text)
     text = _TEXT.sub(_text_group, _BLANK.sub(" ", text))
     text = _COMMAS.sub(",", _BLANK.sub(" ", _CONJUNCTION.sub(",", text))).strip(" *")
+    text = _INNER_BLANK.sub("", text)
     text = _without_full_stop(text)
     if _BRACKET.search(text) is None:
         text = _BLANK_THOUSANDS.sub(_digits_only, text)
@@ -123,6 +124,7 @@ _COMMANDS = _rules(
 _TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 _BLANK = re.compile(r"\s+")
 _CONJUNCTION = re.compile(rf"{_START}(?:and|or){_END}")
+_INNER_BLANK = re.compile(r"(?<=[{(\[]) | (?=[)}\]])")
 _COMMAS = re.compile(r",(?: ?,)+")
 _BRACKET = re.compile(r"[(\[]|\\\{")
 # Only thousands are separated so: by {,} or a thin space, whatever is around them.

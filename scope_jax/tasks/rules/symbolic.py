@@ -40,6 +40,7 @@ _DIGITS = 60
 _TOLERANCE = sympy.Float("1e-50", _DIGITS)
 _HALF_OF_THE_SEVENTH_DIGIT = sympy.Rational(5, 10**7)
 _MOST_ELEMENTS = 100
+_COUNTED = (sympy.Sum, sympy.Product)
 
 _SIGNS = re.compile(r"\^\{\\circ\}|\\%")
 _DECIMAL = re.compile(
@@ -173,7 +174,8 @@ def _same_expressions(a: sympy.Expr, b: sympy.Expr) -> bool:
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
         return _same_constants(a, b)
-    told = [_same_at(a, b, point) for point in _points(symbols)]
+    counted = a.has(*_COUNTED) or b.has(*_COUNTED)
+    told = [_same_at(a, b, point) for point in _points(symbols, whole=counted)]
     if False in told:
         return False
     return told.count(True) >= 3 or bool(sympy.simplify(a - b) == 0)
@@ -193,7 +195,7 @@ def _same_constants(a: sympy.Expr, b: sympy.Expr) -> bool:
 def _same_at(a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> bool | None:
     """Whether two expressions agree at a point; None where one of them has no value there, is
     real where the other is not, or both are zero but for noise."""
-    first, second = a.evalf(_DIGITS, subs=point), b.evalf(_DIGITS, subs=point)
+    first, second = _value(a, point), _value(b, point)
     if not _is_finite(first) or not _is_finite(second) or first.is_real is not second.is_real:
         return None
     size = abs(first) + abs(second)
@@ -202,12 +204,26 @@ def _same_at(a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Ratio
     return bool(abs(first - second).evalf(_DIGITS) <= _TOLERANCE * size)
 
 
+def _value(expression: sympy.Expr, point: dict[sympy.Symbol, Any]) -> Any:
+    if expression.has(*_COUNTED):
+        return expression.subs(point).doit().evalf(_DIGITS)
+    return expression.evalf(_DIGITS, subs=point)
+
+
 def _is_finite(value: Any) -> bool:
     return bool(value.is_number) and value.is_finite is True and not value.atoms(sympy.Integral)
 
 
-def _points(symbols: Sequence[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Rational]]:
-    """Where expressions are compared: the same fractions each time, of both signs."""
+def _points(
+    symbols: Sequence[sympy.Symbol], *, whole: bool = False
+) -> list[dict[sympy.Symbol, sympy.Rational]]:
+    """Where expressions are compared: the same fractions each time, of both signs; whole numbers
+    for bounds of sums."""
+    if whole:
+        return [
+            {symbol: sympy.Integer(3 + row + place % 5) for place, symbol in enumerate(symbols)}
+            for row in range(4)
+        ]
     return [
         {
             symbol: sign * sympy.Rational((97 * place + 31 * row) % 89 + 10, 53)
