@@ -118,6 +118,7 @@ _PROSE = re.compile(r"[a-zA-Z]{2,} [a-zA-Z]{2,}|[a-zA-Z]{4,}")
 _JUNK = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: remains of broken characters
 _SPACES = re.compile(r"[^\S\n]+")
 _STATED = re.compile(r"answer(?: is)?\s?:?\s?([^\n]{1,200})", re.IGNORECASE)
+_SHORT = 200
 _TEXT = (
     LatexExtractionConfig(
         boxed_match_priority=0, normalization_config=symbolic.NORMALIZATION
@@ -139,16 +140,15 @@ def _read_gold(gold: str) -> "readings.Reading":
 
 
 def _stated(text: str) -> Iterator[str]:
-    """What a text without a box states: a number after "answer is", else what math_verify finds,
-    else the text itself where it is short."""
+    """What a text without a box states: all of it where it is short, what follows the last
+    "answer is", and, unless that is a number, what math_verify finds."""
     text = _SPACES.sub(" ", text).strip()
-    if len(text) <= 200:
+    if len(text) <= _SHORT:
         yield text
     statements = _STATED.findall(text)
     if statements:
-        stated = statements[-1].strip()
-        if readings.read(stated, reference=False)[0].value is not None:
-            yield stated
+        yield statements[-1]
+        if readings.read(statements[-1], reference=False)[0].value is not None:
             return
     yield from _found(text)
 
