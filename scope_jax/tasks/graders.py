@@ -2,7 +2,7 @@
 judged.
 
     math             tasks.rules, then math_verify, in worker processes (tasks.verify_math)
-    choice           the letter in the last box, else the one after "answer is" (tasks.rules.choices)
+    choice           the letter in the last box, else the one after "answer is" (tasks.rules)
     exact            the last box, else the last line, letter by letter (case and white space aside)
     module:function  a function of the user, called in worker processes as
                      function(fields of the problem, completion)

@@ -1,8 +1,8 @@
 """A process that judges answers; started by `worker_pool` as a script, never imported by it.
 
-It imports math_verify and the standard library only: a child that touched JAX would wait for the
-accelerator that its parent holds. Requests come on stdin and verdicts leave on stdout, each a
-4-byte big-endian length and that many bytes of JSON:
+It imports math_verify, the folder `rules` and the standard library only: a child that touched JAX
+would wait for the accelerator that its parent holds. Requests come on stdin and verdicts leave on
+stdout, each a 4-byte big-endian length and that many bytes of JSON:
 
     child:  {"ready": true}
     parent: {"prediction": str, "gold": str, "seconds": float}
@@ -33,6 +33,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
 
 def _load_rules(*names: str) -> list[Any]:
     """Modules of the folder `rules` beside this file, without the packages around it: importing
@@ -46,8 +48,6 @@ def _load_rules(*names: str) -> list[Any]:
     spec.loader.exec_module(package)
     return [importlib.import_module(f"rules.{name}") for name in names]
 
-
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
 if TYPE_CHECKING:
     from scope_jax.tasks.rules import boxes, readings, symbolic
@@ -70,17 +70,19 @@ def judge(prediction: str, gold: str) -> tuple[bool | None, str]:
         return None, "gold is empty"
     reference = _read_gold(gold)
     boxed = boxes.answer_in_boxes(prediction)
-    answers = [boxed] if boxed is not None else _stated(prediction)
+    if boxed is None:
+        answers = _stated(prediction)
+    else:
+        answers = iter(readings.read(boxed, reference=False) if boxed.strip() else ())
     open_question = ""
     for answer in answers:
-        for reading in readings.read(answer, reference=False) if answer.strip() else ():
-            try:
-                if _equal(reference, reading):
-                    return True, ""
-            except MemoryError:
-                open_question = "out of memory"
-            except _UnreadableGold:
-                open_question = "gold can only be compared as text"
+        try:
+            if _equal(reference, answer):
+                return True, ""
+        except MemoryError:
+            open_question = "out of memory"
+        except _UnreadableGold:
+            open_question = "gold can only be compared as text"
     return (None, open_question) if open_question else (False, "")
 
 
@@ -88,12 +90,13 @@ class _UnreadableGold(Exception):
     pass
 
 
-def _equal(reference: "readings.Reading", answer: "readings.Reading") -> bool:
-    """Whether two readings are equal, by their text and values if those tell, else by sympy.
-    Raises _UnreadableGold."""
-    told = readings.equal(reference, answer)
-    if told is not None:
-        return told
+def _equal(reference: "readings.Reading", answer: Any) -> bool:
+    """Whether an answer, a reading or a sympy object, equals the reference: by texts and values if
+    they tell, else by sympy. Raises _UnreadableGold."""
+    if isinstance(answer, readings.Reading):
+        told = readings.equal(reference, answer)
+        if told is not None:
+            return told
     try:
         target = symbolic.parsed(reference.text)
     except MemoryError:
@@ -101,6 +104,8 @@ def _equal(reference: "readings.Reading", answer: "readings.Reading") -> bool:
     except Exception:
         raise _UnreadableGold from None
     try:
+        if not isinstance(answer, readings.Reading):
+            return symbolic.same(target, symbolic.exact(answer))
         expression = symbolic.parsed(answer.text)
         for number, other in ((reference, expression), (answer, target)):
             if number.decimal and number.value is not None and symbolic.close(number.value, other):
@@ -120,9 +125,7 @@ _SPACES = re.compile(r"[^\S\n]+")
 _STATED = re.compile(r"answer(?: is)?\s?:?\s?([^\n]{1,200})", re.IGNORECASE)
 _SHORT = 200
 _TEXT = (
-    LatexExtractionConfig(
-        boxed_match_priority=0, normalization_config=symbolic.NORMALIZATION
-    ),
+    LatexExtractionConfig(boxed_match_priority=0, normalization_config=symbolic.NORMALIZATION),
     ExprExtractionConfig(),
 )
 
@@ -135,35 +138,50 @@ def _read_gold(gold: str) -> "readings.Reading":
     if answer is None:
         answer = gold
         if _DELIMITED.search(gold) and _PROSE.search(_FORMULA.sub(" ", gold)):
-            answer = next(_found(gold), gold)
+            answer = next((found for found in _found(gold) if isinstance(found, str)), gold)
     return readings.read(answer, reference=True)[0]
 
 
-def _stated(text: str) -> Iterator[str]:
+def _stated(text: str) -> Iterator[Any]:
     """What a text without a box states: all of it where it is short, what follows the last
-    "answer is", and, unless that is a number, what math_verify finds."""
+    "answer is", and, unless that is a number, what math_verify finds (as its text; as a sympy
+    object where the text cannot be read)."""
     text = _SPACES.sub(" ", text).strip()
-    if len(text) <= _SHORT:
-        yield text
+    if 0 < len(text) <= _SHORT:
+        yield from readings.read(text, reference=False)
     statements = _STATED.findall(text)
     if statements:
-        yield statements[-1]
-        if readings.read(statements[-1], reference=False)[0].value is not None:
+        stated = readings.read(statements[-1], reference=False)
+        yield from stated
+        if stated[0].value is not None:
             return
-    yield from _found(text)
+    found = _found(text)
+    texts = [answer for answer in found if isinstance(answer, str) and answer.strip()]
+    for answer in texts:
+        yield from readings.read(answer, reference=False)
+    if not any(map(_is_readable, texts)):
+        yield from (answer for answer in found if not isinstance(answer, str))
 
 
-def _found(text: str) -> Iterator[str]:
-    """The texts that math_verify takes for the answer. Timeouts are the caller's: see `_answer`."""
+def _found(text: str) -> list[Any]:
+    """What math_verify takes for the answer: a sympy object, where it can read one, and the text
+    of its last match. Timeouts are the caller's: see `_answer`."""
     try:
-        found = parse(text, _TEXT, parsing_timeout=None, raise_on_error=True)
+        return parse(text, _TEXT, parsing_timeout=None, raise_on_error=True)
     except MemoryError:
         raise
     except Exception:
-        return
-    for answer in found:
-        if isinstance(answer, str):
-            yield answer
+        return []
+
+
+def _is_readable(answer: str) -> bool:
+    reading = readings.read(answer, reference=False)[0]
+    try:
+        return reading.value is not None or symbolic.parsed(reading.text) is not None
+    except MemoryError:
+        raise
+    except Exception:
+        return False
 
 
 def ask(

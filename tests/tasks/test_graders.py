@@ -6,8 +6,8 @@ import time
 import pytest
 
 from scope_jax.tasks import Problem
-from scope_jax.tasks.rules import VERSION
 from scope_jax.tasks.graders import Grader, boxed_form, check_grader, choice_letter, exact_answer
+from scope_jax.tasks.rules import VERSION
 
 MINE = """
 import os, sys, time

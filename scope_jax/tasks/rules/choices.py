@@ -11,11 +11,14 @@ _WRAPPING = re.compile(
     r"\\(?:textbf|textrm|textit|text|mathrm|mathbf|rm|bf|boxed|left|right)(?![a-z])|[${}*]|\\(?=&)"
 )
 _SPACING = re.compile(r"\\(?:quad|qquad)(?![a-z])|\\[,;:! ]|~")
-_LABEL = re.compile(r"(?:the )?(?:correct )?(?:answer|option|choice)\b(?: is)? ?:? ?", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?:the )?(?:correct )?(?:answer|option|choice)\b(?: is)? ?:? ?", re.IGNORECASE
+)
 # What may stand between "answer" and the letter: "is", ":", markdown and brackets, never a word.
 _ANSWER_IS = re.compile(
     r"\banswer[*_]{0,3}(?:\s{1,3}is)?\s{0,3}[*_]{0,3}:?[*_]{0,3}\s{0,3}"
-    r"(?:(?:option|choice)\s)?((?:[*_$({\[ ]|\\[a-z]{2,8}\{){0,6})(?-i:([A-Z]))(?![A-Za-z'’]|-[A-Za-z])",
+    r"(?:(?:option|choice)\s)?((?:[*_$({\[ ]|\\[a-z]{2,8}\{){0,6})(?-i:([A-Z]))"
+    r"(?![A-Za-z'’]|-[A-Za-z])",
     re.IGNORECASE,
 )
 _FIRST = re.compile(r"\(?([A-Za-z])(?![A-Za-z0-9'’_^=-])")

@@ -96,4 +96,3 @@ def equal(reference: Reading, answer: Reading) -> bool | None:
     return reference.value / (100 if reference.percent else 1) == answer.value / (
         100 if answer.percent else 1
     )
-

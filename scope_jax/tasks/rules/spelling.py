@@ -87,7 +87,7 @@ _COMMANDS = _rules(
     (r"\\(?:left|right)\s?\.", ""),
     (rf"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits){_END}", ""),
     (rf"\\[dtc]frac{_END}", r"\\frac"),
-    (rf"\\(?:mathrm|textbf|textrm|textit|textnormal|textsf|mbox|hbox|emph|mathsf){_END}", r"\\text"),
+    (rf"\\(?:math(?:rm|sf)|text(?:bf|rm|it|sf|normal)|[mh]box|emph){_END}", r"\\text"),
     (r"\\(?:mathbf|boldsymbol|bm|mathit)\s?\{([^{}]*)\}", r" \1"),
     (rf"\\(?:rm|bf|it){_END}", ""),
     (r"\\?%", r"\\%"),

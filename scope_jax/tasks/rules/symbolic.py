@@ -40,6 +40,7 @@ _DIGITS = 60
 _TOLERANCE = sympy.Float("1e-50", _DIGITS)
 _HALF_OF_THE_SEVENTH_DIGIT = sympy.Rational(5, 10**7)
 _MOST_ELEMENTS = 100
+_MOST_CHARACTERS, _MOST_DEPTH = 3000, 60
 _COUNTED = (sympy.Sum, sympy.Product)
 
 _SIGNS = re.compile(r"\^\{\\circ\}|\\%")
@@ -61,6 +62,8 @@ class Incomparable(Exception):
 @functools.lru_cache(maxsize=256)  # the rollouts of a group share their reference
 def parsed(text: str) -> Any:
     """The sympy object that a text in the one spelling stands for. Raises what latex2sympy does."""
+    if len(text) > _MOST_CHARACTERS or max(itertools.accumulate(map(_step, text))) > _MOST_DEPTH:
+        raise ValueError("too long or too deep for latex2sympy, which would take for ever")
     if "..." in _DECIMAL.sub("", text):
         raise ValueError("an ellipsis can only be compared as text")
     latex = normalize_latex(_for_latex2sympy(text), _PLAIN)
@@ -71,6 +74,10 @@ def parsed(text: str) -> Any:
         if last == latex or "," in latex or ";" in latex:
             raise
         return _whole(latex2sympy(last, is_real=True, normalization_config=None))
+
+
+def _step(character: str) -> int:
+    return (character in "({[") - (character in ")}]")
 
 
 def _whole(value: Any) -> Any:
@@ -117,7 +124,9 @@ def _fraction(value: Fraction) -> str:
 def exact(expression: Any) -> Any:
     """An expression with its floats as the decimals that they were written as."""
     floats = expression.atoms(sympy.Float) if isinstance(expression, sympy.Basic) else ()
-    return expression.xreplace({f: sympy.Rational(str(f)) for f in floats}) if floats else expression
+    return (
+        expression.xreplace({f: sympy.Rational(str(f)) for f in floats}) if floats else expression
+    )
 
 
 def close(decimal: Fraction, constant: Any) -> bool:
@@ -193,7 +202,9 @@ def _same_constants(a: sympy.Expr, b: sympy.Expr) -> bool:
     return hidden and bool(sympy.simplify(a - b) == 0)
 
 
-def _same_at(a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]) -> bool | None:
+def _same_at(
+    a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]
+) -> bool | None:
     """Whether two expressions agree at a point; None where one of them has no value there, is
     real where the other is not, or both are zero but for noise."""
     first, second = _value(a, point), _value(b, point)
@@ -262,7 +273,7 @@ def _same_relation(a: Any, b: Any) -> bool:
     if first is None or second is None:
         return bool(a.lhs == b.lhs) and same(a.rhs, b.rhs)
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    ratio = None
+    ratio: Any = None
     for point in _points(symbols):
         values = first.evalf(_DIGITS, subs=point), second.evalf(_DIGITS, subs=point)
         if not all(_is_finite(value) and value.is_real for value in values):
@@ -294,7 +305,9 @@ def _told_apart_by_rounding(first: Sequence[Any], second: Sequence[Any]) -> bool
         one, other = _as_difference(a)[1], _as_difference(b)[1]
         if one is None or other is None:
             return False
-        gap = (one - other).evalf(_DIGITS, subs=_points(sorted((one - other).free_symbols, key=str))[0])
+        gap = (one - other).evalf(
+            _DIGITS, subs=_points(sorted((one - other).free_symbols, key=str))[0]
+        )
         if not gap.is_number or bool(abs(gap) > 1e-6):
             return False
     return True

@@ -1,4 +1,4 @@
-r"""Units and other words after a number: 5 cm, 30~\text{cm}^2, 12 ways, 9.8\,\frac{\text{m}}{\text{s}^2}.
+r"""Units and other words after a number: 5 cm, 30~\text{cm}^2, 12 ways, 9.8\text{ m}/\text{s}^2.
 
 A letter or a word is a unit only where everything before it is a number. A known measure is kept,
 in one name: two answers that both have one must have the same. Any other words are a label, which
@@ -155,7 +155,7 @@ def _is_label(words: list[str], written: bool) -> bool:
         return False
     for word in words:
         plain = word.partition("^")[0]
-        if word == "/" or plain.lower() in ("per", "of", "the", "a") and len(words) > 1:
+        if word == "/" or (plain.lower() in ("per", "of", "the", "a") and len(words) > 1):
             continue
         if not plain.isalpha() or len(plain) < (2 if written else 3):
             return False
