@@ -302,7 +302,7 @@ def main() -> None:
         def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
             return judge(request["prediction"], request["gold"])
 
-        judge("\\boxed{\\frac{1}{2}}", "0.5")  # so that the first item does not pay for first use
+        judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")  # so that the first item does not pay for first use
         _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})

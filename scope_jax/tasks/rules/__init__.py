@@ -1,12 +1,9 @@
 """The rules by which answers are read: what verdicts and votes have in common.
 
-In: the text of an answer. Out: its one spelling (`spelling`), its exact value where it is a
-rational number (`rationals`), its unit (`units`), and all of that together (`readings`), which
-says whether two answers are equal as far as text and numbers tell. What is left is for sympy
-(`symbolic`, in worker processes only).
-
-Everything but `symbolic` needs the standard library alone, and imports are relative: the worker
-loads this folder by its path, without the packages around it, which would bring in JAX.
+In: the text of an answer. Out: its one spelling, its exact value where it is a rational number, its
+unit; whether two answers are equal as far as these tell, and by sympy (`symbolic`) where not.
+All but `symbolic` needs the standard library alone. Imports are relative: worker processes load
+this folder by its path, without the packages around it, which would bring in JAX.
 """
 
 VERSION = 2

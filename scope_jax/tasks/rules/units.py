@@ -57,7 +57,7 @@ _LETTERS = "mgshlLJNWVK"
 _NO_UNIT = re.compile(
     r"hundreds?|thousands?|millions?|billions?|trillions?|dozens?|half|halves|thirds?|quarters?"
     r"|[a-z]+ths?|squared|cubed|factorial|times|over|mod|modulo|plus|minus|negative|choose|infinity"
-    r"|to|if|for|is|not|no|else|otherwise|where|when|when|with|via|e|i|pi|sqrt|sin|cos|tan|log|ln"
+    r"|to|if|for|is|not|no|else|otherwise|where|when|with|via|e|i|pi|sqrt|sin|cos|tan|log|ln"
 )
 _CONSTANT = re.compile(
     r"(?:[\d.,+\-*/^(){}\[\]! ]|\\(?:frac|sqrt|pi|cdot|times|div|overline|bar|circ)(?![a-zA-Z])"
