@@ -302,7 +302,8 @@ def main() -> None:
         def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
             return judge(request["prediction"], request["gold"])
 
-        judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")  # so that the first item does not pay for first use
+        # So that the first item does not pay for the first use of the reader.
+        judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")
         _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})
