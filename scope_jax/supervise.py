@@ -39,6 +39,7 @@ from scope_jax.devices.mesh import make_mesh, put_rows
 from scope_jax.devices.shapes import round_up
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import StopSignal, prepare_workdir
+from scope_jax.run.lock import locked
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
 from scope_jax.streams import LABELLED
 from scope_jax.supervision.batches import (
@@ -82,7 +83,7 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if (done := finished_summary(workdir)) is not None:
         return done
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-    with jax.set_mesh(mesh):
+    with locked(workdir), jax.set_mesh(mesh):
         if isinstance(settings.target, PolicyTarget):
             summary = _train_policy(settings, settings.target, workdir, mesh)
         else:

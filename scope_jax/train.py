@@ -40,6 +40,7 @@ from scope_jax.run import (
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
+from scope_jax.run.lock import locked
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
@@ -73,7 +74,8 @@ def train(
     names, "all") in which the config may differ from the one that the run was started with; what
     changed is written to `workdir/config_changes.jsonl`.
 
-    Raises ValueError for a config that makes no sense or a workdir of another config,
+    Raises ValueError for a config that makes no sense, a workdir of another config or one in which
+    another process works,
     FileNotFoundError for missing models, RuntimeError after `training.stop_after_skipped`
     non-finite updates in a row, NoRoom on a full disk, and Stopped where SIGTERM or Ctrl-C asked it
     to stop: it has a checkpoint then, and the same call goes on.
@@ -90,14 +92,14 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
-        workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
-        if actors.task.contamination is not None:
-            text = json.dumps(actors.task.contamination, indent=2) + "\n"
-            write_atomically(workdir / "decontamination.json", text)
-        root = jax.random.key(settings.seed)
-        learner = Learner(settings, actors, mesh, root)
-        summary = _train(settings, written, workdir, actors, learner, stop)
-    return summary
+        with locked(workdir):
+            workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
+            if actors.task.contamination is not None:
+                text = json.dumps(actors.task.contamination, indent=2) + "\n"
+                write_atomically(workdir / "decontamination.json", text)
+            root = jax.random.key(settings.seed)
+            learner = Learner(settings, actors, mesh, root)
+            return _train(settings, written, workdir, actors, learner, stop)
 
 
 def _train(

@@ -169,8 +169,9 @@ def policy_loss(
                        probability 1
     reference_logp_BT  log-prob of the reference, for the k3 estimate of KL(pi, reference) on POLICY
                        tokens
-    sampler_logp_BT    as recorded while sampling, for spec.tis_cap: the surrogate is multiplied by
-                       min(pi_old / pi_sampler, tis_cap); NaN where unknown, taken as weight 1
+    sampler_logp_BT    as recorded while sampling, for the statistics, and for spec.tis_cap: the
+                       surrogate is multiplied by min(pi_old / pi_sampler, tis_cap); NaN where
+                       unknown, taken as weight 1
     entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
 
     Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated
@@ -247,12 +248,16 @@ def policy_loss(
         "off_tokens": jnp.sum(is_off).astype(jnp.float32),
         "ratio_sum": masked_sum(ratio, is_on),
         "ratio_max": jnp.max(only(is_on, ratio), initial=0.0),
-        "gap_max": jnp.max(only(is_on, jnp.abs(logp_on - old_on)), initial=0.0),
+        "move_max": jnp.max(only(is_on, jnp.abs(logp_on - old_on)), initial=0.0),
         "clip_count": jnp.sum(is_on & clipped).astype(jnp.float32),
         "teacher_logp_sum": masked_sum(logp_off, is_off),
         "policy_loss_sum": on_loss,
         "teacher_loss_sum": off_loss,
     }
+    if sampler_logp_BT is not None:
+        sampler = fixed("sampler_logp_BT", sampler_logp_BT)
+        known = is_on & ~jnp.isnan(sampler)
+        stats["gap_max"] = jnp.max(only(known, jnp.abs(logp_on - sampler)), initial=0.0)
     if spec.tis_cap is not None:
         stats["tis_sum"] = masked_sum(tis, is_on)
     if reference_logp_BT is not None:
@@ -287,12 +292,14 @@ def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Merged statistics as flat metrics (scalars); entropy, KL and TIS only where `policy_loss`
-    was given them.
+    """Merged statistics as flat metrics (scalars); entropy, KL, TIS and the sampler's gap only
+    where `policy_loss` was given them.
 
     Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such
-    token. `sampler/logp_gap_max` is the largest |log pi - log pi_old|: before the first update on
-    a batch, the gap between sampler and trainer. `policy/clip_share` is the share of POLICY tokens
+    token. `sampler/logp_gap_max` is the largest |log pi - log pi_sampler|: of the statistics of the
+    first update on a batch, whose weights the sampler had, the gap between sampler and trainer.
+    `policy/logp_move_max` is the largest |log pi - log pi_old|: how far updates on the same batch
+    have moved the policy. `policy/clip_share` is the share of POLICY tokens
     whose gradient the clip (or dual clip) took away. `loss/policy` and `loss/teacher`, the latter
     before lambda, are sums with the weights of `token_weights`, as the loss itself.
     """
@@ -300,7 +307,7 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     metrics = {
         "policy/ratio_mean": stats["ratio_sum"] / on,
         "policy/ratio_max": stats["ratio_max"],
-        "sampler/logp_gap_max": stats["gap_max"],
+        "policy/logp_move_max": stats["move_max"],
         "policy/clip_share": stats["clip_count"] / on,
         "policy/teacher_logp": stats["teacher_logp_sum"] / off,
         "loss/policy": stats["policy_loss_sum"],
@@ -313,6 +320,8 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     ):
         if name in stats:
             metrics[metric] = stats[name] / on
+    if "gap_max" in stats:
+        metrics["sampler/logp_gap_max"] = stats["gap_max"]
     return metrics
 
 

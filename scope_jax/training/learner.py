@@ -46,19 +46,17 @@ def cloning_spec(config: TrainConfig) -> learning.UpdateSpec:
 
 
 def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "reference"]]:
-    """{name of a log-prob that the loss needs beside the trained one: whose it is}. The sampler's
-    are recorded in the rollout; the policy's (before the updates) and the reference's are computed.
-    """
+    """{name of a log-prob that the loss is given beside the trained one: whose it is}. Those of the
+    sampler are recorded in the rollout; those of the policy (before the updates) and of the
+    reference are computed."""
     training, loss = config.training, config.loss
-    inputs: dict[str, Literal["sampler", "policy", "reference"]] = {}
+    inputs: dict[str, Literal["sampler", "policy", "reference"]] = {"sampler_logp": "sampler"}
     if loss.old_logp == "sampler":
         inputs["old_logp"] = "sampler"
     elif training.epochs * training.mini_batches > 1:
         inputs["old_logp"] = "policy"
     if loss.kl_weight > 0:
         inputs["reference_logp"] = "reference"
-    if loss.tis_cap is not None:
-        inputs["sampler_logp"] = "sampler"
     if loss.teacher_term == "importance":
         inputs["teacher_logp"] = "sampler"
     return inputs
@@ -311,6 +309,8 @@ class Learner:
                 for s in step_stats
             )
         )
+        if "gap_max" in stats:  # later updates see other weights than the sampler had
+            stats["gap_max"] = step_stats[0]["gap_max"]
         metrics |= {name: float(value) for name, value in learning.finish_stats(stats).items()}
         for name in ("loss/policy", "loss/teacher"):
             metrics[name] /= len(step_stats)

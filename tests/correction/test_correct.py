@@ -153,21 +153,22 @@ def corrected(*rows: str, **parts):
 
 
 def test_cut_rows_literal():
-    """One chosen row in a batch of one: cut before its second step, with what a teacher is told."""
+    """One chosen row, cut before its second step, with what a teacher is told; a finished row fills
+    the batch, which has room for the two that may be chosen."""
     batch, out = corrected(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
     job = out.job
     (ask,) = job.asks
     assert (ask.problem, ask.kept, ask.wrong) == (PROBLEM, ("+777\n",), "-988\n")
     assert not ask.last and ask.row == 1
-    assert job.kept_B.tolist() == job.rows.length_B.tolist() == [7 + 5]
-    assert job.limit_B.tolist() == [7 + 16]
+    assert job.kept_B.tolist() == job.rows.length_B.tolist() == [7 + 5, 7 + 15]
+    assert job.limit_B.tolist() == [7 + 16, 7 + 16]
     np.testing.assert_array_equal(job.rows.tokens_BT[0, :12], batch.tokens_BT[1, :12])
-    assert not job.rows.tokens_BT[0, 12:].any() and not job.rows.finished_B[0]
+    assert not job.rows.tokens_BT[0, 12:].any() and job.rows.finished_B.tolist() == [False, True]
 
 
 def test_correct_literal():
     _, out = corrected(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
-    assert out.steps == ["-987\n"] and out.usable_R.tolist() == [True]
+    assert out.steps == ["-987\n"] and out.usable_R.tolist() == [True, False]
     assert text(out.rows, 0) == "+777\n-987\n"
     assert out.rows.owner_BT[0].tolist() == [PROMPT] * 7 + [POLICY] * 5 + [TEACHER] * 5 + [PAD] * 6
     figures = {name: out.metrics[f"scope/{name}"] for name in ("corrected", "leaks", "selected")}
@@ -177,7 +178,7 @@ def test_correct_literal():
 
 def test_a_refused_step_is_there_and_not_usable():
     _, out = corrected(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#", teacher=LAST)
-    assert out.steps == ["+198"] and out.usable_R.tolist() == [False]
+    assert out.steps == ["+198"] and out.usable_R.tolist() == [False, False]
     assert (out.metrics["scope/leaks"], out.metrics["scope/corrected"]) == (1, 0)
 
 

@@ -161,7 +161,7 @@ def finished(spec=SPEC, **parts):
 
 def test_finish_literal():
     attempts = finished()
-    assert text(attempts.rows, 0) == RIGHT + "#" and attempts.accepted_R.tolist() == [True]
+    assert text(attempts.rows, 0) == RIGHT + "#" and attempts.accepted_R.tolist() == [True, False]
     figures = ("accepted", "accepted_share", "tail_tries")
     assert [attempts.metrics[f"scope/{name}"] for name in figures] == [1, 1.0, 1]
     assert (attempts.metrics["cost/teacher_tokens"], attempts.metrics["cost/tail_tokens"]) == (5, 5)
@@ -170,13 +170,17 @@ def test_finish_literal():
 def test_a_row_that_no_attempt_saved_keeps_the_last_one():
     attempts = finished(dataclasses.replace(SPEC, tails=2), policy=bigram("\n+190#"))
     assert text(attempts.rows, 0) == "+777\n-987\n+190#"
-    assert attempts.accepted_R.tolist() == [False] and attempts.metrics["scope/tail_tries"] == 2
+    assert (
+        attempts.accepted_R.tolist() == [False, False] and attempts.metrics["scope/tail_tries"] == 2
+    )
     assert attempts.metrics["cost/tail_tokens"] == 10
 
 
 def test_a_step_that_is_refused_gets_no_tail():
     attempts = finished(teacher=LAST)
-    assert attempts.accepted_R.tolist() == [False] and attempts.metrics["scope/tail_tries"] == 0
+    assert (
+        attempts.accepted_R.tolist() == [False, False] and attempts.metrics["scope/tail_tries"] == 0
+    )
     assert text(attempts.rows, 0) == "+777\n+198#"
 
 

@@ -21,7 +21,7 @@ def test_first_error_literal():
     )
     valid = jnp.ones((7, 3), bool).at[5, 1:].set(False).at[6, 1].set(False)
     found = first_error(score, valid, 0.5)
-    assert found.dtype == jnp.int32
+    assert found.dtype == np.int64
     assert found.tolist() == [0, 2, 3, 2, 3, 3, 2]
     assert first_error(score[2:3], valid[2:3], 0.55).tolist() == [1]  # the threshold decides
 

@@ -246,7 +246,7 @@ def test_place_literal():
     assert final.include_B.tolist() == [True, True, True, False]
     assert text(final.rollout, 1) == RIGHT + "#" and same(final.rollout, batch, [0, 2, 3])
     assert groups.reward_B[1] == 0  # what came in is left as it was
-    lost = dataclasses.replace(attempts, accepted_R=np.array([False]))
+    lost = dataclasses.replace(attempts, accepted_R=np.array([False, False]))
     assert same(place(lost, groups, SPEC, 0).rollout, batch, range(4))
     larger = place(attempts, groups, APPEND, 0)
     assert larger.group == 6 and len(larger.problems) == 6 and larger.own_B.all()

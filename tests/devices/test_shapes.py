@@ -5,10 +5,10 @@ import pytest
 from scope_jax.devices.shapes import (
     cache_positions,
     coarse_width,
+    doubling_width,
     fine_width,
+    half_or_all,
     part_size,
-    prefill_width,
-    row_count,
 )
 
 
@@ -24,21 +24,23 @@ def test_fine_widths():
     assert [fine_width(n) for n in (0, 1, 8, 9, 100)] == [8, 8, 8, 16, 104]
 
 
-@pytest.mark.parametrize("buffer", (24, 100, 640, 2176, 8192))
-def test_few_prefill_widths(buffer: int):
-    found = [prefill_width(n, buffer) for n in range(1, buffer + 1)]
-    assert all(n <= width <= buffer for n, width in enumerate(found, 1))
-    assert len(set(found)) <= 9
+@pytest.mark.parametrize("most", (1, 8, 17, 24, 100, 640, 2176, 8192))
+def test_half_or_all(most: int):
+    found = [half_or_all(n, most) for n in range(1, most + 1)]
+    assert all(n <= width <= most for n, width in enumerate(found, 1))
+    assert len(set(found)) <= 2 and found[-1] == most
+    assert [half_or_all(n, 100) for n in (0, 50, 56, 57, 100)] == [56, 56, 56, 100, 100]
+
+
+def test_doubling_widths():
+    cases = {0: 32, 1: 32, 32: 32, 33: 64, 64: 64, 65: 128, 128: 128, 129: 256, 1000: 1024}
+    assert {longest: doubling_width(longest, 128) for longest in cases} == cases
+    assert [doubling_width(n, 10) for n in (1, 9, 17)] == [8, 16, 32]
 
 
 def test_positions_of_a_cache():
     assert cache_positions(16, 10, 100) == 32  # 26 positions, tiled by 8
     assert cache_positions(90, 30, 100) == 100  # no more than the rows have
-
-
-def test_rows_in_quarters():
-    assert [row_count(n, 64) for n in (0, 1, 16, 17, 33, 49, 64)] == [16, 16, 16, 32, 48, 64, 64]
-    assert [row_count(n, 3) for n in (0, 1, 2, 3)] == [1, 1, 2, 3]
 
 
 def test_sizes_of_parts():

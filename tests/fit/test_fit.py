@@ -445,7 +445,7 @@ def test_a_rollout_is_the_trainers_own_program(tmp_path, monkeypatch):
             TINY,
             batch,
             jax.random.key(0),
-            SampleSpec(max_new_tokens=24, end_ids=(0,)),
+            SampleSpec(max_new_tokens=24, end_ids=(0,), prefix_tokens=8),
             shared_prefix=4,
         )
         monkeypatch.undo()
@@ -466,7 +466,11 @@ def test_an_update_is_the_trainers_own_program(tmp_path):
         lowered = update.lower().as_text()
         rows = from_prompts([[n] * 8 for n in range(1, 5)], 4, 32)
         rows = rows.replace(length_B=rows.length_B + 24)
-        arrays = {"advantage": jnp.zeros(16), "old_logp": rows.logp_BT}
+        arrays = {
+            "advantage": jnp.zeros(16),
+            "old_logp": rows.logp_BT,
+            "sampler_logp": rows.logp_BT,
+        }
         arrays |= dict(zip(("on", "off"), learning.token_weights(rows, train_config(config).loss)))
         packed = learning.pack(rows, arrays, 4, 2)
         state = learning.init_state(params, learning.make_optimizer(train_config(config).optimizer))

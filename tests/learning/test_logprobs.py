@@ -16,13 +16,15 @@ from support.table_model import (
 )
 
 from scope_jax import models
-from scope_jax.learning import logprobs_program, make_logprobs, pack
+from scope_jax.learning import PackSizes, logprobs_program, make_logprobs, pack
 
 
 @functools.cache
-def found(temperature: float = 1.0, micro_batches: int = 1, coarse: bool = False) -> np.ndarray:
+def found(
+    temperature: float = 1.0, micro_batches: int = 1, sizes: PackSizes | None = None
+) -> np.ndarray:
     run = make_logprobs(PLAIN, temperature=temperature, micro_batches=micro_batches)
-    return np.asarray(run(table_params(), table_rows(), GROUP, coarse))
+    return np.asarray(run(table_params(), table_rows(), GROUP, sizes))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -41,8 +43,8 @@ def test_rows_keep_their_places_however_many_go_through_the_model_at_once(micro_
     np.testing.assert_allclose(found(1.0, micro_batches), found(), atol=1e-6)
 
 
-def test_coarse_widths_change_no_number():
-    np.testing.assert_allclose(found(1.0, 1, True), found(), atol=1e-6)
+def test_wider_rows_change_no_number():
+    np.testing.assert_allclose(found(1.0, 1, PackSizes((16,), (24,))), found(), atol=1e-6)
 
 
 def test_rows_that_cannot_be_split_are_refused():

@@ -360,7 +360,8 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
     with on_mesh(name) as params:
         state = learning.init_state(params, optax.sgd(1.0))
         packed = []
-        order, unit = learning.length_order(rows, GROUP if together else 1, buckets)
+        unit = GROUP if together else 1
+        order = learning.length_order(rows, unit, buckets)
         for index in order:
             part = put_rows(
                 (
@@ -368,7 +369,7 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
                     {k: x[index] for k, x in arrays.items()},
                 )
             )
-            packed.append(learning.pack(*part, unit, micro, coarse=True))
+            packed.append(learning.pack(*part, unit, micro, learning.PackSizes((8,), (16, 32))))
         assert len({part["completion"].shape for part in packed}) > 1  # parts of several widths
         assert sum(part["completion"].size for part in packed) < 8 * 32
         state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.5)})

@@ -8,7 +8,7 @@ from support.fixtures import mesh_of
 from support.one_update import GROUP, LENGTH, PROMPT_LENGTH, batch
 
 from scope_jax import learning
-from scope_jax.learning.packing import pack, rows_together, split_rows, unpack
+from scope_jax.learning.packing import PackSizes, pack, rows_together, split_rows, unpack
 from scope_jax.types import Owner, Rollout
 
 
@@ -65,15 +65,11 @@ def test_order_by_hand():
     rows, _ = batch()
     # Longest completions of the four groups: 28, 24, 12, 22.
     assert (LENGTH - PROMPT_LENGTH).reshape(4, 2).max(1).tolist() == [28, 24, 12, 22]
-    # Prompts take 8 slots. Two parts of two groups: 2 (2 x 8) + 4 (24 + 32) slots; of rows, 2 (4 x
-    # 8) + 4 (16 + 32): as many.
-    order, unit = learning.length_order(rows, GROUP, 2)
-    assert unit == 2 and order.tolist() == [[4, 5, 6, 7], [2, 3, 0, 1]]
-    # Completions of 28 1 1 25 1 1 1 2: four groups, 4 x 8 + 2 (8 + 8 + 32 + 32) = 192; rows, 8 x 8
-    # + 2 (8 + 8 + 8 + 32) = 176.
+    order = learning.length_order(rows, GROUP, 2)
+    assert order.tolist() == [[4, 5, 6, 7], [2, 3, 0, 1]]
     uneven = rows.replace(length_B=PROMPT_LENGTH + np.array([28, 1, 1, 25, 1, 1, 1, 2], np.int32))
-    order, unit = learning.length_order(uneven, GROUP, 4)
-    assert unit == 1 and order.tolist() == [[1, 2], [4, 5], [6, 7], [3, 0]]
+    assert learning.length_order(uneven, GROUP, 4).tolist() == [[4, 5], [6, 7], [2, 3], [0, 1]]
+    assert learning.length_order(uneven, 1, 4).tolist() == [[1, 2], [4, 5], [6, 7], [3, 0]]
     with pytest.raises(
         ValueError,
         match="4 groups cannot be divided into 3 parts of like length; choose a divisor of 4",
@@ -98,10 +94,15 @@ def rows_of(prompts: list[int], written: list[int], slots: int) -> Rollout:
 
 
 def test_widths_are_those_of_the_longest_prompt_and_the_longest_completion():
-    """They need not be of one row; completions in coarse steps of 16 from 64 on, else of 8."""
+    """They need not be of one row; in steps of 8, or the first of the sizes that holds them."""
     rows = rows_of([3, 3, 9, 9], [2, 65, 1, 1], 80)
-    for coarse, widths in ((False, (16, 72)), (True, (16, 80))):
-        packed = pack(rows, {}, 2, coarse=coarse)
+    for sizes, widths in (
+        (None, (16, 72)),
+        (PackSizes((24,), (64, 128)), (24, 128)),
+        (PackSizes((8, 9), (65,)), (9, 65)),
+        (PackSizes((4,), (16, 32)), (16, 72)),  # none holds them
+    ):
+        packed = pack(rows, {}, 2, 1, sizes)
         assert (packed["prompt"].shape[1], packed["completion"].shape[1]) == widths
     packed = jax.device_get(packed)
     assert packed["prompt"][:, :3].tolist() == [[0, 1, 2], [200, 201, 202]]
@@ -175,11 +176,10 @@ def test_each_micro_batch_takes_every_nth_unit_with_its_rows():
 
 
 def test_rows_of_one_length_stay_in_order():
-    """Positions are the same however rows are arranged: whole groups stay together."""
-    order, unit = learning.length_order(rows_of([2] * 8, [3] * 8, 8), 2, 2)
-    assert unit == 2 and order.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    order = learning.length_order(rows_of([2] * 8, [3] * 8, 8), 2, 2)
+    assert order.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_rows_without_a_group_are_ordered_one_by_one():
-    order, unit = learning.length_order(rows_of([1] * 4, [3, 1, 2, 1], 8), 1, 2)
-    assert unit == 1 and order.tolist() == [[1, 3], [2, 0]]
+    order = learning.length_order(rows_of([1] * 4, [3, 1, 2, 1], 8), 1, 2)
+    assert order.tolist() == [[1, 3], [2, 0]]

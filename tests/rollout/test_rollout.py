@@ -699,7 +699,7 @@ def compiled_loop(monkeypatch, unrolled: bool, name: str = "2x2x2") -> list[str]
             generate_module, "generate_program", lambda *arguments: passed.extend(arguments)
         )
         params = jax.device_put(make_params(WIDE, 0), models.shardings(WIDE, mesh))
-        spec = rollout.SampleSpec(temperature=1.0, max_new_tokens=40, end_ids=(0,))
+        spec = rollout.SampleSpec(1.0, max_new_tokens=40, end_ids=(0,), prefix_tokens=16)
         config = dataclasses.replace(WIDE, scan_layers=not unrolled)
         rollout.generate(params, config, rollout.from_prompts([[1, 2, 3]], 8, 64), KEY, spec)
         text = program.lower(*passed).compile().as_text()

@@ -1,0 +1,83 @@
+"""One process at a time works in a workdir."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scope_jax.devices.hosts import from_main, is_main
+
+NAME = ".lock"
+# A run that was asked to stop may be about to end.
+PATIENCE = 5.0  # seconds
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike, patience: float = PATIENCE) -> Iterator[None]:
+    """Keep other processes out of `workdir` (made where it is missing). The system lets the lock
+    go when its process ends, however it ends; so a lock of a dead process does not count.
+
+    Process 0 of a run holds it, for all. Raises ValueError in every process, with the holder's
+    process, host and start, where another one has it and keeps it for `patience` seconds.
+    """
+    held, refusal = None, None
+    if is_main():
+        held, refusal = _take(Path(workdir), patience)
+    refusal = from_main(refusal)
+    if refusal is not None:
+        raise ValueError(refusal)
+    try:
+        yield
+    finally:
+        if held is not None:
+            # Removed while it is held: whoever waits for it sees that and makes a new one.
+            (Path(workdir) / NAME).unlink(missing_ok=True)
+            os.close(held)
+
+
+def _take(workdir: Path, patience: float) -> tuple[int | None, str | None]:
+    """(the open lock file, or None where the file system knows no locks; why it is refused)."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, deadline = workdir / NAME, time.monotonic() + patience
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(file)
+            os.close(file)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return None, None
+            if time.monotonic() > deadline:
+                return None, f"{workdir}: {holder} works in it; wait for it, or use another workdir"
+            time.sleep(0.2)
+            continue
+        if _is_still(path, file):
+            break
+        os.close(file)
+    me = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+    os.truncate(file, 0)
+    os.pwrite(file, json.dumps(me).encode(), 0)
+    return file, None
+
+
+def _is_still(path: Path, file: int) -> bool:
+    """Whether the open file is the one at `path`: its last holder may have removed it."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: int) -> str:
+    try:
+        said: dict[str, Any] = json.loads(os.pread(file, 4096, 0))
+        return f"process {said['process']} on {said['host']}, since {said['since']},"
+    except (ValueError, KeyError, TypeError):  # it has just been made
+        return "another process"
