@@ -5,8 +5,16 @@ from typing import Any
 
 from scope_jax.streams import Host, request_seed
 from scope_jax.tasks import Domain, Problem
-from scope_jax.teachers.base import Ask, Corrected, Job, TeacherSpec, encode_reply, write_steps
-from scope_jax.teachers.client import Endpoint
+from scope_jax.teachers.base import (
+    Ask,
+    Corrected,
+    Job,
+    TeacherSpec,
+    encode_reply,
+    longest_step,
+    write_steps,
+)
+from scope_jax.teachers.client import Endpoint, Reply
 from scope_jax.teachers.demonstrations import (
     DemonstrationJob,
     Demonstrations,
@@ -35,10 +43,11 @@ class EndpointTeacher:
     def correct(self, job: Job) -> Corrected:
         """One step for each row, asked for in one batch of requests."""
         replies, counters = self.endpoint.ask([self.body(ask, job) for ask in job.asks])
+        most = longest_step(job, self.spec)
         steps = [
             reply
             if isinstance(reply, str)
-            else encode_reply(read_reply(reply.text, reply.complete, ask.last, job.domain), job)
+            else encode_reply(self._read(reply, ask, job, most), job, most)
             for ask, reply in zip(job.asks, replies, strict=True)
         ]
         return write_steps(
@@ -74,6 +83,16 @@ class EndpointTeacher:
         if self.spec.temperature > 0:
             body["seed"] = request_seed(job.seed, ask.row)
         return body | settings.extra_fields()
+
+    def _read(self, reply: Reply, ask: Ask, job: Job, most: int) -> tuple[str, bool] | str:
+        return read_reply(
+            reply.text,
+            reply.complete,
+            ask.last,
+            job.domain,
+            most=most,
+            continued=self.endpoint.spec.api == "completions",
+        )
 
     def _solve(self, number: int, problem: Problem, job: DemonstrationJob) -> dict[str, Any]:
         """The request for a whole solution of one problem."""
