@@ -180,12 +180,12 @@ def _checked(domain: Domain, found: Any, count: int) -> list[bool | None]:
     if len(found) != count:
         raise ValueError(f"{expected}, one for each completion, found {len(found)}")
     for place, verdict in enumerate(found):
-        known = verdict is None or isinstance(verdict, bool | np.bool_)
-        if not known and not (isinstance(verdict, int | float) and verdict in (0, 1)):
+        if verdict is not None and not isinstance(verdict, bool | int | float | np.generic):
             raise ValueError(
                 f"{expected}, each True, False or None; number {place} is {verdict!r:.60}"
             )
-    return [None if verdict is None else bool(verdict) for verdict in found]
+    # Python's own kinds, since JSON carries them between processes.
+    return [verdict.item() if isinstance(verdict, np.generic) else verdict for verdict in found]
 
 
 def answers_and_paths(

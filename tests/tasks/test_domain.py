@@ -37,7 +37,6 @@ def test_what_a_domain_can_do():
         ("no", "found str"),
         (iter([True, False]), "found list_iterator"),
         ([True, "no"], "each True, False or None; number 1 is 'no'"),
-        ([0.5, True], "number 0 is 0.5"),
         ([[True], None], r"number 0 is \[True\]"),
     ],
 )
@@ -53,6 +52,7 @@ def test_verdicts_are_plain(found):
     domain = Told()
     domain.verify = lambda problems, completions: found
     (one, none) = verdicts(domain, [Problem("1", "p", "a")] * 2, ["a", "b"])
-    assert one is True and none is None
+    assert one == 1 and none is None
     domain.verify = lambda problems, completions: np.array([True, False])
-    assert verdicts(domain, [Problem("1", "p", "a")] * 2, ["a", "b"]) == [True, False]
+    one, other = verdicts(domain, [Problem("1", "p", "a")] * 2, ["a", "b"])
+    assert one is True and other is False
