@@ -37,6 +37,16 @@ def answer_text(value: Any, what: str) -> str:
     return text
 
 
+def id_text(value: Any, what: str, default: str) -> str:
+    """An id as text; `default` where it is missing, blank, or a number of a table that is missing
+    (NaN). Raises ValueError as `text_of` does."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return default
+    if isinstance(value, str):
+        return text_of(value, what)
+    return number_text(value) if is_number(value) else str(value)
+
+
 def is_number(value: Any) -> TypeGuard[int | float | decimal.Decimal]:
     """Whether a value is a number and neither missing (NaN) nor infinite."""
     return not isinstance(value, bool) and (

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scope_jax.data.fields import check_characters, text_of
+from scope_jax.data.fields import check_characters, id_text, text_of
 from scope_jax.data.files import SUFFIXES, AnyPath, any_path, rows
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
@@ -129,10 +129,11 @@ def _item(row: Any, default_id: str) -> LabelledSolution:
     for step in steps:
         check_characters(step, "field 'steps'")
     return LabelledSolution(
-        id=str(row.get("id", default_id)),
+        id=id_text(row.get("id"), "field 'id'", default_id),
         problem=text_of(problem, "field 'problem'"),
         steps=tuple(steps),
         label=label,
         generator=str(row.get("generator", "")),
-        final_answer_correct=None if correct is None else bool(correct),
+        # (missing in a table: NaN)
+        final_answer_correct=None if correct is None or correct != correct else bool(correct),
     )

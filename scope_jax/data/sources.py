@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from scope_jax.data import files
-from scope_jax.data.fields import answer_text, is_number, number_text, text_of
+from scope_jax.data.fields import answer_text, id_text, text_of
 from scope_jax.data.problems import Distinct, Problems
 from scope_jax.tasks.answers import hash_answer, last_boxed
 from scope_jax.tasks.domain import Problem
@@ -226,18 +226,9 @@ def problem_of(
             mark = {"boxed": "\\boxed{...}", "hash": "line that starts with '####'"}[answer_from]
             raise ValueError(f"field {names['solution']!r} has no {mark}: no answer in it")
         answer = answer_text(extracted, f"the answer in field {names['solution']!r}")
-    return Problem(
-        _identity(_find(row, names["id"]), names["id"], default_id), prompt, answer, solution
-    )
-
-
-def _identity(value: Any, path: str, default: str) -> str:
-    """An id as text; `default` where it is missing, as a number of a table may be (NaN)."""
-    if value is _NOWHERE or value is None or value != value:
-        return default
-    if isinstance(value, str):
-        return text_of(value, f"field {path!r}") if value.strip() else default
-    return number_text(value) if is_number(value) else str(value)
+    found = _find(row, names["id"])
+    identity = id_text(None if found is _NOWHERE else found, f"field {names['id']!r}", default_id)
+    return Problem(identity, prompt, answer, solution)
 
 
 # ---- rows

@@ -46,16 +46,20 @@ def _fault(
     tokenizer: "PreTrainedTokenizerBase", own: "tokenizers.Tokenizer | None", text: str
 ) -> str:
     """What is wrong with the ids of a text, "" where nothing is."""
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    try:
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        theirs = ids if own is None else own.encode(text, add_special_tokens=False).ids
+    except Exception:  # a vocabulary without an unknown token refuses what it lacks
+        return ""
     read_back = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    kept = read_back == text
     if own is None:
-        kept = read_back == text or not _only_blanks_differ(read_back, text)
+        kept = kept or not _only_blanks_differ(read_back, text)
     else:
-        theirs = own.encode(text, add_special_tokens=False).ids
-        kept = read_back == text or own.decode(theirs, skip_special_tokens=False) != text
+        kept = kept or own.decode(theirs, skip_special_tokens=False) != text
     if not kept:
         return f"{text[:12]!r} comes back as {read_back[:12]!r}"
-    if own is None or _same_after_the_head(ids, theirs) or _is_patched(tokenizer):
+    if _same_after_the_head(ids, theirs) or _is_patched(tokenizer):
         return ""
     place = next((n for n, pair in enumerate(zip(ids, theirs)) if pair[0] != pair[1]), len(ids))
     return f"of {text[:12]!r}... it makes other ids than tokenizer.json, from number {place} on"

@@ -126,11 +126,16 @@ def test_suites_and_processbench(tmp_path):
         read = read_suite("own", tmp_path)
     assert read.skipped == 3 and [p.answer for p in read.problems] == ["10000000000000000"]
     item = {"problem": "p", "steps": ["a", "b"], "label": 1}
-    items = [item, item | {"steps": ["a", "\ud83d"]}, item | {"problem": "\ud83d"}]
+    items = [
+        item | {"id": math.nan, "final_answer_correct": math.nan},
+        item | {"steps": ["a", "\ud83d"]},
+        item | {"problem": "\ud83d"},
+    ]
     (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, items)))
     with pytest.warns(UserWarning, match=r"gsm8k\.jsonl: line 2: field 'steps': half"):
         (subset,) = load_processbench(tmp_path / "gsm8k.jsonl")
     assert len(subset.items) == 1 and subset.skipped == 2
+    assert subset.items[0].id == "gsm8k-1" and subset.items[0].final_answer_correct is None
 
 
 # ---- rows that repeat
