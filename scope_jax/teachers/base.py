@@ -143,11 +143,11 @@ class Step:
 def encode_reply(
     found: tuple[str, bool] | str,
     job: Job,
-    most: int,
     sampled: tuple[list[int], list[float]] | None = None,
+    most: int | None = None,
 ) -> Step | str:
     """The step that `read_reply` found, in the policy's ids; a reason stays what it is. One longer
-    than `most` characters is not encoded ("too_long").
+    than `most` characters (default: what a row of the job may hold) is not encoded ("too_long").
 
     `sampled`: ids and log-probs that were drawn for the reply. They are used as they are where
     their text is the step, with the separator's ids added where only that is missing.
@@ -155,6 +155,8 @@ def encode_reply(
     if isinstance(found, str):
         return found
     (step, ends), tokenizer = found, job.policy.tokenizer
+    if most is None:
+        most = most_characters(tokenizer, int(job.limit_B.max(initial=0)))
     if len(step) > most:
         return "too_long"
     if any(special in step for special in special_texts(tokenizer)):
@@ -169,21 +171,14 @@ def encode_reply(
     return "untokenisable" if encoded is None else Step(encoded, ends)
 
 
-def encode_known(step: str, final: bool, ask: Ask, job: Job, spec: TeacherSpec) -> Step | str:
+def encode_known(step: str, final: bool, ask: Ask, job: Job) -> Step | str:
     """A step of which it is known whether it ends the solution (`final`); one that does may
     correct a last step only."""
     if final and not ask.last:
         return "leak"
     if not step.strip():
         return "empty"
-    step = step.removesuffix(job.domain.separator) if final else step
-    return encode_reply((step, final), job, longest_step(job, spec))
-
-
-def longest_step(job: Job, spec: TeacherSpec) -> int:
-    """Characters that a step may hold at most (`most_characters`): one that is longer is refused
-    before anything is encoded."""
-    return most_characters(job.policy.tokenizer, spec.step_tokens)
+    return encode_reply((step.removesuffix(job.domain.separator) if final else step, final), job)
 
 
 def write_steps(

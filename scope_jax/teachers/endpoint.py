@@ -11,7 +11,6 @@ from scope_jax.teachers.base import (
     Job,
     TeacherSpec,
     encode_reply,
-    longest_step,
     write_steps,
 )
 from scope_jax.teachers.client import Endpoint, Reply
@@ -22,7 +21,7 @@ from scope_jax.teachers.demonstrations import (
     write_solutions,
 )
 from scope_jax.teachers.prompts import prompt_text
-from scope_jax.teachers.replies import read_reply
+from scope_jax.teachers.replies import most_characters, read_reply
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,11 +42,11 @@ class EndpointTeacher:
     def correct(self, job: Job) -> Corrected:
         """One step for each row, asked for in one batch of requests."""
         replies, counters = self.endpoint.ask([self.body(ask, job) for ask in job.asks])
-        most = longest_step(job, self.spec)
+        most = most_characters(job.policy.tokenizer, self.spec.step_tokens)
         steps = [
             reply
             if isinstance(reply, str)
-            else encode_reply(self._read(reply, ask, job, most), job, most)
+            else encode_reply(self._read(reply, ask, job, most), job, most=most)
             for ask, reply in zip(job.asks, replies, strict=True)
         ]
         return write_steps(

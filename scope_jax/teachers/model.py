@@ -22,7 +22,6 @@ from scope_jax.teachers.base import (
     Step,
     TeacherSpec,
     encode_reply,
-    longest_step,
     write_steps,
 )
 from scope_jax.teachers.demonstrations import (
@@ -33,7 +32,7 @@ from scope_jax.teachers.demonstrations import (
     write_solutions,
 )
 from scope_jax.teachers.prompts import prompt_text
-from scope_jax.teachers.replies import read_reply
+from scope_jax.teachers.replies import most_characters, read_reply
 from scope_jax.text import encode_in_place, step_ends, stop_table
 from scope_jax.types import Owner, Rollout
 
@@ -139,7 +138,7 @@ class ModelTeacher:
         replies = texts(ids, tokenizer)
         finished, logp, start = to_host((rows.finished_B, rows.logp_BT, rows.prompt_length_B))
         steps: list[Step | str] = []
-        most = longest_step(job, self.spec)
+        most = most_characters(job.policy.tokenizer, self.spec.step_tokens)
         for n, ask in enumerate(job.asks):
             if prompts[n] is None:
                 steps.append("prompt_too_long")
@@ -148,7 +147,7 @@ class ModelTeacher:
             sampled = None
             if self.tokenizer is None:
                 sampled = (ids[n], logp[n, start[n] : start[n] + len(ids[n])].tolist())
-            steps.append(encode_reply(found, job, most, sampled))
+            steps.append(encode_reply(found, job, sampled, most))
         return write_steps(job, steps, self.spec, shows_answer=self.spec.shows_answer)
 
     def _own_words(self, job: DemonstrationJob, generator: Generator) -> list[str | Refused]:

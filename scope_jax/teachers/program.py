@@ -48,4 +48,4 @@ class ProgramTeacher:
         if step is None:
             return "no_step"
         step = unix_newlines(step)
-        return encode_known(step, not step.endswith(job.domain.separator), ask, job, self.spec)
+        return encode_known(step, not step.endswith(job.domain.separator), ask, job)

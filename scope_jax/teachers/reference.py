@@ -51,7 +51,7 @@ class ReferenceTeacher:
         start = max(min(len(ask.kept), len(steps) - 1), 0)
         for number in range(start, len(steps)):
             if _without_blanks(steps[number]) not in covered:
-                return encode_known(steps[number], number == len(steps) - 1, ask, job, self.spec)
+                return encode_known(steps[number], number == len(steps) - 1, ask, job)
         return "no_step"
 
 
