@@ -21,7 +21,7 @@ from scope_jax.teachers.demonstrations import (
     write_solutions,
 )
 from scope_jax.teachers.prompts import prompt_text
-from scope_jax.teachers.replies import most_characters, read_reply
+from scope_jax.teachers.replies import most_characters, read_reply, without_thoughts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,13 +84,11 @@ class EndpointTeacher:
         return body | settings.extra_fields()
 
     def _read(self, reply: Reply, ask: Ask, job: Job, most: int) -> tuple[str, bool] | str:
+        """The step in a reply. A text that goes on inside of open thoughts is part of them."""
+        so_far = ask.problem.prompt + "".join(ask.kept)
+        inside = self.endpoint.spec.api == "completions" and without_thoughts(so_far) is None
         return read_reply(
-            reply.text,
-            reply.complete,
-            ask.last,
-            job.domain,
-            most=most,
-            continued=self.endpoint.spec.api == "completions",
+            reply.text, reply.complete, ask.last, job.domain, most=most, continued=inside
         )
 
     def _solve(self, number: int, problem: Problem, job: DemonstrationJob) -> dict[str, Any]:

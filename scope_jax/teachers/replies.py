@@ -30,8 +30,8 @@ def read_reply(
     """(step, whether it ends the solution) out of a reply, or why there is none: "empty",
     "incomplete", "thinking" (its thoughts have no end), "too_long" (past `most` characters).
 
-    Thoughts (`<think>...</think>`) are taken out, unless the reply goes on with a text
-    (`continued`) that may be such thoughts itself. The step is what stands before the first
+    Thoughts (`<think>...</think>`) are taken out, unless the reply goes on (`continued`) inside of
+    those of the text before it. The step is what stands before the first
     separator (or match of the domain's `boundary`); blank lines before it are dropped, further
     steps are cut. It ends the solution exactly where the wrong step was the rollout's last
     (`last`) and the step carries the domain's answer marker; it then stands without a separator.

@@ -3,6 +3,7 @@ that were damaged."""
 
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from scope_jax.tasks import Problem
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.teachers import Endpoint, ReferenceTeacher, TeacherSpec
 from scope_jax.teachers.base import Ask
+from scope_jax.teachers.client import Reply
 from scope_jax.teachers.replies import (
     encode_step,
     most_characters,
@@ -145,6 +147,24 @@ def test_a_thinking_model_behind_an_address():
     with serving(says("<think>\n-987\n", "length")) as server:
         result = run(batch, REWARD, teacher=teacher(server.url), policy=LAST)
     assert result.metrics["scope/teacher_failed_thinking"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "reply", "found"),
+    [
+        ("", "<think>Hm.</think>b\n", ("b\n", False)),
+        ("a\n", "Hm.</think>b\n", ("b\n", False)),
+        ("<think>a</think>c\n", "<think>Hm.</think>b\n", ("b\n", False)),
+        ("<think>a\n", "so b.</think>\n", ("so b.</think>\n", False)),
+        ("<think>a\n", "b\n", ("b\n", False)),
+    ],
+)
+def test_a_text_that_is_continued(kept, reply, found):
+    """With the other API the solution so far says whether the reply is inside of thoughts."""
+    writer = teacher("http://127.0.0.1:9/v1", "", api="completions")
+    ask = Ask(Problem("1", "p", "5"), (kept,), "w", False, 0)
+    job = SimpleNamespace(domain=Mathematics(separator="\n"))
+    assert writer._read(Reply(reply, True), ask, job, 99) == found
 
 
 # ---- replies on disk
