@@ -7,6 +7,7 @@ import numpy as np
 from scope_jax.correction.first_error import first_error, prefix_quality
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.steps import StepRows, in_steps
+from scope_jax.prm.finite import finite_rows
 from scope_jax.streams import Host, host_rng
 
 
@@ -41,7 +42,7 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
 
     Metrics: rows that could not be scored (`scope/unscored`) and what the scores cost
     (`cost/prm_tokens`, `cost/localiser_tokens`). Raises ValueError where the localiser lacks what
-    it needs.
+    it needs, RuntimeError where most of its scores are not finite.
     """
     localiser = scene.localiser
     if localiser is None:
@@ -54,14 +55,17 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
         scene.domain.divider,
     )
     scores, threshold = localiser.score(rows, scene), localiser.spec.threshold
-    score = scores.score_RJ
+    score, valid, not_finite = finite_rows(
+        scores.score_RJ, scores.valid_RJ, f"localiser {localiser.spec.kind!r}"
+    )
     if localiser.spec.noise > 0:
-        score = move_errors(score, scores.valid_RJ, threshold, localiser.spec.noise, scene.seed)
-    error = first_error(score, scores.valid_RJ, threshold)
-    quality = prefix_quality(score, scores.valid_RJ, error)
+        score = move_errors(score, valid, threshold, localiser.spec.noise, scene.seed)
+    error = first_error(score, valid, threshold)
+    quality = prefix_quality(score, valid, error)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
     metrics |= scores.metrics
-    return Located(rows, score, scores.valid_RJ, error, quality, threshold, metrics)
+    metrics["scope/unscored"] += not_finite
+    return Located(rows, score, valid, error, quality, threshold, metrics)
 
 
 def move_errors(
