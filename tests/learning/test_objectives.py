@@ -62,7 +62,7 @@ def test_without_old_log_probs_the_ratio_is_1():
     surrogate = -(ON / 8 * ADVANTAGE[:, None]).sum()
     assert found == pytest.approx(surrogate + nll(), rel=1e-4)
     assert (stats["on_tokens"], stats["off_tokens"]) == (ON.sum(), OFF.sum())
-    assert stats["ratio_sum"] == pytest.approx(ON.sum()) and stats["gap_max"] == 0
+    assert stats["ratio_sum"] == pytest.approx(ON.sum()) and stats["move_max"] == 0
 
 
 def test_old_log_probs_reach_the_ratio_and_the_clip():
