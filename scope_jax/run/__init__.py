@@ -5,7 +5,7 @@ on from. Importing it is cheap: Orbax and TensorBoard are imported where they ar
 """
 
 from scope_jax.run.checkpoints import Checkpoints
-from scope_jax.run.failures import NoRoom, StorageError
+from scope_jax.run.failures import MachineError, NoRoom, StorageError
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (
@@ -18,6 +18,7 @@ from scope_jax.run.workdir import (
 __all__ = [
     "STOPPED",
     "Checkpoints",
+    "MachineError",
     "MetricsWriter",
     "NoRoom",
     "PhaseTimer",

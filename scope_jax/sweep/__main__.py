@@ -127,10 +127,11 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
         print(f"stopped: {stopped}", file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line, code = failures.ending(error, args.workdir)
+        print(line or f"error: {failures.in_words(error)}", file=sys.stderr)
         if isinstance(error, NoRoom):
-            failures.leave(2)
-        return 2
+            failures.leave(code)
+        return code
 
 
 def _say(line: str) -> None:
