@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.run import failures, read_metrics
+from scope_jax.sweep.names import lock_of
 from scope_jax.sweep.records import (
     Record,
     code_version,
@@ -46,7 +47,7 @@ def work(
     for run in runs:
         if is_finished(records, run.name):
             continue
-        with claim(workdir / "locks" / f"{run.name.replace('/', '__')}.lock") as mine:
+        with claim(workdir / lock_of(run.name)) as mine:
             if not mine or is_finished(records, run.name):
                 continue
             started = time.monotonic()
