@@ -324,7 +324,9 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
     names = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
     final = summary["final"]
-    figures = "  ".join(f"{name} {final[name]:.3f}" for name in names if name in final)
+    figures = "  ".join(
+        f"{name} {final[name]:.3f}" for name in names if final.get(name) is not None
+    )
     report = Path(workdir or "") / "report.html"
     return f"done: {summary['steps']} steps  {figures}\nreport: {report}"
 
