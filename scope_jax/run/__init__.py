@@ -12,6 +12,7 @@ from scope_jax.run.workdir import (
     config_changes,
     prepare_workdir,
     record_config,
+    try_place,
     write_atomically,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "progress",
     "read_metrics",
     "record_config",
+    "try_place",
     "write_atomically",
 ]

@@ -1,8 +1,10 @@
 """Metrics, phase timer, progress and the workdir's config."""
 
+import errno
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -12,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scope_jax.run import failures
 from scope_jax.run import metrics as metrics_lib
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
-from scope_jax.run.workdir import prepare_workdir
+from scope_jax.run.workdir import prepare_workdir, try_place
 
 
 def scalars(workdir):
@@ -201,6 +204,22 @@ def test_config_must_be_json(tmp_path):
     with pytest.raises(ValueError, match="only numbers, strings, lists and dicts"):
         prepare_workdir(tmp_path / "run", {"dtype": jnp.float32})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
+    try_place(tmp_path / "a" / "b", "record.json")
+    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"record\.json"):
+        try_place(tmp_path, "other.json", "record.json")
+
+    def refused(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "no such name")
+
+    monkeypatch.setattr("scope_jax.run.workdir.tempfile.NamedTemporaryFile", refused)
+    with pytest.raises(PermissionError) as caught:
+        try_place(tmp_path)
+    assert failures.ending(caught.value)[0] == f"error: {tmp_path}: permission denied"
 
 
 def test_importing_the_room_is_cheap():
