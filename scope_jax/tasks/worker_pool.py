@@ -181,9 +181,8 @@ class WorkerPool:
         code, said = worker.last_words()
         self._end([worker])
         name = type(self).__name__
-        if code is None and not (
-            worker.closed or self._started
-        ):  # an import that never ends never will
+        # An import that never ends never will; where one ended before, the machine is slow.
+        if code is None and not worker.closed and not self._started:
             raise MachineError(
                 f"{name}: a worker did not start within {self._start_seconds:g} s: the machine is"
                 " busy, or an import never ends"
