@@ -40,7 +40,13 @@ from scope_jax.run import (
     write_atomically,
 )
 from scope_jax.run.compiles import count_compiles
-from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
+from scope_jax.run.session import (
+    TRAINED,
+    Keeping,
+    Session,
+    finished_summary,
+    write_summary,
+)
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.learner import Learner
@@ -82,7 +88,9 @@ def train(
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     compared = same_config(settings)
     with StopSignal(any_process) as stop, jax.set_mesh(mesh):
-        done = finished_summary(workdir, lambda: not config_changes(workdir, written, **compared))
+        done = finished_summary(
+            workdir, lambda: not config_changes(workdir, written, **compared), TRAINED
+        )
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
                 how_to_read = domain_of(settings.task).how_to_read

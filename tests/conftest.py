@@ -4,6 +4,8 @@ docs/testing.md tells what is tested how, and where the time goes."""
 
 import gc
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -83,6 +85,15 @@ def _room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works in this process and its children, also where the tests run in the background of
+    a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -17,15 +16,11 @@ from support.tiny_runs import ROOT, Tiny, command, environment, tiny_config
 
 from scope_jax import models, tasks
 from scope_jax.configs.tasks import change
-from scope_jax.configuration import default_config, train_config
-from scope_jax.data import Problems, batch_indices, read_file
-from scope_jax.data.load import Task
+from scope_jax.data import read_file
 from scope_jax.evaluate import EvaluateSpec, evaluate
 from scope_jax.run import Checkpoints, read_metrics
-from scope_jax.text import character_tokenizer, load_tokenizer
+from scope_jax.text import load_tokenizer
 from scope_jax.train import train
-from scope_jax.training.actors import Actors
-from scope_jax.training.rollouts import Progress, draw
 
 
 def refused(config, workdir: Path, kind=ValueError) -> str:
@@ -236,38 +231,6 @@ def test_checkpoints_in_the_wrong_role(checkpoints: Tiny, tmp_path: Path):
 # ---- data
 
 
-def test_prompts_that_do_not_fit_are_dropped_and_counted():
-    domain = tasks.Arithmetic(start="zero")
-    problems = [
-        domain.problem(0, "train", n, 2 + n % 2) for n in range(12)
-    ]  # prompts of 5 and 7 tokens in turn
-    source = Problems.from_list(problems, "mixed lengths")
-    tokenizer = character_tokenizer(domain.characters)
-
-    actors = Actors(None, {}, tokenizer, Task(domain, source, {}), None, None)
-
-    def take(limit):
-        config, progress = default_config(), Progress()
-        config.rollout.prompt_tokens = limit
-        drawn, ids = draw(actors, train_config(config), progress, 6)
-        return drawn, ids, progress.position, progress.dropped
-
-    drawn, ids, position, dropped = take(5)
-    assert len(drawn) == len(ids) == 6 and all(
-        len(p.prompt) == len(i) == 5 for p, i in zip(drawn, ids)
-    )
-    assert position == 6 + dropped and dropped > 0
-    order = source.take(batch_indices(0, 0, position, len(source)))
-    assert [p.id for p in drawn] == [
-        p.id for p in order if len(p.prompt) == 5
-    ]  # nothing skipped, nothing twice
-    assert take(7)[2:] == (6, 0)
-    with pytest.raises(
-        ValueError, match=r"mixed lengths: no prompt fits into rollout\.prompt_tokens = 4; raise it"
-    ):
-        take(4)
-
-
 def test_a_run_whose_prompts_are_all_too_long(checkpoints: Tiny, tmp_path: Path):
     message = refused(checkpoints.config("grpo", {"rollout.prompt_tokens": 4}), tmp_path / "run")
     assert "no prompt fits into rollout.prompt_tokens = 4; raise it" in message
@@ -338,46 +301,6 @@ def test_updates_that_are_not_finite(checkpoints: Tiny, tmp_path: Path):
         not (tmp_path / "run" / "summary.json").exists()
         and not (tmp_path / "run" / "model").exists()
     )
-
-
-def test_a_skipped_update_changes_nothing():
-    """The same guard, seen from close by: NaN in one row's advantage."""
-    from scope_jax import learning
-
-    config = models.ModelConfig(24, 16, 1, 2, 1, 8, 16)
-    params = models.init(config, jax.random.key(0))
-    spec = learning.LossSpec(max_new_tokens=4)
-    optimizer = learning.make_optimizer(learning.OptimizerSpec(learning_rate=0.1))
-    update = learning.make_update(
-        learning.policy_objective(config, spec, temperature=1.0, entropy=True),
-        optimizer,
-        config,
-    )
-    written = {
-        "completion": jnp.arange(8, dtype=jnp.int32).reshape(2, 4),
-        "on": jnp.full((2, 4), 0.1),
-        "off": jnp.zeros((2, 4)),
-    }
-    prompt = {
-        "prompt": jnp.array([[5, 6, 7]], jnp.int32),
-        "prompt_length": jnp.array([2], jnp.int32),
-    }
-    batch = prompt | written | {"advantage": jnp.array([1.0, -1.0])}
-    scalars = {"teacher_weight": jnp.float32(0.0)}
-    state = learning.init_state(params, optimizer)
-    bad, good = {**batch, "advantage": jnp.array([jnp.nan, 1.0])}, batch
-    counts = []
-    for part in (bad, bad, good, bad):
-        before = jax.device_get(state.params)
-        state, stats = update(state, part, scalars)
-        same = all(
-            np.array_equal(a, b)
-            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state.params)))
-        )
-        assert same == (part is bad) and int(stats["skipped"]) == (part is bad)
-        counts.append((int(state.updates), int(state.skipped), int(state.skipped_in_row)))
-    assert counts == [(0, 1, 1), (0, 2, 2), (1, 2, 0), (1, 3, 1)]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state)))
 
 
 def test_unknown_keys_of_a_config_file_name_the_nearest(tmp_path: Path):

@@ -296,9 +296,8 @@ def test_graders_and_settings_of_each_suite(place, tmp_path):
         1,
         1172,
     )
-    assert math["made_by"]["grader"]["name"] == "math" and letters["made_by"]["grader"] == {
-        "name": "choice"
-    }
+    assert math["made_by"]["grader"]["name"] == "math" and math["made_by"]["grader"]["rules"] == 2
+    assert letters["made_by"]["grader"] == {"name": "choice", "rules": 2}
     assert "letter of your choice" in letters["made_by"]["template"] and math["verdicts"] == {
         "judged": 4
     }

@@ -12,14 +12,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -34,7 +31,6 @@ from scope_jax.run import (
     Checkpoints,
     MetricsWriter,
     Stopped,
-    StopSignal,
     read_metrics,
 )
 from scope_jax.run.failures import is_full
@@ -45,14 +41,7 @@ from scope_jax.training import learner, rollouts
 MACHINE = ("time/", "throughput/", "compile/")
 NO_EVALUATION = {"evaluation.problems": 0, "evaluation.ood_problems": 0}
 
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C works in this process and its children, also where the tests run in the background of
-    a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def numbers(workdir: Path) -> list[dict]:
@@ -110,81 +99,6 @@ def after_call(place: Any, name: str, number: int, act: Callable[[], None]) -> I
 
 def tell(number: int = signal.SIGTERM) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
-
-
-# ---- the signal itself
-
-
-def test_a_signal_leaves_a_note_and_handlers_come_back():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        with StopSignal() as stop:
-            assert not stop.requested() and stop.name == ""
-            os.kill(os.getpid(), number)
-            assert stop.requested() and stop.name == signal.Signals(number).name
-            os.kill(
-                os.getpid(), signal.SIGTERM
-            )  # SIGTERM may come as often as it likes; the first name stays
-            assert stop.name == signal.Signals(number).name
-        assert {number: signal.getsignal(number) for number in before} == before
-
-
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with StopSignal() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert not stop.requested()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_all_processes_agree():
-    asked: list[bool] = []
-
-    def agree(told: bool) -> bool:
-        asked.append(told)
-        return len(asked) == 2  # as if another process had been told before our second question
-
-    with StopSignal(agree) as stop:
-        assert [stop.requested() for _ in range(2)] == [False, True]
-    assert asked == [False, False] and stop.name == ""
-
-
-def test_outside_of_the_main_thread_nothing_is_installed():
-    found = []
-
-    def work() -> None:
-        with StopSignal() as stop:
-            found.append((signal.getsignal(signal.SIGTERM), stop.requested()))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [(signal.getsignal(signal.SIGTERM), False)]
-
-
-def test_a_second_interrupt_ends_the_process_inside_a_computation():
-    body = "import ctypes, os\nfrom scope_jax.run.stop import StopSignal\n"
-    body += (
-        "with StopSignal() as stop:\n    os.kill(os.getpid(), 2)\n    print(stop.requested(),"
-        " flush=True)\n"
-    )
-    body += (  # keeps the lock: no Python runs meanwhile
-        "    [ctypes.PyDLL(None).sleep(100) for _ in range(9)]\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", body],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert child.stdout is not None and child.stdout.readline() == "True\n"
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=20) == -signal.SIGINT
-    assert child.stderr is not None and "SIGINT: the run stops" in child.stderr.read()
 
 
 # ---- a run that is asked to stop, at every place where it looks
@@ -759,20 +673,6 @@ def test_after_k_skipped_updates_a_resume_begins_at_the_last_good_state(
     assert_same_run(workdir, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
-    class Odd(tasks.Arithmetic):
-        def verify(self, problems: Any, texts: Any) -> Any:
-            return [True, bad, False, bad]
-
-    domain = Odd(start="zero")
-    problems = [domain.problem(0, "train", n, 2) for n in range(4)]
-    reward = rollouts.judge(domain, problems, [""] * 4, np.array([True, True, True, False]))
-    np.testing.assert_array_equal(
-        reward, [1, np.nan, 0, 0]
-    )  # an unfinished row is wrong, whatever the verifier says
-
-
 def test_a_run_with_infinite_rewards_is_the_run_without_them(
     checkpoints: Tiny, tmp_path: Path, monkeypatch
 ):
@@ -799,11 +699,3 @@ def test_a_run_with_infinite_rewards_is_the_run_without_them(
     for name in ("inf", "nan"):
         assert_same_run(tmp_path / name, tmp_path / "none")
     assert all(np.isfinite(x).all() for x in arrays(tmp_path / "inf").values())
-
-
-def test_jax_has_no_say_in_signals():
-    """Nothing below may take the handlers away: looked at after a program has run."""
-    with StopSignal() as stop:
-        jax.jit(lambda x: x + 1)(1.0).block_until_ready()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested()

@@ -9,32 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.fixtures import make_params
-from support.prm_fixtures import _config, byte_level_tokenizer, metaspace_tokenizer
+from support.prm_fixtures import _config, byte_level_tokenizer
 from support.tiny_runs import POLICY, PRM, Tiny, tiny_config
 
-from scope_jax import models, rollout, tasks
+from scope_jax import models, tasks
 from scope_jax.configuration.schema import set_value
 from scope_jax.configuration.supervision import SuperviseConfig
-from scope_jax.correction import Scene, StepRows
 from scope_jax.data import batch_indices, read_file
-from scope_jax.learning import step_label_objective
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.rollout import Generator
 from scope_jax.supervise import default_config, supervise
 from scope_jax.supervision import labels
 from scope_jax.supervision.batches import (
     BatchSpec,
     DemonstrationBatches,
-    LabelledSteps,
     end_token,
-    with_step_mark,
-)
-from scope_jax.supervision.labels import (
-    LabelledRow,
-    LabelSpec,
-    RolloutSpec,
-    labelled_rows,
-    monte_carlo_labels,
 )
 from scope_jax.text import load_tokenizer, save_tokenizer
 
@@ -171,239 +159,6 @@ def test_a_directory_of_an_earlier_version_is_still_known(checkpoints: Tiny, tmp
         supervise(tiny_config("base", {**POLICY, "target.max_tokens": 30}), tmp_path)
 
 
-# ---- figures
-
-
-def table(scores: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    score = np.zeros((len(scores), max(map(len, scores))), np.float32)
-    valid = np.zeros(score.shape, bool)
-    for row, values in enumerate(scores):
-        score[row, : len(values)], valid[row, : len(values)] = values, True
-    return score, valid
-
-
-TRUTH = [
-    [True, False, False],  # found at 1: exact
-    [True, False, False],  # found at 0: not later, not exact
-    [True, False, False],  # found at 2: later
-    [True, True, False],  # not found
-    [False],  # not found, in a row that is shorter than the table
-    [True, True, True],  # left clean
-    [True],  # a false alarm
-]
-SCORES = [
-    [0.9, 0.4, 0.9],
-    [0.4, 0.9, 0.9],
-    [0.9, 0.9, 0.4],
-    [0.9, 0.9, 0.95],
-    [0.9],
-    [0.9, 0.9, 0.9],
-    [0.2],
-]
-
-
-def test_first_error_rates_literal():
-    assert labels.first_error_rates(*table(SCORES), TRUTH, 0.5) == {
-        "first_error/exact": 0.2,
-        "first_error/not_later": 0.4,
-        "first_error/later": 0.2,
-        "first_error/none": 0.4,
-        "first_error/clean": 0.5,
-        "first_error/wrong_rows": 5,
-        "first_error/right_rows": 2,
-    }
-
-
-def test_threshold_table_literal():
-    rows, best = labels.threshold_table(
-        *table([[0.3, 0.1], [0.8, 0.7], [0.9, 0.9]]), [[True, False], [True, False], [True, True]]
-    )
-    assert [row["threshold"] for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-    # Row 0 is found exactly up to 0.3 (a score at the threshold is not below it), too early then;
-    # row 1 from 0.8 on.
-    assert [row["exact"] for row in rows] == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0]
-    assert [row["not_later"] for row in rows] == [0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1]
-    assert [row["none"] for row in rows] == [1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0, 0]
-    assert [row["clean"] for row in rows] == [1] * 9
-    assert best == 0.2  # of equal ones the lowest
-
-
-def test_agreement_literal():
-    rows = [
-        LabelledRow("p", ["a", "b", "c"], [1.0, 0.25, 0.0], [True, True, False]),
-        LabelledRow("p", ["a", "b"], [0.0, 0.0], [True, False]),
-        LabelledRow("p", ["a"], [1.0], None),
-    ]
-    assert labels.agreement(rows) == {"labels/agreement": 0.8, "labels/first_error_agreement": 0.5}
-    assert labels.agreement(rows[2:]) == {}
-
-
-def test_soft_labels_mean_soft_cross_entropy():
-    config = dataclasses.replace(_config(272), head="prm", num_layers=1)
-    params = make_params(config, 5)
-    tokens = jnp.array([[5, 6, 7, 8]])
-    weight = jnp.array([[0.0, 0.5, 0.0, 0.25]])
-    good = np.asarray(
-        models.good_step_probability(params, config, tokens, jnp.array([4])), np.float64
-    )[0]
-    loss = step_label_objective(config)
-    soft, _ = loss(
-        params, {"tokens": tokens, "label": jnp.array([[0.0, 0.3, 0.0, 1.0]]), "weight": weight}, {}
-    )
-    by_hand = -0.5 * (0.3 * np.log(good[1]) + 0.7 * np.log(1 - good[1])) - 0.25 * np.log(good[3])
-    assert float(soft) == pytest.approx(by_hand, rel=1e-5)
-    whole = [
-        loss(
-            params,
-            {"tokens": tokens, "label": jnp.array([[0, 1, 0, 0]], kind), "weight": weight},
-            {},
-        )[0]
-        for kind in ("int32", "float32")
-    ]
-    assert float(whole[0]) == float(whole[1])
-
-
-# ---- labels
-
-
-@pytest.fixture(scope="module")
-def cast(checkpoints: Tiny):
-    """(policy, tokenizer, domain, problems) of the embedded task."""
-    config, params = models.load(checkpoints.policy)
-    domain = tasks.Arithmetic(start="zero")
-    problems = [domain.problem(9, "train", n, 2) for n in range(14)]
-    return Generator(params, config), load_tokenizer(checkpoints.policy), domain, problems
-
-
-def label(cast, path, problems=None, **labels):
-    """(rows, counters, how often the policy was asked for)."""
-    policy, tokenizer, domain, given = cast
-    asked = []
-    sample = rollout.SampleSpec(max_new_tokens=14, end_ids=policy.config.end_ids)
-
-    def scene() -> Scene:
-        asked.append(1)
-        return Scene(domain, rollout.Policy(policy, tokenizer, sample), jax.random.key(3))
-
-    rows, counts = labelled_rows(
-        path,
-        "train",
-        given if problems is None else problems,
-        scene,
-        RolloutSpec(2, 4, 5, False),
-        LabelSpec(**labels),
-    )
-    return rows, counts, len(asked)
-
-
-MONTE_CARLO = {"kind": "monte_carlo", "continuations": 4}
-
-
-def test_monte_carlo_labels_against_the_step_check(cast, tmp_path):
-    domain, problems = cast[2:]
-    rows, counts, _ = label(cast, tmp_path / "hard.jsonl", **MONTE_CARLO)
-    checked, _, _ = label(cast, tmp_path / "oracle.jsonl")
-    assert [(row.prompt, row.steps, row.oracle) for row in rows] == [
-        (row.prompt, row.steps, row.oracle) for row in checked
-    ]
-    assert [row.labels for row in checked] == [
-        [float(good) for good in row.oracle] for row in checked
-    ]
-    by_prompt = {p.prompt: p for p in problems}
-    right = [bool(domain.verify([by_prompt[row.prompt]], ["".join(row.steps)])[0]) for row in rows]
-    assert [row.labels for row, good in zip(rows, right, strict=True) if good] == [
-        [1.0] * len(row.steps) for row, good in zip(rows, right, strict=True) if good
-    ]
-    assert 0 < sum(right) < len(rows) and any(
-        row.labels[0] > 0 for row, good in zip(rows, right, strict=True) if not good
-    )
-    # A label is 1 up to where no continuation succeeds; the last one is the row's verdict.
-    assert all(
-        set(row.labels) <= {0.0, 1.0} and sorted(row.labels, reverse=True) == row.labels
-        for row in rows
-    )
-    assert all(row.labels[-1] == 0 for row, good in zip(rows, right, strict=True) if not good)
-    assert counts["prefixes"] == sum(
-        min(row.labels.count(1.0) + 1, len(row.steps) - 1)
-        for row, good in zip(rows, right, strict=True)
-        if not good
-    )
-    assert counts["label_tokens"] > 0 and counts["rows"] == len(rows) <= 28
-
-    soft, more, _ = label(cast, tmp_path / "soft.jsonl", **MONTE_CARLO, estimate="soft")
-    assert more["prefixes"] > counts["prefixes"]  # right rows are continued too
-    assert {x for row in soft for x in row.labels} <= {0, 0.25, 0.5, 0.75, 1}
-    # The same continuations: a failed row's step has a share above 0 exactly where its hard label
-    # is 1.
-    for ours, hard, good in zip(soft, rows, right, strict=True):
-        assert good or [x > 0 for x in ours.labels] == [x > 0 for x in hard.labels]
-
-
-@dataclasses.dataclass(frozen=True)
-class OneVerdict(tasks.Domain):
-    """Every answer gets the same verdict."""
-
-    verdict: bool | None
-
-    name = "one"
-    separator = "\n"
-
-    def verify(self, problems, completions):
-        return [self.verdict] * len(completions)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "estimate", "labels", "prefixes"),
-    [
-        (False, "hard", [[0.0] * 4, [0.0]], 1),  # nothing after the first lost step is continued
-        (False, "soft", [[0.0] * 4, [0.0]], 1),
-        (True, "hard", [[1.0] * 4, [1.0]], 0),
-        (True, "soft", [[1.0] * 4, [1.0]], 3),  # each step but the last
-        (None, "soft", [None, None], 0),
-    ],
-)
-def test_which_prefixes_are_continued(cast, verdict, estimate, labels, prefixes):
-    policy, tokenizer = cast[:2]
-    steps = [["+111\n", "+222\n", "+333\n", "+444"], ["+111"]]
-    prompt = tokenizer.encode("+1+2=")
-    ids = [prompt + tokenizer.encode("".join(row)) for row in steps]
-    batch = rollout.from_prompts(ids, 1, 40).replace(
-        prompt_length_B=jnp.full(2, len(prompt), jnp.int32)
-    )
-    # Continuations end at once or later: whatever token comes is an end.
-    sample = rollout.SampleSpec(max_new_tokens=30, end_ids=tuple(range(24)))
-    ends = [[5, 10, 15, 19], [4]]
-    rows = StepRows(batch, [tasks.Problem("a", "", "")] * 2, np.arange(2), steps, ends)
-    scene = Scene(OneVerdict(verdict), rollout.Policy(policy, tokenizer, sample), jax.random.key(0))
-    found, counts = monte_carlo_labels(rows, scene, LabelSpec("monte_carlo", 2, estimate))
-    assert found == labels
-    assert counts == {"prefixes": prefixes, "label_tokens": 2 * prefixes}
-
-
-def test_labels_go_on_after_the_last_whole_chunk(cast, tmp_path):
-    path = tmp_path / "labels.jsonl"
-    rows, counts, asked = label(cast, path, **MONTE_CARLO)
-    whole = path.read_text()
-    assert asked == 1 and whole.count('"chunk"') == 4  # 14 problems, 4 at once
-    assert label(cast, path, **MONTE_CARLO) == (rows, counts, 0)  # nothing to do
-    lines = whole.splitlines(keepends=True)
-    ends = [n for n, line in enumerate(lines) if '"chunk"' in line]
-    # Killed within the third chunk: two of its lines are whole and one is torn; at the start;
-    # behind a chunk.
-    for kept, torn in (
-        (ends[1] + 3, 20),
-        (0, 7),
-        (ends[2] + 1, 0),
-        (ends[3], len(lines[ends[3]]) - 1),
-    ):
-        path.write_text("".join(lines[:kept]) + lines[min(kept, len(lines) - 1)][:torn])
-        assert label(cast, path, **MONTE_CARLO) == (rows, counts, 1)
-        assert path.read_text() == whole
-    path.write_text("{" + whole)
-    with pytest.raises(ValueError, match=r"labels.jsonl:1: not JSON"):
-        label(cast, path, **MONTE_CARLO)
-
-
 def test_prm_from_monte_carlo_labels(checkpoints: Tiny, tmp_path):
     settings = {
         **PRM,
@@ -477,40 +232,6 @@ def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "killed" / "checkpoints").exists()
-
-
-def test_labelled_steps_go_on(checkpoints: Tiny):
-    config, tokenizer = models.read_config(checkpoints.prm), load_tokenizer(checkpoints.prm)
-    prm = ProcessRewardModel({}, config, tokenizer)
-    rows = [
-        LabelledRow("+7-9=", ["+777\n", "-987"], [1.0, 0.0], None),
-        LabelledRow("+1-2=", ["+100\n", "-200\n", "+3"], [0.0, 0.0, 0.0], None),
-        LabelledRow("+1<extra_0>", ["+100\n"], [1.0], None),  # cannot be told from a mark
-    ]
-    batches = LabelledSteps(prm, rows, batch=6, seed=4)
-    assert batches.unscorable == 1
-    first = next(batches)
-    assert first["label"].dtype == np.int32 and first["weight"].sum() == pytest.approx(1)
-    learned = sorted(
-        {
-            (tuple(line[w > 0]), tuple(t[w > 0]))
-            for line, t, w in zip(first["label"], first["tokens"], first["weight"], strict=True)
-        }
-    )
-    assert learned == [
-        ((0,), (1,)),
-        ((1, 0), (1, 1)),
-    ]  # nothing past the first 0; token 1 is the mark
-    state = json.loads(json.dumps(batches.state()))
-    after = [next(batches) for _ in range(3)]
-    other = LabelledSteps(prm, rows, batch=6, seed=99)
-    other.restore(state)
-    for expected, found in zip(after, [next(other) for _ in range(3)], strict=True):
-        assert all(np.array_equal(expected[name], found[name]) for name in expected)
-    with pytest.raises(
-        ValueError, match="no labelled rollout to train on: 1 rows, 1 of them cannot be scored"
-    ):
-        LabelledSteps(prm, rows[2:], batch=6, seed=4)
 
 
 # ---- mathematics, from a file
@@ -686,21 +407,3 @@ def test_prm_of_another_domain_by_monte_carlo(math, solver):
     } == {0.0, 1.0}
     prm = ProcessRewardModel.load(folder / "prm")
     assert prm.format == "qwen" and prm.score(["1+2"], [["Add.", "3"]])[1].all()
-
-
-def test_a_trunk_without_the_step_mark():
-    tokenizer = metaspace_tokenizer()
-    size = len(tokenizer)
-    with pytest.raises(
-        ValueError,
-        match=f"some/dir: its tokenizer has no '<extra_0>' token and its embedding of {size} rows",
-    ):
-        with_step_mark(tokenizer, size, "some/dir")
-    assert len(with_step_mark(tokenizer, size + 8)) == size + 1
-    assert tokenizer.convert_tokens_to_ids("<extra_0>") == size and tokenizer.chat_template
-    prm = ProcessRewardModel({}, dataclasses.replace(_config(size + 8), head="prm"), tokenizer)
-    ids, marks = prm.encode("1+2", ["Add 1.\n\n", "It is 3."])
-    assert [ids[m] for m in marks] == [size, size] and ids.count(size) == 2
-    known = byte_level_tokenizer()
-    before = len(known)
-    assert len(with_step_mark(known, before)) == before  # it has one: nothing is added

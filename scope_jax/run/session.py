@@ -3,9 +3,9 @@
 The loop of a program knows only this:
 
     with Session(workdir, keeping, stop) as session:
-        state = session.restore(state)
-        for step in session.steps(learner, progress):
-            session.record(step, metrics_of_the_step)
+        session.restore(learner, progress, shapes_of_the_state)
+        for step in session.steps():
+            session.record(step, metrics_of_the_step, skipped=...)
 
 A step that was begun when the run is asked to stop is given up at the next `safe_point` and done
 again when the run goes on; nothing that happened in it is kept.
@@ -259,18 +259,20 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-# What the summary of a training holds, among other things.
+# What a summary holds, among other things; of a training more.
+FINISHED: Mapping[str, type] = {"steps": int}
 TRAINED: Mapping[str, type] = {"steps": int, "updates": int, "skipped": int, "final": dict}
 
 
 def finished_summary(
     workdir: Path,
     holds: Callable[[], bool] = lambda: True,
-    needed: Mapping[str, type] = TRAINED,
+    needed: Mapping[str, type] = FINISHED,
 ) -> dict[str, Any] | None:
     """The summary of a run that is finished (and for which `holds()`), None where there is none.
-    A file that is no summary says nothing of the run: a warning, and the run goes on. What lies
-    in the folder is for process 0 to say: others may have no such folder."""
+    A file that is no summary, or lacks a `needed` value, says nothing of the run: a warning, and
+    the run goes on. What lies in the folder is for process 0 to say: others may have no such
+    folder."""
     path, summary = workdir / "summary.json", None
     if is_main() and path.is_file() and holds():
         try:

@@ -2,16 +2,28 @@ r"""Answers and equations in texts: the last \boxed{} of a solution, the number 
 one spelling for both.
 
 Verdicts are not made here (`verify_math` does that): these functions read the reference answer of
-a data set that has only solutions, and give answers a common spelling so that equal ones can be
-counted.
+a data set that has only solutions, and the answer of a completion in the spelling by which votes
+are counted, which is the verdicts' own (`rules.spelling`).
 """
 
 import re
 
+from scope_jax.tasks.rules.boxes import answer_in_boxes
+from scope_jax.tasks.rules.spelling import normal_answer
+
+__all__ = [
+    "boxed_solution",
+    "equations_in",
+    "hash_answer",
+    "last_boxed",
+    "normal_answer",
+    "normal_boxed",
+]
+
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s$.,]+)")
-_HASH = re.compile(r"^####[ \t]*(\S.*?)\s*$", re.MULTILINE)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def equations_in(text: str) -> list[str]:
@@ -51,8 +63,12 @@ def last_boxed(text: str) -> str | None:
 def hash_answer(text: str) -> str | None:
     """What GSM8K writes after "####" on its own line (the last such line), thousands commas
     removed; None without it."""
-    found = _HASH.findall(text)
+    found = [answer for line in text.split("\n") if (answer := _after_hashes(line))]
     return _THOUSANDS.sub("", found[-1]) if found else None
+
+
+def _after_hashes(line: str) -> str:
+    return line[4:].strip() if line.startswith("####") else ""
 
 
 def boxed_solution(solution: str, answer: str) -> str:
@@ -61,33 +77,12 @@ def boxed_solution(solution: str, answer: str) -> str:
     added."""
     if last_boxed(solution) is not None:
         return solution
-    body = _HASH.sub("", _CALCULATOR.sub("", solution)).rstrip()
+    lines = _CALCULATOR.sub("", solution).split("\n")
+    body = "\n".join(line for line in lines if not _after_hashes(line)).rstrip()
     return f"{body}\n\nThe final answer is $\\boxed{{{answer}}}$."
 
 
-def normal_answer(answer: str) -> str:
-    r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac,
-    \text{}, degree and percent signs, thousands commas, a trailing full stop, the braces of
-    \frac12. Values are not computed: 1/2 and 0.5 stay different."""
-    text = answer.strip().strip("$").strip()
-    for pattern, replacement in _SPELLINGS:
-        text = pattern.sub(replacement, text)
-    text = _THOUSANDS.sub("", text)
-    return text.rstrip(".")
-
-
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_SPELLINGS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1"),
-        (r"\\(?:left|right)(?![a-zA-Z])", ""),
-        (r"\\[dt]frac", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\{,\}", ","),
-        (r"\\[!,;: ]|~|\\quad|\\qquad", ""),
-        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", ""),
-        (r"\\?[%$]", ""),
-        (r"\s+", ""),
-    )
-]
+def normal_boxed(completion: str) -> str | None:
+    r"""The answer in the last \boxed{} (and those joined to it), in one spelling; None without."""
+    answer = answer_in_boxes(completion)
+    return None if answer is None else normal_answer(answer) or None

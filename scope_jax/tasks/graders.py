@@ -1,8 +1,8 @@
 """Graders: from the text of a completion to a score in [0, 1], or None where it could not be
 judged.
 
-    math             math_verify in worker processes, reference first (tasks.verify_math)
-    choice           the letter in the last box, else the one after "answer is"
+    math             tasks.rules, then math_verify, in worker processes (tasks.verify_math)
+    choice           the letter in the last box, else the one after "answer is" (tasks.rules)
     exact            the last box, else the last line, letter by letter (case and white space aside)
     module:function  a function of the user, called in worker processes as
                      function(fields of the problem, completion)
@@ -14,12 +14,13 @@ runs in a process that may be killed.
 import collections
 import importlib.metadata
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scope_jax.tasks.answers import last_boxed, normal_answer
+from scope_jax.tasks.answers import last_boxed, normal_boxed
 from scope_jax.tasks.domain import Problem
+from scope_jax.tasks.rules import VERSION
+from scope_jax.tasks.rules.choices import choice_letter
 from scope_jax.tasks.verify_math import FunctionVerifier, MathVerifier
 
 NAMES = ("math", "choice", "exact")
@@ -114,18 +115,19 @@ class Grader:
         return boxed_form(completion)
 
     def record(self) -> dict[str, Any]:
-        """What made the verdicts, for the record of an evaluation."""
+        """What made the verdicts, for the record of an evaluation. `rules`: the version of this
+        project's own rules (`tasks.rules`); records without it are of version 1."""
+        if self.name not in NAMES:
+            return {"name": self.name, "seconds": self.seconds}
+        record: dict[str, Any] = {"name": self.name, "rules": VERSION}
         if self.name == "math":
-            version = importlib.metadata.version("math-verify")
-            how = (
-                "gold first; last \\boxed{}, else what math_verify finds; float_rounding 6, strict"
+            record["math_verify"] = importlib.metadata.version("math-verify")
+            record["seconds"] = self.seconds
+            record["how"] = (
+                "gold first; last \\boxed{}, else what math_verify finds; exact where both are"
+                " rational"
             )
-            return {"name": "math", "math_verify": version, "seconds": self.seconds, "how": how}
-        return (
-            {"name": self.name, "seconds": self.seconds}
-            if self._pool is not None
-            else {"name": self.name}
-        )
+        return record
 
 
 def check_grader(name: str) -> None:
@@ -139,19 +141,6 @@ def check_grader(name: str) -> None:
         )
 
 
-def choice_letter(completion: str) -> str | None:
-    r"""The letter chosen: in the last box (\boxed{C}, \boxed{\text{(C) 12 cm}}), else after the
-    last "answer is" or "Answer:"."""
-    box = last_boxed(completion)
-    if box is not None:
-        content = _WRAPPING.sub("", box[:200]).strip()
-        found = _FIRST_LETTER.match(content)
-        if found and (found[1].isupper() or len(content) == 1):
-            return found[1].upper()
-    letters = [match[1] for match in _ANSWER_IS.finditer(completion)]
-    return letters[-1] if letters else None
-
-
 def exact_answer(completion: str) -> str | None:
     """The last box, else the last line that is not empty, lower case and with single spaces."""
     box = last_boxed(completion)
@@ -163,18 +152,11 @@ def exact_answer(completion: str) -> str | None:
 
 
 def boxed_form(completion: str) -> str | None:
-    """The last box in a spelling in which equal answers are mostly equal strings. For votes only:
-    verdicts do not use it."""
-    box = last_boxed(completion)
-    return None if box is None or len(box) > LONGEST_ANSWER else normal_answer(box) or None
+    """The last box in a spelling in which equal answers are mostly equal strings. Votes are counted
+    by it, and answers of one spelling are equal to the verifier."""
+    answer = normal_boxed(completion)
+    return None if answer is None or len(answer) > LONGEST_ANSWER else answer
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-_WRAPPING = re.compile(r"\\(?:textbf|text|mathrm|mathbf|rm|bf)(?![a-z])|[${}*\\]")
-_FIRST_LETTER = re.compile(r"\(?([A-Za-z])(?:[).:,]|$)")
-_ANSWER_IS = re.compile(
-    r"[Aa]nswer(?:\s{1,3}is)?\s{0,3}:?\s{0,3}(?:option\s|choice\s)?[*$({\[]{0,4}([A-Z])(?![A-Za-z'’])"
-)

@@ -1,8 +1,8 @@
 """A process that judges answers; started by `worker_pool` as a script, never imported by it.
 
-It imports math_verify and the standard library only: a child that touched JAX would wait for the
-accelerator that its parent holds. Requests come on stdin and verdicts leave on stdout, each a
-4-byte big-endian length and that many bytes of JSON:
+It imports math_verify, the folder `rules` and the standard library only: a child that touched JAX
+would wait for the accelerator that its parent holds. Requests come on stdin and verdicts leave on
+stdout, each a 4-byte big-endian length and that many bytes of JSON:
 
     child:  {"ready": true}
     parent: {"prediction": str, "gold": str, "seconds": float}
@@ -19,7 +19,7 @@ import contextlib
 import faulthandler
 import functools
 import importlib
-import itertools
+import importlib.util
 import json
 import logging
 import math
@@ -29,10 +29,30 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+
+def _load_rules(*names: str) -> list[Any]:
+    """Modules of the folder `rules` beside this file, without the packages around it: importing
+    those would bring in JAX."""
+    folder = Path(__file__).with_name("rules")
+    spec = importlib.util.spec_from_file_location(
+        "rules", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec and spec.loader
+    sys.modules["rules"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    return [importlib.import_module(f"rules.{name}") for name in names]
+
+
+if TYPE_CHECKING:
+    from scope_jax.tasks.rules import boxes, readings, symbolic
+else:
+    boxes, readings, symbolic = _load_rules("boxes", "readings", "symbolic")
 
 
 class OutOfTime(BaseException):
@@ -42,102 +62,126 @@ class OutOfTime(BaseException):
 def judge(prediction: str, gold: str) -> tuple[bool | None, str]:
     """(verdict, reason where it is None): does the answer in `prediction` equal `gold`?
 
-    The last boxed answer counts; without one, what math_verify finds in the text. An answer that
-    cannot be read is wrong; a gold that cannot be read leaves the verdict open.
+    The last boxed answer counts; without one, what the text states. An answer that cannot be read
+    is wrong; a gold that cannot be read leaves the verdict open, unless the texts are the same.
     """
-    prediction, reference = _JUNK.sub("", prediction), _JUNK.sub("", gold).strip()
-    if not reference:
+    prediction, gold = _JUNK.sub("", prediction), _JUNK.sub("", gold).strip()
+    if not gold:
         return None, "gold is empty"
-    boxed = boxed_answer(prediction)
-    answer = _plain(boxed, prediction)
-    if answer and answer == _plain(boxed_answer(reference), reference):
-        return True, ""
-    golds = _read_gold(reference)
-    if not golds:
-        return None, "gold cannot be parsed"
-    try:
-        targets = _read(boxed, prediction)
-    except MemoryError:
-        return None, "out of memory"
-    except Exception:
-        return False, ""
-    open_question = (
-        "gold can only be compared as text" if all(isinstance(g, str) for g in golds) else ""
-    )
-    for reading, target in itertools.product(golds, targets):
+    reference = _read_gold(gold)
+    boxed = boxes.answer_in_boxes(prediction)
+    if boxed is None:
+        answers = _stated(prediction)
+    else:
+        answers = iter(readings.read(boxed, reference=False) if boxed.strip() else ())
+    open_question = ""
+    for answer in answers:
         try:
-            if verify(reading, target, timeout_seconds=None, raise_on_error=True):
+            if _equal(reference, answer):
                 return True, ""
         except MemoryError:
             open_question = "out of memory"
-        except Exception:
-            continue  # these two readings cannot be compared; others may
-    return (None, open_question) if open_question and targets else (False, "")
+        except _UnreadableGold:
+            open_question = "gold can only be compared as text"
+    return (None, open_question) if open_question else (False, "")
 
 
-def boxed_answer(text: str) -> str | None:
-    r"""The last \boxed{...} (or \fbox) whose braces close, with those joined to it by a comma,
-    "and" or "or"."""
-    opened: list[
-        int | None
-    ] = []  # where the box of each open brace starts; None for a brace of another kind
-    boxes: list[tuple[int, int, str]] = []
-    inside: list[int] = []  # starts of contents
-    for match in _BRACES.finditer(text):
-        found = match.group()
-        if found == "}":
-            if opened:
-                start, content = opened.pop(), inside.pop()
-                if start is not None:
-                    while boxes and boxes[-1][0] > start:
-                        boxes.pop()  # a box within this one
-                    boxes.append((start, match.end(), text[content : match.start()]))
-        elif found[-1] == "{" and found != "\\{":
-            opened.append(match.start() if len(found) > 1 else None)
-            inside.append(match.end())
-    if not boxes:
-        return None
-    first = len(boxes) - 1
-    while first > 0 and _JOINED.fullmatch(text[boxes[first - 1][1] : boxes[first][0]]):
-        first -= 1
-    return " and ".join(f"\\boxed{{{content.strip()}}}" for _, _, content in boxes[first:])
+class _UnreadableGold(Exception):
+    pass
 
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_JOINED = re.compile(r"[\s$]*(?:,\s*and|,\s*or|,|and|or)[\s$]*")
+def _equal(reference: "readings.Reading", answer: Any) -> bool:
+    """Whether an answer, a reading or a sympy object, equals the reference: by texts and values if
+    they tell, else by sympy. Raises _UnreadableGold."""
+    if isinstance(answer, readings.Reading):
+        told = readings.equal(reference, answer)
+        if told is not None:
+            return told
+    try:
+        target = symbolic.parsed(reference.text)
+    except MemoryError:
+        raise
+    except Exception:
+        raise _UnreadableGold from None
+    try:
+        if not isinstance(answer, readings.Reading):
+            return symbolic.same(target, symbolic.exact(answer))
+        expression = symbolic.parsed(answer.text)
+        for number, other in ((reference, expression), (answer, target)):
+            if number.decimal and number.value is not None and symbolic.close(number.value, other):
+                return True
+        return symbolic.same(target, expression)
+    except MemoryError:
+        raise
+    except Exception:
+        return False  # an answer that cannot be read, or not be compared with this reference
+
+
 _DELIMITED = re.compile(r"(?<!\\)\$|\\\(|\\\[")
+_FORMULA = re.compile(r"\$[^$]*\$|\\\((?:[^\\]|\\[^)])*\\\)|\\\[(?:[^\\]|\\[^\]])*\\\]")
+_PROSE = re.compile(r"[a-zA-Z]{2,} [a-zA-Z]{2,}|[a-zA-Z]{4,}")
 _JUNK = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: remains of broken characters
-_LATEX = LatexExtractionConfig(boxed_match_priority=0)
-_TEXT = (_LATEX, ExprExtractionConfig())
-
-
-def _plain(boxed: str | None, text: str) -> str:
-    """Text for a comparison letter by letter: the content of a single box, or all of the text."""
-    if boxed is not None:
-        text = boxed if " and \\boxed{" in boxed else boxed[len("\\boxed{") : -1]
-    return text.strip()
+_SPACES = re.compile(r"[^\S\n]+")
+_STATED = re.compile(r"answer(?: is)?\s?:?\s?([^\n]{1,200})", re.IGNORECASE)
+_SHORT = 200
+_TEXT = (
+    LatexExtractionConfig(boxed_match_priority=0, normalization_config=symbolic.NORMALIZATION),
+    ExprExtractionConfig(),
+)
 
 
 @functools.lru_cache(maxsize=256)  # the rollouts of a group share their gold
-def _read_gold(gold: str) -> list[Any]:
-    boxed = boxed_answer(gold)
-    if boxed is None and not _DELIMITED.search(gold):
-        boxed = f"\\boxed{{{gold}}}"
+def _read_gold(gold: str) -> "readings.Reading":
+    """The reading of a reference answer: of its box, of a bare answer as a whole, of the formula
+    in a sentence."""
+    answer = boxes.answer_in_boxes(gold)
+    if answer is None:
+        answer = gold
+        if _DELIMITED.search(gold) and _PROSE.search(_FORMULA.sub(" ", gold)):
+            answer = next((found for found in _found(gold) if isinstance(found, str)), gold)
+    return readings.read(answer, reference=True)[0]
+
+
+def _stated(text: str) -> Iterator[Any]:
+    """What a text without a box states: all of it where it is short, what follows the last
+    "answer is", and, unless that is a number, what math_verify finds (as its text; as a sympy
+    object where the text cannot be read)."""
+    text = _SPACES.sub(" ", text).strip()
+    if 0 < len(text) <= _SHORT:
+        yield from readings.read(text, reference=False)
+    statements = _STATED.findall(text)
+    if statements:
+        stated = readings.read(statements[-1], reference=False)
+        yield from stated
+        if stated[0].value is not None:
+            return
+    found = _found(text)
+    texts = [answer for answer in found if isinstance(answer, str) and answer.strip()]
+    for answer in texts:
+        yield from readings.read(answer, reference=False)
+    if not any(map(_is_readable, texts)):
+        yield from (answer for answer in found if not isinstance(answer, str))
+
+
+def _found(text: str) -> list[Any]:
+    """What math_verify takes for the answer: a sympy object, where it can read one, and the text
+    of its last match. Timeouts are the caller's: see `_answer`."""
     try:
-        return _read(boxed, gold)
+        return parse(text, _TEXT, parsing_timeout=None, raise_on_error=True)
+    except MemoryError:
+        raise
     except Exception:
         return []
 
 
-def _read(boxed: str | None, text: str) -> list[Any]:
-    """Expressions, then the matched text itself. Timeouts are the caller's: see `_answer`."""
-    if boxed is None:
-        return parse(text, _TEXT, parsing_timeout=None, raise_on_error=True)
-    # What is in a box is the answer as a whole: no number is picked out of a box that cannot be
-    # read.
-    return parse(
-        boxed, (_LATEX,), extraction_mode="first_match", parsing_timeout=None, raise_on_error=True
-    )
+def _is_readable(answer: str) -> bool:
+    reading = readings.read(answer, reference=False)[0]
+    try:
+        return reading.value is not None or symbolic.parsed(reading.text) is not None
+    except MemoryError:
+        raise
+    except Exception:
+        return False
 
 
 def ask(
@@ -258,7 +302,8 @@ def main() -> None:
         def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
             return judge(request["prediction"], request["gold"])
 
-        judge("\\boxed{\\frac{1}{2}}", "0.5")  # so that the first item does not pay for first use
+        # So that the first item does not pay for the first use of the reader.
+        judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")
         _limit(int(sys.argv[1]))
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})

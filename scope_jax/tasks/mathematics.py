@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scope_jax.tasks.answers import boxed_solution, last_boxed, normal_answer
+from scope_jax.tasks.answers import boxed_solution, normal_boxed
 from scope_jax.tasks.domain import Domain, Problem
 from scope_jax.tasks.verify_math import verify_math
 
@@ -72,8 +72,7 @@ class Mathematics(Domain):
 
     def answer_of(self, completion: str) -> str | None:
         r"""The content of the last \boxed{}, in one spelling; None without a box."""
-        box = last_boxed(completion)
-        return None if box is None else normal_answer(box) or None
+        return normal_boxed(completion)
 
     def answer_marker(self, step: str) -> bool:
         r"""A step that opens a \boxed or \fbox gives the answer away, whether it closes or not."""

@@ -1,5 +1,5 @@
-"""Does the answer of a completion equal the reference? Judged by math_verify, in processes that
-may be killed.
+"""Does the answer of a completion equal the reference? Judged by the rules of `tasks.rules` and
+math_verify's reader, in processes that may be killed.
 
 math_verify and sympy can spin for ever, also inside C code, and take any amount of memory. So each
 item is judged in a worker process (`math_worker.py`) under three limits: an alarm within the

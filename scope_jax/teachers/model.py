@@ -66,7 +66,7 @@ class ModelTeacher:
             owner=Owner.TEACHER,
             stream=streams.TEACHER,
             limit_B=jnp.asarray(job.limit_B),
-            at_once=job.rows_at_once or 0,
+            at_once=job.rows_at_once,
         )
         if not job.domain.boundary:
             return Corrected(rollout, _foreign_ids(rollout, generator, job))
@@ -125,7 +125,7 @@ class ModelTeacher:
             spec,
             owner=Owner.TEACHER,
             stream=streams.TEACHER,
-            at_once=job.rows_at_once or 0,
+            at_once=job.rows_at_once,
         )
         ids = completion_ids(rows)
         replies = texts(ids, tokenizer)

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,7 +14,6 @@ from support.one_update import GROUP, adam_state, batch, direct_gradient, number
 
 from scope_jax import learning, models
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec, put_rows
-from scope_jax.types import Owner, Rollout
 
 # A large eps keeps Adam's step smooth where a gradient is nearly 0, so that rounding is not blown
 # up to a whole step.
@@ -124,67 +122,6 @@ def test_a_bad_update_is_skipped_and_counted(where):
             counters.append([int(x) for x in (state.updates, state.skipped, state.skipped_in_row)])
         assert counters == [[1, 0, 0], [1, 1, 1], [1, 2, 2], [2, 2, 0]]
         assert_sharded(state.params, models.shardings(TINY, mesh_of("2x2x2")))
-
-
-def test_rows_that_cannot_be_split_are_refused():
-    update = learning.make_update(objective(), optax.sgd(1.0), TINY, 3)
-    with pytest.raises(
-        ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"
-    ):
-        update(None, {"tokens": np.zeros((8, 4), np.int32)}, {})
-    with pytest.raises(
-        ValueError, match="8 rows cannot be split into 3 micro-batches; choose a divisor of 8"
-    ):
-        learning.pack(*batch(), GROUP, 3)
-
-
-def test_packed_rows_by_hand():
-    """Two prompts of 2 and 3 tokens, two completions each; sizes are rounded up to 8; padding
-    holds zeros."""
-    tokens = np.array(
-        [[5, 6, 1, 2, 9], [5, 6, 3, 9, 9], [7, 8, 5, 4, 9], [7, 8, 5, 1, 2]], np.int32
-    )
-    length, prompt = np.array([4, 3, 4, 5], np.int32), np.array([2, 2, 3, 3], np.int32)
-    owner = np.full((4, 5), Owner.POLICY, np.int8)
-    rollout = Rollout(
-        tokens,
-        owner,
-        np.zeros((4, 5), np.float32),
-        length,
-        prompt,
-        np.ones(4, bool),
-        np.arange(4, dtype=np.int32),
-    )
-    arrays = {
-        "on": np.arange(20, dtype=np.float32).reshape(4, 5),
-        "advantage": np.arange(4, dtype=np.float32),
-    }
-    packed = jax.device_get(learning.pack(rollout, arrays, 2))
-    assert packed["prompt"][:, :3].tolist() == [[5, 6, 1], [7, 8, 5]] and packed[
-        "prompt"
-    ].shape == (2, 8)
-    assert packed["prompt_length"].tolist() == [2, 3]
-    assert packed["completion"].tolist() == [
-        [1, 2] + [0] * 6,
-        [3] + [0] * 7,
-        [4] + [0] * 7,
-        [1, 2] + [0] * 6,
-    ]
-    assert packed["on"].tolist() == [
-        [2, 3] + [0] * 6,
-        [7] + [0] * 7,
-        [13] + [0] * 7,
-        [18, 19] + [0] * 6,
-    ]
-    assert packed["advantage"].tolist() == [0, 1, 2, 3]
-    # Micro-batches of one row each: a group no longer stays together, so its prompt is there for
-    # each row.
-    assert jax.device_get(learning.pack(rollout, arrays, 2, 4)["prompt_length"]).tolist() == [
-        2,
-        2,
-        3,
-        3,
-    ]
 
 
 @pytest.mark.parametrize(

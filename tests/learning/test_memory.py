@@ -15,8 +15,6 @@ from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
 from support.one_update import (
     GROUP,
-    LENGTH,
-    PROMPT_LENGTH,
     adam_state,
     batch,
     direct_gradient,
@@ -345,26 +343,6 @@ def test_memory_falls_with_what_is_recomputed():
 # --------------------------------------------------------------------------------------------
 
 
-def test_order_by_hand():
-    rows, _ = batch()
-    # Longest completions of the four groups: 28, 24, 12, 22.
-    assert (LENGTH - PROMPT_LENGTH).reshape(4, 2).max(1).tolist() == [28, 24, 12, 22]
-    # Prompts take 8 slots. Two parts of two groups: 2 (2 x 8) + 4 (24 + 32) slots; of rows, 2 (4 x
-    # 8) + 4 (16 + 32): as many.
-    order, unit = learning.length_order(rows, GROUP, 2)
-    assert unit == 2 and order.tolist() == [[4, 5, 6, 7], [2, 3, 0, 1]]
-    # Completions of 28 1 1 25 1 1 1 2: four groups, 4 x 8 + 2 (8 + 8 + 32 + 32) = 192; rows, 8 x 8
-    # + 2 (8 + 8 + 8 + 32) = 176.
-    uneven = rows.replace(length_B=PROMPT_LENGTH + np.array([28, 1, 1, 25, 1, 1, 1, 2], np.int32))
-    order, unit = learning.length_order(uneven, GROUP, 4)
-    assert unit == 1 and order.tolist() == [[1, 2], [4, 5], [6, 7], [3, 0]]
-    with pytest.raises(
-        ValueError,
-        match="4 groups cannot be divided into 3 parts of like length; choose a divisor of 4",
-    ):
-        learning.length_order(rows, GROUP, 3)
-
-
 @pytest.mark.parametrize(
     ("name", "buckets", "micro", "together"),
     [
@@ -403,24 +381,6 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
         np.testing.assert_allclose(
             stats[key.strip("[]'")], value, rtol=1e-4, atol=1e-5, err_msg=key
         )
-
-
-def test_a_bucket_that_is_not_finite_skips_the_update():
-    table = {"final_norm": models.weight_table(TINY)["final_norm"]}
-
-    def loss(p, rows, _):
-        return (jnp.sum(p["final_norm"]) * jnp.sum(rows["x"]), {})
-
-    update = learning.make_update(loss, optax.sgd(1.0), TINY, table=table)
-    state = learning.init_state({"final_norm": jnp.ones(4)}, optax.sgd(1.0))
-    for bad, skipped in ((1.0, 0), (np.inf, 1)):
-        before = numbers(state.params)
-        state, stats = update(state, [{"x": jnp.ones(4)}, {"x": jnp.array([1.0, bad])}], {})
-        assert int(stats["skipped"]) == skipped
-        assert (numbers(state.params)["['final_norm']"] == before["['final_norm']"]).all() == bool(
-            skipped
-        )
-    assert [int(x) for x in (state.updates, state.skipped)] == [1, 1]
 
 
 @pytest.mark.parametrize(("buckets", "micro"), [(4, 2), (2, 4)])

@@ -1,10 +1,8 @@
-"""Metrics, phase timer, progress and the workdir's config."""
+"""Metrics, phase timer and progress."""
 
-import errno
 import io
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -14,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scope_jax.run import failures
 from scope_jax.run import metrics as metrics_lib
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
-from scope_jax.run.workdir import prepare_workdir, try_place
 
 
 def scalars(workdir):
@@ -160,66 +156,6 @@ def test_progress_in_a_log_is_lines(monkeypatch):
         len(lines) == 2 and "\r" not in log.getvalue()
     )  # The first drawing and the last: 10 s never passed.
     assert lines[0].startswith("train:  40%") and "40/100" in lines[0] and "100/100" in lines[1]
-
-
-def test_config_is_written_sorted_and_kept(tmp_path):
-    config = {
-        "steps": 10,
-        "loss": {"clip": 0.2, "betas": (0.9, 0.98)},
-        "name": "grpo",
-        "log_every": 1,
-    }
-    workdir = prepare_workdir(tmp_path / "run", config)
-    text = (workdir / "config.json").read_text()
-    assert json.loads(text) == {
-        "log_every": 1,
-        "loss": {"betas": [0.9, 0.98], "clip": 0.2},
-        "name": "grpo",
-        "steps": 10,
-    }
-    assert text.index('"log_every"') < text.index('"loss"') < text.index('"steps"')
-    prepare_workdir(workdir, config)  # The same again is no error.
-
-    other = {"steps": 20, "loss": {"clip": 0.3, "betas": [0.9, 0.98]}, "log_every": 1, "new": None}
-    message = (
-        r'loss\.clip: there 0\.2, here 0\.3; name: there "grpo", here absent; new: there absent,'
-        r" here null\); "
-        "use another workdir"
-    )
-    with pytest.raises(ValueError, match=message):
-        prepare_workdir(workdir, other, may_differ=["steps"])
-    assert (workdir / "config.json").read_text() == text
-
-    prepare_workdir(workdir, other, may_differ=["steps", "loss", "name", "new"])
-    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(other))
-
-
-def test_config_names_five_keys_at_most(tmp_path):
-    prepare_workdir(tmp_path, {f"k{i}": 0 for i in range(8)})
-    with pytest.raises(ValueError, match=r"k4: there 0, here 1 and 3 more\)"):
-        prepare_workdir(tmp_path, {f"k{i}": 1 for i in range(8)})
-
-
-def test_config_must_be_json(tmp_path):
-    with pytest.raises(ValueError, match="only numbers, strings, lists and dicts"):
-        prepare_workdir(tmp_path / "run", {"dtype": jnp.float32})
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_place_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
-    try_place(tmp_path / "a" / "b", "record.json")
-    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
-    (tmp_path / "record.json").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"record\.json"):
-        try_place(tmp_path, "other.json", "record.json")
-
-    def refused(**_):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "no such name")
-
-    monkeypatch.setattr("scope_jax.run.workdir.tempfile.NamedTemporaryFile", refused)
-    with pytest.raises(PermissionError) as caught:
-        try_place(tmp_path)
-    assert failures.ending(caught.value)[0] == f"error: {tmp_path}: permission denied"
 
 
 def test_importing_the_room_is_cheap():

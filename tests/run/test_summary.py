@@ -42,7 +42,7 @@ def test_a_file_that_is_no_summary_is_named_and_says_nothing_of_the_run(tmp_path
         read_summary(path, TRAINED)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
     with pytest.warns(UserWarning, match=r"summary\.json: not .*; the run counts as not finished"):
-        assert finished_summary(tmp_path) is None
+        assert finished_summary(tmp_path, needed=TRAINED) is None
 
 
 def test_bytes_that_are_no_text(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from scope_jax.tasks import Problem
 from scope_jax.tasks.graders import Grader, boxed_form, check_grader, choice_letter, exact_answer
+from scope_jax.tasks.rules import VERSION
 
 MINE = """
 import os, sys, time
@@ -113,6 +114,7 @@ def test_scores_by_each_grader():
         assert (
             grader.record()["math_verify"].split(".")[0].isdigit()
             and "gold first" in grader.record()["how"]
+            and grader.record()["rules"] == VERSION
         )
     with Grader("choice") as grader:
         assert grader.scores([problem("B")] * 3, [r"\boxed{B}", "answer is (A)", ""]) == [
@@ -120,7 +122,10 @@ def test_scores_by_each_grader():
             0.0,
             0.0,
         ]
-        assert grader.answer("answer is (A)") == "A" and grader.record() == {"name": "choice"}
+        assert grader.answer("answer is (A)") == "A" and grader.record() == {
+            "name": "choice",
+            "rules": VERSION,
+        }
     with Grader("exact") as grader:
         assert grader.scores([problem("The  moon")] * 2, ["THE MOON", "the sun"]) == [1.0, 0.0]
     with pytest.raises(ValueError, match="2 problems and 1 completions"):

@@ -1,7 +1,6 @@
 """Verdicts of math_verify from processes that may hang, crash or be killed."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scope_jax.tasks import worker_pool
+from scope_jax.tasks.rules.boxes import answer_in_boxes, final_boxes
 from scope_jax.tasks.verify_math import MathVerifier, verify_math
 
 module = sys.modules[MathVerifier.__module__]  # the room exports a function of the module's name
@@ -54,7 +54,8 @@ CASES = [
     (r"\boxed{__import__('os').system('exit 1')}", "1", False),
     (r"\boxed{import sys; sys.exit()}", "1", False),
     (r"\boxed{some number, say 1}", "1", False),  # nothing is picked out of a box
-    (r"\boxed{exit()}", r"\text{exit()}", False),
+    (r"\boxed{exit()}", r"\text{exit()}", True),  # the same but for typesetting, and not run
+    (r"\boxed{exit(1)}", r"\text{exit()}", False),
     (r"\boxed{5}", "", None),
     (r"\boxed{5}", r"\frac{", None),
     (r"\boxed{?!}", "?!", True),  # unreadable, and the same letter by letter
@@ -214,14 +215,13 @@ def test_threads_share_a_pool(verifier):
 
 
 def test_boxes():
-    boxed = runpy.run_path(str(WORKER), run_name="worker")["boxed_answer"]
-    assert boxed("no box") is None
-    assert boxed(r"\boxed {a{b}c} }") == r"\boxed{a{b}c}"
-    assert boxed(r"\boxed{\{1,2\}}") == r"\boxed{\{1,2\}}"
-    assert (
-        boxed(r"$\boxed{1}$, and $\boxed{2}$ or \boxed{3}")
-        == r"\boxed{1} and \boxed{2} and \boxed{3}"
-    )
-    assert boxed(r"\boxed{1}. Then \boxed{2}") == r"\boxed{2}"
-    assert boxed(r"} { \boxed{\boxed{4}} {") == r"\boxed{\boxed{4}}"
-    assert boxed(r"\boxed{ 5 } \boxed{6") == r"\boxed{5}"
+    assert final_boxes("no box") == [] and answer_in_boxes("no box") is None
+    assert final_boxes(r"\boxed {a{b}c} }") == ["a{b}c"]
+    assert final_boxes(r"\boxed{\{1,2\}}") == [r"\{1,2\}"]
+    assert final_boxes(r"$\boxed{1}$, and $\boxed{2}$ or \boxed{3}") == ["1", "2", "3"]
+    assert answer_in_boxes(r"$\boxed{1}$, and $\boxed{2}$ or \boxed{3}") == "1, 2, 3"
+    assert final_boxes(r"\boxed{1}. Then \boxed{2}") == ["2"]
+    assert final_boxes(r"} { \boxed{\boxed{4}} {") == [r"\boxed{4}"]
+    assert answer_in_boxes(r"\boxed{\text{so }\boxed{4}}") == "4"
+    assert final_boxes(r"\boxed{ 5 } \boxed{6") == ["5"]
+    assert answer_in_boxes(r"thus $\boxed 9$.") == "9"
