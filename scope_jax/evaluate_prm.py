@@ -50,7 +50,7 @@ class ScoredItems:
 def score_items(
     prm: ProcessRewardModel, items: Sequence[LabelledSolution], desc: str = "score"
 ) -> ScoredItems:
-    """ScoredItems of all items, with a progress bar."""
+    """Scores of all items, with a progress bar."""
     J = max(len(item.steps) for item in items)
     score, valid = np.zeros((len(items), J), np.float32), np.zeros((len(items), J), bool)
     bar = progress(len(items), desc=desc)

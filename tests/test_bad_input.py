@@ -281,8 +281,8 @@ def test_malformed_data_lines(tmp_path: Path):
 
 
 def test_updates_that_are_not_finite(checkpoints: Tiny, tmp_path: Path):
-    def poison(tensors):
-        tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
+    def poison(tensors):  # finite, so that it is loaded; no logit is
+        tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], 3e38)
 
     directory = damaged(checkpoints, tmp_path / "model", poison)
     settings = {

@@ -10,6 +10,7 @@ from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.steps import StepRows, in_steps
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import fine_width, row_count
+from scope_jax.prm.finite import finite_rows
 from scope_jax.streams import Host, host_rng
 
 
@@ -44,7 +45,7 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
 
     Metrics: rows that could not be scored (`scope/unscored`) and what the scores cost
     (`cost/prm_tokens`, `cost/localiser_tokens`). Raises ValueError where the localiser lacks what
-    it needs.
+    it needs, RuntimeError where most of its scores are not finite.
     """
     localiser = scene.localiser
     if localiser is None:
@@ -57,14 +58,17 @@ def locate(groups: Groups, mask_B: np.ndarray, scene: Scene) -> Located:
         scene.domain.divider,
     )
     scores, threshold = localiser.score(rows, scene), localiser.spec.threshold
-    score = scores.score_RJ
+    score, valid, not_finite = finite_rows(
+        scores.score_RJ, scores.valid_RJ, f"localiser {localiser.spec.kind!r}"
+    )
     if localiser.spec.noise > 0:
-        score = move_errors(score, scores.valid_RJ, threshold, localiser.spec.noise, scene.seed)
+        score = move_errors(score, valid, threshold, localiser.spec.noise, scene.seed)
     size = row_count(len(rows.steps), mask_B.size)
-    error, quality = _judge(score, scores.valid_RJ, threshold, size)
+    error, quality = _judge(score, valid, threshold, size)
     metrics = {"scope/unscored": 0.0, "cost/prm_tokens": 0.0, "cost/localiser_tokens": 0.0}
     metrics |= scores.metrics
-    return Located(rows, score, scores.valid_RJ, error, quality, threshold, metrics)
+    metrics["scope/unscored"] += not_finite
+    return Located(rows, score, valid, error, quality, threshold, metrics)
 
 
 def move_errors(

@@ -11,8 +11,10 @@ import contextlib
 import fnmatch
 import gzip
 import json
+import os
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,9 @@ _SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SAME_SPLIT = {alias: name for name, aliases in _SPLIT_NAMES.items() for alias in aliases}
+# More values than any README.md lists, and more files than any data set has.
+_MOST_NODES = 1_000_000
+_MOST_FILES = 200_000
 _SHARD = re.compile(r"([^/]+?)-\d{5}-of-\d{5}.*")
 
 
@@ -125,12 +130,7 @@ def _card(root: AnyPath) -> list[_Config]:
     if not lines or lines[0].strip() != "---" or "---" not in (line.strip() for line in lines[1:]):
         return []
     end = next(n for n, line in enumerate(lines[1:], start=1) if line.strip() == "---")
-    import yaml
-
-    try:
-        header = yaml.safe_load("\n".join(lines[1:end]))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: header is not YAML: {str(error).splitlines()[0]}") from error
+    header = _yaml("\n".join(lines[1:end]), path)
     entries = header.get("configs") if isinstance(header, dict) else None
     if not isinstance(entries, list):
         return []
@@ -161,6 +161,39 @@ def _card(root: AnyPath) -> list[_Config]:
             )
         )
     return found
+
+
+def _yaml(text: str, path: AnyPath) -> Any:
+    """The contents of a YAML header. Raises ValueError for what is not YAML, and where aliases,
+    which a few lines can nest, stand for more than `_MOST_NODES` values."""
+    import yaml
+
+    try:
+        if _written_out(yaml.compose(text, yaml.SafeLoader)) > _MOST_NODES:
+            raise ValueError(f"its aliases stand for more than {_MOST_NODES} values")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError(f"{path}: header is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # (a date or a number may be a ValueError)
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: header is not YAML that can be read: {reason}") from error
+
+
+def _written_out(node: Any) -> int:
+    """How many nodes a YAML node has, with every alias written out."""
+    sizes: dict[int, int] = {}
+
+    def count(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_NODES + 1  # of a node within itself
+            value = node.value if isinstance(getattr(node, "value", None), list) else []
+            parts = [
+                part for item in value for part in (item if isinstance(item, tuple) else [item])
+            ]
+            sizes[id(node)] = 1 + sum(map(count, parts))
+        return sizes[id(node)]
+
+    return count(node)
 
 
 def _patterns(data_files: Any, path: AnyPath) -> dict[str, list[str]] | None:
@@ -232,6 +265,7 @@ def _matching(root: AnyPath, pattern: str) -> list[AnyPath]:
     wanted = clean.split("/")
     if not any(sign in clean for sign in "*?["):
         wanted.append("**")  # the name of a file, or of a folder
+    wanted = [part for part, before in zip(wanted, ["", *wanted]) if part != "**" or before != "**"]
     found = [path for path, inside in _walk(root) if _fits(inside, wanted) and _readable(path)]
     if not found:
         raise ValueError(
@@ -261,19 +295,38 @@ def _by_names(folder: AnyPath) -> dict[str, list[AnyPath]]:
     return shards or worded or ({"train": list(names)} if names else {})
 
 
-def _walk(
-    folder: AnyPath, inside: tuple[str, ...] = ()
-) -> Iterator[tuple[AnyPath, tuple[str, ...]]]:
-    """(file, its parts below the folder that the walk began in), sorted; hidden ones are left out.
-    (Paths of epath have no recursive glob.)"""
-    for path in sorted(folder.iterdir(), key=lambda child: child.name):
-        parts = (*inside, path.name)
-        if path.name.startswith(".") or len(parts) > 10:
-            continue
-        if path.is_dir():
-            yield from _walk(path, parts)
-        else:
-            yield path, parts
+def _walk(root: AnyPath) -> Iterator[tuple[AnyPath, tuple[str, ...]]]:
+    """(file, its parts below `root`), sorted; hidden ones are left out, and so is, with a warning,
+    a link to a folder that it lies in. (Paths of epath have no recursive glob.) Raises ValueError
+    past `_MOST_FILES`, which links to links can make out of a few."""
+    seen = 0
+
+    def below(
+        folder: AnyPath, inside: tuple[str, ...], above: tuple[str, ...]
+    ) -> Iterator[tuple[AnyPath, tuple[str, ...]]]:
+        nonlocal seen
+        here = _real(folder)
+        if here in above:
+            warnings.warn(f"{folder}: a link to a folder that it lies in; left out", stacklevel=2)
+            return
+        for path in sorted(folder.iterdir(), key=lambda child: child.name):
+            parts = (*inside, path.name)
+            seen += 1
+            if seen > _MOST_FILES:
+                raise ValueError(f"{root}: more than {_MOST_FILES} files: do links lead around?")
+            if path.name.startswith(".") or len(parts) > 10:
+                continue
+            if path.is_dir():
+                yield from below(path, parts, (*above, here))
+            else:
+                yield path, parts
+
+    return below(root, (), ())
+
+
+def _real(folder: AnyPath) -> str:
+    """Where a folder lies, links followed; a bucket has no links."""
+    return os.path.realpath(folder) if isinstance(folder, pathlib.Path) else str(folder)
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
+from scope_jax.data.sources import tfds_errors
 from scope_jax.tasks.domain import GeneratedDomain
 
 
@@ -110,7 +111,10 @@ def prepare(
         config.name, config
     )  # tfds refuses an equal copy of a config it lists
     with _quiet_tfds():
-        builder = builder_class(data_dir=str(data_dir), config=known, file_format="array_record")
+        with tfds_errors(data_dir):
+            builder = builder_class(
+                data_dir=str(data_dir), config=known, file_format="array_record"
+            )
         try:
             builder.download_and_prepare(file_format="array_record")
         except FileExistsError:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
@@ -48,6 +49,41 @@ class Problems(Sequence[Problem]):
     ) -> "Problems":
         """Problems that are in memory already."""
         return Problems(name, len(problems), tuple(problems).__getitem__, skipped)
+
+
+class Distinct:
+    """Problems collected one by one, each id once: results are kept by id, so two problems with one
+    id would be taken for the same."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+        self.repeats = 0
+        self._seen: dict[str, tuple[Problem, str]] = {}
+
+    def add(self, problem: Problem, place: str) -> bool:
+        """Whether the problem is a new one; one that is equal in id, prompt and answer to one
+        before it is counted in `repeats`. `place`: where it stands, for the message. Raises
+        ValueError for another problem under the same id."""
+        first, where = self._seen.setdefault(problem.id, (problem, place))
+        if first is problem:
+            self.found.append(problem)
+            return True
+        if (first.prompt, first.answer) != (problem.prompt, problem.answer):
+            raise ValueError(
+                f"{place}: id {problem.id!r} is that of another problem at {where}: expected one"
+                " problem per id"
+            )
+        self.repeats += 1
+        return False
+
+    def say_repeats(self, path: str) -> None:
+        """A warning with the count, where rows were left out."""
+        if self.repeats:
+            warnings.warn(
+                f"{path}: rows that repeat an earlier one in id, prompt and answer, left out:"
+                f" {self.repeats}; problems left: {len(self.found)}",
+                stacklevel=3,
+            )
 
 
 def batch_indices(seed: int, position: int, batch: int, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scope_jax.data.fields import check_characters, id_text, text_of
 from scope_jax.data.files import SUFFIXES, AnyPath, any_path, rows
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
@@ -116,7 +117,7 @@ def _item(row: Any, default_id: str) -> LabelledSolution:
     if missing:
         raise ValueError(f"no field {missing[0]!r}")
     problem, steps, label = row["problem"], row["steps"], row["label"]
-    if not isinstance(problem, str) or not problem.strip():
+    if not isinstance(problem, str):
         raise ValueError("field 'problem': expected text")
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
         raise ValueError("field 'steps': expected a list of texts, at least one")
@@ -125,11 +126,14 @@ def _item(row: Any, default_id: str) -> LabelledSolution:
             f"field 'label': expected the index of one of {len(steps)} steps or -1, found {label!r}"
         )
     correct = row.get("final_answer_correct")
+    for step in steps:
+        check_characters(step, "field 'steps'")
     return LabelledSolution(
-        id=str(row.get("id", default_id)),
-        problem=problem,
+        id=id_text(row.get("id"), "field 'id'", default_id),
+        problem=text_of(problem, "field 'problem'"),
         steps=tuple(steps),
         label=label,
         generator=str(row.get("generator", "")),
-        final_answer_correct=None if correct is None else bool(correct),
+        # (missing in a table: NaN)
+        final_answer_correct=None if correct is None or correct != correct else bool(correct),
     )

@@ -7,6 +7,7 @@ docs/data.md has the settings of published data sets.
 """
 
 import collections
+import contextlib
 import dataclasses
 import difflib
 import pathlib
@@ -16,7 +17,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from scope_jax.data import files
-from scope_jax.data.problems import Problems
+from scope_jax.data.fields import answer_text, id_text, text_of
+from scope_jax.data.problems import Distinct, Problems
 from scope_jax.tasks.answers import hash_answer, last_boxed
 from scope_jax.tasks.domain import Problem
 
@@ -111,12 +113,14 @@ def read_source(source: Source, tokenizer: Any = None) -> Problems:
 
     `tokenizer` is needed for limits in tokens. A malformed row (not JSON, a field missing or
     empty, no answer) is skipped with a warning that names file and line, and counted in `skipped`.
-    Raises FileNotFoundError if nothing is at the path, ValueError for an unknown split, a missing
-    column, more than `max_malformed` malformed rows, and if no problem is left.
+    Rows that are equal in id, prompt and answer count once, and a warning says how many were left
+    out. Raises FileNotFoundError if nothing is at the path, ValueError for an unknown split, a
+    missing column, more than `max_malformed` malformed rows, two different problems with one id,
+    and if no problem is left.
     """
     names = {field: source.fields.get(field, field) for field in FIELDS}
     fits = _limits(source, tokenizer)
-    problems: list[Problem] = []
+    problems = Distinct()
     counts: collections.Counter[str] = collections.Counter()
     place = source.path
     for place, default_id, row in _rows(source, names):
@@ -142,20 +146,16 @@ def read_source(source: Source, tokenizer: Any = None) -> Problems:
         if not fits(problem):
             counts["filtered"] += 1
             continue
-        problems.append(problem)
-        if len(problems) == source.limit:
+        problems.add(problem, place)
+        if len(problems.found) == source.limit:
             break
-    if not problems:
+    if not problems.found:
         raise ValueError(
             f"{source.path}: no problem in it: of {counts['rows']} rows {counts['malformed']} were"
             f" malformed, {counts['filtered']} left out by `where` and limits of length"
         )
-    identity, times = collections.Counter(problem.id for problem in problems).most_common(1)[0]
-    if times > 1:  # results are kept by id: two problems with one id would be taken for the same
-        raise ValueError(
-            f"{source.path}: id {identity!r} occurs {times} times: expected one problem per id"
-        )
-    return Problems.from_list(problems, source.path, counts["malformed"])
+    problems.say_repeats(source.path)
+    return Problems.from_list(problems.found, source.path, counts["malformed"])
 
 
 def read_file(path: str | pathlib.Path, **settings: Any) -> Problems:
@@ -180,9 +180,15 @@ def read_tfds(
     _check_columns(str(directory), "feature", features, source, names)
 
     def get(i: int) -> Problem:
-        return problem_of(_plain(data[i]), names, f"{split}-{i}", "field", required=source.fields)
+        place = f"{directory}: {split} record {i}"
+        row = _record(data, i, place)
+        try:
+            return problem_of(row, names, f"{split}-{i}", "field", required=source.fields)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
 
-    return Problems(f"{directory}:{split}", len(data), get)
+    with tfds_errors(directory):
+        return Problems(f"{directory}:{split}", len(data), get)
 
 
 def problem_of(
@@ -206,20 +212,19 @@ def problem_of(
         and isinstance(found := _find(row, "solution"), str)
         and found.strip()
     ):
-        solution = found
+        solution = text_of(found, "field 'solution'")
     extract = ANSWERS[answer_from]
     if extract is None:
-        answer = _text(row, names["answer"])
+        answer = answer_text(_value(row, names["answer"]), f"field {names['answer']!r}")
     else:
         extracted = extract(solution or "")
         if extracted is None:
             mark = {"boxed": "\\boxed{...}", "hash": "line that starts with '####'"}[answer_from]
             raise ValueError(f"field {names['solution']!r} has no {mark}: no answer in it")
-        answer = extracted
-    identity = _find(row, names["id"])
-    return Problem(
-        default_id if identity in (_NOWHERE, None) else str(identity), prompt, answer, solution
-    )
+        answer = answer_text(extracted, f"the answer in field {names['solution']!r}")
+    found = _find(row, names["id"])
+    identity = id_text(None if found is _NOWHERE else found, f"field {names['id']!r}", default_id)
+    return Problem(identity, prompt, answer, solution)
 
 
 # ---- rows
@@ -242,11 +247,8 @@ def _rows(source: Source, names: Mapping[str, str]) -> Iterator[tuple[str, str, 
             data, features = _tfds(directory, source.split)
             _check_columns(str(directory), "feature", features, source, names)
             for i in range(len(data)):
-                yield (
-                    f"{directory}: {source.split} record {i}",
-                    f"{source.split}-{i}",
-                    _plain(data[i]),
-                )
+                place = f"{directory}: {source.split} record {i}"
+                yield place, f"{source.split}-{i}", _record(data, i, place)
             return
         if source.kind == "tfds":
             raise FileNotFoundError(
@@ -294,16 +296,39 @@ def _tfds(path: Any, split: str) -> tuple[Any, list[str]]:
         )
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(path))
-    if split not in builder.info.splits:
-        raise ValueError(f"{path}: no split {split!r}: it has {', '.join(builder.info.splits)}")
-    found = builder.info.file_format.value
+    with tfds_errors(path):
+        builder = tfds.builder_from_directory(str(path))
+        splits, found = list(builder.info.splits), builder.info.file_format.value
+    if split not in splits:
+        raise ValueError(f"{path}: no split {split!r}: it has {', '.join(splits)}")
     if found != "array_record":
         raise ValueError(
             f"{path}: files in the format {found}: expected array_record, which is read without"
             " TensorFlow"
         )
-    return builder.as_data_source(split=split), list(builder.info.features)
+    with tfds_errors(path):
+        return builder.as_data_source(split=split), list(builder.info.features)
+
+
+@contextlib.contextmanager
+def tfds_errors(place: Any) -> Iterator[None]:
+    """Turn what is raised about damaged files of a TFDS data set, which has many types, into one
+    ValueError that names `place`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{place}: damaged TFDS data set: {type(error).__name__}: {reason}; bring its files"
+            " back, or, where they were generated, delete the folder"
+        ) from error
+
+
+def _record(data: Any, number: int, place: str) -> Any:
+    with tfds_errors(place):
+        return _plain(data[number])
 
 
 def _check_columns(
@@ -350,6 +375,11 @@ def _find(row: Any, path: str) -> Any:
 
 
 def _text(row: Mapping[str, Any], path: str, role: str | None = None) -> str:
+    return text_of(_value(row, path, role), f"field {path!r}")
+
+
+def _value(row: Mapping[str, Any], path: str, role: str | None = None) -> Any:
+    """What a field holds: of chat messages the last turn of `role`, of a list of one its entry."""
     value = _find(row, path)
     if value is _NOWHERE or value is None:
         raise ValueError(
@@ -368,11 +398,7 @@ def _text(row: Mapping[str, Any], path: str, role: str | None = None) -> str:
         value = turns[-1]
     elif isinstance(value, list) and len(value) == 1:
         value = value[0]  # some data sets list the answers that are right
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"field {path!r}: expected text, found {type(value).__name__}")
-    if not str(value).strip():
-        raise ValueError(f"field {path!r} is empty")
-    return str(value)
+    return value
 
 
 def _is_among(value: Any, allowed: Any) -> bool:

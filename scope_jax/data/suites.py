@@ -6,17 +6,17 @@ files as they were published: `DATA/aime24/data/train-00000-of-00001.parquet`,
 read from its folder too: fields problem (or question, prompt) and answer.
 """
 
-import collections
 import csv
 import dataclasses
 import hashlib
-import math
 import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from scope_jax.data.fields import answer_text, is_number, number_text, text_of
 from scope_jax.data.files import rows
+from scope_jax.data.problems import Distinct
 from scope_jax.tasks.answers import last_boxed
 from scope_jax.tasks.domain import Problem
 
@@ -81,7 +81,7 @@ def read_suite(name: str, data: str | pathlib.Path, *, template: str | None = No
     if "{problem}" not in template:
         raise ValueError(f"template {template[:60]!r}: expected the place {{problem}} in it")
     root, files = _files(name, suite, pathlib.Path(data))
-    problems: list[Problem] = []
+    problems = Distinct()
     questions: list[str] = []
     found: list[Row] = []
     skipped = seen = 0
@@ -97,6 +97,7 @@ def read_suite(name: str, data: str | pathlib.Path, *, template: str | None = No
                     raise ValueError(f"expected an object, found {type(row).__name__}")
                 identity = _identity(row, f"{name}-{seen - 1}")
                 question, answer = suite.read(row, identity)
+                question = text_of(question, "the question")
             except ValueError as error:
                 skipped += 1
                 if skipped > MAX_MALFORMED:
@@ -105,25 +106,19 @@ def read_suite(name: str, data: str | pathlib.Path, *, template: str | None = No
                     ) from error
                 warnings.warn(f"{path}: line {line}: {error}; skipped", stacklevel=2)
                 continue
-            problems.append(
-                Problem(id=identity, prompt=template.replace("{problem}", question), answer=answer)
-            )
-            questions.append(question)
-            found.append(row)
-    if not problems:
+            problem = Problem(identity, template.replace("{problem}", question), answer)
+            if problems.add(problem, f"{path}: line {line}"):
+                questions.append(question)
+                found.append(row)
+    if not problems.found:
         raise ValueError(
             f"{root}: no problem in {len(files)} files ({skipped} malformed lines skipped)"
         )
-    identity, count = collections.Counter(problem.id for problem in problems).most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"{root}: id {identity!r} occurs {count} times in {_names(root, files)}: expected one"
-            " split only"
-        )
+    problems.say_repeats(str(root))
     return SuiteData(
         name,
         suite,
-        tuple(problems),
+        tuple(problems.found),
         tuple(questions),
         tuple(found),
         _names(root, files),
@@ -168,7 +163,7 @@ def _olympiad(row: Row, identity: str) -> tuple[str, str]:
         raise ValueError("no field 'final_answer'")
     answers = answers if isinstance(answers, (list, tuple)) else [answers]
     return question, _answer_text(
-        ", ".join(str(answer).replace("$", "").strip() for answer in answers)
+        [str(answer).replace("$", "") if isinstance(answer, str) else answer for answer in answers]
     )
 
 
@@ -221,7 +216,8 @@ def _mmlu_pro(row: Row, identity: str) -> tuple[str, str]:
 def _choices(question: str, texts: Sequence[Any]) -> str:
     if not 2 <= len(texts) <= len(LETTERS):
         raise ValueError(f"{len(texts)} choices: expected 2 to {len(LETTERS)}")
-    lines = [f"{letter}. {str(text).strip()}" for letter, text in zip(LETTERS, texts, strict=False)]
+    shown = [text_of(text, "a choice").strip() for text in texts]
+    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, shown, strict=False)]
     return "\n".join([question.strip(), "", *lines])
 
 
@@ -229,29 +225,23 @@ def _text(row: Row, *names: str) -> str:
     for name in names:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
-            return value.strip()
+            return text_of(value, f"field {name!r}").strip()
     raise ValueError(f"no text in field {' or '.join(repr(name) for name in names)}")
 
 
 def _answer_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        value = ", ".join(str(part) for part in value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)  # AMC's answers are kept as 27.0
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (str, int, float))
-        or not str(value).strip()
-    ):
-        raise ValueError(f"answer {value!r:.40}: expected text or a number")
-    return str(value).strip()
+        value = ", ".join(answer_text(part, "an answer").strip() for part in value)
+    return answer_text(value, "the answer").strip()
 
 
 def _identity(row: Row, default: str) -> str:
     for name in IDS:
         value = row.get(name)
-        if isinstance(value, (str, int)) and str(value).strip():
-            return str(value)
+        if isinstance(value, str) and value.strip():
+            return text_of(value, f"field {name!r}")
+        if is_number(value):
+            return number_text(value)
     return default
 
 

@@ -1,13 +1,16 @@
 """What a decoder is made of, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
-import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from scope_jax import types
-from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, write_rope
+from scope_jax.models.kinds import check_kinds, end_ids_of, read_object
+from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, read_theta, write_rope
+
+Read = TypeVar("Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ class ModelConfig:
             )
         if self.head not in HEADS:
             raise ValueError(f"head {self.head!r} must be {', '.join(HEADS[:-1])} or {HEADS[-1]}")
-        if self.head_size % 2:
+        if self.head_size < 2 or self.head_size % 2:
             raise ValueError(
                 f"head_size {self.head_size} must be even; rotary positions turn pairs"
             )
@@ -180,13 +183,9 @@ def read_config(directory: str | Path) -> ModelConfig:
             f"{directory}: no config.json; a model directory holds config.json, *.safetensors and a"
             " tokenizer"
         )
-    raw = _read_json(path)
-    try:
-        config = config_from_json(raw)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    config = _of_file(path, config_from_json)
     generation = path.with_name("generation_config.json")
-    listed = _end_ids(_read_json(generation)) if generation.is_file() else ()
+    listed = _of_file(generation, end_ids_of) if generation.is_file() else ()
     return dataclasses.replace(config, end_ids=tuple(dict.fromkeys(listed + config.end_ids)))
 
 
@@ -194,24 +193,15 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     """ModelConfig of the contents of a `config.json`; absent keys have the defaults of
     transformers.
 
-    Raises ValueError naming the key that is missing or not supported.
+    Raises ValueError naming the key that is missing, of a wrong kind or not supported.
     """
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not supported; known: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
-    needed = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    )
-    for key in needed:
-        if not isinstance(raw.get(key), int):
-            raise ValueError(f"{key} is {raw.get(key)!r}, a whole number is needed")
+    check_kinds(raw)
     for key in ("quantization_config", "use_bidirectional_attention"):
         if raw.get(key):
             raise ValueError(
@@ -246,7 +236,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         max_positions=max_positions,
         head=family.architectures[architecture],
         model_type=model_type,
-        end_ids=_end_ids(raw),
+        end_ids=end_ids_of(raw),
         attention_bias="attention_bias" in family.biases and bool(raw.get("attention_bias")),
         mlp_bias="mlp_bias" in family.biases and bool(raw.get("mlp_bias")),
         window=window,
@@ -324,6 +314,15 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
     return written
 
 
+def _of_file(path: Path, read: Callable[[dict[str, Any]], Read]) -> Read:
+    """What `read` makes of a file's object; its errors name the file."""
+    raw = read_object(path)
+    try:
+        return read(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _read_windows(
     raw: dict[str, Any], model_type: str, layers: int
 ) -> tuple[int, tuple[bool, ...]]:
@@ -331,7 +330,8 @@ def _read_windows(
     window = raw.get("sliding_window", None if model_type == "llama" else 4096)
     if model_type.startswith("qwen"):
         window = window if raw.get("use_sliding_window") else None
-        local = [number >= raw.get("max_window_layers", 28) for number in range(layers)]
+        first = raw.get("max_window_layers")
+        local = [number >= (28 if first is None else first) for number in range(layers)]
     elif model_type.startswith("gemma"):
         period = (
             raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
@@ -401,17 +401,19 @@ def _read_ropes(
         if nested:
             raise ValueError(f"rope_parameters per layer type is not supported for {model_type}")
         given = scaling or parameters
-        theta = float(given.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+        theta = read_theta(given.get("rope_theta"), raw.get("rope_theta"))
         return {"rope_theta": theta, "rope_scaling": read_rope(given, max_positions, outside)}
     if parameters and not nested:
         raise ValueError(
             f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}"
         )
     everywhere, local = (parameters.get(kind) or {} for kind in LAYER_TYPES)
+    if not isinstance(everywhere, dict) or not isinstance(local, dict):
+        raise ValueError("rope_parameters: an object is needed for each type of layer")
     everywhere = everywhere | scaling
-    theta = float(everywhere.get("rope_theta") or raw.get("rope_theta") or 1e6)
+    theta = read_theta(everywhere.get("rope_theta"), raw.get("rope_theta"), 1e6)
     fields = {"rope_theta": theta, "rope_scaling": read_rope(everywhere, max_positions, outside)}
-    local_theta = float(local.get("rope_theta") or raw.get("rope_local_base_freq") or 1e4)
+    local_theta = read_theta(local.get("rope_theta"), raw.get("rope_local_base_freq"))
     local_scaling = read_rope(local, max_positions)
     if not window or (local_theta, local_scaling) == (theta, fields["rope_scaling"]):
         return fields
@@ -435,22 +437,3 @@ def _read_gemma(raw: dict[str, Any], model_type: str, head_size: int) -> dict[st
         "logit_cap": float(logit_cap or 0),
         "attention_cap": float(attention_cap or 0),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: holds a {type(raw).__name__}, an object is needed")
-    return raw
-
-
-def _end_ids(raw: dict[str, Any]) -> tuple[int, ...]:
-    ids = raw.get("eos_token_id")
-    return tuple(
-        dict.fromkeys(
-            int(x) for x in (ids if isinstance(ids, list) else [] if ids is None else [ids])
-        )
-    )

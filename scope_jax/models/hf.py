@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from scope_jax.devices.hosts import is_main, wait_for_all
 from scope_jax.devices.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
 from scope_jax.models.config import ModelConfig, config_to_json, read_config
+from scope_jax.models.kinds import read_object
 from scope_jax.models.weights import Params, Weight, flatten, nest, shardings, weight_table
 
 # Tensors that published checkpoints carry and this model does not use.
@@ -31,6 +32,17 @@ BLOCK_BYTES = 2 << 20
 Bounds = list[tuple[int, int]]  # begin and end on each axis
 
 
+class NotFinite(ValueError):
+    """A tensor holds NaN or infinity."""
+
+    def __init__(self, name: str):
+        self.name = name
+        super().__init__(
+            f"weight {name} holds values that are not finite (NaN or infinity); get the file again,"
+            " or take another checkpoint"
+        )
+
+
 def load(
     directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
@@ -40,7 +52,8 @@ def load(
     Every tensor of the files must be expected and every expected tensor present with its shape, in
     float32, bfloat16 or float16; an unused head and rotary tables are skipped with a warning that
     names them. Each process reads only the slices that its devices hold, a block at a time. Raises
-    FileNotFoundError for a missing directory or file, ValueError naming the tensor.
+    FileNotFoundError for a missing directory or file, ValueError naming the file, and the tensor
+    where one is missing, too many, of another shape or not finite.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -58,18 +71,20 @@ def load(
             f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}",
             stacklevel=2,
         )
-    handles = {
-        path: safe_open(path, framework="numpy")
-        for path in sorted({path for path, _ in files.values()})
-    }
+    handles = {path: open_tensors(path) for path in sorted({path for path, _ in files.values()})}
 
     def read(name: str) -> Any:
         path, stored = files[name]
         return handles[path].get_slice(stored)
 
-    params = nest(
-        {path: _load_weight(weight, read, jnp.dtype(dtype), mesh) for path, weight in table.items()}
-    )
+    try:
+        flat = {
+            path: _load_weight(weight, read, jnp.dtype(dtype), mesh)
+            for path, weight in table.items()
+        }
+    except NotFinite as error:
+        raise ValueError(f"{files[error.name][0]}: {error}") from None
+    params = nest(flat)
     if mesh is not None:
         assert_sharded(params, shardings(config, mesh))
     return config, params
@@ -117,7 +132,7 @@ def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path,
     index = directory / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file() and not (directory / names[0]).is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _listed(index)
     found: dict[str, tuple[Path, str]] = {}
     for file in names:
         path = directory / file
@@ -125,16 +140,38 @@ def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path,
             raise FileNotFoundError(
                 f"{path}: missing; weights must be safetensors (pickled *.bin files are never read)"
             )
-        with safe_open(path, framework="numpy") as handle:
-            for stored in handle.keys():  # noqa: SIM118
-                name = _name(stored, config)
-                if name in found:
-                    raise ValueError(
-                        f"{path}: tensor {stored!r} is also in {found[name][0].name}; each tensor"
-                        " may stand once"
-                    )
-                found[name] = path, stored
+        for stored in open_tensors(path).keys():  # noqa: SIM118
+            name = _name(stored, config)
+            if name in found:
+                raise ValueError(
+                    f"{path}: tensor {stored!r} is also in {found[name][0].name}; each tensor may"
+                    " stand once"
+                )
+            found[name] = path, stored
     return found
+
+
+def _listed(index: Path) -> list[str]:
+    """The files that an index names."""
+    weights = read_object(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{index}: weight_map is {weights!r:.60}, an object of files is needed")
+    files = list(weights.values())
+    if not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{index}: weight_map: the name of a file is needed for each tensor")
+    return sorted(set(files))
+
+
+def open_tensors(path: Path) -> Any:
+    """An open safetensors file. Raises ValueError for one that is damaged or was cut short."""
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({reason}); was its download cut short? get it"
+            " again"
+        ) from None
 
 
 def _name(stored: str, config: ModelConfig) -> str:
@@ -180,7 +217,7 @@ def _check_tensors(
                 f" {config.head!r})"
             )
     for path in sorted({path for path, _ in files.values()}):
-        with safe_open(path, framework="numpy") as handle:
+        with open_tensors(path) as handle:
             for stored in handle.keys():  # noqa: SIM118
                 name, tensor = _name(stored, config), handle.get_slice(stored)
                 found = tuple(tensor.get_shape())
@@ -222,7 +259,7 @@ def _load_part(
     weight: Weight, read: Callable[[str], Any], bounds: Bounds, dtype: Any, device: Any
 ) -> jax.Array:
     """The part of our (stacked, transposed) array within `bounds`, filled on its device block by
-    block: the host never holds more than a block of it."""
+    block: the host never holds more than a block of it. Raises NotFinite."""
     part = jnp.zeros([end - begin for begin, end in bounds], dtype, device=device)
     for layer in range(*bounds[0]) if weight.stacked else (0,):
         tensor = read(weight.hf.format(layer))
@@ -236,11 +273,22 @@ def _load_part(
             start = [0] * len(inside)
             start[-1 if weight.transpose else 0] = first - begin
             start = [layer - bounds[0][0], *start] if weight.stacked else start
+            if not is_finite(block):
+                raise NotFinite(weight.hf.format(layer))
             # Waited for, because blocks that wait to be written would pile up on the host.
             part = jax.block_until_ready(
                 _write(part, block, tuple(map(np.int32, start)), transpose=weight.transpose)
             )
     return part
+
+
+def is_finite(block: np.ndarray) -> bool:
+    """Whether all values of a float array are finite. On two bytes by the bits: numpy's own test is
+    ten times slower there."""
+    if block.dtype.itemsize != 2:
+        return bool(np.isfinite(block).all())
+    infinity = 0x7C00 if block.dtype == np.float16 else 0x7F80  # of bfloat16
+    return block.size == 0 or int((block.view(np.uint16) & 0x7FFF).max()) < infinity
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="transpose")

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from scope_jax.devices.hosts import is_main
 from scope_jax.devices.mesh import constrain, to_host
 from scope_jax.devices.programs import program
 from scope_jax.models.config import ModelConfig
+from scope_jax.models.hf import NotFinite, is_finite, open_tensors
+from scope_jax.models.kinds import is_number, is_whole, read_object
 from scope_jax.models.weights import (
     Params,
     Weight,
@@ -154,7 +155,7 @@ def load_lora(
                 f"{directory}: no {name}; adapters are adapter_config.json and"
                 " adapter_model.safetensors"
             )
-    raw = json.loads((directory / "adapter_config.json").read_text())
+    raw = read_object(directory / "adapter_config.json")
     for key, wanted in (
         ("peft_type", "LORA"),
         ("bias", "none"),
@@ -168,6 +169,10 @@ def load_lora(
             )
     known = {_module(config, name): name for name in TARGETS}
     modules = raw.get("target_modules") or []
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ValueError(
+            f"{directory}: adapter_config.json: target_modules: a list of names is needed"
+        )
     unknown = [module for module in modules if module not in known]
     if unknown:
         raise ValueError(
@@ -175,9 +180,12 @@ def load_lora(
             f" {', '.join(known)}"
         )
     targets = tuple(name for module, name in known.items() if module in modules)
-    spec = LoraSpec(raw["r"], float(raw["lora_alpha"]), targets)
+    rank, alpha = raw.get("r"), raw.get("lora_alpha")
+    if rank is None or alpha is None or not is_whole(rank) or not is_number(alpha):
+        raise ValueError(f"{directory}: adapter_config.json: r and lora_alpha must be numbers")
+    spec = LoraSpec(rank, float(alpha), targets)
     table, flat = lora_table(config, spec), {}
-    with safe_open(directory / "adapter_model.safetensors", framework="numpy") as handle:
+    with open_tensors(directory / "adapter_model.safetensors") as handle:
         found = set(handle.keys())
         for path, weight in table.items():
             layers = []
@@ -194,6 +202,8 @@ def load_lora(
                         f" {list(shape)}"
                     )
                 layers.append(tensor.T.astype(np.float32))
+                if not is_finite(layers[-1]):
+                    raise ValueError(f"{directory}: {NotFinite(name)}")
                 found.discard(name)
             flat[path] = jnp.asarray(np.stack(layers))
     if found:

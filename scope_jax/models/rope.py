@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from scope_jax.models.kinds import is_number
+
 # Published key -> field of RopeScaling, for each kind.
 _COMMON = {"factor": "factor"}
 _KEYS: dict[str, dict[str, str]] = {
@@ -34,6 +36,12 @@ _KEYS: dict[str, dict[str, str]] = {
             "truncate": "truncate",
         }
     ),
+}
+
+# Whatever the kind; "truncate" is a switch.
+_NUMBERS = {
+    *(key for keys in _KEYS.values() for key in keys if key != "truncate"),
+    *("partial_rotary_factor", "mscale", "mscale_all_dim"),
 }
 
 
@@ -82,7 +90,7 @@ def read_rope(
     Raises ValueError for a kind or a key that is not known.
     """
     kind = raw.get("rope_type", raw.get("type")) or "default"
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise ValueError(f"rotary scaling {kind!r} is not supported; known: {', '.join(_KEYS)}")
     keys = _KEYS[kind]
     given = {
@@ -90,6 +98,9 @@ def read_rope(
         for key, value in raw.items()
         if key not in ("rope_type", "type", "rope_theta") and value is not None
     }
+    for key, value in given.items():
+        if key in _NUMBERS and not is_number(value):
+            raise ValueError(f"rotary scaling: {key} is {value!r:.60}, a number is needed")
     if float(given.pop("partial_rotary_factor", 1.0)) != 1.0:
         raise ValueError(
             "rotary scaling: partial_rotary_factor is not supported; whole heads are rotated"
@@ -121,6 +132,15 @@ def read_rope(
     return RopeScaling(
         kind=kind, **{keys[key]: type(default[keys[key]])(value) for key, value in given.items()}
     )
+
+
+def read_theta(*values: Any) -> float:
+    """The first of the values of `rope_theta` that is there. Raises ValueError where it is no
+    number above 0."""
+    value = next((value for value in values if value), 10000.0)
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"rope_theta is {value!r:.60}, a number above 0 is needed")
+    return float(value)
 
 
 def write_rope(scaling: RopeScaling) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scope_jax.text.chat import chat_text
 from scope_jax.text.tokenizers import STEP_MARK
 
 # The system turn that Qwen2.5-Math-PRM was trained with.
@@ -89,7 +90,12 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
         {"role": "user", "content": _USER},
         {"role": "assistant", "content": _ASSISTANT},
     ]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    text = chat_text(tokenizer, messages)
+    if text.count(_ASSISTANT) != 1 or text.count(_USER) != 1:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the PRM's chat template must show the user's and the"
+            " assistant's turn once each"
+        )
     before, after = text.split(_ASSISTANT)
     return before, after
 

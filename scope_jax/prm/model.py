@@ -24,6 +24,7 @@ from scope_jax.devices.mesh import (
 )
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import coarse_width
+from scope_jax.prm.finite import finite_rows
 from scope_jax.prm.formats import FORMATS, Row, recognise, shepherd_ids
 from scope_jax.text import load_tokenizer
 
@@ -102,10 +103,12 @@ class ProcessRewardModel:
         self, prompts: Sequence[str], steps: Sequence[Sequence[str]], rows: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """(score_BJ float32, valid_BJ bool, number of rows that could not be scored: past the
-        PRM's position limit, or with a mark in their text). Forward passes, split over the mesh,
-        over batches of rows of about equal length: a quarter of `rows` (default: as many as
-        given), or what fits into `tokens_at_once`. Calls with other numbers of rows and the same
-        `rows` share their programs."""
+        PRM's position limit, with a mark in their text, or with a score that is not finite).
+
+        Forward passes, split over the mesh, over batches of rows of about equal length: a quarter
+        of `rows` (default: as many as given), or what fits into `tokens_at_once`. Calls with other
+        numbers of rows and the same `rows` share their programs. Raises RuntimeError where most
+        scores are not finite."""
         encoded = by_share(self.encode_rows, prompts, steps)
         limit = self.config.max_positions
         usable = [
@@ -135,7 +138,8 @@ class ProcessRewardModel:
                     marks = encoded[number][1]
                     score[number, : len(marks)] = probability[place, marks]
                     valid[number, : len(marks)] = True
-        return score, valid, len(encoded) - len(usable)
+        score, valid, not_finite = finite_rows(score, valid, "process reward model")
+        return score, valid, len(encoded) - len(usable) + not_finite
 
     def _probability(
         self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]

@@ -205,8 +205,11 @@ class Checkpoints:
 def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
     """Which array does not have the bits that were saved; empty where all have. All processes call
     it."""
+    old = any(isinstance(leaf["sum"], int) for leaf in leaves.values())
     differing = [
-        name for name, found in _describe(state).items() if found["sum"] != leaves[name]["sum"]
+        name
+        for name, found in _describe(state, old=old).items()
+        if found["sum"] != leaves[name]["sum"]
     ]
     return f"ValueError: the checksum of {differing[0]} differs" if differing else ""
 
@@ -218,40 +221,66 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _describe(state: PyTree) -> dict[str, dict]:
-    """{path: {shape, dtype, sum}} of each array."""
+def _describe(state: PyTree, *, old: bool = False) -> dict[str, dict]:
+    """{path: {shape, dtype, sum}} of each array. The sum is 16 hexadecimal digits; `old`: a number,
+    as in older checkpoints, which are still read."""
     named = jax.tree_util.tree_leaves_with_path(state)
-    sums = jax.device_get([_array_sum(leaf) for _, leaf in named])
+    sums = jax.device_get([(_array_sum if old else _array_hash)(leaf) for _, leaf in named])
     return {
         jax.tree_util.keystr(path): {
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
-            "sum": int(total),
+            "sum": int(total) if old else "".join(f"{part:08x}" for part in total.tolist()),
         }
         for (path, leaf), total in zip(named, sums, strict=True)
     }
 
 
 @program
-def _array_sum(array: jax.Array) -> jax.Array:
-    """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32.
+def _array_hash(array: jax.Array) -> jax.Array:
+    """uint32[2]: a 64-bit checksum of an array's bits.
 
-    Integer addition commutes, so the sum is the same on every mesh, and it is one read of the
-    array where it lies. The odd weights see any one changed element, and zero-filled and swapped
-    chunks.
+    Each element's bits are mixed with its place, in two ways, and each is added up modulo 2**32.
+    Addition commutes, so the sum is the same on every mesh, and it is one read of the array where
+    it lies; a CRC would need the whole array, in order, on one host. The mixing is a bijection, so
+    any one changed element is seen for certain; other changes are missed once in 2**64 times.
     """
+    bits = _bits(array)
+    mixed = _mixed(bits ^ (_places(bits.shape) * np.uint32(0x9E3779B9)))
+    again = (mixed ^ (mixed >> 15)) * np.uint32(0x2C1B3C6D)
+    return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(again, dtype=jnp.uint32)])
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """Every bit of a uint32 made to depend on all of its bits (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+@program
+def _array_sum(array: jax.Array) -> jax.Array:
+    """uint32[]: sum of the elements' bits, each times an odd number of its own, modulo 2**32. It
+    misses two flipped sign bits."""
+    bits = _bits(array)
+    return jnp.sum(bits * (2 * _places(bits.shape) + 1), dtype=jnp.uint32)
+
+
+def _bits(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
-        bits = array.astype(jnp.uint32)
-    else:
-        width = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
-    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(
-            stride % 2**32
-        )
-        stride *= bits.shape[axis]
-    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+        return array.astype(jnp.uint32)
+    width = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    """uint32: the place of each element in the array's order, modulo 2**32."""
+    place, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        place += along * np.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return place
 
 
 def _text_sum(extra: dict[str, Any], leaves: dict[str, dict]) -> int:

@@ -18,6 +18,7 @@ from scope_jax.streams import Host, host_rng
 from scope_jax.supervision.labels import LabelledRow
 from scope_jax.teachers.replies import encode_step, reference_steps, special_texts
 from scope_jax.text import encode_prompts, end_ids, split_steps
+from scope_jax.text.chat import chat_text
 from scope_jax.text.tokenizers import STEP_MARK
 
 Batch = dict[str, np.ndarray]
@@ -232,7 +233,7 @@ def end_token(tokenizer: Any, chat: bool) -> int:
     if chat:
         mark = "solution"
         turns = [{"role": "user", "content": "problem"}, {"role": "assistant", "content": mark}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(mark)[2]
+        after = chat_text(tokenizer, turns).rpartition(mark)[2]
         known = end_ids(tokenizer)
         for token in tokenizer.encode(after, add_special_tokens=False):
             if token in known:

@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import re
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -162,10 +163,29 @@ class GeneratedDomain(Domain):
 def verdicts(
     domain: Domain, problems: Sequence[Problem], completions: Sequence[str]
 ) -> list[bool | None]:
-    """`domain.verify`; each process judges its share of the rows."""
+    """`domain.verify`; each process judges its share of the rows. Raises ValueError where it does
+    not give one verdict (True, False or None) for each completion."""
     from scope_jax.devices.hosts import by_share
 
-    return by_share(domain.verify, problems, completions)
+    def judge(problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+        return _checked(domain, domain.verify(problems, completions), len(completions))
+
+    return by_share(judge, problems, completions)
+
+
+def _checked(domain: Domain, found: Any, count: int) -> list[bool | None]:
+    expected = f"domain {domain.name!r}: verify: expected a list of {count} verdicts"
+    if not isinstance(found, list | tuple | np.ndarray):
+        raise ValueError(f"{expected}, found {type(found).__name__}")
+    if len(found) != count:
+        raise ValueError(f"{expected}, one for each completion, found {len(found)}")
+    for place, verdict in enumerate(found):
+        if verdict is not None and not isinstance(verdict, bool | int | float | np.generic):
+            raise ValueError(
+                f"{expected}, each True, False or None; number {place} is {verdict!r:.60}"
+            )
+    # Python's own kinds, since JSON carries them between processes.
+    return [verdict.item() if isinstance(verdict, np.generic) else verdict for verdict in found]
 
 
 def answers_and_paths(

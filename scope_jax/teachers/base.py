@@ -21,7 +21,7 @@ from scope_jax.rollout import Generator, Policy
 from scope_jax.rollout.rows import splice
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.demonstrations import DemonstrationJob, Demonstrations
-from scope_jax.teachers.replies import encode_step, special_texts
+from scope_jax.teachers.replies import encode_step, most_characters, special_texts
 from scope_jax.text.steps import token_bytes
 from scope_jax.types import Owner, Rollout, check_choices, check_kind
 
@@ -141,9 +141,13 @@ class Step:
 
 
 def encode_reply(
-    found: tuple[str, bool] | str, job: Job, sampled: tuple[list[int], list[float]] | None = None
+    found: tuple[str, bool] | str,
+    job: Job,
+    sampled: tuple[list[int], list[float]] | None = None,
+    most: int | None = None,
 ) -> Step | str:
-    """The step that `read_reply` found, in the policy's ids; a reason stays what it is.
+    """The step that `read_reply` found, in the policy's ids; a reason stays what it is. One longer
+    than `most` characters (default: what a row of the job may hold) is not encoded ("too_long").
 
     `sampled`: ids and log-probs that were drawn for the reply. They are used as they are where
     their text is the step, with the separator's ids added where only that is missing.
@@ -151,10 +155,12 @@ def encode_reply(
     if isinstance(found, str):
         return found
     (step, ends), tokenizer = found, job.policy.tokenizer
+    if most is None:
+        most = most_characters(tokenizer, int(job.limit_B.max(initial=0)))
+    if len(step) > most:
+        return "too_long"
     if any(special in step for special in special_texts(tokenizer)):
         return "special"
-    if any("\ud800" <= character <= "\udfff" for character in step):
-        return "untokenisable"  # half of a character, which JSON can carry
     if sampled is not None:
         pieces, (ids, logp) = token_bytes(tokenizer), sampled
         for missing in ("", job.domain.separator):

@@ -165,11 +165,13 @@ class Endpoint:
         return whole, {name: sum(part[name] for _, part in parts) for name in counters}
 
     def _ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
-        outcomes: list[Reply | str | None] = [self._recall(body) for body in bodies]
+        counters = {"requests": 0, "cache_hits": 0}
+        if self.spec.cache:
+            counters["cache_damaged"] = 0
+        outcomes: list[Reply | str | None] = [self._recall(body, counters) for body in bodies]
         first: dict[str, int] = {}
         same = [first.setdefault(_canonical(body), number) for number, body in enumerate(bodies)]
         waiting = [n for n, outcome in enumerate(outcomes) if outcome is None and same[n] == n]
-        counters = {"requests": 0, "cache_hits": sum(outcome is not None for outcome in outcomes)}
         if waiting:
             batch = self._fetch_all(bodies, waiting, outcomes, counters)
             # Every wait in `batch` ends at the deadline; the second is for what would ignore it.
@@ -290,33 +292,51 @@ class Endpoint:
     # ---- replies on disk
 
     def _file(self, body: dict[str, Any]) -> Path:
-        name = hashlib.sha256(f"{self.spec.api} {_canonical(body)}".encode()).hexdigest()
+        name = _digest(self.spec.api, body)
         return Path(self.spec.cache or "") / name[:2] / f"{name}.json"
 
-    def _recall(self, body: dict[str, Any]) -> Reply | None:
+    def _recall(self, body: dict[str, Any], counters: dict[str, int]) -> Reply | None:
+        """The reply that was kept for this request, None where there is none. One that is damaged,
+        or was kept for another request, is counted and asked for again."""
         if not self.spec.cache:
             return None
+        path = self._file(body)
         try:
-            kept = json.loads(self._file(body).read_text(encoding="utf-8"))
-            text, complete = kept["text"], kept["complete"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # missing or damaged: ask again
-        return (
-            Reply(text, complete) if isinstance(text, str) and isinstance(complete, bool) else None
-        )
+            kept = json.loads(path.read_bytes())
+            reply = Reply(kept["text"], kept["complete"])
+            whole = isinstance(reply.text, str) and isinstance(reply.complete, bool)
+            if whole and kept["digest"] == _digest(self.spec.api, body, reply.text, reply.complete):
+                counters["cache_hits"] += 1
+                return reply
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        counters["cache_damaged"] += 1
+        self._warn("damaged", f"{path}: a kept reply is damaged or of another request: asked again")
+        return None
 
     def _remember(self, body: dict[str, Any], reply: Reply) -> None:
         if not self.spec.cache:
             return
         path = self._file(body)
         beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        kept = json.dumps({"request": body, "text": reply.text, "complete": reply.complete})
+        digest = _digest(self.spec.api, body, reply.text, reply.complete)
+        kept = {"request": body, "text": reply.text, "complete": reply.complete, "digest": digest}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(kept, encoding="utf-8")
+            beside.write_text(json.dumps(kept), encoding="utf-8")
             os.replace(beside, path)
         except OSError as error:
             self._warn("cache", f"replies cannot be kept in {self.spec.cache}: {error.strerror}")
+
+
+def _digest(api: str, body: dict[str, Any], *reply: Any) -> str:
+    """Of a request, the name of its file; of a request with its reply, what tells that neither was
+    altered."""
+    return hashlib.sha256(
+        " ".join([api, _canonical(body), *map(json.dumps, reply)]).encode()
+    ).hexdigest()
 
 
 def _in_thread(work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:

@@ -14,7 +14,7 @@ from scope_jax.devices.programs import program
 from scope_jax.rollout import SampleSpec, solution_end
 from scope_jax.rollout.rows import cut, splice
 from scope_jax.tasks import Domain, Problem
-from scope_jax.teachers.replies import encode_step, special_texts
+from scope_jax.teachers.replies import encode_step, most_characters, special_texts
 from scope_jax.types import Owner, Rollout
 
 _splice_rows = program(splice, static_argnames="owner")
@@ -70,27 +70,21 @@ def write_solutions(
 ) -> Demonstrations:
     """The job's rows with these texts behind their prompts, in the policy's ids and with its end
     token."""
-    tokenizer, separator = job.tokenizer, job.domain.separator
     B, most = len(solutions), job.sampling.max_new_tokens
     tokens, count = np.zeros((B, most), np.int32), np.zeros(B, np.int32)
-    end = solution_end(tokenizer, job.sampling)
+    end = solution_end(job.tokenizer, job.sampling)
     failed: list[str | None] = []
     for number, text in enumerate(solutions):
         if isinstance(text, Refused):
             failed.append(text.reason)
             continue
-        text = text.strip(" \n") if separator.isspace() else text
-        ids = None
-        if not any(special in text for special in special_texts(tokenizer)):
-            ids = encode_step(text, tokenizer, separator)
-        if not text or ids is None:
-            failed.append("untokenisable" if text else "empty")
-        elif len(ids) + 1 > most:
-            failed.append("too_long")
-        else:
-            tokens[number, : len(ids) + 1] = [*ids, end]
-            count[number] = len(ids) + 1
-            failed.append(None)
+        ids = _solution_ids(text, job)
+        if isinstance(ids, str):
+            failed.append(ids)
+            continue
+        tokens[number, : len(ids) + 1] = [*ids, end]
+        count[number] = len(ids) + 1
+        failed.append(None)
     rows = _splice_rows(
         job.rows,
         jnp.asarray(tokens),
@@ -99,6 +93,22 @@ def write_solutions(
         finished_B=jnp.asarray(count > 0),
     )
     return demonstrated(rows, failed, metrics)
+
+
+def _solution_ids(text: str, job: DemonstrationJob) -> list[int] | str:
+    """The ids of a solution, without the end token; or why there are none."""
+    tokenizer, separator, most = job.tokenizer, job.domain.separator, job.sampling.max_new_tokens
+    text = text.strip(" \n") if separator.isspace() else text
+    if not text:
+        return "empty"
+    if len(text) > most_characters(tokenizer, most):
+        return "too_long"
+    if any(special in text for special in special_texts(tokenizer)):
+        return "untokenisable"
+    ids = encode_step(text, tokenizer, separator)
+    if ids is None:
+        return "untokenisable"
+    return ids if len(ids) + 1 <= most else "too_long"
 
 
 def demonstrated(

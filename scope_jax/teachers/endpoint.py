@@ -5,8 +5,15 @@ from typing import Any
 
 from scope_jax.streams import Host, request_seed
 from scope_jax.tasks import Domain, Problem
-from scope_jax.teachers.base import Ask, Corrected, Job, TeacherSpec, encode_reply, write_steps
-from scope_jax.teachers.client import Endpoint
+from scope_jax.teachers.base import (
+    Ask,
+    Corrected,
+    Job,
+    TeacherSpec,
+    encode_reply,
+    write_steps,
+)
+from scope_jax.teachers.client import Endpoint, Reply
 from scope_jax.teachers.demonstrations import (
     DemonstrationJob,
     Demonstrations,
@@ -14,7 +21,7 @@ from scope_jax.teachers.demonstrations import (
     write_solutions,
 )
 from scope_jax.teachers.prompts import prompt_text
-from scope_jax.teachers.replies import read_reply
+from scope_jax.teachers.replies import most_characters, read_reply, without_thoughts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,10 +42,11 @@ class EndpointTeacher:
     def correct(self, job: Job) -> Corrected:
         """One step for each row, asked for in one batch of requests."""
         replies, counters = self.endpoint.ask([self.body(ask, job) for ask in job.asks])
+        most = most_characters(job.policy.tokenizer, self.spec.step_tokens)
         steps = [
             reply
             if isinstance(reply, str)
-            else encode_reply(read_reply(reply.text, reply.complete, ask.last, job.domain), job)
+            else encode_reply(self._read(reply, ask, job, most), job, most=most)
             for ask, reply in zip(job.asks, replies, strict=True)
         ]
         return write_steps(
@@ -74,6 +82,14 @@ class EndpointTeacher:
         if self.spec.temperature > 0:
             body["seed"] = request_seed(job.seed, ask.row)
         return body | settings.extra_fields()
+
+    def _read(self, reply: Reply, ask: Ask, job: Job, most: int) -> tuple[str, bool] | str:
+        """The step in a reply. A text that goes on inside of open thoughts is part of them."""
+        so_far = ask.problem.prompt + "".join(ask.kept)
+        inside = self.endpoint.spec.api == "completions" and without_thoughts(so_far) is None
+        return read_reply(
+            reply.text, reply.complete, ask.last, job.domain, most=most, continued=inside
+        )
 
     def _solve(self, number: int, problem: Problem, job: DemonstrationJob) -> dict[str, Any]:
         """The request for a whole solution of one problem."""

@@ -16,7 +16,14 @@ from scope_jax.devices.programs import program
 from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain
-from scope_jax.teachers.base import Corrected, Job, Step, TeacherSpec, encode_reply, write_steps
+from scope_jax.teachers.base import (
+    Corrected,
+    Job,
+    Step,
+    TeacherSpec,
+    encode_reply,
+    write_steps,
+)
 from scope_jax.teachers.demonstrations import (
     DemonstrationJob,
     Demonstrations,
@@ -25,7 +32,7 @@ from scope_jax.teachers.demonstrations import (
     write_solutions,
 )
 from scope_jax.teachers.prompts import prompt_text
-from scope_jax.teachers.replies import read_reply
+from scope_jax.teachers.replies import most_characters, read_reply
 from scope_jax.text import encode_in_place, step_ends, stop_table
 from scope_jax.types import Owner, Rollout
 
@@ -131,15 +138,16 @@ class ModelTeacher:
         replies = texts(ids, tokenizer)
         finished, logp, start = to_host((rows.finished_B, rows.logp_BT, rows.prompt_length_B))
         steps: list[Step | str] = []
+        most = most_characters(job.policy.tokenizer, self.spec.step_tokens)
         for n, ask in enumerate(job.asks):
             if prompts[n] is None:
                 steps.append("prompt_too_long")
                 continue
-            found = read_reply(replies[n], bool(finished[n]), ask.last, job.domain)
+            found = read_reply(replies[n], bool(finished[n]), ask.last, job.domain, most=most)
             sampled = None
             if self.tokenizer is None:
                 sampled = (ids[n], logp[n, start[n] : start[n] + len(ids[n])].tolist())
-            steps.append(encode_reply(found, job, sampled))
+            steps.append(encode_reply(found, job, sampled, most))
         return write_steps(job, steps, self.spec, shows_answer=self.spec.shows_answer)
 
     def _own_words(self, job: DemonstrationJob, generator: Generator) -> list[str | Refused]:

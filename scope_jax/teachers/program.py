@@ -19,6 +19,7 @@ from scope_jax.teachers.demonstrations import (
     Refused,
     write_solutions,
 )
+from scope_jax.teachers.replies import unix_newlines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,4 +47,5 @@ class ProgramTeacher:
         step = job.domain.next_step(ask.problem, ask.kept, rng, self.spec.style, ask.wrong)
         if step is None:
             return "no_step"
+        step = unix_newlines(step)
         return encode_known(step, not step.endswith(job.domain.separator), ask, job)

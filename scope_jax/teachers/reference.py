@@ -17,14 +17,15 @@ from scope_jax.teachers.demonstrations import (
     Refused,
     write_solutions,
 )
-from scope_jax.teachers.replies import reference_steps
+from scope_jax.teachers.replies import reference_steps, without_thoughts
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceTeacher:
     """The step of the reference solution that has the number of the wrong one, capped at the last.
-    Steps that the policy already wrote, blanks aside, are passed over. The step that ends the
-    solution corrects a last step only."""
+    Steps that the policy already wrote, blanks aside, are passed over, and thoughts
+    (`<think>...</think>`) are no steps. The step that ends the solution corrects a last step
+    only."""
 
     spec: TeacherSpec = dataclasses.field(default_factory=lambda: TeacherSpec(kind="reference"))
     generator: None = None
@@ -42,7 +43,10 @@ class ReferenceTeacher:
     def _step(self, ask: Ask, job: Job) -> Step | str:
         if not ask.problem.solution:
             return "no_solution"
-        steps = reference_steps(ask.problem.solution, job.domain.separator, job.domain.divider)
+        solution = without_thoughts(ask.problem.solution)
+        if solution is None:
+            return "thinking"
+        steps = reference_steps(solution, job.domain.separator, job.domain.divider)
         covered = {_without_blanks(step) for step in ask.kept}
         start = max(min(len(ask.kept), len(steps) - 1), 0)
         for number in range(start, len(steps)):

@@ -8,26 +8,48 @@ from scope_jax.tasks import Domain
 from scope_jax.text import split_steps
 from scope_jax.text.steps import Separator, token_bytes
 
+# Tags around what a model thinks before it answers.
+_THOUGHTS = re.compile(
+    r"<(/?)(?:think|thinking|thought|thoughts|reasoning)(?:\s[^<>]{0,200})?>", re.IGNORECASE
+)
+_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)*")
+# A text up to this long is read and encoded whatever a step may hold, so that its failure has its
+# own name.
+_SHORT = 1 << 14
 
-def read_reply(reply: str, complete: bool, last: bool, domain: Domain) -> tuple[str, bool] | str:
+
+def read_reply(
+    reply: str,
+    complete: bool,
+    last: bool,
+    domain: Domain,
+    *,
+    most: int | None = None,
+    continued: bool = False,
+) -> tuple[str, bool] | str:
     """(step, whether it ends the solution) out of a reply, or why there is none: "empty",
-    "incomplete".
+    "incomplete", "thinking" (its thoughts have no end), "too_long" (past `most` characters).
 
-    The step is what stands before the first separator (or match of the domain's `boundary`); blank
-    lines before it are dropped, further steps are cut. It ends the solution exactly where the
-    wrong step was the rollout's last (`last`) and the step carries the domain's answer marker; it
-    then stands without a separator. In all other cases it closes as it was written, or with the
-    separator where the reply lacks an end: that a reply is over (`complete`: by an end token or a
-    stop text) does not tell the end of a step from that of a solution.
+    Thoughts (`<think>...</think>`) are taken out, unless the reply goes on (`continued`) inside of
+    those of the text before it. The step is what stands before the first
+    separator (or match of the domain's `boundary`); blank lines before it are dropped, further
+    steps are cut. It ends the solution exactly where the wrong step was the rollout's last
+    (`last`) and the step carries the domain's answer marker; it then stands without a separator.
+    In all other cases it closes as it was written, or with the separator where the reply lacks an
+    end: that a reply is over (`complete`: by an end token or a stop text) does not tell the end of
+    a step from that of a solution. Takes time in proportion to the reply.
     """
-    pattern = re.compile(domain.boundary or re.escape(domain.separator))
-    step, rest, found = "", reply, None
-    while rest and not step.strip():
-        rest = rest.lstrip("\r\n")
-        found = next((match for match in pattern.finditer(rest) if match.end() > 0), None)
-        step, rest = (rest[: found.start()], rest[found.end() :]) if found else (rest, "")
+    answer = reply if continued else without_thoughts(reply)
+    if answer is None:
+        return "thinking"
+    text = _from_the_first_line(unix_newlines(answer))
+    cut = most is not None and len(text) > most
+    text = text[:most]
+    step, found = _first_step(text, re.compile(domain.boundary or re.escape(domain.separator)))
     if not step.strip():
         return "empty"
+    if found is None and cut:
+        return "too_long"
     if found is None and not complete:
         return "incomplete"
     if found is None:
@@ -37,6 +59,45 @@ def read_reply(reply: str, complete: bool, last: bool, domain: Domain) -> tuple[
         return step, True
     closed = end or (found and step[-1].isspace())
     return step + (end if closed else domain.separator), False
+
+
+def without_thoughts(text: str) -> str | None:
+    """A reply without the thoughts before or within it; None where they have no end. Thoughts
+    whose beginning was part of the prompt reach from the start to the first closing tag."""
+    kept: list[str] = []
+    start, inside = 0, False
+    for tag in _THOUGHTS.finditer(text):
+        closes = bool(tag[1])
+        if closes and not inside:
+            kept.clear()
+        elif not closes and not inside:
+            kept.append(text[start : tag.start()])
+        start, inside = tag.end(), not closes
+    return None if inside else "".join([*kept, text[start:]])
+
+
+def unix_newlines(text: str) -> str:
+    """The text with each end of a line as one "\\n"."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _first_step(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str] | None]:
+    """(the first part between separators with a visible character, its separator)."""
+    start = 0
+    for match in pattern.finditer(text):
+        if match.end() <= start:
+            continue
+        if text[start : match.start()].strip():
+            return text[start : match.start()], match
+        blank = _BLANK_LINES.match(text, match.end())
+        start = blank.end() if blank else match.end()
+    return text[start:], None
+
+
+def _from_the_first_line(text: str) -> str:
+    """The text without the blank lines before its first visible character."""
+    first = len(text) - len(text.lstrip())
+    return text[text.rfind("\n", 0, first) + 1 :]
 
 
 def gives_answer_away(step: str, answer: str) -> bool:
@@ -64,6 +125,7 @@ def reference_steps(solution: str, separator: str, divider: Separator | None = N
     """The steps of a reference solution: the parts between separators (or where `divider` divides
     it); where there is one part its lines, and where there is one line its sentences. Each but the
     last closes with the separator."""
+    solution = unix_newlines(solution)
     parts: list[str] = []
     for pattern in (divider or separator, "\n", re.compile(r"(?<=[.!?])\s")):
         parts = [part.strip() for part in split_steps(solution, pattern) if part.strip()]
@@ -79,7 +141,10 @@ def encode_step(step: str, tokenizer: Any, separator: str = "\n") -> list[int] |
     a separator, whose ids are taken off again. The bytes of the ids decide, so nothing is lost or
     added beside the steps that are kept.
     """
-    pieces, wanted = token_bytes(tokenizer), step.encode()
+    try:
+        pieces, wanted = token_bytes(tokenizer), step.encode()
+    except UnicodeEncodeError:
+        return None  # half of a character, which JSON can carry
     for before in ("", separator, "\n"):
         head = tokenizer.encode(before, add_special_tokens=False) if before else []
         ids = tokenizer.encode(before + step, add_special_tokens=False)
@@ -93,3 +158,13 @@ def special_texts(tokenizer: Any) -> tuple[str, ...]:
     """The texts that a tokenizer reads as special tokens."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_tokens)))
+
+
+def most_characters(tokenizer: Any, tokens: int) -> int:
+    """No text longer than this is spelt by so many tokens, and encoding one would be in vain."""
+    return max(tokens * _longest_piece(tokenizer), _SHORT)
+
+
+@functools.lru_cache(maxsize=4)
+def _longest_piece(tokenizer: Any) -> int:
+    return max(map(len, token_bytes(tokenizer)))

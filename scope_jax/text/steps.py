@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from scope_jax.text.probe import check_ids
+
 Separator = str | re.Pattern[str]
 
 # Stands for a special token in the text of a row: one byte, so that no separator is found across
@@ -198,11 +200,11 @@ def _automaton(pattern: bytes) -> list[dict[int, int]]:
 
 def _read_pieces(tokenizer: Any) -> list[bytes]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary: dict[str, int] = (backend or tokenizer).get_vocab()
+    check_ids(vocabulary, f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__}")
     if backend is not None:
-        vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         to_bytes = _from_decoder(json.loads(backend.to_str())["decoder"])
     elif hasattr(tokenizer, "sp_model"):
-        vocabulary = tokenizer.get_vocab()
         to_bytes = _from_decoder(_SENTENCEPIECE)
     else:
         raise ValueError(

@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scope_jax.text.chat import chat_prompts
+from scope_jax.text.probe import check_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -91,7 +94,8 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
     """`AutoTokenizer` from a local directory: no network, no code from the checkpoint.
 
     A directory with sentencepiece's tokenizer.model and no configuration of the tokenizer will do.
-    Raises FileNotFoundError where there is none, ValueError where it cannot be read.
+    Raises FileNotFoundError where there is none, ValueError where it cannot be read, or is read in
+    another way than its files say (`check_tokenizer`).
     """
     directory = pathlib.Path(directory)
 
@@ -104,19 +108,22 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
         )
     from transformers import AutoTokenizer
 
+    tokenizer: PreTrainedTokenizerBase
     try:
         if not any(map(has, ("tokenizer.json", "vocab.json", "tokenizer_config.json"))):
-            return _from_sentencepiece(
-                directory
-            )  # no class is named there, and transformers' guess gives other ids
-        return AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
+            # No class is named there, and transformers' guess gives other ids.
+            tokenizer = _from_sentencepiece(directory)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # damaged files surface as many types
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{directory}: tokenizer cannot be read: {type(error).__name__}: {reason}"
         ) from error
+    check_tokenizer(tokenizer, directory)
+    return tokenizer
 
 
 def _from_sentencepiece(directory: pathlib.Path) -> "PreTrainedTokenizerFast":
@@ -168,15 +175,15 @@ def encode_prompts(
     if given) and opens the assistant's; where the template refuses a system turn, `system` goes
     before the prompt. At most one beginning-of-text token, none at the end. Raises ValueError
     where a prompt has a character that the tokenizer lacks, `chat` is asked of a tokenizer without
-    template, or the template fails.
+    template, or the template fails or does not end.
     """
     if chat and not tokenizer.chat_template:
         raise ValueError(
             "encode_prompts: chat=True, but this tokenizer has no chat template: use chat=False"
         )
+    texts = chat_prompts(tokenizer, prompts, system) if chat else prompts
     kept, dropped = [], []
-    for index, prompt in enumerate(prompts):
-        text = _chat_text(tokenizer, prompt, system) if chat else prompt
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         ids = list(tokenizer.encode(text, add_special_tokens=not chat))
         # A vocabulary that does not even hold all bytes drops what it lacks without a word.
         if len(tokenizer) < 256 and text not in tokenizer.decode(ids):
@@ -243,30 +250,20 @@ def end_ids(
 def _config_end_ids(directory: pathlib.Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        if path.is_file():
-            try:
-                value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
-            if value is not None:
-                return list(value) if isinstance(value, list) else [value]
-    return []
-
-
-def _chat_text(tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | None) -> str:
-    import jinja2
-
-    def filled(user: str, system: str | None = None) -> str:
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": user})
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    try:
+        if not path.is_file():
+            continue
         try:
-            return filled(prompt, system)
-        except jinja2.TemplateError:
-            if not system:
-                raise
-            return filled(f"{system}\n\n{prompt}")  # Gemma 2 and early Mistral know no system turn
-    except jinja2.TemplateError as error:
-        raise ValueError(f"encode_prompts: the tokenizer's chat template: {error}") from error
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path}: holds a {type(raw).__name__}, an object is needed")
+        value = raw.get("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in ids):
+                raise ValueError(f"{path}: eos_token_id is {value!r}, whole numbers are needed")
+            return ids
+    return []

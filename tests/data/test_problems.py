@@ -76,8 +76,10 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="no problem in it"):
         read_file(write(tmp_path / "empty.jsonl", [""]))
     row = json.dumps({"id": "same", "prompt": "p", "answer": "a"})
-    with pytest.raises(ValueError, match="id 'same' occurs 2 times"):
-        read_file(write(tmp_path / "twice.jsonl", [row, row]))
+    with pytest.raises(
+        ValueError, match=r"line 2: id 'same' is that of another problem at .*: line"
+    ):
+        read_file(write(tmp_path / "twice.jsonl", [row, row.replace('"a"', '"b"')]))
     with pytest.raises(ValueError, match="fields names 'question'"):
         read_file(write(tmp_path / "one.jsonl", [row]), fields={"question": "prompt"})
     with pytest.raises(FileNotFoundError, match=r"dataset_info\.json"):

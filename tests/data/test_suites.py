@@ -206,7 +206,7 @@ def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
             "no text in field 'Incorrect Answer 1'",
         ),
         ("olympiadbench", {"question": "q"}, "no field 'final_answer'"),
-        ("olympiadbench", {"question": "q", "final_answer": [""]}, "expected text or a number"),
+        ("olympiadbench", {"question": "q", "final_answer": [""]}, "an answer is empty"),
     ],
 )
 def test_rows_that_are_not_of_the_suite(tmp_path, name, row, message):
@@ -231,8 +231,10 @@ def test_bad_places(tmp_path):
     with pytest.raises(ValueError, match=r"expected the place {problem}"):
         read_suite("amc23", tmp_path, template="Solve this.")
     parquet(tmp_path / "aime24/a.parquet", [{"id": 1, "problem": "p", "answer": "1"}])
-    parquet(tmp_path / "aime24/b.parquet", [{"id": 1, "problem": "p", "answer": "1"}])
-    with pytest.raises(ValueError, match=r"id '1' occurs 2 times in \('a.parquet', 'b.parquet'\)"):
+    parquet(tmp_path / "aime24/b.parquet", [{"id": 1, "problem": "q", "answer": "1"}])
+    with pytest.raises(
+        ValueError, match=r"b.parquet: line 1: id '1' is that of another .*a.parquet: line 1"
+    ):
         read_suite("aime24", tmp_path)
 
 

@@ -26,7 +26,7 @@ from scope_jax.configuration import default_config, train_config
 from scope_jax.data.processbench import LabelledSolution, load_processbench
 from scope_jax.evaluate_prm import (
     UNSCORED,
-    Scores,
+    ScoredItems,
     best_threshold,
     mean_metrics,
     predictions,
@@ -396,7 +396,7 @@ def test_scores_on_a_mesh(prms, name):
 # ---- ProcessBench: metrics
 
 
-SCORES = Scores(
+SCORES = ScoredItems(
     score_BJ=np.array(
         [
             [0.9, 0.2, 0.9],

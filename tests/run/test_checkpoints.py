@@ -20,7 +20,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scope_jax.run.checkpoints import Checkpoints, _array_sum
+from scope_jax.run import checkpoints as checkpoints_module
+from scope_jax.run.checkpoints import Checkpoints, _array_hash, _array_sum
 
 
 def make_state(seed: int, mesh: Mesh):
@@ -126,6 +127,7 @@ def damages(root):
 READER = """
 import hashlib, json, os, sys
 import jax, jax.numpy as jnp, numpy as np
+from scope_jax.run import checkpoints as checkpoints_module
 from scope_jax.run.checkpoints import Checkpoints
 like = {
     "w": jax.ShapeDtypeStruct((8, 16), jnp.float32),
@@ -250,6 +252,92 @@ def test_extra_must_be_json(tmp_path):
         checkpoints.save(1, {"w": jnp.zeros(1)}, {"bad": jnp.zeros(1)})
 
 
+def numpy_hash(array: np.ndarray) -> list[int]:
+    """The checksum written down a second time, element by element in Python's own numbers."""
+    width = {1: np.uint8, 2: np.uint16}.get(array.dtype.itemsize, np.uint32)
+    bits = array.astype(np.uint32) if array.dtype == bool else array.view(width)
+    sums = [0, 0]
+    for place, x in enumerate(bits.reshape(-1).tolist()):
+        x ^= place * 0x9E3779B9 % 2**32
+        x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+        x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+        x ^= x >> 16
+        sums[0] += x
+        sums[1] += (x ^ (x >> 15)) * 0x2C1B3C6D % 2**32
+    return [total % 2**32 for total in sums]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int8, np.bool_, np.int32])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 7), (2, 3, 4), (0, 3)])
+def test_the_checksum_of_arrays_by_python(dtype, shape):
+    values = np.random.default_rng(1).standard_normal(shape) * 50
+    array = np.asarray(values).astype(dtype)
+    assert _array_hash(jnp.asarray(array)).tolist() == numpy_hash(array)
+
+
+def test_the_checksum_is_the_same_on_every_mesh():
+    values = np.random.default_rng(2).standard_normal((16, 8)).astype(np.float32)
+    wanted = numpy_hash(values)
+    for count, spec in ((1, P()), (4, P("data")), (8, P("data")), (8, P(None, "data"))):
+        placed = jax.device_put(values, NamedSharding(mesh_of(count), spec))
+        assert _array_hash(placed).tolist() == wanted
+
+
+def test_no_pair_of_turned_bits_is_missed():
+    """Two sign bits cancel in a sum of weighted elements; zeros, swaps and moves change this one
+    too."""
+    values = np.random.default_rng(3).standard_normal(64).astype(np.float32)
+    bits = values.view(np.uint32)
+    changed = [np.roll(bits, 1), bits[::-1].copy(), np.where(np.arange(64) < 8, 0, bits)]
+    rng = np.random.default_rng(4)
+    for n in range(2_000):
+        one, other = rng.choice(64, 2, replace=False)
+        turned = bits.copy()
+        turned[one] ^= np.uint32(1 << (31 if n % 2 else rng.integers(32)))
+        turned[other] ^= np.uint32(1 << (31 if n % 2 else rng.integers(32)))
+        changed.append(turned)
+    found = jax.vmap(_array_hash)(jnp.asarray(np.stack([bits, *changed])).view(jnp.float32))
+    assert not (np.asarray(found[1:]) == np.asarray(found[0])).all(axis=1).any()
+    signs = jnp.asarray(bits).at[jnp.array([3, 40])].set(bits[[3, 40]] ^ np.uint32(1 << 31))
+    assert int(_array_sum(signs)) == int(_array_sum(jnp.asarray(bits)))  # what was missed before
+
+
+def test_checkpoints_with_sums_of_before_are_read_and_checked(tmp_path, monkeypatch, caplog):
+    state = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "b": jnp.ones(3, jnp.bfloat16)}
+    new = checkpoints_module._describe
+    monkeypatch.setattr(checkpoints_module, "_describe", lambda s, *, old=True: new(s, old=True))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state, {"place": 7})
+        checkpoints.save(2, jax.tree.map(lambda x: x + 1, state), {"place": 8})
+    monkeypatch.undo()
+    record = next((tmp_path / "c" / "2").rglob("record/*")).read_text()
+    assert isinstance(json.loads(record)["leaves"]["['w']"]["sum"], int)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        step, found, extra = checkpoints.restore(state)
+        assert (step, extra) == (2, {"place": 8})
+        assert_same_bits(found, jax.tree.map(lambda x: x + 1, state))
+        checkpoints.save(3, state, {})
+    record = next((tmp_path / "c" / "3").rglob("record/*")).read_text()
+    assert len(json.loads(record)["leaves"]["['w']"]["sum"]) == 16
+    for wrong in (1, "0" * 16):
+        monkeypatch.setattr(
+            Checkpoints, "_read_record", lambda self, at, w=wrong: altered(tmp_path / "c", at, w)
+        )
+        with (
+            Checkpoints(tmp_path / "c") as checkpoints,
+            pytest.raises(ValueError, match="checksum"),
+        ):
+            checkpoints.restore(state)
+        monkeypatch.undo()
+
+
+def altered(folder, step: int, wrong: int | str) -> dict:
+    record = json.loads(next((folder / str(step)).rglob("record/*")).read_text())
+    for leaf in record["leaves"].values():
+        leaf["sum"] = wrong
+    return record
+
+
 def test_array_sum_by_hand():
     # Weights 1, 3, 5, 7: 2 + 3*3 + 5*5 + 7*7 = 85.
     assert int(_array_sum(jnp.array([[2, 3], [5, 7]], jnp.int32))) == 85
@@ -262,6 +350,7 @@ def test_array_sum_by_hand():
 CHILD = """
 import sys
 import jax.numpy as jnp
+from scope_jax.run import checkpoints as checkpoints_module
 from scope_jax.run.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 10_000):
