@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.fixtures import TINY, make_params
@@ -19,9 +20,11 @@ from support.prm_fixtures import write_checkpoint
 from support.suite_files import jsonl, write_all
 from support.tiny_runs import ROOT, environment, run_program
 
-from scope_jax import evaluate_suites, models
+from scope_jax import evaluate, evaluate_prm, evaluate_suites, models
+from scope_jax.configuration.files import read_config
 from scope_jax.evaluation import Settings, settings_for, step_weights
 from scope_jax.evaluation.suite import file_stem
+from scope_jax.fit import command as fit
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import failures
 from scope_jax.text import character_tokenizer
@@ -279,6 +282,23 @@ def test_a_workdir_that_cannot_be_written_shows_before_the_model_is_read(
             evaluate_suites.main(arguments(place, tmp_path / name))
         line, code = failures.ending(caught.value)
         assert line is not None and f"error: {tmp_path}/{says}" in line and code == 2
+
+
+def test_other_programs_try_their_place_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    item = {"id": "a", "problem": "p", "steps": ["x"], "label": -1, "final_answer_correct": True}
+    (tmp_path / "gsm8k.json").write_text(json.dumps([item | {"generator": "g"}]))
+    data = [f"--data={tmp_path / 'gsm8k.json'}", "--model=nowhere"]
+    with pytest.raises(FileExistsError, match="file"):
+        evaluate_prm.main([*data, f"--json={tmp_path / 'file/record.json'}"])
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+        evaluate_prm.main([*data, f"--json={tmp_path}"])
+    config = read_config("grpo,arithmetic", "run.py")
+    with pytest.raises(FileExistsError, match="file"):
+        evaluate.command(config, str(tmp_path / "file"), SimpleNamespace(model="nowhere"))
+    topology = SimpleNamespace(topology="v5e:2x4")
+    with pytest.raises(FileExistsError, match="file"):
+        fit.command(config, str(tmp_path / "file"), topology)
 
 
 def test_graders_and_settings_of_each_suite(place, tmp_path):
