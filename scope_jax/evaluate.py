@@ -22,10 +22,13 @@ from ml_collections import ConfigDict
 from scope_jax import cli, models, rollout, tasks
 from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
+from scope_jax.devices.hosts import is_main
 from scope_jax.devices.mesh import make_mesh, to_host
 from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
-from scope_jax.run import progress, write_atomically
+from scope_jax.run import progress, try_place, write_atomically
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
+
+RECORD = "evaluation.json"  # in the workdir, where one is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,8 @@ def evaluate_splits(
 def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     """The command line's `evaluate`: the record as JSON."""
     settings = train_config(config)
+    if workdir and is_main():
+        try_place(workdir, RECORD)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     with jax.set_mesh(mesh):
         directory = values.model or settings.models.policy
@@ -177,8 +182,7 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
         {"model": str(directory), "settings": evaluation, "result": result}, indent=2
     )
     if workdir:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(workdir) / "evaluation.json", record + "\n")
+        write_atomically(Path(workdir) / RECORD, record + "\n")
     return record
 
 

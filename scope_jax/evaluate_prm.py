@@ -28,7 +28,7 @@ from scope_jax.data.processbench import LabelledSolution, Subset, load_processbe
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report import tables
-from scope_jax.run import failures, progress, write_atomically
+from scope_jax.run import failures, progress, try_place, write_atomically
 
 UNSCORED = -2  # a prediction that equals no label
 GRID = tuple(float(x) for x in np.arange(1, 100) / 100)
@@ -214,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> str:
         subsets = [
             dataclasses.replace(subset, items=subset.items[: given.limit]) for subset in subsets
         ]
+    if given.json:
+        try_place(Path(given.json).parent, Path(given.json).name)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
         prm = ProcessRewardModel.load(

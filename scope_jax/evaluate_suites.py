@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from scope_jax.evaluation import (
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import markdown_table
 from scope_jax.report.voting import AGGREGATES
-from scope_jax.run import failures, write_atomically
+from scope_jax.run import failures, try_place, write_atomically
 from scope_jax.tasks.graders import Grader
 from scope_jax.text import load_tokenizer
 
@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns the table. Raises ValueError, FileNotFoundError and
     RuntimeError for bad input."""
     given = cli.parse(sys.argv[1:] if argv is None else argv, _flags())
-    names = list(dict.fromkeys(name.strip() for name in given.suites if name.strip()))
-    if not names:
-        raise ValueError(f"--suites names no suite; known: {', '.join(SUITES)}")
+    names = _names(given.suites)
     for name in ("rows", "seats"):
         if (value := getattr(given, name)) < 1:
             raise ValueError(f"--{name}={value}: expected at least 1")
@@ -87,8 +85,10 @@ def main(argv: Sequence[str] | None = None) -> str:
             with Grader(grader_name) as grader:
                 grader.start()
     workdir = Path(given.workdir)
-    mesh = make_mesh(-1, given.fsdp, given.tensor)
+    try_place(workdir, RECORDS, TABLE)
+    try_place(workdir / "samples")
     records = _records(workdir)
+    mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
         config, params = models.load(given.model, dtype=given.dtype, mesh=mesh)
         tokenizer = load_tokenizer(given.model)
@@ -121,6 +121,18 @@ def main(argv: Sequence[str] | None = None) -> str:
             write_atomically(workdir / RECORDS, json.dumps(records, indent=2) + "\n")
             write_atomically(workdir / TABLE, markdown_table(records))
     return markdown_table(records)
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """The suites that are asked for, each once. A folder of one's own may be a path: `own/` and
+    `./own` are `own`."""
+    names = [str(PurePosixPath(name.strip())) for name in given if name.strip()]
+    if not names:
+        raise ValueError(f"--suites names no suite; known: {', '.join(SUITES)}")
+    for name in names:
+        if not name.isprintable():
+            raise ValueError(f"--suites: {name!r} has a character that cannot be printed")
+    return list(dict.fromkeys(names))
 
 
 def _records(workdir: Path) -> list[dict[str, Any]]:

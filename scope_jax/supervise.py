@@ -80,7 +80,7 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         upgrade=upgraded_supervised,
         name="training.json",  # a Hugging Face directory has a config.json of its own: the model's
     )
-    if (done := finished_summary(workdir)) is not None:
+    if (done := finished_summary(workdir, needed={"kind": str})) is not None:
         return done
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     with locked(workdir), jax.set_mesh(mesh):

@@ -41,7 +41,13 @@ from scope_jax.run import (
 )
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.lock import locked
-from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
+from scope_jax.run.session import (
+    TRAINED,
+    Keeping,
+    Session,
+    finished_summary,
+    write_summary,
+)
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.ahead import compile_ahead
@@ -85,7 +91,9 @@ def train(
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     compared = same_config(settings)
     with StopSignal(any_process) as stop, jax.set_mesh(mesh):
-        done = finished_summary(workdir, lambda: not config_changes(workdir, written, **compared))
+        done = finished_summary(
+            workdir, lambda: not config_changes(workdir, written, **compared), TRAINED
+        )
         if done is not None and done["steps"] == settings.steps:
             if is_main() and not (workdir / "report.html").is_file():
                 how_to_read = domain_of(settings.task).how_to_read
@@ -330,7 +338,9 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
     names = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
     final = summary["final"]
-    figures = "  ".join(f"{name} {final[name]:.3f}" for name in names if name in final)
+    figures = "  ".join(
+        f"{name} {final[name]:.3f}" for name in names if final.get(name) is not None
+    )
     report = Path(workdir or "") / "report.html"
     return f"done: {summary['steps']} steps  {figures}\nreport: {report}"
 

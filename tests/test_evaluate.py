@@ -4,6 +4,7 @@ devices and batching."""
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import string
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.fixtures import TINY, make_params
@@ -18,9 +20,13 @@ from support.prm_fixtures import write_checkpoint
 from support.suite_files import jsonl, write_all
 from support.tiny_runs import ROOT, environment, run_program
 
-from scope_jax import evaluate_suites, models
+from scope_jax import evaluate, evaluate_prm, evaluate_suites, models
+from scope_jax.configuration.files import read_config
 from scope_jax.evaluation import Settings, settings_for, step_weights
+from scope_jax.evaluation.suite import file_stem
+from scope_jax.fit import command as fit
 from scope_jax.prm import ProcessRewardModel
+from scope_jax.run import failures
 from scope_jax.text import character_tokenizer
 
 # `hold` waits where the file named by HOLD exists: a run stops there until it is killed.
@@ -215,6 +221,86 @@ def test_tokens_depend_on_problem_and_sample_only(place, whole, tmp_path):
     assert json.loads(seeded.read_text().splitlines()[0])["results"][0]["texts"] != written["w-0"]
 
 
+def test_folders_of_ones_own_are_evaluated_into_the_workdir(place, tmp_path):
+    """By path, absolute or not, two of the same last name beside each other."""
+    rows = [{"prompt": f"ab{n}", "answer": "x"} for n in range(2)]
+    own = [tmp_path / "elsewhere/own", tmp_path / "own"]
+    for folder in own:
+        jsonl(folder / "test.jsonl", rows)
+    near = os.path.relpath(own[1], place / "data")
+    names = [str(own[0]), near]
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    workdir = tmp_path / "not/there/yet"
+    records = run(place, workdir, suites=f"{own[0]}/,{near},{own[0]}")
+    assert [record["suite"] for record in records] == names
+    assert [record["problems"] for record in records] == [2, 2]
+    written = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    samples = [path for path in written if path.parent == workdir / "samples"]
+    assert len(samples) == 2 and all("own-" in path.name for path in samples)
+    tables = [workdir / "suites.json", workdir / "suites.md"]
+    assert set(written) == {*before, *samples, *tables}
+    stamps = [path.stat().st_mtime_ns for path in samples]
+    again = run(place, workdir, suites=",".join(names))  # goes on: nothing is done again
+    assert [r["result"] for r in again] == [r["result"] for r in records]
+    assert stamps == [path.stat().st_mtime_ns for path in samples]
+
+
+def test_names_of_suites_in_names_of_files():
+    plain = ["aime24", "my suite", "Own_2.v1", "größe"]
+    assert [file_stem(name) for name in plain] == plain
+    paths = [
+        *("/data/own", "/other/own", "../own", "../../own", "a/b", "a_b/c", "a/b_c"),
+        *("..", ".", ".own", "/", "x" * 201, "/" + "y" * 300, "é/" * 90, "a\nb/c"),
+    ]
+    stems = [file_stem(name) for name in paths]
+    assert len(set(stems)) == len(paths)
+    for stem in stems:
+        assert re.fullmatch(r"[\w.-]+-[0-9a-f]{8}", stem) and stem[0] not in ".-"
+        assert len(stem.encode()) <= 200
+    assert stems[0].startswith("data_own-") and stems[2].startswith("own-")
+
+
+def test_a_workdir_that_cannot_be_written_shows_before_the_model_is_read(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: pytest.fail("it was read"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "table/suites.md").mkdir(parents=True)
+    (tmp_path / "records/suites.json").mkdir(parents=True)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/samples").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "nowhere")
+    for name, says in (
+        ("file", "file: file exists"),
+        ("file/below", "file/below: not a directory"),
+        ("table", "table/suites.md: is a directory"),
+        ("records", "records/suites.json: is a directory"),
+        ("samples", "samples/samples: file exists"),
+        ("nowhere/below", "nowhere"),
+    ):
+        with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
+            evaluate_suites.main(arguments(place, tmp_path / name))
+        line, code = failures.ending(caught.value)
+        assert line is not None and f"error: {tmp_path}/{says}" in line and code == 2
+
+
+def test_other_programs_try_their_place_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    item = {"id": "a", "problem": "p", "steps": ["x"], "label": -1, "final_answer_correct": True}
+    (tmp_path / "gsm8k.json").write_text(json.dumps([item | {"generator": "g"}]))
+    data = [f"--data={tmp_path / 'gsm8k.json'}", "--model=nowhere"]
+    with pytest.raises(FileExistsError, match="file"):
+        evaluate_prm.main([*data, f"--json={tmp_path / 'file/record.json'}"])
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
+        evaluate_prm.main([*data, f"--json={tmp_path}"])
+    config = read_config("grpo,arithmetic", "run.py")
+    with pytest.raises(FileExistsError, match="file"):
+        evaluate.command(config, str(tmp_path / "file"), SimpleNamespace(model="nowhere"))
+    topology = SimpleNamespace(topology="v5e:2x4")
+    with pytest.raises(FileExistsError, match="file"):
+        fit.command(config, str(tmp_path / "file"), topology)
+
+
 def test_graders_and_settings_of_each_suite(place, tmp_path):
     more = {
         "samples": None,
@@ -311,6 +397,7 @@ def test_settings_are_the_fields_then_the_flags_then_the_overrides():
     [
         ({"suites": "wrds"}, "wrds: no such folder: put the published files of wrds there"),
         ({"suites": ","}, "--suites names no suite"),
+        ({"suites": "w\udce9"}, r"--suites: 'w\udce9' has a character that cannot be printed"),
         ({"override": "words.sample=2"}, "unknown key 'sample'; the nearest known one is samples"),
         ({"override": "aime24.samples=2"}, "'aime24' is not among --suites=words"),
         ({"override": "samples=2"}, "expected suite.key=value"),

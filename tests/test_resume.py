@@ -8,6 +8,7 @@ the program is replaced.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -347,6 +348,48 @@ def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_pat
         train(config(**elsewhere), workdir, allow_changed=["checkpoint.directory"])
     assert (workdir / "metrics_before.jsonl").read_bytes() == first
     assert len(read_metrics(workdir / "metrics.jsonl")) == 3
+
+
+def test_a_damaged_summary_and_metrics_are_noticed_and_the_run_ends_the_same(
+    checkpoints: Tiny, tmp_path: Path
+):
+    config = checkpoints.config("grpo", {"steps": 3, "checkpoint.every": 1, **NO_EVALUATION})
+    workdir = tmp_path / "run"
+    summary = train(config, workdir)
+    weights = (workdir / "model" / "model.safetensors").read_bytes()
+    metrics, finished = workdir / "metrics.jsonl", workdir / "summary.json"
+    lines = metrics.read_text().splitlines(keepends=True)
+
+    # Finished but for the summary: nothing is trained again.
+    for text in ("", "{}", "[]"):
+        finished.write_text(text)
+        with pytest.warns(UserWarning, match=r"summary\.json: not the summary of a run"):
+            assert train(config, workdir) == summary
+        assert json.loads(finished.read_text()) == summary
+
+    finished.unlink()
+    metrics.write_text(lines[2] + lines[0] + lines[2])
+    with pytest.warns(UserWarning) as said:
+        assert train(config, workdir) == summary
+    noticed = [str(one.message) for one in said if "metrics.jsonl" in str(one.message)]
+    assert len(noticed) == 1 and "no line of step 1: " in noticed[0] and "of step 2: " in noticed[0]
+    assert metrics.read_text() == lines[0] + lines[2]
+    assert (workdir / "model" / "model.safetensors").read_bytes() == weights
+
+    # The last line is the one that is gone: the figures of another step do not stand for it.
+    finished.unlink()
+    metrics.write_text(lines[0] + lines[1])
+    with pytest.warns(UserWarning, match="no line of step 2: "):
+        assert train(config, workdir) == summary | {"final": {}}
+
+    # All checkpoints are lost, twice.
+    for name in ("metrics_before.jsonl", "metrics_before_2.jsonl"):
+        before = metrics.read_bytes()
+        shutil.rmtree(workdir / "checkpoints")
+        finished.unlink()
+        with pytest.warns(UserWarning, match=f"their metrics are in {re.escape(name)}"):
+            assert train(config, workdir)["updates"] == summary["updates"]
+        assert (workdir / name).read_bytes() == before
 
 
 def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -95,7 +96,7 @@ def evaluate_suite(
                 "aggregate": weigher.aggregate,
             }
         key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
-        kept = ResultsFile(Path(workdir) / "samples" / f"{data.name}-{key}.jsonl", key)
+        kept = ResultsFile(Path(workdir) / "samples" / f"{file_stem(data.name)}-{key}.jsonl", key)
         todo = [n for n in chosen if n not in kept.done]
         size = _chunk(rows, settings.samples, len(chosen))
         decode = _Decoder(policy, data.name, spec, settings, size, longest + new_tokens, seats)
@@ -122,6 +123,15 @@ def evaluate_suite(
         "verdicts": counts,
         "result": summarise([kept.done[n] for n in chosen]),
     }
+
+
+def file_stem(suite: str) -> str:
+    """The name of a suite as a part of a file's name. A folder of one's own may be a path, such as
+    `/data/own` or `../own`: it ends with a digest, because others may be spelled alike."""
+    if PurePosixPath(suite).name == suite and suite[:1] != "." and len(suite.encode()) <= 200:
+        return suite
+    spelled = re.sub(r"[^\w.-]+", "_", suite)[-40:].strip("._-")
+    return f"{spelled or 'suite'}-{hashlib.sha256(suite.encode()).hexdigest()[:8]}"
 
 
 def _encode(

@@ -29,7 +29,7 @@ from scope_jax.fit.programs import Models, plan
 from scope_jax.fit.table import table
 from scope_jax.fit.topology import Topology, devices, parse_topology
 from scope_jax.models.config import ModelConfig
-from scope_jax.run import write_atomically
+from scope_jax.run import try_place, write_atomically
 
 
 def fit(
@@ -109,6 +109,8 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `fit`."""
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(given.topology)
+    if workdir:
+        try_place(workdir, "fit.json")
 
     def say(line: str) -> None:
         print(f"fit: {line} ...", file=sys.stderr, flush=True)
@@ -117,7 +119,6 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     report = fit(config, topology, only=given.only, largest=given.largest, texts=texts, say=say)
     record = json.dumps(report, indent=2)
     if workdir:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(workdir) / "fit.json", record + "\n")
     text = record if given.json else table(report)
     if not report["fits"]:

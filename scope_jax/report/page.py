@@ -13,6 +13,7 @@ import jinja2
 from scope_jax.report.charts import line_chart
 from scope_jax.report.gallery import rescue_of
 from scope_jax.run.metrics import read_metrics
+from scope_jax.run.session import read_summary
 from scope_jax.run.workdir import write_atomically
 
 # Charts of a run, in this order: title -> names drawn together. Metrics that are not named here go
@@ -101,8 +102,8 @@ def write_run_report(
 
     A samples file is a JSON list of gallery items; the newest files (by name) come first, verified
     rescues before the others, `most_samples` in all. `summary.json` is an object of figures.
-    Missing files are left out; a samples file or item that cannot be read
-    is named in the notes. `how_to_read`: what a step of the task says. Raises FileNotFoundError
+    Missing files are left out; a samples file, item or summary that cannot be read is named in the
+    notes. `how_to_read`: what a step of the task says. Raises FileNotFoundError
     where there is nothing to report on.
     """
     workdir = pathlib.Path(workdir)
@@ -113,7 +114,12 @@ def write_run_report(
         )
     rows = read_metrics(metrics) if metrics.exists() else []
     items, notes = _samples(workdir / "samples", most_samples)
-    figures = _flat(json.loads(summary.read_text(encoding="utf-8"))) if summary.exists() else []
+    figures = []
+    if summary.exists():
+        try:
+            figures = _flat(read_summary(summary, {}))
+        except ValueError as error:
+            notes.append(f"{error}.")
     steps = f" Steps {rows[0]['step']} to {rows[-1]['step']}." if rows else ""
     report = Report(
         title=title or f"Run {workdir.resolve().name}",

@@ -5,19 +5,21 @@ on from. Importing it is cheap: Orbax and TensorBoard are imported where they ar
 """
 
 from scope_jax.run.checkpoints import Checkpoints
-from scope_jax.run.failures import NoRoom, StorageError
+from scope_jax.run.failures import MachineError, NoRoom, StorageError
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (
     config_changes,
     prepare_workdir,
     record_config,
+    try_place,
     write_atomically,
 )
 
 __all__ = [
     "STOPPED",
     "Checkpoints",
+    "MachineError",
     "MetricsWriter",
     "NoRoom",
     "PhaseTimer",
@@ -29,5 +31,6 @@ __all__ = [
     "progress",
     "read_metrics",
     "record_config",
+    "try_place",
     "write_atomically",
 ]

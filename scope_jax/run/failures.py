@@ -23,8 +23,8 @@ from scope_jax.run.stop import STOPPED, Stopped
 EXIT_CODES = {
     "0": "finished",
     "1": (
-        "with one line: a storage or a network that failed, a full disk. With a traceback: a crash."
-        " Start it again, but not for ever"
+        "with one line: a storage, a network or the machine that failed, a full disk. With a"
+        " traceback: a crash. Start it again, but not for ever"
     ),
     "2": (
         "bad input, or the run gave up: not finite updates in a row. Starting it again without a"
@@ -51,6 +51,11 @@ class NoRoom(OSError):
 class StorageError(OSError):
     """A storage that cannot be read or written at the moment. It says nothing about the run:
     another try may succeed."""
+
+
+class MachineError(RuntimeError):
+    """The machine has no memory or no processes to spare at the moment. It says nothing about the
+    run: another try may succeed."""
 
 
 def ending(error: BaseException, place: str | os.PathLike = ".") -> tuple[str | None, int]:
@@ -173,8 +178,8 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of a storage or a network that does not answer,
-    and not of what was asked."""
+    """Whether an error, or one that led to it, is of a storage or a network that does not answer or
+    of a machine that is short of something, and not of what was asked."""
     return any(map(_is_passing, _chain(error)))
 
 
@@ -189,7 +194,7 @@ def says_nothing_of_the_run(error: BaseException) -> bool:
 
 
 def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, StorageError | ConnectionError | TimeoutError):
+    if isinstance(error, StorageError | MachineError | ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno in _PASSING:
         return True

@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON line and one TensorBoard event per step; wall seconds per phase; a
 progress bar."""
 
+import collections
 import contextlib
 import contextvars
 import json
@@ -9,12 +10,15 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scope_jax.devices.hosts import is_main
 from scope_jax.run.failures import quiet_threads
 from scope_jax.run.workdir import write_atomically
+
+_SHOWN = 10  # runs of steps in a warning
 
 
 class MetricsWriter:
@@ -22,8 +26,10 @@ class MetricsWriter:
 
     `resume_step` is the first step that will be written (0 for a new run): lines at or past it,
     and a last line that a kill left torn, are dropped from `metrics.jsonl` at once, atomically;
-    TensorBoard is told to drop its own points from there on. Of several processes the first one
-    writes, the writers of the others do nothing. No TensorFlow is needed.
+    TensorBoard is told to drop its own points from there on. The steps before it should have one
+    line each, in order: of several the last one stays, and what is missing, doubled or out of
+    order is named in a warning. Of several processes the first one writes, the writers of the
+    others do nothing. No TensorFlow is needed.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
@@ -36,8 +42,8 @@ class MetricsWriter:
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] < resume_step]
+        if self.path.exists() or resume_step:
+            kept = _kept_lines(self.path, resume_step)
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         # Without a buffer: what a full disk did not take is not tried again at the end of the
         # process.
@@ -106,7 +112,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` in file order; a torn last line is left out.
 
     Raises FileNotFoundError, and ValueError with file and line number for any other line that is
-    not an object with an integer "step".
+    not an object with a whole number, from 0, as its "step".
     """
     rows: list[dict[str, Any]] = []
     text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
@@ -115,14 +121,48 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
             break  # Only the last line can lack its end: the write was cut.
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(
-                f'{path}:{number}: not a metrics line; an object with an integer "step" is expected'
+                f'{path}:{number}: not a metrics line; an object with an integer "step" is'
+                " expected: delete the line, the run can do without it"
             )
         rows.append(row)
     return rows
+
+
+def _kept_lines(path: pathlib.Path, until: int) -> list[dict[str, Any]]:
+    """One line for each of the first `until` steps, in order, as far as there are any."""
+    rows = read_metrics(path) if path.exists() else []
+    rows = [row for row in rows if row["step"] < until]
+    steps = [row["step"] for row in rows]
+    # Of several lines the last one: a run writes a step again only on its way to a later one.
+    line_of = {row["step"]: row for row in rows}
+    trouble = []
+    if missing := [step for step in range(until) if step not in line_of]:
+        trouble.append(f"no line of {_in_words(missing)}: these metrics are lost, the run is not")
+    if doubled := [step for step, count in collections.Counter(steps).items() if count > 1]:
+        trouble.append(f"more than one line of {_in_words(sorted(doubled))}: the last one is kept")
+    elif steps != sorted(steps):
+        trouble.append("lines out of order: they are put in order")
+    if trouble:
+        warnings.warn(f"{path}: {'; '.join(trouble)}", stacklevel=3)
+    return [line_of[step] for step in sorted(line_of)]
+
+
+def _in_words(steps: Sequence[int]) -> str:
+    """Rising numbers of steps with runs of them drawn together: "steps 0-3, 7"."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][1] + 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:_SHOWN]]
+    more = f" and others, {len(steps)} in all" if len(runs) > _SHOWN else ""
+    return f"{'step' if len(steps) == 1 else 'steps'} {', '.join(shown)}{more}"
 
 
 class PhaseTimer:

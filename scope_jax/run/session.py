@@ -13,10 +13,11 @@ again when the run goes on; nothing that happened in it is kept.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -213,7 +214,8 @@ class Session:
         if self.start == self.keeping.steps and is_main():
             # Stopped between its last checkpoint and its summary: the figures are on disk.
             for row in read_metrics(self._metrics.path)[-1:]:
-                self.last = {name: value for name, value in row.items() if name != "step"}
+                if row["step"] == self.start - 1:
+                    self.last = {name: value for name, value in row.items() if name != "step"}
 
     def _write(self, step: int, metrics: dict[str, Any]) -> None:
         self._metrics.write(step, metrics)
@@ -257,25 +259,60 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+# What a summary holds, among other things; of a training more.
+FINISHED: Mapping[str, type] = {"steps": int}
+TRAINED: Mapping[str, type] = {"steps": int, "updates": int, "skipped": int, "final": dict}
+
+
 def finished_summary(
-    workdir: Path, holds: Callable[[], bool] = lambda: True
+    workdir: Path,
+    holds: Callable[[], bool] = lambda: True,
+    needed: Mapping[str, type] = FINISHED,
 ) -> dict[str, Any] | None:
     """The summary of a run that is finished (and for which `holds()`), None where there is none.
-    What lies in the folder is for process 0 to say: others may have no such folder."""
-    path = workdir / "summary.json"
-    there = is_main() and path.is_file() and holds()
-    return from_main(json.loads(path.read_text()) if there else None)
+    A file that is no summary, or lacks a `needed` value, says nothing of the run: a warning, and
+    the run goes on. What lies in the folder is for process 0 to say: others may have no such
+    folder."""
+    path, summary = workdir / "summary.json", None
+    if is_main() and path.is_file() and holds():
+        try:
+            summary = read_summary(path, needed)
+        except ValueError as error:
+            warnings.warn(f"{error}; the run counts as not finished", stacklevel=2)
+    return from_main(summary)
+
+
+def read_summary(path: Path, needed: Mapping[str, type]) -> dict[str, Any]:
+    """The object in a `summary.json`. Raises ValueError, with the file's name, where it holds
+    none or one without the `needed` values."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        what = failures.in_short(error) if path.stat().st_size else "empty"
+        raise ValueError(f"{path}: not the summary of a run ({what})") from None
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path}: not the summary of a run (an object is expected)")
+    for name, kind in needed.items():
+        value = summary.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(
+                f"{path}: not the summary of a run ({name!r} of type {kind.__name__} is expected)"
+            )
+    return summary
 
 
 def _archive_orphan_metrics(workdir: Path, every: int) -> None:
     """Put aside the metrics of steps that no checkpoint is left of, where there should be one: the
-    run begins anew."""
+    run begins anew. Those that were put aside before stay."""
     path = workdir / "metrics.jsonl"
-    steps = len(read_metrics(path)) if path.is_file() else 0
+    steps = len({row["step"] for row in read_metrics(path)}) if path.is_file() else 0
     if steps >= every:
-        path.replace(workdir / "metrics_before.jsonl")
+        more = (f"metrics_before_{number}.jsonl" for number in itertools.count(2))
+        names = itertools.chain(["metrics_before.jsonl"], more)
+        aside = next(workdir / name for name in names if not (workdir / name).exists())
+        path.replace(aside)
         warnings.warn(
             f"{workdir}: {steps} steps were done and no checkpoint of them is left; the run begins"
-            " anew, their metrics are in metrics_before.jsonl",
+            f" anew, their metrics are in {aside.name}",
             stacklevel=2,
         )

@@ -1,9 +1,11 @@
 """The folder of a run: its config, checked when the run goes on, and atomic writes."""
 
 import datetime
+import errno
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -138,6 +140,23 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)  # on a full disk, half a file is in the way
         raise
+
+
+def try_place(folder: str | os.PathLike, *names: str) -> None:
+    """Make `folder`, write into it a file that vanishes, and see that no folder lies where the
+    files `names` will: what hours of work end with shows before they begin. Raises OSError."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tried.") as file:
+            file.write(b"?")
+            file.flush()
+    except OSError as error:
+        error.filename = str(folder)  # and not the file that nobody knows
+        raise
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from scope_jax import cli
 from scope_jax.configuration import train_config
 from scope_jax.run import STOPPED, NoRoom, Stopped, failures
+from scope_jax.sweep.names import check_work_folders
 from scope_jax.sweep.records import check_records, is_finished
 from scope_jax.sweep.runs import Checkpoint, Run, config_of, load_sweep, select_runs
 from scope_jax.sweep.worker import make_checkpoints, pin, work
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = cli.parse_or_exit(given, FLAGS)
     try:
         runs, checkpoints = load_sweep(args.sweep)
+        kept = [args.records, *(Path(checkpoint.directory) for checkpoint in checkpoints)]
+        check_work_folders([run.name for run in runs], args.workdir, kept)
         runs = select_runs(runs, args.only, args.shard)
         if args.jobs < 1:
             raise ValueError(f"--jobs={args.jobs} must be at least 1")
@@ -127,10 +130,11 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
         print(f"stopped: {stopped}", file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line, code = failures.ending(error, args.workdir)
+        print(line or f"error: {failures.in_words(error)}", file=sys.stderr)
         if isinstance(error, NoRoom):
-            failures.leave(2)
-        return 2
+            failures.leave(code)
+        return code
 
 
 def _say(line: str) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration import default_config
 from scope_jax.configuration.renamed import upgraded
-from scope_jax.run import write_atomically
+from scope_jax.run import failures, write_atomically
 from scope_jax.sweep.runs import Run, config_of, flat_settings
 
 Record = dict[str, Any]
@@ -62,7 +62,16 @@ def record_of(
     that finished the run, `seconds_per_step` is a median, `final` the last evaluation. `mean` is
     taken over the steps that have the figure, for `cost/` over all steps. A point of a curve
     stands for `curve_every` steps. Numbers have six digits; NaN becomes None.
+
+    Raises ValueError where the lines are not one for each step: means and curves would be those of
+    another run.
     """
+    steps = [row["step"] for row in rows]
+    if not steps or steps != list(range(summary["steps"])):
+        raise ValueError(
+            f"{run.name}: {len(steps)} lines of metrics of {summary['steps']} steps; expected one"
+            " for each, in order"
+        )
     names = sorted({name for row in rows for name in row})
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     mean = {
@@ -107,13 +116,16 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
 
 def check_records(runs: Sequence[Run], records: Path) -> None:
     """Raise ValueError where a record was made with other settings than its run has now: it would
-    stand for a run that never took place. Records of earlier versions may have other names for
-    the same settings."""
+    stand for a run that never took place. So does a file that is no record, or half of one.
+    Records of earlier versions may have other names for the same settings."""
     for run in runs:
+        failed = records / f"{run.name}.failed.json"
+        if failed.is_file():
+            _read(failed, "reason", str)
         path = records / f"{run.name}.json"
         if not path.is_file():
             continue
-        recorded = json.loads(path.read_text()).get("settings", {})
+        recorded = _read(path, "settings", dict, {})
         named = upgraded(recorded)
         then = _changed(named, named.get("method.name", "grpo"))
         now = settings_of(config_of(run.config, run.overrides))
@@ -123,6 +135,21 @@ def check_records(runs: Sequence[Run], records: Path) -> None:
                 f"{path}: made with other settings ({', '.join(changed[:4])}); remove it, or use"
                 " another --records"
             )
+
+
+def _read(path: Path, name: str, kind: type, default: Any = None) -> Any:
+    """The value `name` of a record. Raises ValueError where the file holds no record with it."""
+    try:
+        record = json.loads(path.read_text())
+        value = record["name"] and record.get(name, default)
+        if not isinstance(value, kind):
+            raise TypeError(f"{name!r} of type {kind.__name__} is expected")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not a whole record ({failures.in_short(error)}); delete it, and the run is"
+            " done again"
+        ) from None
+    return value
 
 
 def _changed(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:
             record = json.loads(path.read_text())
             (failed if path.name.endswith(".failed.json") else done).append(record)
             record["labels"]["method"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: not a record of scope_jax.sweep ({error!r})") from None
     return done, failed
 

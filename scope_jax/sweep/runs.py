@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from scope_jax.configuration import TrainConfig
 from scope_jax.configuration.files import load_file, read_config
 from scope_jax.configuration.schema import leaves, set_value
+from scope_jax.sweep.names import check_directories, check_names
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training run."""
 
-    name: str  # unique, and written like a path: the record is `<records>/<name>.json`
+    name: str  # unique, a path in its shortest form: the record is `<records>/<name>.json`
     config: str  # a file with `get_config()`
     # Settings of that config that differ, by dotted name.
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -41,22 +42,18 @@ class Checkpoint:
 
 def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
     """(runs, checkpoints) of a sweep file. Raises ValueError for a file without `sweep()`, and for
-    names that are not unique or point outside the directory of records."""
+    names and folders that are not unique or get into each other's way (`sweep.names`)."""
     module = load_file(path)
     if not hasattr(module, "sweep"):
         raise ValueError(f"{path}: no function sweep(); it returns a list of scope_jax.sweep.Run")
     runs = list(module.sweep())
-    seen: set[str] = set()
-    for run in runs:
-        if run.name in seen:
-            raise ValueError(f"{path}: two runs are called {run.name!r}")
-        parts = Path(run.name).parts
-        if not parts or Path(run.name).is_absolute() or ".." in parts:
-            raise ValueError(
-                f"{path}: the name {run.name!r} is no path inside the records' directory"
-            )
-        seen.add(run.name)
-    return runs, list(module.prepare()) if hasattr(module, "prepare") else []
+    checkpoints = list(module.prepare()) if hasattr(module, "prepare") else []
+    try:
+        check_names([run.name for run in runs])
+        check_directories([checkpoint.directory for checkpoint in checkpoints])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return runs, checkpoints
 
 
 def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:

@@ -11,7 +11,6 @@ accelerator is needed. Exit code 2: bad input, also for `record` where the files
 finished run; 1: a file could not be read or written, which says nothing about the run.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from scope_jax import cli
 from scope_jax.configuration import train_config
 from scope_jax.run import read_metrics
+from scope_jax.run.session import read_summary
 from scope_jax.sweep.records import (
     check_records,
     code_version,
@@ -37,9 +37,8 @@ def record(run: Run, workdir: Path, records: Path) -> None:
         if not (workdir / name).is_file():
             raise ValueError(f"{workdir / name}: missing; a finished run has it")
     rows = read_metrics(workdir / "metrics.jsonl")
-    summary = json.loads((workdir / "summary.json").read_text())
-    if len(rows) != summary["steps"]:
-        raise ValueError(f"{workdir}: {len(rows)} lines of metrics of {summary['steps']} steps")
+    needed = {"steps": int, "updates": int, "skipped": int}
+    summary = read_summary(workdir / "summary.json", needed)
     config = config_of(run.config, run.overrides)
     seconds = sum(row.get("time/total") or 0.0 for row in rows)
     write_record(records, record_of(run, config, rows, summary, seconds, code_version()))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from scope_jax.configuration.supervision import SuperviseConfig
 from scope_jax.run import failures, read_metrics
+from scope_jax.sweep.names import lock_of
 from scope_jax.sweep.records import (
     Record,
+    check_records,
     code_version,
     is_finished,
     record_of,
@@ -38,6 +40,7 @@ def work(
     """
     from scope_jax.train import train
 
+    check_records(runs, records)
     # Read once: a file that is edited while the sweep runs belongs to the next sweep.
     configs = {run.name: config_of(run.config, run.overrides) for run in runs}
     code = code_version()
@@ -46,13 +49,15 @@ def work(
     for run in runs:
         if is_finished(records, run.name):
             continue
-        with claim(workdir / "locks" / f"{run.name.replace('/', '__')}.lock") as mine:
+        with claim(workdir / lock_of(run.name)) as mine:
             if not mine or is_finished(records, run.name):
                 continue
             started = time.monotonic()
             place = workdir / run.name
             try:
                 summary = train(configs[run.name].copy_and_resolve_references(), place)
+                rows, seconds = read_metrics(place / "metrics.jsonl"), time.monotonic() - started
+                record = record_of(run, configs[run.name], rows, summary, seconds, code)
             except (ValueError, OSError, RuntimeError) as error:
                 if failures.says_nothing_of_the_run(error):
                     raise
@@ -62,11 +67,6 @@ def work(
                 outcome = f"FAILED: {reason}"
             else:
                 done += 1
-                rows, seconds = (
-                    read_metrics(place / "metrics.jsonl"),
-                    time.monotonic() - started,
-                )
-                record = record_of(run, configs[run.name], rows, summary, seconds, code)
                 write_record(records, record)
                 outcome = _figures(record)
             if not keep:

@@ -6,6 +6,7 @@ in the parent's own environment; an item stuck for 1 s was given up after 4.1 s.
 """
 
 import collections
+import errno
 import json
 import math
 import os
@@ -14,11 +15,19 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
+
+from scope_jax.run.failures import MachineError
+
+# Starts in a row that the system may cut short, for each of the workers that a pool may have, and
+# the seconds that such a round lasts at least: who is short of memory may have some in a moment.
+_STARTS = 5
+_PAUSE = 0.5
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _HIDE_ACCELERATORS = {
@@ -40,6 +49,10 @@ class WorkerPool:
     seconds           default time limit of one item
     items_per_worker  a worker is replaced after this many items
     start_seconds     time limit for the start of a worker
+
+    A worker that the system kills while it starts is started again; where that goes on, nothing
+    can be judged, and MachineError ends it. One that ends by itself, because a function cannot be
+    imported, would do so again: RuntimeError, with its last words.
     """
 
     def __init__(
@@ -64,6 +77,8 @@ class WorkerPool:
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._started = False  # whether any worker ever did
+        self._cut_short = 0  # starts since the last one that went well
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __enter__(self) -> Self:
@@ -80,12 +95,12 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start a process now, so that what keeps it from starting shows before there is anything
-        to judge. Raises RuntimeError."""
+        to judge. Raises RuntimeError, MachineError."""
         with self._lock:
-            if not self._pool:
-                self._pool.append(_Worker(self._arguments, self._start_seconds))
             try:
-                while not all(worker.ready for worker in self._pool):
+                while not (self._pool and all(worker.ready for worker in self._pool)):
+                    if not self._pool:
+                        self._add_worker()
                     for worker, reply in _wait(self._pool):
                         self._hear(worker, reply, [])
             except BaseException:
@@ -116,7 +131,8 @@ class WorkerPool:
         while waiting or any(worker.item is not None for worker in self._pool):
             free = [worker for worker in self._pool if worker.item is None]
             missing = min(self._most - len(self._pool), len(waiting) - len(free))
-            self._pool += [_Worker(self._arguments, self._start_seconds) for _ in range(missing)]
+            for _ in range(missing):
+                self._add_worker()
             for worker in free:
                 if worker.ready and waiting:
                     item = waiting.popleft()
@@ -135,10 +151,10 @@ class WorkerPool:
         """Handle what one worker said. None: it died, or its time is over."""
         if not worker.ready:
             if reply is None:
-                raise RuntimeError(
-                    f"{type(self).__name__}: a worker did not start: {worker.last_words()}"
-                )
-            worker.ready, worker.deadline = True, math.inf
+                self._missed(worker)
+            else:
+                worker.ready, worker.deadline = True, math.inf
+                self._started, self._cut_short = True, 0
             return
         item, worker.item, worker.deadline = worker.item, None, math.inf
         if reply is None:
@@ -152,23 +168,85 @@ class WorkerPool:
             if reply["retire"] or worker.served >= self._items_per_worker:
                 self._end([worker])
 
+    def _add_worker(self) -> None:
+        while True:
+            try:
+                self._pool.append(_Worker(self._arguments, self._start_seconds))
+                return
+            except OSError as error:  # no memory, process or pipe to be had
+                self._try_again(error.strerror or str(error))
+
+    def _missed(self, worker: "_Worker") -> None:
+        """Handle the end, or the silence, of a worker that was to start."""
+        code, said = worker.last_words()
+        self._end([worker])
+        name = type(self).__name__
+        # An import that never ends never will; where one ended before, the machine is slow.
+        if code is None and not worker.closed and not self._started:
+            raise MachineError(
+                f"{name}: a worker did not start within {self._start_seconds:g} s: the machine is"
+                " busy, or an import never ends"
+            )
+        if code is not None and code >= 0 and not _of_the_system(said):
+            raise RuntimeError(f"{name}: a worker did not start: {said or f'exit code {code}'}")
+        if code is None:
+            said = "it said nothing"
+        elif code < 0:
+            said = f"killed by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
+        self._try_again(said)
+
+    def _try_again(self, what: str) -> None:
+        """Count a start that was cut short, and wait a little: the loop makes another. Raises
+        MachineError where it happened too often in a row."""
+        self._cut_short += 1
+        if (tries := self._cut_short) >= _STARTS * self._most:
+            self._cut_short = 0
+            raise MachineError(
+                f"{type(self).__name__}: no worker can be started, {tries} tries in a row (the last"
+                f" one: {what}): the machine may be out of memory; start the same command again"
+            )
+        time.sleep(_PAUSE / self._most)
+
     def _end(self, workers: list["_Worker"]) -> None:
         for worker in list(workers):
             worker.end()
             self._pool.remove(worker)
 
 
+# Of what a process said before it ended.
+_LAST_BYTES, _LONGEST_WORDS = 1 << 20, 300
+# What the system says where it has no memory, no process, no file or no answer.
+_OF_THE_SYSTEM = tuple(
+    os.strerror(number)
+    for number in (
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EIO,
+        errno.ESTALE,
+    )
+)
+
+
+def _of_the_system(words: str) -> bool:
+    """Whether the last words of a process blame the system, and not what it was given."""
+    return words.startswith("MemoryError") or any(sign in words for sign in _OF_THE_SYSTEM)
+
+
 class _Worker:
     """One process and its messages. `deadline` is infinite while no answer is expected."""
 
     def __init__(self, arguments: Sequence[str], start_seconds: float):
+        # A file, not a pipe: an import may say more than a pipe holds, and nobody reads meanwhile.
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  Closed by end().
         # By path, with -P: the package is not imported in the child, nor can its files shadow
         # other modules there.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.stderr,
             bufsize=0,
             start_new_session=True,
             # A fixed hash seed: sympy's choices, and so verdicts at the edge of the time limit,
@@ -218,12 +296,17 @@ class _Worker:
         del self.inbox[: 4 + size]
         return json.loads(body)
 
-    def last_words(self) -> str:
-        """The last line on stderr of a process that did not start."""
-        self.process.kill()
-        assert self.process.stderr
-        lines = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self.process.wait()}"
+    def last_words(self) -> tuple[int | None, str]:
+        """(exit code, the last line on stderr) of a process that did not start. The code is minus
+        the number of a signal that killed it, and None while it is still at it."""
+        try:
+            # Its pipe may be closed a moment before it is gone.
+            code = self.process.wait(5.0 if self.closed else 0.0)
+        except subprocess.TimeoutExpired:
+            return None, ""
+        self.stderr.seek(max(0, os.fstat(self.stderr.fileno()).st_size - _LAST_BYTES))
+        lines = self.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return code, lines[-1].strip()[:_LONGEST_WORDS] if lines else ""
 
     def end(self) -> None:
         """Terminate, then kill; the pipes are closed and the process is reaped."""
@@ -235,7 +318,7 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # its own session: the group is the worker's
                 process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, self.stderr):
             if pipe:
                 pipe.close()
 

@@ -369,7 +369,9 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
                     {k: x[index] for k, x in arrays.items()},
                 )
             )
-            packed.append(learning.pack(*part, unit, micro, learning.PackSizes((8,), (8, 16, 24, 32))))
+            packed.append(
+                learning.pack(*part, unit, micro, learning.PackSizes((8,), (8, 16, 24, 32)))
+            )
         assert len({part["completion"].shape for part in packed}) > 1  # parts of several widths
         assert sum(part["completion"].size for part in packed) < 8 * 32
         state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.5)})

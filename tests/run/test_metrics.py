@@ -1,10 +1,12 @@
 """Metrics, phase timer and progress."""
 
 import io
+import json
 import math
 import subprocess
 import sys
 import time
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,10 +62,63 @@ def test_resume_drops_what_will_be_written_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith("tmp")] == []
 
 
-def test_bad_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("steps", "until", "kept", "says"),
+    [
+        # Lines as (step, which of them); the last of several stays.
+        ("0a 1a 2a", 3, "0a 1a 2a", None),
+        ("0a 1a 2a 2b 4a", 2, "0a 1a", None),  # what is written again may look as it likes
+        ("", 0, "", None),
+        ("0a 1a", 0, "", None),
+        ("0a 2a", 3, "0a 2a", "no line of step 1: these metrics are lost, the run is not"),
+        ("", 3, "", "no line of steps 0-2: these metrics are lost, the run is not"),
+        ("3a", 6, "3a", "no line of steps 0-2, 4-5: these metrics are lost, the run is not"),
+        ("0a 1a", 3, "0a 1a", "no line of step 2: these metrics are lost, the run is not"),
+        ("0a 0a 1a", 2, "0a 1a", "more than one line of step 0: the last one is kept"),
+        ("0a 1a 0b 1b 2a", 3, "0b 1b 2a", "more than one line of steps 0-1: the last one is kept"),
+        ("1a 0a 2a", 3, "0a 1a 2a", "lines out of order: they are put in order"),
+        (
+            "2a 0a 0b 0c",
+            3,
+            "0c 2a",
+            "no line of step 1: these metrics are lost, the run is not; more than one line of step"
+            " 0: the last one is kept",
+        ),
+        (
+            " ".join(f"{n}a" for n in range(1, 30, 2)),
+            30,
+            " ".join(f"{n}a" for n in range(1, 30, 2)),
+            "no line of steps 0, 2, 4, 6, 8, 10, 12, 14, 16, 18 and others, 15 in all: these"
+            " metrics are lost, the run is not",
+        ),
+    ],
+)
+def test_each_step_before_a_resume_has_one_line_or_is_named(tmp_path, steps, until, kept, says):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0}\nnot json\n{"step": 1}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a metrics line"):
+    lines = [{"step": int(word[:-1]), "which": word[-1]} for word in steps.split()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MetricsWriter(tmp_path, resume_step=until).close()
+    assert [str(warning.message) for warning in caught] == ([f"{path}: {says}"] if says else [])
+    assert [f"{row['step']}{row['which']}" for row in read_metrics(path)] == kept.split()
+
+
+def test_a_file_that_is_gone_is_noticed(tmp_path):
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: no line of steps 0-1: these metrics"):
+        writer = MetricsWriter(tmp_path, resume_step=2)
+    with writer:
+        writer.write(2, {"x": 1})
+    assert [row["step"] for row in read_metrics(writer.path)] == [2]
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", "[]", "{}", '{"step": -1}', '{"step": true}', '{"step": 1.0}', "[" * 99999]
+)
+def test_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 1}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a metrics line.*delete the line"):
         read_metrics(path)
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: its config, and files that are whole or not there."""
 
 import datetime
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from scope_jax.run import failures
 from scope_jax.run.workdir import (
     config_changes,
     prepare_workdir,
     record_config,
+    try_place,
     write_atomically,
 )
 
@@ -207,3 +210,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
     with pytest.raises(OSError):
         write_atomically(path, "new")
     assert os.listdir(tmp_path) == ["summary.json"] and (path / "inside").exists()
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
+    try_place(tmp_path / "a" / "b", "record.json")
+    assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"record\.json"):
+        try_place(tmp_path, "other.json", "record.json")
+
+    def refused(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "no such name")
+
+    monkeypatch.setattr("scope_jax.run.workdir.tempfile.NamedTemporaryFile", refused)
+    with pytest.raises(PermissionError) as caught:
+        try_place(tmp_path)
+    assert failures.ending(caught.value)[0] == f"error: {tmp_path}: permission denied"
