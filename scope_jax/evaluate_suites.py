@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from scope_jax import cli, models
-from scope_jax.data.suites import SUITES, read_suite
+from scope_jax.data.suites import SUITES, SuiteData, read_suite
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate_prm import checkpoint_hash
 from scope_jax.evaluation import (
@@ -33,6 +33,7 @@ from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import markdown_table
 from scope_jax.report.voting import AGGREGATES
 from scope_jax.run import failures, try_place, write_atomically
+from scope_jax.run.lock import locked
 from scope_jax.tasks.graders import Grader
 from scope_jax.text import load_tokenizer
 
@@ -87,6 +88,14 @@ def main(argv: Sequence[str] | None = None) -> str:
     workdir = Path(given.workdir)
     try_place(workdir, RECORDS, TABLE)
     try_place(workdir / "samples")
+    with locked(workdir):
+        return _evaluate(given, settings, read, workdir)
+
+
+def _evaluate(
+    given: Any, settings: Mapping[str, Settings], read: Mapping[str, SuiteData], workdir: Path
+) -> str:
+    """Evaluate the suites one after the other; returns the table."""
     records = _records(workdir)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
@@ -106,10 +115,10 @@ def main(argv: Sequence[str] | None = None) -> str:
                 given.prm, dtype=given.dtype, mesh=mesh, format=given.prm_format
             )
             weigher = Weigher(prm, checkpoint_hash(given.prm), given.prm_aggregate)
-        for name in names:
+        for name, data in read.items():
             record = evaluate_suite(
                 policy,
-                read[name],
+                data,
                 settings[name],
                 workdir,
                 rows=given.rows,

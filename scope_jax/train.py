@@ -118,19 +118,19 @@ def _train(
     learner: Learner,
     stop: StopSignal,
 ) -> dict[str, Any]:
-    root, progress, compiles = jax.random.key(config.seed), Progress(), Compiles()
+    root, progress = jax.random.key(config.seed), Progress()
 
     def evaluate() -> dict[str, float]:
         params = learner.publish().params
-        with compiles.evaluation():
-            return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
+        return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
 
     with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
         if session.start == 0 and config.evaluation.at_start:
-            figures = json.dumps(evaluate(), indent=2)
+            with session.compiles.apart("evaluation"):
+                figures = json.dumps(evaluate(), indent=2)
             write_atomically(workdir / "evaluation_at_start.json", figures)
         wait_for_all("the folder is there")
         if session.start < config.steps:
@@ -143,7 +143,7 @@ def _train(
                     actors, learner, config, progress, step, session.safe_point
                 )
             write_samples(workdir, number, gallery, config)
-            metrics |= step_figures(metrics, progress, compiles, session.timer.pop())
+            metrics |= step_figures(metrics, progress, session.compiles, session.timer.pop())
             session.record(
                 number, metrics, skipped=metrics["grad/skipped_now"] > 0, shown=one_line(metrics)
             )
@@ -299,7 +299,8 @@ def step_figures(
         "data/prompts": float(progress.position),
         "data/dropped": float(progress.dropped),
         "compile/count": float(compiles.count),
-        "compile/evaluation": float(compiles.of_evaluation),
+        "compile/evaluation": float(compiles.of["evaluation"]),
+        "compile/checkpoint": float(compiles.of["checkpoint"]),
     }
     if metrics.get("cost/rollout_tokens"):
         rate = metrics["cost/rollout_tokens"] / seconds["time/rollout"]

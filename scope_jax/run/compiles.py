@@ -1,5 +1,6 @@
 """Counting compilations: a program that keeps compiling has a shape that is not fixed."""
 
+import collections
 import contextlib
 from collections.abc import Iterator
 
@@ -13,21 +14,23 @@ class Compiles:
 
     def __init__(self) -> None:
         self.count = 0
-        self.of_evaluation = 0  # not in `count`
-        self._evaluating = False
+        self.of: collections.Counter[str] = collections.Counter()  # those that do not count
+        self._what: str | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """What is compiled within it is counted apart."""
-        self._evaluating = True
+    def apart(self, what: str) -> Iterator[None]:
+        """What is compiled within it is counted in `of[what]` only."""
+        before, self._what = self._what, what
         try:
             yield
         finally:
-            self._evaluating = False
+            self._what = before
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _EVENT and self._evaluating:
-            self.of_evaluation += 1
-        elif event == _EVENT:
+        if event != _EVENT:
+            return
+        if self._what is None:
             self.count += 1
+        else:
+            self.of[self._what] += 1

@@ -27,6 +27,7 @@ import jax
 from scope_jax.devices.hosts import from_main, is_main
 from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
+from scope_jax.run.compiles import Compiles
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import Stopped, StopSignal
 from scope_jax.run.workdir import write_atomically
@@ -83,7 +84,7 @@ class Session:
         evaluate: Callable[[], dict[str, float]] | None = None,
     ):
         self.workdir, self.keeping, self.stop = workdir, keeping, stop
-        self.timer = PhaseTimer()
+        self.timer, self.compiles = PhaseTimer(), Compiles()
         self.start = 0  # steps that were done before this process
         self.last: dict[str, Any] = {}  # metrics of the last step
         self._with_metrics, self._evaluate = metrics, evaluate
@@ -201,7 +202,8 @@ class Session:
             self._due = self._due or done % keeping.every == 0
             self._due = self._due or (keeping.at_end and done == keeping.steps)
             if self._due and self._good:
-                self.checkpoints.save(done, state, self._place.to_json())
+                with self.compiles.apart("checkpoint"):
+                    self.checkpoints.save(done, state, self._place.to_json())
                 self._due = False
 
     # ---- parts
@@ -228,7 +230,7 @@ class Session:
         saved = self._place.to_json() | {PENDING: plain}
         if self.stop.requested():
             self._stop_at(done, saved)
-        with self.timer("evaluate"):
+        with self.timer("evaluate"), self.compiles.apart("evaluation"):
             figures = self._evaluate()
         if self.stop.requested():
             self._stop_at(done, saved)

@@ -26,10 +26,10 @@ def test_programs_of_an_evaluation_are_counted_apart():
     triple = jax.jit(lambda x: 3 * x + 1)
     compiles = Compiles()
     triple(arrays[0])
-    with compiles.evaluation():
+    with compiles.apart("evaluation"):
         triple(arrays[1])
     triple(arrays[2])
-    assert (compiles.count, compiles.of_evaluation) == (2, 1)
+    assert (compiles.count, compiles.of) == (2, {"evaluation": 1})
 
 
 def test_a_program_from_the_cache_of_compiled_programs_counts_too():
