@@ -77,12 +77,11 @@ def _of_updates(learner: Learner, config: TrainConfig, key: jax.Array) -> None:
     prompts, group = config.rollout.prompts, config.rows_per_group
     rows = _idle(config, prompts, group, 1)
     B = prompts * group
-    # Half of the groups are as long as may be, so that length buckets of either width occur.
-    length = np.where(np.arange(B) < B // 2, 1, 1 + config.rollout.new_tokens).astype(np.int32)
     advantage = np.zeros(rows.tokens_BT.shape if config.credit.scores_steps else B, np.float32)
-    learner.update(
-        rows.replace(length_B=put_rows(length)), group, advantage, np.ones(B, bool), key, 0
-    )
+    for width in learner.sizes.completion:
+        length = np.full(B, min(1 + width, config.rollout.length), np.int32)
+        as_long = rows.replace(length_B=put_rows(length))
+        learner.update(as_long, group, advantage, np.ones(B, bool), key, 0)
 
 
 def _idle(config: TrainConfig, prompts: int, group: int, length: int) -> Rollout:

@@ -16,10 +16,11 @@ from scope_jax import learning, models, rollout, streams
 from scope_jax.configuration import TrainConfig
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import fine_width, half_or_all
+from scope_jax.devices.shapes import fine_width
 from scope_jax.training.actors import Actors
 from scope_jax.types import Rollout
 
+WIDTHS = 4  # of length buckets, at most: each is a program to compile
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
 
@@ -72,12 +73,12 @@ def buckets_and_passes(
 
 
 def pack_sizes(config: TrainConfig) -> learning.PackSizes:
-    """The widths of an update's rows: the most that the config allows; in length buckets, half of
-    that too."""
+    """The widths of an update's rows: the most that the config allows; in length buckets, parts of
+    that too, as many as buckets and at most four."""
     prompt, most = fine_width(config.rollout.prompt_tokens), fine_width(config.rollout.new_tokens)
-    half = half_or_all(0, most)
-    completion = (half, most) if config.training.length_buckets > 1 and half < most else (most,)
-    return learning.PackSizes((prompt,), completion)
+    count = min(config.training.length_buckets, WIDTHS)
+    shares = {min(fine_width(-(-most * part // count)), most) for part in range(1, count + 1)}
+    return learning.PackSizes((prompt,), tuple(sorted(shares)))
 
 
 def bucketed_together(config: TrainConfig, group: int) -> int:

@@ -28,7 +28,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run", [run if run == "scope" else pytest.param(run, marks=pytest.mark.long) for run in RUNS]
+)
 def test_nothing_is_compiled_after_the_first_steps(run: str, checkpoints: Tiny, tmp_path):
     """However many rows fail, however long they are and however many are rescued; with evaluations
     and checkpoints in between. From one process: what other tests compiled is forgotten first."""
