@@ -14,6 +14,8 @@ from support.compile_report import CompileReport
 from support.tiny_runs import ROOT, Tiny, make_checkpoints
 from support.workers import made_once
 
+from scope_jax.run import failures
+
 # Nearly all of the suite's time is tracing and compilation. LLVM's level 0 halves the latter, the
 # older emitters of loops halve it again, and programs as small as these are not worth cutting up
 # for several threads; the arithmetic that XLA chose stays as it is.
@@ -53,6 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
     file = config.getoption("--compile-report")
     if file is not None:
         config.pluginmanager.register(CompileReport(file or None, config))
+
+
+@pytest.fixture(autouse=True)
+def not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have had a run in it, after which a missing file is no bad
+    input any more."""
+    monkeypatch.setattr(failures, "_begun", False)
 
 
 def pytest_collection_finish() -> None:

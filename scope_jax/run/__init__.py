@@ -4,8 +4,8 @@ In: metrics, the state of a run, a config. Out: files, written whole or not at a
 on from. Importing it is cheap: Orbax and TensorBoard are imported where they are first used.
 """
 
+from scope_jax.errors import MachineError, NoRoom, StorageError
 from scope_jax.run.checkpoints import Checkpoints
-from scope_jax.run.failures import MachineError, NoRoom, StorageError
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (

@@ -14,8 +14,8 @@ from absl import logging
 from scope_jax.devices.hosts import exchange
 from scope_jax.devices.mesh import to_device_memory
 from scope_jax.devices.programs import program
+from scope_jax.errors import StorageError
 from scope_jax.run import failures
-from scope_jax.run.failures import StorageError
 
 PyTree = Any
 

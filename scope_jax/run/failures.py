@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import jax
 from absl import logging
 
+from scope_jax.errors import MachineError, NoRoom, StorageError
 from scope_jax.run.stop import STOPPED, Stopped
 
 # What a run's exit code means, as docs/resuming.md shows it.
@@ -36,26 +37,6 @@ EXIT_CODES = {
 }
 
 _begun = False
-
-
-class NoRoom(OSError):
-    """The disk is full where something was to be written."""
-
-    def __init__(self, place: str | os.PathLike):
-        super().__init__(
-            f"{os.fspath(place)}: no room to write (disk or quota is full); earlier checkpoints are"
-            " intact: make room and start the same command again"
-        )
-
-
-class StorageError(OSError):
-    """A storage that cannot be read or written at the moment. It says nothing about the run:
-    another try may succeed."""
-
-
-class MachineError(RuntimeError):
-    """The machine has no memory or no processes to spare at the moment. It says nothing about the
-    run: another try may succeed."""
 
 
 def ending(error: BaseException, place: str | os.PathLike = ".") -> tuple[str | None, int]:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from scope_jax.run.failures import MachineError
+from scope_jax.errors import MachineError
 
 # Starts in a row that the system may cut short, for each of the workers that a pool may have, and
 # the seconds that such a round lasts at least: who is short of memory may have some in a moment.

@@ -21,12 +21,6 @@ from scope_jax.devices import watch
 from scope_jax.run import STOPPED, Checkpoints, NoRoom, Stopped, StorageError, failures
 
 
-@pytest.fixture(autouse=True)
-def not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process may have had a run in it."""
-    monkeypatch.setattr(failures, "_begun", False)
-
-
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error

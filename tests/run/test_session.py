@@ -22,12 +22,6 @@ from scope_jax.training.rollouts import Progress
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-@pytest.fixture(autouse=True)
-def not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process may have had a run in it."""
-    monkeypatch.setattr(failures, "_begun", False)
-
-
 class Weight:
     """What learns here: one weight, which grows by 1 with each update."""
 
