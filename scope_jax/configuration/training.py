@@ -150,71 +150,18 @@ def train_config(config: ConfigDict | TrainConfig) -> TrainConfig:
 
 def conflicts(config: TrainConfig) -> Iterator[str]:
     """What cannot go together, each with its reason."""
-    method, loss, teacher = config.method, config.loss, config.teacher
-    scored = config.credit.scores_steps
+    method = config.method
     if isinstance(method, Scope):
-        if method.tail == "teacher" and teacher.kind != "model":
-            yield f"config.method.tail 'teacher' needs teacher.kind 'model', not {teacher.kind!r}"
-        if method.tail == "none" and method.tails > 1:
-            yield (
-                f"config.method.tails = {method.tails}: method.tail 'none' writes none; set tails"
-                " to 1"
-            )
-        if method.accept == "unverified" and loss.teacher_term in (
-            "shaped",
-            "reinforce",
-            "importance",
-        ):
-            yield (
-                f"config.loss.teacher_term {loss.teacher_term!r} multiplies by an advantage, and"
-                " unverified rows have none: use 'nll' with method.accept 'unverified'"
-            )
-        if method.accept == "unverified" and (loss.teacher_term == "mask" or not loss.teaches):
-            yield (
-                "config.method.accept 'unverified' gives rows that learn by the teacher's term"
-                " alone, and loss.teacher_term or teacher_weight takes it away: set"
-                " loss.teacher_term to 'nll' and a weight above 0"
-            )
-    if config.sft.steps < config.steps:
-        if config.rollout.group < 2:
-            yield (
-                f"config.rollout.group = {config.rollout.group} must be at least 2: a row is"
-                " compared with the rest of its group"
-            )
-        if config.rollout.temperature == 0:
-            yield (
-                "config.rollout.temperature = 0 makes the rows of a group alike, which leaves"
-                " nothing to compare: set it above 0"
-            )
-    if scored and config.localiser.kind == "monte_carlo":
-        yield (
-            f"config.method {method.name!r} needs scores of steps: set localiser.kind to 'prm' or"
-            " 'oracle'"
-        )
-    if scored and loss.ratio == "sequence":
-        yield (
-            "config.loss.ratio 'sequence' has one ratio per row, which averages away the token"
-            f" advantages of method {method.name!r}"
-        )
-    if isinstance(method, Vppo) and config.advantage.overlong_tokens:
-        yield (
-            "config.method 'vppo' takes no punished rewards: set advantage.overlong_tokens to None"
-        )
-    if isinstance(method, Vppo) and config.advantage.std:
-        yield "config.method 'vppo' subtracts the group's mean only; set advantage.std to False"
+        yield from _of_scope(config, method)
     if isinstance(method, Luffy):
-        if method.per_group >= config.rollout.group:
-            yield (
-                f"config.method.per_group = {method.per_group} leaves no rollout in a group of"
-                f" {config.rollout.group}; for demonstrations alone set sft.steps"
-            )
-        if not config.demonstrations.verified and loss.teacher_term == "nll":
-            yield (
-                "config.loss.teacher_term 'nll' would clone demonstrations that the verifier"
-                " refuses: set demonstrations.verified, or a term that multiplies by the advantage"
-                " ('shaped', 'reinforce', 'importance')"
-            )
-    if config.uses_demonstrations and teacher.kind == "self":
+        yield from _of_luffy(config, method)
+    if isinstance(method, Vppo):
+        yield from _of_vppo(config)
+    if config.credit.scores_steps:
+        yield from _of_scored_steps(config)
+    if config.sft.steps < config.steps:
+        yield from _of_groups(config)
+    if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
             " 'self' gives none"
@@ -232,6 +179,79 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
     if config.resample < 0:
         yield f"config.method.resample = {config.resample} must be 0 or more"
     yield from _uneven(config)
+
+
+def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
+    loss, kind = config.loss, config.teacher.kind
+    if method.tail == "teacher" and kind != "model":
+        yield f"config.method.tail 'teacher' needs teacher.kind 'model', not {kind!r}"
+    if method.tail == "none" and method.tails > 1:
+        yield (
+            f"config.method.tails = {method.tails}: method.tail 'none' writes none; set tails to 1"
+        )
+    if method.accept != "unverified":
+        return
+    if loss.teacher_term in ("shaped", "reinforce", "importance"):
+        yield (
+            f"config.loss.teacher_term {loss.teacher_term!r} multiplies by an advantage, and"
+            " unverified rows have none: use 'nll' with method.accept 'unverified'"
+        )
+    if loss.teacher_term == "mask" or not loss.teaches:
+        yield (
+            "config.method.accept 'unverified' gives rows that learn by the teacher's term alone,"
+            " and loss.teacher_term or teacher_weight takes it away: set loss.teacher_term to 'nll'"
+            " and a weight above 0"
+        )
+
+
+def _of_luffy(config: TrainConfig, method: Luffy) -> Iterator[str]:
+    if method.per_group >= config.rollout.group:
+        yield (
+            f"config.method.per_group = {method.per_group} leaves no rollout in a group of"
+            f" {config.rollout.group}; for demonstrations alone set sft.steps"
+        )
+    if not config.demonstrations.verified and config.loss.teacher_term == "nll":
+        yield (
+            "config.loss.teacher_term 'nll' would clone demonstrations that the verifier refuses:"
+            " set demonstrations.verified, or a term that multiplies by the advantage ('shaped',"
+            " 'reinforce', 'importance')"
+        )
+
+
+def _of_vppo(config: TrainConfig) -> Iterator[str]:
+    if config.advantage.overlong_tokens:
+        yield (
+            "config.method 'vppo' takes no punished rewards: set advantage.overlong_tokens to None"
+        )
+    if config.advantage.std:
+        yield "config.method 'vppo' subtracts the group's mean only; set advantage.std to False"
+
+
+def _of_scored_steps(config: TrainConfig) -> Iterator[str]:
+    name = config.method.name
+    if config.localiser.kind == "monte_carlo":
+        yield (
+            f"config.method {name!r} needs scores of steps: set localiser.kind to 'prm' or 'oracle'"
+        )
+    if config.loss.ratio == "sequence":
+        yield (
+            "config.loss.ratio 'sequence' has one ratio per row, which averages away the token"
+            f" advantages of method {name!r}"
+        )
+
+
+def _of_groups(config: TrainConfig) -> Iterator[str]:
+    """Rollouts are compared with each other."""
+    if config.rollout.group < 2:
+        yield (
+            f"config.rollout.group = {config.rollout.group} must be at least 2: a row is compared"
+            " with the rest of its group"
+        )
+    if config.rollout.temperature == 0:
+        yield (
+            "config.rollout.temperature = 0 makes the rows of a group alike, which leaves nothing"
+            " to compare: set it above 0"
+        )
 
 
 def _uneven(config: TrainConfig) -> Iterator[str]:

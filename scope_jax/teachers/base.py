@@ -129,7 +129,7 @@ class Teacher(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class WrittenStep:
     """A step in the policy's ids, without an end token."""
 
     ids: list[int]
@@ -145,7 +145,7 @@ def encode_reply(
     job: Job,
     sampled: tuple[list[int], list[float]] | None = None,
     most: int | None = None,
-) -> Step | str:
+) -> WrittenStep | str:
     """The step that `read_reply` found, in the policy's ids; a reason stays what it is. One longer
     than `most` characters (default: what a row of the job may hold) is not encoded ("too_long").
 
@@ -166,12 +166,12 @@ def encode_reply(
         for missing in ("", job.domain.separator):
             more = encode_step(missing, tokenizer) if missing else []
             if more is not None and b"".join(pieces[i] for i in [*ids, *more]) == step.encode():
-                return Step([*ids, *more], ends, [*logp, *[float("nan")] * len(more)])
+                return WrittenStep([*ids, *more], ends, [*logp, *[float("nan")] * len(more)])
     encoded = encode_step(step, tokenizer, job.domain.separator)
-    return "untokenisable" if encoded is None else Step(encoded, ends)
+    return "untokenisable" if encoded is None else WrittenStep(encoded, ends)
 
 
-def encode_known(step: str, final: bool, ask: Ask, job: Job) -> Step | str:
+def encode_known(step: str, final: bool, ask: Ask, job: Job) -> WrittenStep | str:
     """A step of which it is known whether it ends the solution (`final`); one that does may
     correct a last step only."""
     if final and not ask.last:
@@ -183,7 +183,7 @@ def encode_known(step: str, final: bool, ask: Ask, job: Job) -> Step | str:
 
 def write_steps(
     job: Job,
-    steps: Sequence[Step | str],
+    steps: Sequence[WrittenStep | str],
     spec: TeacherSpec,
     *,
     metrics: dict[str, float] | None = None,

@@ -19,8 +19,8 @@ from scope_jax.tasks import Domain
 from scope_jax.teachers.base import (
     Corrected,
     Job,
-    Step,
     TeacherSpec,
+    WrittenStep,
     encode_reply,
     write_steps,
 )
@@ -137,7 +137,7 @@ class ModelTeacher:
         ids = completion_ids(rows)
         replies = texts(ids, tokenizer)
         finished, logp, start = to_host((rows.finished_B, rows.logp_BT, rows.prompt_length_B))
-        steps: list[Step | str] = []
+        steps: list[WrittenStep | str] = []
         most = most_characters(job.policy.tokenizer, self.spec.step_tokens)
         for n, ask in enumerate(job.asks):
             if prompts[n] is None:

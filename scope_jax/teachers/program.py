@@ -8,8 +8,8 @@ from scope_jax.teachers.base import (
     Ask,
     Corrected,
     Job,
-    Step,
     TeacherSpec,
+    WrittenStep,
     encode_known,
     write_steps,
 )
@@ -43,7 +43,7 @@ class ProgramTeacher:
             solutions.append(text or Refused("no_solution"))
         return write_solutions(job, solutions)
 
-    def _step(self, ask: Ask, job: Job) -> Step | str:
+    def _step(self, ask: Ask, job: Job) -> WrittenStep | str:
         rng = host_rng(job.seed, Host.PROGRAM_STEP, ask.row)
         step = job.domain.next_step(ask.problem, ask.kept, rng, self.spec.style, ask.wrong)
         if step is None:

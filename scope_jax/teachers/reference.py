@@ -6,8 +6,8 @@ from scope_jax.teachers.base import (
     Ask,
     Corrected,
     Job,
-    Step,
     TeacherSpec,
+    WrittenStep,
     encode_known,
     write_steps,
 )
@@ -40,7 +40,7 @@ class ReferenceTeacher:
         solutions = [job.domain.reference_solution(problem) for problem in job.problems]
         return write_solutions(job, [text or Refused("no_solution") for text in solutions])
 
-    def _step(self, ask: Ask, job: Job) -> Step | str:
+    def _step(self, ask: Ask, job: Job) -> WrittenStep | str:
         if not ask.problem.solution:
             return "no_solution"
         solution = without_thoughts(ask.problem.solution)
