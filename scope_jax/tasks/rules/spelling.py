@@ -56,7 +56,7 @@ def spelled(text: str, *, thousands: bool = True) -> str:
             text = _COMMA_THOUSANDS.sub(_digits_only, text)
     text = _E_NOTATION.sub(_power_of_ten, text)
     text = _POWER.sub(r"^{\1}", _INDEX.sub(r"_{\1}", text))
-    return _with_braces(text)
+    return _with_braces(_ANGLE.sub(_in_radians, text))
 
 
 def normal_answer(answer: str) -> str:
@@ -132,6 +132,11 @@ _SEPARATED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\{,\}|,\\!|\\[,!;: ]|~)\d
 _BLANK_THOUSANDS = re.compile(r"(?<![\d.,/^_])(?<![\d.,/] )[1-9]\d{0,2}(?: \d{3})+(?! ?[\d/])")
 _COMMA_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _E_NOTATION = re.compile(r"(?<![\w.\\}])(\d+(?:\.\d*)?|\.\d+)[eE]\+?(-?\d+)(?![\w.])")
+# An angle that a function is taken of: there degrees are no sign that may be left out.
+_ANGLE = re.compile(
+    r"(?P<function>\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{\d+\})?) ?"
+    r"(?:(?P<bracket>\()|\{)?(?P<degrees>\d{1,9}(?:\.\d{1,9})?)\^\{\\circ\}(?(bracket)|\}?)"
+)
 _POWER = re.compile(r"\^ ?(-?\d+|[a-zA-Z])")
 _INDEX = re.compile(r"_ ?(\d+|[a-zA-Z])")
 _SIGNS = re.compile(r"\\%|\^\{\\circ\}")
@@ -178,6 +183,11 @@ def _without_full_stop(text: str) -> str:
 def _power_of_ten(match: re.Match[str]) -> str:
     sign, digits = "-" * match[2].startswith("-"), match[2].lstrip("-0") or "0"
     return rf"{match[1]}\times 10^{{{sign}{digits}}}"
+
+
+def _in_radians(match: re.Match[str]) -> str:
+    angle = rf"\frac{{{match['degrees']}}}{{180}}\cdot \pi"
+    return f"{match['function']}({angle}" + ("" if match["bracket"] else ")")
 
 
 def _with_braces(text: str) -> str:
