@@ -26,9 +26,10 @@ def coarse_width(longest: int) -> int:
 
 def half_or_all(longest: int, most: int) -> int:
     """Positions for rows whose length is another in every step, at most `most`: half of that where
-    it holds `longest`, else all. Two sizes, so that both can be compiled before a run begins."""
-    half = min(round_up(-(-most // 2)), most)
-    return half if longest <= half else most
+    it holds `longest`, else all. Two sizes, so that both can be compiled before a run begins; one
+    where they would hardly differ."""
+    half = round_up(-(-most // 2))
+    return half if longest <= half <= most - WIDTH_STEP else most
 
 
 def doubling_width(longest: int, most: int) -> int:
