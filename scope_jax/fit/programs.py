@@ -34,7 +34,13 @@ from scope_jax.fit.shapes import (
 )
 from scope_jax.learning.packing import rows_together
 from scope_jax.models.weights import abstract, shardings
-from scope_jax.prm.model import ProcessRewardModel, score_batches, score_program
+from scope_jax.prm.model import (
+    TEMPLATE_TOKENS,
+    ProcessRewardModel,
+    batch_width,
+    score_batches,
+    score_program,
+)
 from scope_jax.training.learner import (
     buckets_and_passes,
     cloning_spec,
@@ -45,8 +51,6 @@ from scope_jax.training.learner import (
 
 # States of the table that ends a step at its separator, a blank line.
 STOP_STATES = 3
-# Tokens that a PRM's own template puts around a solution.
-TEMPLATE_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -349,9 +353,11 @@ class _Maker:
         config, model, mesh = self.config, self.found.prm, self.prm_mesh
         assert model is not None
         rows = config.rollout.prompts * config.rollout.group
-        length = min(self.buffer + TEMPLATE_TOKENS, model.max_positions)
+        tokens, at_once = self.buffer + TEMPLATE_TOKENS, ProcessRewardModel.tokens_at_once
+        length = min(tokens, model.max_positions)
+        width_of = batch_width(tokens, model.max_positions)
         with jax.set_mesh(mesh):
-            batches = list(score_batches([length] * rows, rows, ProcessRewardModel.tokens_at_once))
+            batches = list(score_batches([length] * rows, rows, at_once, width_of))
         (count, width), choice = batches[0][1], None if model.head != "lm" else (0, 1)
         tokens = row_struct((count, width), jnp.int32, mesh)
         lengths = row_struct((count,), jnp.int32, mesh)

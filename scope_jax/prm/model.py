@@ -129,7 +129,7 @@ class ProcessRewardModel:
         longest_first = sorted(usable, key=lambda n: -len(encoded[n][0]))
         lengths = [len(encoded[n][0]) for n in longest_first]
         most = max(rows or 0, len(encoded))
-        chunks = list(score_batches(lengths, most, self.tokens_at_once, self._width(tokens)))
+        chunks = list(score_batches(lengths, most, self.tokens_at_once, batch_width(tokens, limit)))
         params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             # All are on their way before the first is waited for.
@@ -152,18 +152,11 @@ class ProcessRewardModel:
     def compile_ahead(self, rows: int, tokens: int) -> None:
         """Run every program once that `score` of this many rows of up to `tokens` tokens uses."""
         params, mesh = to_device_memory(self.params), self.mesh or current_mesh()
-        width_of = self._width(tokens)
+        width_of = batch_width(tokens, self.config.max_positions)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for longest in sorted({width_of(tokens // 4), width_of(tokens // 2), width_of(tokens)}):
                 _, shape = next(score_batches([longest], rows, self.tokens_at_once, width_of))
                 self._probability(params, [], shape)
-
-    def _width(self, tokens: int | None) -> Callable[[int], int]:
-        """Positions of a batch, by the tokens of its longest row."""
-        if tokens is None:
-            return coarse_width
-        limit = self.config.max_positions
-        return lambda longest: min(doubling_width(longest, min(tokens, limit)), limit)
 
     def _probability(
         self, params: models.Params, ids: Sequence[Sequence[int]], shape: tuple[int, int]
@@ -175,6 +168,14 @@ class ProcessRewardModel:
             length[place] = len(row)
         choice = shepherd_ids(self.tokenizer)[1:] if self.format == "math_shepherd" else None
         return score_program(params, self.config, *put_rows((tokens, length)), choice=choice)
+
+
+def batch_width(tokens: int | None, limit: int) -> Callable[[int], int]:
+    """Positions of a batch, by the tokens of its longest row: see `ProcessRewardModel.score`.
+    `limit`: of the model."""
+    if tokens is None:
+        return coarse_width
+    return lambda longest: min(doubling_width(longest, min(tokens, limit)), limit)
 
 
 def score_batches(
