@@ -25,8 +25,9 @@ def locked(workdir: str | os.PathLike, patience: float = PATIENCE) -> Iterator[N
     go when its process ends, however it ends; so a lock of a dead process does not count.
 
     Process 0 of a run holds it, for all. Raises ValueError in every process, with the holder's
-    process, host and start, where another one has it and keeps it for `patience` seconds; and where `.lock`
-    is no file. A `.lock` that somebody removes by hand while it is held lets a second process in.
+    process, host and start, where another one has it and keeps it for `patience` seconds; and
+    where `.lock` is no file. A `.lock` that somebody removes by hand while it is held lets a second
+    process in.
     """
     held, refusal = None, None
     if is_main():

@@ -122,11 +122,7 @@ def labelled_rows(
             total.update(
                 {name: value for name, value in line.items() if name not in ("split", "chunk")}
             )
-    rows_ = [
-        LabelledRow(*(line[name] for name in _ROW))
-        for line in own
-        if "chunk" not in line
-    ]
+    rows_ = [LabelledRow(*(line[name] for name in _ROW)) for line in own if "chunk" not in line]
     return rows_, dict(total)
 
 

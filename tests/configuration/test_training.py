@@ -46,7 +46,8 @@ def old(name: str, **changes: Any) -> dict[str, Any]:
 
 def test_a_refusal_of_the_whole_config_has_its_name_once():
     config = default_config("scope")
-    config.method.place, config.training.micro_batches, config.training.mini_batches = "append", 8, 4
+    config.method.place = "append"
+    config.training.micro_batches, config.training.mini_batches = 8, 4
     config.rollout.prompts = 12
     with pytest.raises(ValueError) as error:
         train_config(config)
