@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from scope_jax.tasks import Domain
-from scope_jax.tasks.visible import is_visible
+from scope_jax.tasks.visible import BLANKS, is_visible
 from scope_jax.text import split_steps
 from scope_jax.text.steps import Separator, token_bytes
 
@@ -33,7 +33,7 @@ _ANSWER = re.compile(
     r"|(?P<end3><\|return\|>)"
 )
 _BOXES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
-_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)*")
+_BLANK_LINES = re.compile(rf"(?:[{BLANKS}]*\n)*")
 # A text up to this long is read and encoded whatever a step may hold, so that its failure has its
 # own name.
 _SHORT = 1 << 14
@@ -167,17 +167,17 @@ def _bare(text: str) -> str:
 
 def _unboxed(text: str) -> str:
     """A text with the contents of its boxes in their place. One pass, however many are opened."""
-    opened: list[re.Match[str] | None] = []  # None: a brace of another kind
-    gone: list[re.Match[str]] = []
+    opened: list[tuple[int, int] | None] = []  # None: a brace of another kind
+    gone: list[tuple[int, int]] = []
     for match in _BOXES.finditer(text):
         if match[1] or match[0] == "{":
-            opened.append(match if match[1] else None)
+            opened.append(match.span() if match[1] else None)
         elif match[0] == "}" and opened and (box := opened.pop()) is not None:
-            gone += [box, match]
+            gone += [box, match.span()]
     kept, start = [], 0
-    for mark in sorted(gone, key=lambda found: found.start()):
-        kept.append(text[start : mark.start()])
-        start = mark.end()
+    for first, end in sorted(gone):
+        kept.append(text[start:first])
+        start = end
     return "".join([*kept, text[start:]])
 
 

@@ -169,9 +169,9 @@ def test_a_reply_of_any_kind_is_read_in_linear_time(piece, boundary):
     "piece", ["\\boxed{", "\\boxed{}", "\\boxed ", "}", "7", ". ", "\n", "$", "{\\"]
 )
 def test_whether_a_step_gives_the_answer_away_is_seen_in_linear_time(piece):
-    step = (piece * (1 << 20))[: 1 << 20]
+    step = (piece * (1 << 18))[: 1 << 18]
     start = time.monotonic()
-    for answer in ("5", step[: 1 << 18] + "x"):
+    for answer in ("5", step[: 1 << 16] + "x"):
         assert not gives_answer_away(step, answer) or step.strip() == answer
     assert time.monotonic() - start < 4
 
