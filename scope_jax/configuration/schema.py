@@ -59,7 +59,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "config") ->
 
 def _in_section(text: str, where: str) -> str:
     """What a dataclass refused, under the name of its section: "LossSpec.clip_low = 2.0" is
-    "config.loss.clip_low = 2.0", and "loss.clip_low" too."""
+    "config.loss.clip_low = 2.0", and "loss.clip_low" too. What has its whole name keeps it."""
+    if text.startswith(("config.", "config:")):
+        return text
     text = re.sub(r"^[A-Z]\w*\.", f"{where}.", text)
     section = where.removeprefix("config.")
     return f"config.{text}" if text.startswith((f"{section}.", f"{section}:")) else text

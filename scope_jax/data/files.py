@@ -15,8 +15,11 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from scope_jax.data.fields import shortest
 
 # pathlib.Path, or an epath.Path with the same methods.
 AnyPath = Any
@@ -73,12 +76,15 @@ def split_files(root: AnyPath, split: str = "train", config: str | None = None) 
     return _pick(groups, split, str(folder))
 
 
-def rows(path: AnyPath, kind: str = "auto") -> Iterator[tuple[int, Any]]:
+def rows(
+    path: AnyPath, kind: str = "auto", fields: Sequence[str] | None = None
+) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) of a file, where a row that cannot be read is a ValueError that says
     why.
 
     .jsonl: one object a line; .json: a list of objects, one object, or lines; .parquet; the first
-    two also with .gz. `kind` ("jsonl", "json", "parquet") overrides the suffix. Raises ValueError
+    two also with .gz. `kind` ("jsonl", "json", "parquet") overrides the suffix. Of a parquet
+    file only the columns that these dotted `fields` lie in are read, None: all. Raises ValueError
     where the file as a whole cannot be read.
     """
     name = path.name.lower()
@@ -88,11 +94,11 @@ def rows(path: AnyPath, kind: str = "auto") -> Iterator[tuple[int, Any]]:
         else next((s.split(".")[1] for s in SUFFIXES if name.endswith(s)), "")
     )
     if kind == "parquet":
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, fields)
     elif kind in ("jsonl", "json"):
         try:
             yield from _jsonl_rows(path) if kind == "jsonl" else _json_rows(path)
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip file: {error}") from error
     else:
         raise ValueError(f"{path}: unknown kind of file: expected {', '.join(SUFFIXES)}")
@@ -126,11 +132,18 @@ def _card(root: AnyPath) -> list[_Config]:
     path = root / "README.md"
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in (line.strip() for line in lines[1:]):
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    marks = [number for number, line in enumerate(lines) if line.strip() == b"---"]
+    if len(marks) < 2 or marks[0] != 0:
         return []
-    end = next(n for n, line in enumerate(lines[1:], start=1) if line.strip() == "---")
-    header = _yaml("\n".join(lines[1:end]), path)
+    try:
+        text = b"\n".join(lines[1 : marks[1]]).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: header is not UTF-8 at its byte {error.start}: expected YAML in UTF-8"
+        ) from None
+    header = _yaml(text, path)
     entries = header.get("configs") if isinstance(header, dict) else None
     if not isinstance(entries, list):
         return []
@@ -354,7 +367,15 @@ def _pick(groups: Mapping[str, list], split: str, where: str) -> list:
 
 
 def _readable(path: AnyPath) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
+    """Whether a path is a file of problems by its name. Raises ValueError for such a link that
+    leads nowhere: rows would be missing without a word."""
+    if not path.name.lower().endswith(SUFFIXES):
+        return False
+    if isinstance(path, pathlib.Path) and path.is_symlink() and not os.path.exists(path):
+        raise ValueError(
+            f"{path}: a link that leads to no file; bring its file back, or remove the link"
+        )
+    return True
 
 
 # ---- the rows of a file
@@ -397,21 +418,77 @@ def _json_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
     yield from enumerate(whole if isinstance(whole, list) else [whole], start=1)
 
 
-def _parquet_rows(path: AnyPath) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(path: AnyPath, fields: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     number = 0
     with path.open("rb") as file:
         with _parquet_errors(path):
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=4096)
+            table = pyarrow.parquet.ParquetFile(file)
+            wanted = None
+            if fields is not None:  # a column with dots in its name, else that of the first part
+                there = set(table.schema_arrow.names)
+                names = [name if name in there else name.split(".")[0] for name in fields]
+                wanted = [name for name in dict.fromkeys(names) if name in there]
+            batches = table.iter_batches(batch_size=4096, columns=wanted)
         while True:
             with _parquet_errors(path):
                 batch = next(batches, None)
             if batch is None:
                 return
-            for row in batch.to_pylist():
+            for row in _plain_rows(batch):
                 number += 1
                 yield number, row
+
+
+def _plain_rows(batch: Any) -> Iterator[Any]:
+    """The rows of a batch as plain Python; one that Python has no value for (a text that is not
+    UTF-8, a time past the year 9999) is a ValueError."""
+    short = {
+        field.name: change for field in batch.schema if (change := _shorten(field.type)) is not None
+    }
+    try:
+        found: list[Any] = batch.to_pylist()
+    except MemoryError:
+        raise
+    except Exception as error:  # of many types
+        if len(batch) > 1:
+            for start in range(len(batch)):
+                yield from _plain_rows(batch.slice(start, 1))
+            return
+        reason = (str(error).splitlines() or [""])[0][:200]
+        found = [ValueError(f"not a value of Python: {type(error).__name__}: {reason}")]
+    for row in found:
+        if not isinstance(row, Exception):
+            row |= {name: change(row[name]) for name, change in short.items()}
+        yield row
+
+
+def _shorten(kind: Any) -> Callable[[Any], Any] | None:
+    """What `shortest` makes of the values of a type of Arrow; None where it holds none of them."""
+    import numpy
+    from pyarrow import types
+
+    def unless_none(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else change(value)
+
+    if types.is_float32(kind) or types.is_float16(kind):
+        number = numpy.float32 if types.is_float32(kind) else numpy.float16
+        return unless_none(lambda value: shortest(number(value)))
+    if types.is_dictionary(kind):
+        return _shorten(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        if (each := _shorten(kind.value_type)) is None:
+            return None
+        return unless_none(lambda value: [each(item) for item in value])
+    if types.is_struct(kind):
+        parts = {field.name: change for field in kind if (change := _shorten(field.type))}
+        return (
+            unless_none(lambda value: value | {name: parts[name](value[name]) for name in parts})
+            if parts
+            else None
+        )
+    return None
 
 
 class _parquet_errors:
@@ -426,7 +503,7 @@ class _parquet_errors:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         import pyarrow
 
-        if isinstance(error, (pyarrow.ArrowInvalid, OSError)):
-            raise ValueError(
-                f"{self.path}: not a parquet file: {str(error).splitlines()[0]}"
-            ) from error
+        known = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
+        if isinstance(error, known) and not isinstance(error, MemoryError):
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{self.path}: not a parquet file: {reason}") from error

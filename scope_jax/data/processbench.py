@@ -17,6 +17,7 @@ from scope_jax.data.fields import check_characters, id_text, text_of
 from scope_jax.data.files import SUFFIXES, AnyPath, any_path, rows
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
+FIELDS = ("id", "generator", "problem", "steps", "final_answer_correct", "label")
 # Files that stand beside a data set and hold no items.
 BESIDE = ("dataset_info.json", "dataset_infos.json", "state.json")
 
@@ -91,7 +92,7 @@ def _read_items(path: AnyPath, max_malformed: int) -> tuple[tuple[LabelledSoluti
     unit = "line" if ".jsonl" in path.suffixes else "item"
     items: list[LabelledSolution] = []
     skipped = 0
-    for number, row in rows(path):
+    for number, row in rows(path, fields=FIELDS):
         try:
             if isinstance(row, Exception):
                 raise row

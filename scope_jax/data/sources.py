@@ -17,10 +17,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from scope_jax.data import files
-from scope_jax.data.fields import answer_text, id_text, text_of
+from scope_jax.data.fields import answer_text, id_text, shortest, text_of
 from scope_jax.data.problems import Distinct, Problems
 from scope_jax.tasks.answers import hash_answer, last_boxed
 from scope_jax.tasks.domain import Problem
+from scope_jax.tasks.visible import is_visible
 
 FIELDS = ("id", "prompt", "answer", "solution")
 KINDS = ("auto", "tfds", "repository", "jsonl", "json", "parquet")
@@ -210,7 +211,7 @@ def problem_of(
     elif (
         names["answer"] != "solution"
         and isinstance(found := _find(row, "solution"), str)
-        and found.strip()
+        and is_visible(found)
     ):
         solution = text_of(found, "field 'solution'")
     extract = ANSWERS[answer_from]
@@ -260,12 +261,13 @@ def _rows(source: Source, names: Mapping[str, str]) -> Iterator[tuple[str, str, 
             f"{source.path}: no such file or directory: expected a file or directory of problems"
         )
     kind = source.kind if source.kind in ("jsonl", "json", "parquet") else "auto"
+    fields = [*names.values(), "solution", *source.where]
     for file in found:
         _check_columns(str(file), "column", files.columns(file), source, names)
         stem = file.name.split(".")[0]
         if root is not None:  # shards of several configs have the same names
             stem = "/".join((*file.relative_to(root).parts[:-1], stem))
-        for number, row in files.rows(file, kind):
+        for number, row in files.rows(file, kind, fields):
             yield f"{file}: line {number}", f"{stem}-{number}", row
 
 
@@ -350,6 +352,8 @@ def _plain(value: Any) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if getattr(value, "dtype", None) in ("float32", "float16"):
+        return shortest(value)
     if hasattr(value, "tolist"):
         value = value.tolist()
         return _plain(value) if isinstance(value, (list, bytes)) else value
@@ -404,9 +408,9 @@ def _value(row: Mapping[str, Any], path: str, role: str | None = None) -> Any:
 def _is_among(value: Any, allowed: Any) -> bool:
     if value is _NOWHERE:
         return False
-    return (
-        value in allowed if isinstance(allowed, (list, tuple, set, frozenset)) else value == allowed
-    )
+    if isinstance(allowed, (list, tuple, set, frozenset)):
+        return any(value == one for one in allowed)  # a list may not be looked up in a set
+    return bool(value == allowed)
 
 
 def _limits(source: Source, tokenizer: Any) -> Any:

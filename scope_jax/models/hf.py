@@ -151,6 +151,9 @@ def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path,
     return found
 
 
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\\]{1,255}")
+
+
 def _listed(index: Path) -> list[str]:
     """The files that an index names."""
     weights = read_object(index).get("weight_map")
@@ -159,6 +162,12 @@ def _listed(index: Path) -> list[str]:
     files = list(weights.values())
     if not all(isinstance(file, str) for file in files):
         raise ValueError(f"{index}: weight_map: the name of a file is needed for each tensor")
+    for file in files:
+        if not _FILE_NAME.fullmatch(file) or not file.isprintable() or len(file.encode()) > 255:
+            raise ValueError(
+                f"{index}: weight_map: {file!r:.60} is no name of a file beside it: expected one"
+                " such as model-00001-of-00002.safetensors"
+            )
     return sorted(set(files))
 
 

@@ -45,7 +45,7 @@ class ResultsFile:
                 if chunk["key"] != key:
                     raise ValueError(f"key {chunk['key']!r}, here {key!r}")
                 self.done |= {int(result["problem"]): result for result in chunk["results"]}
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}:{number}: not results of this evaluation ({error}); use another"
                     " workdir"

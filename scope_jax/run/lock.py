@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ def locked(workdir: str | os.PathLike, patience: float = PATIENCE) -> Iterator[N
     go when its process ends, however it ends; so a lock of a dead process does not count.
 
     Process 0 of a run holds it, for all. Raises ValueError in every process, with the holder's
-    process, host and start, where another one has it and keeps it for `patience` seconds.
+    process, host and start, where another one has it and keeps it for `patience` seconds; and
+    where `.lock` is no file. A `.lock` that somebody removes by hand while it is held lets a second
+    process in.
     """
     held, refusal = None, None
     if is_main():
@@ -46,7 +49,9 @@ def _take(workdir: Path, patience: float) -> tuple[int | None, str | None]:
     workdir.mkdir(parents=True, exist_ok=True)
     path, deadline = workdir / NAME, time.monotonic() + patience
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if (stopped := _no_file(path)) is not None:
+            return None, stopped
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -67,6 +72,19 @@ def _take(workdir: Path, patience: float) -> tuple[int | None, str | None]:
     return file, None
 
 
+def _no_file(path: Path) -> str | None:
+    """Why nothing can be locked there: a folder, or what would hold up its reader (a FIFO)."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return None
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+    except OSError:  # a link to itself
+        pass
+    return f"{path}: not a file, and the lock of a run is one; remove it"
+
+
 def _is_still(path: Path, file: int) -> bool:
     """Whether the open file is the one at `path`: its last holder may have removed it."""
     try:
@@ -78,6 +96,15 @@ def _is_still(path: Path, file: int) -> bool:
 def _holder(file: int) -> str:
     try:
         said: dict[str, Any] = json.loads(os.pread(file, 4096, 0))
-        return f"process {said['process']} on {said['host']}, since {said['since']},"
-    except (ValueError, KeyError, TypeError):  # it has just been made
+        process, host, since = (_word(said[name]) for name in ("process", "host", "since"))
+    except (ValueError, KeyError, TypeError, RecursionError):  # it has just been made, or damaged
         return "another process"
+    return f"process {process} on {host}, since {since},"
+
+
+def _word(value: Any) -> str:
+    """A part of one line, whatever somebody wrote into the file."""
+    if not isinstance(value, str | int):
+        raise TypeError
+    text = " ".join(str(value).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:100]

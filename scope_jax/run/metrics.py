@@ -109,18 +109,20 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` in file order; a torn last line is left out.
+    """The lines of a `metrics.jsonl` in file order; a last line without its end, which a kill tore,
+    is left out. A number that is not finite (NaN, 1e999) is None, as `write` has it.
 
     Raises FileNotFoundError, and ValueError with file and line number for any other line that is
     not an object with a whole number, from 0, as its "step".
     """
     rows: list[dict[str, Any]] = []
-    text = pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break  # Only the last line can lack its end: the write was cut.
+    # Of bytes, at "\n" alone: to `str.splitlines` a wrong bit in a comma (0x0c) ends a line too.
+    *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(
+                line.decode(errors="replace"), parse_float=_finite, parse_constant=lambda _: None
+            )
         except (ValueError, RecursionError):
             row = None
         step = row.get("step") if isinstance(row, dict) else None
@@ -131,6 +133,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def _kept_lines(path: pathlib.Path, until: int) -> list[dict[str, Any]]:

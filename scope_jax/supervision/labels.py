@@ -71,6 +71,9 @@ class LabelledRow:
         return [label > 0 for label in self.labels] if self.oracle is None else self.oracle
 
 
+_ROW = ("prompt", "steps", "labels", "oracle")
+
+
 def labelled_rows(
     path: str | Path,
     split: str,
@@ -119,11 +122,7 @@ def labelled_rows(
             total.update(
                 {name: value for name, value in line.items() if name not in ("split", "chunk")}
             )
-    rows_ = [
-        LabelledRow(*(line[name] for name in ("prompt", "steps", "labels", "oracle")))
-        for line in own
-        if "chunk" not in line
-    ]
+    rows_ = [LabelledRow(*(line[name] for name in _ROW)) for line in own if "chunk" not in line]
     return rows_, dict(total)
 
 
@@ -133,20 +132,25 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     lines: list[dict[str, Any]] = []
     whole = 0
-    text = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(text):
+    *text, torn = path.read_bytes().split(b"\n")
+    for number, raw in enumerate(text, start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            if number + 1 < len(text):
-                raise ValueError(
-                    f"{path}:{number + 1}: not JSON; mend the file, or remove it to label afresh"
-                ) from None
-            break
-        if "chunk" in lines[-1] and line.endswith("\n"):
-            whole = number + 1
-    if whole < len(text):
-        write_atomically(path, "".join(text[:whole]))
+            line = json.loads(raw.decode())
+        except (ValueError, RecursionError):
+            raise ValueError(
+                f"{path}:{number}: not JSON; mend the file, or remove it to label afresh"
+            ) from None
+        names = () if isinstance(line, dict) and "chunk" in line else _ROW
+        if not isinstance(line, dict) or not {"split", *names} <= set(line):
+            raise ValueError(
+                f"{path}:{number}: no row of labels ({', '.join(('split', *_ROW))}); mend the file,"
+                " or remove it to label afresh"
+            )
+        lines.append(line)
+        if "chunk" in line:
+            whole = number
+    if whole < len(text) or torn:
+        write_atomically(path, b"".join(line + b"\n" for line in text[:whole]).decode())
     return lines[:whole]
 
 

@@ -68,7 +68,9 @@ def hash_answer(text: str) -> str | None:
 
 
 def _after_hashes(line: str) -> str:
-    return line[4:].strip() if line.startswith("####") else ""
+    line = line.strip()
+    marked = line.startswith("####") and not line.startswith("#####")  # that is a heading
+    return line[4:].strip() if marked else ""
 
 
 def boxed_solution(solution: str, answer: str) -> str:

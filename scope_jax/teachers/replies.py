@@ -5,14 +5,35 @@ import re
 from typing import Any
 
 from scope_jax.tasks import Domain
+from scope_jax.tasks.visible import BLANKS, is_visible
 from scope_jax.text import split_steps
 from scope_jax.text.steps import Separator, token_bytes
 
-# Tags around what a model thinks before it answers.
-_THOUGHTS = re.compile(
-    r"<(/?)(?:think|thinking|thought|thoughts|reasoning)(?:\s[^<>]{0,200})?>", re.IGNORECASE
+# A tag has nothing but its name, or attributes: "if x<think and y>z" is a comparison.
+_ATTRIBUTES = (
+    r"(?:\s{1,9}[\w:-]{1,40}\s{0,9}=\s{0,9}"
+    r"""(?:"[^"<>]{0,99}"|'[^'<>]{0,99}'|[^\s<>"']{1,99})){0,9}"""
 )
-_BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)*")
+# Marks around what a model thinks before it answers; those with a group of the name "end" close.
+_THOUGHTS = re.compile(
+    rf"""
+    <(?P<end1>/?)(?i:think|thinking|thought|thoughts|reasoning|analysis|scratchpad|seed:think)
+        {_ATTRIBUTES}\s{{0,9}}>
+    | \u25c1(?P<end2>/?)think\u25b7
+    | \[(?P<end3>/?)THINK\]
+    | <\|(?:begin|(?P<end4>end))_of_thought\|>
+    | <\|channel\|>(?:(?:analysis|commentary)[^<>|]{{0,99}}(?:<\|constrain\|>[^<>|]{{0,99}})?
+        |(?P<end5>final)\s{{0,9}})<\|message\|>
+    """,
+    re.VERBOSE,
+)
+# Marks around what it answers.
+_ANSWER = re.compile(
+    r"<(?P<end1>/?)(?i:answer)\s{0,9}>|<\|(?:begin|(?P<end2>end))_of_solution\|>"
+    r"|(?P<end3><\|return\|>)"
+)
+_BOXES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+_BLANK_LINES = re.compile(rf"(?:[{BLANKS}]*\n)*")
 # A text up to this long is read and encoded whatever a step may hold, so that its failure has its
 # own name.
 _SHORT = 1 << 14
@@ -30,8 +51,9 @@ def read_reply(
     """(step, whether it ends the solution) out of a reply, or why there is none: "empty",
     "incomplete", "thinking" (its thoughts have no end), "too_long" (past `most` characters).
 
-    Thoughts (`<think>...</think>`) are taken out, unless the reply goes on (`continued`) inside of
-    those of the text before it. The step is what stands before the first
+    Thoughts (`<think>...</think>`, and other marks of them) are taken out, and marks around the
+    answer (`<answer>`) are taken off, unless the reply goes on (`continued`) inside of those of the
+    text before it. The step is what stands before the first
     separator (or match of the domain's `boundary`); blank lines before it are dropped, further
     steps are cut. It ends the solution exactly where the wrong step was the rollout's last
     (`last`) and the step carries the domain's answer marker; it then stands without a separator.
@@ -42,11 +64,13 @@ def read_reply(
     answer = reply if continued else without_thoughts(reply)
     if answer is None:
         return "thinking"
+    if not continued:
+        answer = _without_answer_marks(answer)
     text = _from_the_first_line(unix_newlines(answer))
     cut = most is not None and len(text) > most
     text = text[:most]
     step, found = _first_step(text, re.compile(domain.boundary or re.escape(domain.separator)))
-    if not step.strip():
+    if not is_visible(step):
         return "empty"
     if found is None and cut:
         return "too_long"
@@ -67,13 +91,31 @@ def without_thoughts(text: str) -> str | None:
     kept: list[str] = []
     start, inside = 0, False
     for tag in _THOUGHTS.finditer(text):
-        closes = bool(tag[1])
+        closes = _is_end(tag)
         if closes and not inside:
             kept.clear()
         elif not closes and not inside:
             kept.append(text[start : tag.start()])
         start, inside = tag.end(), not closes
     return None if inside else "".join([*kept, text[start:]])
+
+
+def _is_end(mark: re.Match[str]) -> bool:
+    return any(mark.groupdict().values())
+
+
+def _without_answer_marks(text: str) -> str:
+    """A text without a mark of the answer's beginning at its start, and without the end of it (or
+    of one whose beginning was part of the prompt)."""
+    mark = _ANSWER.search(text)
+    if mark is not None and not _is_end(mark):
+        if is_visible(text[: mark.start()]):
+            return text
+        text = text[mark.end() :]
+        mark = _ANSWER.search(text)
+    if mark is None or not _is_end(mark):
+        return text
+    return text[: mark.start()] + text[mark.end() :]
 
 
 def unix_newlines(text: str) -> str:
@@ -87,7 +129,7 @@ def _first_step(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str]
     for match in pattern.finditer(text):
         if match.end() <= start:
             continue
-        if text[start : match.start()].strip():
+        if is_visible(text[start : match.start()]):
             return text[start : match.start()], match
         blank = _BLANK_LINES.match(text, match.end())
         start = blank.end() if blank else match.end()
@@ -110,7 +152,9 @@ def gives_answer_away(step: str, answer: str) -> bool:
         return False
     if _bare(step) == target:
         return True
-    ends_with = re.search(rf"(?<![\w.,-]){re.escape(target)}$", _bare(sentences[-1]))
+    last = _bare(sentences[-1])
+    before = last[: -len(target)][-1:]
+    ends_with = last.endswith(target) and not re.match(r"[\w.,-]", before)
     says_so = re.search(
         r"\banswer\b|^(so|thus|hence|therefore|finally)\b", sentences[-1], re.IGNORECASE
     )
@@ -118,7 +162,23 @@ def gives_answer_away(step: str, answer: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\\boxed\s*\{(.*)\}", r"\1", text).replace("$", "").strip().rstrip(".!:").strip()
+    return _unboxed(text).replace("$", "").strip().rstrip(".!:").strip()
+
+
+def _unboxed(text: str) -> str:
+    """A text with the contents of its boxes in their place. One pass, however many are opened."""
+    opened: list[tuple[int, int] | None] = []  # None: a brace of another kind
+    gone: list[tuple[int, int]] = []
+    for match in _BOXES.finditer(text):
+        if match[1] or match[0] == "{":
+            opened.append(match.span() if match[1] else None)
+        elif match[0] == "}" and opened and (box := opened.pop()) is not None:
+            gone += [box, match.span()]
+    kept, start = [], 0
+    for first, end in sorted(gone):
+        kept.append(text[start:first])
+        start = end
+    return "".join([*kept, text[start:]])
 
 
 def reference_steps(solution: str, separator: str, divider: Separator | None = None) -> list[str]:

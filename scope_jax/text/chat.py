@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 # thousandth of a second.
 SECONDS = 10.0
 SECONDS_EACH = 0.01
+# More characters no prompt has.
+MOST_CHARACTERS = 4_000_000
 
 Turns = list[dict[str, str]]
 Result = TypeVar("Result")
+
+
+class _NoPrompt(Exception):
+    """What a template gives that no model can be asked with."""
 
 
 def chat_prompts(
@@ -44,12 +50,24 @@ def chat_prompts(
 
 def chat_text(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
     """A conversation in the tokenizer's chat template, no turn opened after it. Raises ValueError
-    where the template fails, gives no text, or takes longer than `SECONDS`."""
+    where the template fails, gives no text, one of more than `MOST_CHARACTERS` or with half of a
+    character, or takes longer than `SECONDS`."""
     return _in_time(lambda: _rendered(tokenizer, turns, add_generation_prompt=False), tokenizer, 1)
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", turns: Turns, **settings: Any) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
+    if not text.strip():
+        raise _NoPrompt("gives an empty text; it should give the turns and their marks")
+    if len(text) > MOST_CHARACTERS:
+        raise _NoPrompt(f"gives {len(text)} characters: expected at most {MOST_CHARACTERS}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _NoPrompt(
+            f"gives half of a character (\\u{ord(text[error.start]):04x}): expected Unicode text"
+        ) from None
+    return text
 
 
 def _in_time(
@@ -83,7 +101,8 @@ def _reason(error: Exception) -> str:
     import jinja2
 
     said = " ".join(str(error).split())[:200]
-    return said if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {said}"
+    plain = isinstance(error, jinja2.TemplateError | _NoPrompt)
+    return said if plain else f"{type(error).__name__}: {said}"
 
 
 def _stop(thread: threading.Thread) -> None:

@@ -29,6 +29,12 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: pathlib.Pat
     tokenizer.json, or loses what those ids hold. Without a tokenizer.json, words must stay apart.
     What a tokenizer does to all texts on purpose (lower case, NFKC, characters that it lacks) is
     none of that."""
+    most: object = tokenizer.model_max_length
+    if not isinstance(most, int | float) or isinstance(most, bool):
+        raise ValueError(
+            f"{directory / 'tokenizer_config.json'}: model_max_length = {most!r:.60}: expected a"
+            " number of tokens, or null"
+        )
     check_ids(tokenizer.get_vocab(), str(directory))
     file = directory / "tokenizer.json"
     own = _own(file) if file.is_file() else None
@@ -80,7 +86,11 @@ def _own(file: pathlib.Path) -> "tokenizers.Tokenizer":
     or a limit of length, which transformers leaves out too."""
     import tokenizers
 
-    own = tokenizers.Tokenizer.from_file(str(file))
+    try:
+        own = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # it raises nothing but this type
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file}: no tokenizer of the tokenizers library: {reason}") from error
     own.no_padding()
     own.no_truncation()
     return own

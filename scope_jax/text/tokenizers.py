@@ -108,6 +108,12 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
         )
     from transformers import AutoTokenizer
 
+    def unreadable(error: Exception) -> ValueError:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        return ValueError(
+            f"{directory}: tokenizer cannot be read: {type(error).__name__}: {reason}"
+        )
+
     tokenizer: PreTrainedTokenizerBase
     try:
         if not any(map(has, ("tokenizer.json", "vocab.json", "tokenizer_config.json"))):
@@ -118,11 +124,13 @@ def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
                 str(directory), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # damaged files surface as many types
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{directory}: tokenizer cannot be read: {type(error).__name__}: {reason}"
-        ) from error
-    check_tokenizer(tokenizer, directory)
+        raise unreadable(error) from error
+    try:
+        check_tokenizer(tokenizer, directory)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise unreadable(error) from error
     return tokenizer
 
 

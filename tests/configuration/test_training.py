@@ -44,6 +44,16 @@ def old(name: str, **changes: Any) -> dict[str, Any]:
     return values | more
 
 
+def test_a_refusal_of_the_whole_config_has_its_name_once():
+    config = default_config("scope")
+    config.method.place = "append"
+    config.training.micro_batches, config.training.mini_batches = 8, 4
+    config.rollout.prompts = 12
+    with pytest.raises(ValueError) as error:
+        train_config(config)
+    assert str(error.value).startswith("config.training.micro_batches = 8 does not divide prompts")
+
+
 # ---- one method at a time
 
 

@@ -1,16 +1,20 @@
 """What fields of data sets hold: numbers become exact text; what is no text is malformed."""
 
+import datetime
 import decimal
 import json
 import math
 import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 
-from scope_jax.data.fields import answer_text, number_text, text_of
+from scope_jax.data.fields import answer_text, id_text, number_text, text_of
 from scope_jax.data.processbench import load_processbench
-from scope_jax.data.sources import Source, read_file, read_source
+from scope_jax.data.sources import Source, _plain, read_file, read_source
 from scope_jax.data.suites import read_suite
+from scope_jax.tasks.visible import is_visible
 
 HALF = r"half of a character \(\\ud83d\) at 14"
 
@@ -58,9 +62,55 @@ def test_texts_that_no_tokenizer_can_encode():
         with pytest.raises(ValueError, match="x: half of a character"):
             text_of(text, "x")
     for text in ("nan", " NaN "):
-        with pytest.raises(ValueError, match="stands for a missing number"):
+        with pytest.raises(ValueError, match="stands for a missing value"):
             answer_text(text, "x")
     assert text_of("nan", "x") == "nan" and answer_text("\\text{banana}", "x") == "\\text{banana}"
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "NAN", "NaT", "<NA>", "null", "NULL", "None"])
+@pytest.mark.parametrize(
+    "around", ["%s", "%s.", "$%s$", "\\boxed{%s}", "$\\boxed{ %s }$.", "\\(%s\\)", "$$ %s $$"]
+)
+def test_what_stands_for_a_missing_value(text, around):
+    with pytest.raises(ValueError, match=r"x: .* stands for a missing value: expected an answer"):
+        answer_text(around % text, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none",
+        "NaNO_3",
+        "Nancy",
+        "no",
+        "0",
+        "\\text{None of these}",
+        "null set",
+        "N",
+        "x = NaN",
+        ".5",
+    ],
+)
+def test_answers_that_look_like_a_missing_value(text):
+    assert answer_text(text, "x") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\u200b", "\ufeff", "\u0000", "\u2060\n\u00ad", "\u3164", "\u2800", "\U000e0041"],
+)
+def test_texts_that_show_nothing(text):
+    assert not is_visible(text) and is_visible(f"{text}\u65e5") and is_visible(f"-{text}")
+    for reads in (text_of, answer_text):
+        with pytest.raises(ValueError, match="x is empty"):
+            reads(text, "x")
+    assert id_text(text, "x", "a-1") == "a-1"
+
+
+@pytest.mark.parametrize("text", ["$$", "\\boxed{}", " . ", "$\\boxed{\u200b}$"])
+def test_marks_around_nothing(text):
+    with pytest.raises(ValueError, match=r"x: .* holds no answer"):
+        answer_text(text, "x")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +128,10 @@ def test_texts_that_no_tokenizer_can_encode():
         ({"prompt": "p", "answer": [math.nan]}, "field 'answer': nan is no number"),
         ({"prompt": "p", "answer": -math.inf}, "field 'answer': -inf is no number"),
         ({"prompt": math.nan, "answer": 4}, "field 'prompt': nan is no number"),
-        ({"prompt": "p", "answer": "NaN"}, "stands for a missing number"),
+        ({"prompt": "p", "answer": "NaN"}, "stands for a missing value"),
+        ({"prompt": "p", "answer": "$\\boxed{NaN}$."}, "stands for a missing value"),
+        ({"prompt": "p\u200b", "answer": "\ufeff"}, "field 'answer' is empty"),
+        ({"prompt": "\u200b\u2060 ", "answer": "4"}, "field 'prompt' is empty"),
     ],
 )
 def test_a_malformed_row_is_counted_with_file_and_line(tmp_path, row, reason):
@@ -112,6 +165,65 @@ def test_missing_numbers_of_parquet(tmp_path):
     ]
     assert [(p.id, p.answer) for p in problems] == [("1", "0.5"), ("a-2", "2")]
     assert problems.skipped == 2
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_numbers_of_few_bits_have_their_own_digits(tmp_path, kind, nested):
+    import pyarrow
+    import pyarrow.parquet
+
+    own = getattr(pyarrow, kind)()
+    answers: Any = pyarrow.array([1.1, 0.3, 2.0, None], own)
+    if nested:
+        lists = [[1.1], [0.3], [2.0], [None]]
+        answers = pyarrow.array(
+            [{"values": values} for values in lists],
+            pyarrow.struct([("values", pyarrow.list_(own))]),
+        )
+    table = pyarrow.table({"prompt": ["a", "b", "c", "d"], "answer": answers})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    fields = {"answer": "answer.values.0"} if nested else {}
+    with pytest.warns(UserWarning, match="line 4: no field"):
+        problems = read_file(tmp_path / "a.parquet", fields=fields)
+    assert [p.answer for p in problems] == ["1.1", "0.3", "2"]
+
+
+def test_numbers_of_numpy_in_records():
+    record = {
+        "a": np.float32(1.1),
+        "b": np.array([[0.1, np.nan]], np.float32),
+        "c": np.float64(1.1),
+    }
+    plain = _plain(record)
+    assert plain["a"] == plain["c"] == 1.1
+    assert plain["b"][0][0] == 0.1 and math.isnan(plain["b"][0][1])
+
+
+def test_columns_that_nobody_reads_may_hold_anything(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    bad = pyarrow.array([b"fine", b"\xff\xfe"]).cast(pyarrow.string(), safe=False)
+    late = pyarrow.array([0, 1 << 60], pyarrow.timestamp("ms"))
+    columns = {"prompt": ["a", "b"], "answer": ["1", "2"], "bad": bad, "late": late}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [p.answer for p in read_file(tmp_path / "a.parquet")] == ["1", "2"]
+    for name, value in (("bad", "fine"), ("late", datetime.datetime(1970, 1, 1))):
+        with pytest.warns(
+            UserWarning, match=r"a\.parquet: line 2: not a value of Python: "
+        ) as said:
+            problems = read_file(tmp_path / "a.parquet", where={name: value})
+        assert [p.answer for p in problems] == ["1"] and len(said) == 1
+        assert len(str(said[0].message).splitlines()) == 1
+
+
+def test_a_list_is_among_no_values(tmp_path):
+    lines = [{"prompt": "p", "answer": 1, "kind": kind} for kind in (["a"], {"a": 1}, "a", None)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for allowed in ("a", ("a", "b"), {"a"}, ["a"]):
+        problems = read_source(Source(str(tmp_path / "a.jsonl"), where={"kind": allowed}))
+        assert [p.id for p in problems][-1:] == ["a-3"]
 
 
 def test_suites_and_processbench(tmp_path):

@@ -1,5 +1,6 @@
 """Folders and headers that were made, or broken, so that reading them would not end."""
 
+import gzip
 import os
 import time
 import warnings
@@ -81,6 +82,42 @@ def test_headers_with_aliases_and_long_patterns(tmp_path):
     for text in (header, header.replace("train.jsonl", f"{stars}*.jsonl")):
         (tmp_path / "README.md").write_text(f"---\n{text}\n---\n")
         assert len(read_source(Source(str(tmp_path)))) == 1
+
+
+def test_headers_of_other_bytes(tmp_path):
+    (tmp_path / "train.jsonl").write_text(ROW)
+    card = tmp_path / "README.md"
+    card.write_bytes(b"---\nname: caf\xe9\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: header is not UTF-8 at its byte 9"):
+        read_source(Source(str(tmp_path)))
+    header = b"---\nconfigs: [{config_name: d, data_files: train.jsonl}]\n---\n"
+    card.write_bytes(b"no header \xe9")
+    assert len(read_source(Source(str(tmp_path)))) == 1
+    for sound in (header + b"caf\xe9", b"\xef\xbb\xbf" + header, header.replace(b"\n", b"\r\n")):
+        card.write_bytes(sound)
+        assert len(read_source(Source(str(tmp_path), config="d"))) == 1
+
+
+@pytest.mark.parametrize("target", ["loop.jsonl", "nowhere.jsonl"])
+def test_links_to_no_file(tmp_path, target):
+    link = tmp_path / "loop.jsonl"
+    link.symlink_to(target)
+    for place in (tmp_path, link):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"loop\.jsonl: ") as raised:
+            read_source(Source(str(place)))
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_damaged_gzip(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress("\n".join([ROW] * 500 + [os.urandom(999).hex()]).encode())
+    for damaged in (whole[:40] + b"\xff" * 20 + whole[60:], whole[:-30], whole[:2] + b"xx"):
+        path.write_bytes(damaged)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytest.raises(ValueError, match=r"a\.jsonl\.gz: damaged gzip file"),
+        ):
+            read_source(Source(str(path)))
 
 
 # ---- damaged files of TFDS

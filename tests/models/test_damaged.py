@@ -70,6 +70,13 @@ def test_a_file_that_is_none(directory, damaged):
         ('{"weight_map": {}}', "weight_map is {}, an object of files is needed"),
         ('{"weight_map": {"a": 1}}', "the name of a file is needed for each tensor"),
         ('{"weight_map": {"a": null, "b": "x"}}', "the name of a file is needed for each tensor"),
+        *(
+            (json.dumps({"weight_map": {"a": name}}), "is no name of a file beside it")
+            for name in (
+                *("x" * 5000, "/etc/passwd", "../model.safetensors", "..", ".", "", "a/b", "a\\b"),
+                *("a\nb", "a\x00b", "\ud83d", "\u65e5" * 100),
+            )
+        ),
     ],
 )
 def test_an_index_that_is_none(directory, text, message):

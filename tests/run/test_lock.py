@@ -63,3 +63,43 @@ def test_the_lock_is_let_go_after_an_error(tmp_path):
     assert not (tmp_path / NAME).exists()
     with locked(tmp_path, patience=0):
         pass
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b"[" * 5000, "another process works"),
+        (b"[1]", "another process works"),
+        (b'{"process": 1, "host": ["x"], "since": "now"}', "another process works"),
+        (b"\xff\xfe", "another process works"),
+        (
+            b'{"process": 1, "host": "a\\n\\nb\\u2028\\u001b[31m", "since": "now"}',
+            "process 1 on a b ?[31m, since now, works",
+        ),
+    ],
+)
+def test_whatever_the_lock_file_says_the_refusal_is_one_line(tmp_path, said, shown):
+    with locked(tmp_path):
+        (tmp_path / NAME).write_bytes(said)
+        with pytest.raises(ValueError) as error, locked(tmp_path, patience=0):
+            raise AssertionError("two have the lock")
+    assert shown in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkdir,
+        os.mkfifo,
+        lambda path: os.symlink(path, path),
+        lambda path: os.symlink("nowhere", path),
+    ],
+    ids=["folder", "fifo", "loop", "nowhere"],
+)
+def test_a_lock_that_is_no_file_is_named(tmp_path, make):
+    make(tmp_path / NAME)
+    with (
+        pytest.raises(ValueError, match=r"\.lock: not a file.*remove it"),
+        locked(tmp_path, patience=0),
+    ):
+        raise AssertionError("nothing was locked")

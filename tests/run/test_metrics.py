@@ -122,6 +122,28 @@ def test_bad_line_is_named(tmp_path, line):
         read_metrics(path)
 
 
+@pytest.mark.parametrize("letter", list("\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"))
+def test_only_a_newline_ends_a_line(tmp_path, letter):
+    path = tmp_path / "metrics.jsonl"
+    inside = json.dumps({"step": 1, f"a{letter}b": 2}, ensure_ascii=False)
+    inside = inside.replace("\\r", " ") if letter == "\r" else inside
+    path.write_text(f'{{"step": 0}}\n{inside}\n{{"step": 2}}\n', encoding="utf-8", newline="")
+    if letter < " ":  # as it stands, no text of JSON holds one
+        path.write_bytes(b'{"step": 0}\n{"step": 1%c "a": 2}\n{"step": 2}\n' % ord(letter))
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a metrics line"):
+            read_metrics(path)
+        return
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "a": NaN, "b": -Infinity, "c": 1e999, "d": 1e-3}\n')
+    assert read_metrics(path) == [{"step": 0, "a": None, "b": None, "c": None, "d": 0.001}]
+    MetricsWriter(tmp_path, resume_step=1).close()
+    assert path.read_text() == '{"step": 0, "a": null, "b": null, "c": null, "d": 0.001}\n'
+
+
 def test_a_metric_must_be_a_number(tmp_path):
     with (
         MetricsWriter(tmp_path) as writer,

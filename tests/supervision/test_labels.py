@@ -231,6 +231,15 @@ def test_labels_go_on_after_the_last_whole_chunk(cast, tmp_path):
         path.write_text("".join(lines[:kept]) + lines[min(kept, len(lines) - 1)][:torn])
         assert label(cast, path, **MONTE_CARLO) == (rows, counts, 1)
         assert path.read_text() == whole
+    for damaged, reason in (
+        (whole.replace(",", "\x0c", 1), "1: not JSON"),
+        (whole + "[" * 99999 + "\n", f"{len(lines) + 1}: not JSON"),
+        ("[]\n" + whole, "1: no row of labels"),
+        ('{"split": "train"}\n' + whole, "1: no row of labels"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=rf"labels\.jsonl:{reason}"):
+            label(cast, path, **MONTE_CARLO)
     path.write_text("{" + whole)
     with pytest.raises(ValueError, match=r"labels.jsonl:1: not JSON"):
         label(cast, path, **MONTE_CARLO)

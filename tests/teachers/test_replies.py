@@ -19,6 +19,7 @@ from scope_jax.teachers.base import Ask
 from scope_jax.teachers.client import Reply
 from scope_jax.teachers.replies import (
     encode_step,
+    gives_answer_away,
     most_characters,
     read_reply,
     reference_steps,
@@ -49,6 +50,32 @@ MATH = Mathematics()
         ("Let me <think> on", None),
         ("<think>a</think>So <think>b", None),
         ("I think x < 5 and a <thinner> b", "I think x < 5 and a <thinner> b"),
+        ("if x<think and y>z then", "if x<think and y>z then"),
+        ("if x</think and y>z then", "if x</think and y>z then"),
+        ("if x<analysis or y=2>z then", "if x<analysis or y=2>z then"),
+        ("<think a='1' b=c d = \"e f\" >Hm.</think>So", "So"),
+        ("\u25c1think\u25b7Hm.\u25c1/think\u25b7So", "So"),
+        ("\u25c1think\u25b7Hm.", None),
+        ("[THINK]Hm.[/THINK]So", "So"),
+        ("[THINK]Hm.", None),
+        ("I [think] so [/x]", "I [think] so [/x]"),
+        ("<seed:think>Hm.</seed:think>So", "So"),
+        ("<|begin_of_thought|>Hm.<|end_of_thought|>So", "So"),
+        ("Hm.<|end_of_thought|>So", "So"),
+        ("<analysis>Hm.</analysis>So", "So"),
+        ("<scratchpad>\nHm.</scratchpad>So", "So"),
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+            "<|channel|>final<|message|>So",
+            "So",
+        ),
+        ("<|channel|>analysis<|message|>a<|end|><|channel|>analysis<|message|>b", None),
+        (
+            "<|channel|>commentary to=f <|constrain|>json<|message|>{}<|call|>"
+            "<|channel|>final <|message|>So",
+            "So",
+        ),
+        ("<|channel|>final<|message|>So", "So"),
     ],
 )
 def test_thoughts_are_taken_out(reply, answer):
@@ -73,6 +100,18 @@ def test_thoughts_are_taken_out(reply, answer):
         ("a\n\r\nb", True, ("a\n\n", False)),
         (" \n\n  a\n\nb", True, ("  a\n\n", False)),  # the first line keeps its indentation
         ("<think>\r\n\r\n</think>\r\n\r\nSo\r\nx\r\n\r\ny", True, ("So\nx\n\n", False)),
+        ("<answer>So x=5.</answer>", True, ("So x=5.\n\n", False)),
+        ("<think>Hm</think>\n\n<ANSWER>\n\n  So\n</answer >", True, ("  So\n\n", False)),
+        ("<answer>a\n\nb</answer>", True, ("a\n\n", False)),
+        ("a</answer>\n\nb", True, ("a\n\n", False)),
+        ("<answer></answer>", True, "empty"),
+        ("<answer>So \\boxed{5}.</answer>", True, ("So \\boxed{5}.", True)),
+        ("So <answer>5</answer>.", True, ("So <answer>5</answer>.\n\n", False)),
+        ("<|begin_of_solution|>\n\na\n\nb<|end_of_solution|>", True, ("a\n\n", False)),
+        ("<|channel|>final<|message|>So<|return|>", True, ("So\n\n", False)),
+        ("\u200b", True, "empty"),
+        ("\u0000\n\n\ufeff", True, "empty"),
+        ("\u200b\n\na\n\nb", True, ("a\n\n", False)),
     ],
 )
 def test_steps_of_thinkers_and_of_other_newlines(reply, complete, found):
@@ -95,7 +134,24 @@ def test_reference_solutions_with_other_newlines():
 @pytest.mark.parametrize("boundary", ["", r"(?<=[.!?])\s+", r"(?=Step \d+:)"])
 @pytest.mark.parametrize(
     "piece",
-    [" \n\n", "\n", "\r", "\r\n", " ", "{", "a", "x\n\n", ". ", "<think>", "<think ", "</think>"],
+    [
+        *(
+            " \n\n",
+            "\n",
+            "\r",
+            "\r\n",
+            " ",
+            "{",
+            "a",
+            "x\n\n",
+            ". ",
+            "<think>",
+            "<think ",
+            "</think>",
+        ),
+        *("<think a=", "<think a='", "[THINK]", "<|channel|>", "<|channel|>final", "<answer>"),
+        *("<answer ", "</answer>", "\u200b", "\u200b\n\n", "\u25c1think", "<|end_of_"),
+    ],
 )
 def test_a_reply_of_any_kind_is_read_in_linear_time(piece, boundary):
     """4 MB, the most that a server may send."""
@@ -106,6 +162,17 @@ def test_a_reply_of_any_kind_is_read_in_linear_time(piece, boundary):
     for most in (1 << 14, None):
         read_reply(reply, True, False, domain, most=most)
         read_reply(reply, False, True, domain, most=most, continued=True)
+    assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "\\boxed{}", "\\boxed ", "}", "7", ". ", "\n", "$", "{\\"]
+)
+def test_whether_a_step_gives_the_answer_away_is_seen_in_linear_time(piece):
+    step = (piece * (1 << 18))[: 1 << 18]
+    start = time.monotonic()
+    for answer in ("5", step[: 1 << 16] + "x"):
+        assert not gives_answer_away(step, answer) or step.strip() == answer
     assert time.monotonic() - start < 4
 
 

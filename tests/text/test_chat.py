@@ -27,6 +27,11 @@ def tokenizer():
         ("{{ messages[7].content.x }}", "has no element 7"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: "),
+        ("{% if false %}{{ messages }}{% endif %}", "gives an empty text"),
+        ("{{ '\\n \\n' }}", "gives an empty text"),
+        ("{{ messages[0].content }}\ud83d", r"gives half of a character \(\\ud83d\)"),
+        ("{{ '\\udc00' }}", r"gives half of a character \(\\udc00\)"),
+        ("{{ 'x' * 4000001 }}", "gives 4000001 characters: expected at most 4000000"),
     ],
 )
 @pytest.mark.parametrize("system", [None, "Box it."])

@@ -207,6 +207,34 @@ def test_lost_blanks_without_a_tokenizer_json(tmp_path):
     check_tokenizer(tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize("most", ["x", [], {}, True, "512"])
+def test_a_limit_that_is_no_number(tmp_path, most):
+    byte_level(["<e>"], bos=None, eos="<e>").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"model_max_length": most}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: model_max_length = ") as raised:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)
+    for sound in (None, 512, 1e30):
+        path.write_text(json.dumps(settings | {"model_max_length": sound}))
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"model": {"type": "none"}}', "\x00", "[" * 9999]
+)
+def test_a_tokenizer_json_that_is_none(tmp_path, text):
+    tokenizer = byte_level(["<e>"], bos=None, eos="<e>")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    for read in (load_tokenizer, lambda folder: check_tokenizer(tokenizer, folder)):
+        with pytest.raises(ValueError, match=r"^/.*okenizer") as raised:
+            read(tmp_path)
+        assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"{tmp_path / 'tokenizer.json'}: no tokenizer of the")
+
+
 @pytest.mark.parametrize("huge", [4_000_000_000, MOST_IDS])
 def test_ids_without_bound_are_refused(tmp_path, huge):
     byte_level(["<e>"], bos=None, eos="<e>").save_pretrained(tmp_path)
