@@ -35,7 +35,7 @@ class Reading:
     measure: str
     """Known unit, see `units`."""
     bare: bool
-    """Whether the unit was a letter that may be a variable."""
+    """Whether the unit was of letters that may be variables."""
 
 
 def read(text: str, *, reference: bool) -> list[Reading]:
@@ -59,7 +59,7 @@ def _reading(words: str, listed: str, *, units: bool) -> Reading:
     rest, measure, bare = words[named.end() :] if named else words, "", False
     if units:
         split = split_unit(rest)
-        # A letter is a unit after a number only, and never in an equation.
+        # Letters are a unit after a rational number only, and never in an equation.
         if not split.bare or (not name and rational(split.rest) is not None):
             rest, measure, bare = split
     rest = rest.removesuffix("^{\\circ}").rstrip()
