@@ -670,6 +670,48 @@ KINDS = {
             ("4mL", "4"),
         ],
     ),
+    "case": Kind(
+        "a review of the rules, version 2",
+        right=[
+            ("xy", "yx"),
+            (r"\text{Yes}", "yes"),
+            ("TRUE", "true"),
+            (r"\text{East}", "east"),
+            ("Evelyn", "EVELYN"),
+        ],
+        wrong=[
+            ("xy", "XY"),
+            ("ab", "AB"),
+            ("Rr", "RR"),
+            ("aB", "Ab"),
+            ("kn", "KN"),
+            ("2ab", "2AB"),
+            ("no", "on"),
+            ("R-r", "0"),
+            ("x_R", "x_r"),
+            (r"\text{no}", r"\text{on}"),
+            (r"\text{east}", "seat"),
+            ("Ab", "AB"),
+            ("mg", "Mg"),
+        ],
+    ),
+    "signs_inside": Kind(
+        "a review of the rules, version 2",
+        right=[
+            ("57", r"57\%"),
+            ("1000", r"\$1000"),
+            ("1.5", " 1.5"),
+        ],
+        wrong=[
+            ("57", r"5\%7"),
+            ("57", r"5^\circ 7"),
+            ("57", r"5\$7"),
+            ("57", "5€7"),
+            ("1000", r"\$10\$00"),
+            ("1.5", "1 .5"),
+            ("1.5", "1. 5"),
+        ],
+    ),
 }
 
 # Reference answers that only their own text tells: right, or not judged.

@@ -12,6 +12,8 @@ from .spelling import letters_of, spelled
 from .units import split_unit
 
 _NAMED = re.compile(r"((?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{[^{}=]*\})?(?:\([a-z]\))?) ?= ?(?!.*[=<>])")
+_WORD = re.compile(r"\\text\{[a-zA-Z]{2,}\}|(?i:yes|no|true|false)")
+_LETTERS_ONLY = re.compile(r"[a-zA-Z]+")
 _LONGEST = 10_000
 
 
@@ -84,6 +86,8 @@ def equal(reference: Reading, answer: Reading) -> bool | None:
         return True
     if reference.measure and answer.measure and reference.measure != answer.measure:
         return False
+    if _differ(reference, answer):
+        return False
     if reference.value is None or answer.value is None:
         return None
     if reference.name and answer.name and reference.name != answer.name:
@@ -96,3 +100,11 @@ def equal(reference: Reading, answer: Reading) -> bool | None:
     return reference.value / (100 if reference.percent else 1) == answer.value / (
         100 if answer.percent else 1
     )
+
+
+def _differ(reference: Reading, answer: Reading) -> bool:
+    """Whether texts that are not the same say different things to which sympy's reader is blind."""
+    both = reference.text.strip(), answer.text.strip()
+    if any(map(_WORD.fullmatch, both)) and _LETTERS_ONLY.fullmatch(reference.key + answer.key):
+        return True  # words are no products of letters
+    return False

@@ -16,7 +16,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys(_BLANKS + "\u205f\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"),
-        **dict.fromkeys("€£¥₹₩₽￥", ""),
+        **dict.fromkeys("€£¥₹₩₽￥", r"\$"),
         **dict.fromkeys("⋅·∙•", r"\cdot "),
         **dict.fromkeys("°º˚", r"^{\circ}"),
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
@@ -91,12 +91,13 @@ _COMMANDS = _rules(
     (r"\\(?:mathbf|boldsymbol|bm|mathit)\s?\{([^{}]*)\}", r" \1"),
     (rf"\\(?:rm|bf|it){_END}", ""),
     (r"\\?%", r"\\%"),
+    (r"(?<=\d)\s?\\?\$\s?(?=\.?\d)", r"\\currency "),
     (rf"\\?\$|\\(?:pounds|euro|textdollar|yen|textsterling){_END}", ""),
     (r"^\s*(?:USD?|EUR|GBP|Rs\.?|INR)\s?(?=\d)", ""),
     (rf"\\(?:varnothing|O){_END}|\\\{{\s?\\\}}", r"\\emptyset "),
     # A doubled backslash ends a row of a matrix: it is not the start of a blank or a formula.
     (rf"(\\\\)|\\[,;:>()\[\] ]|~|\\(?:quad|qquad|thinspace|enspace|space){_END}", r"\1 "),
-    (r"\\!|\\hspace\*?\{[^{}]*\}", ""),
+    (r"\\!|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*\}", ""),
     (rf"\\[lc]?dots{_END}", "..."),
     (rf"\\lbrace{_END}", r"\\{"),
     (rf"\\rbrace{_END}", r"\\}"),
@@ -105,6 +106,7 @@ _COMMANDS = _rules(
     (rf"\\geq(?:slant)?{_END}|>=", r"\\ge "),
     (rf"\\neq{_END}|!=", r"\\ne "),
     (rf"\\imath{_END}", "i"),
+    (rf"\^\s?\{{?\s?\\prime{_END}\s?\}}?", "'"),
     (r"^\*\*|\*\*$", ""),
     (r"\*\*", "^"),
     (rf"\^\s?\{{?\s?\\circ{_END}\s?\}}?|\\degree{_END}", r"^{\\circ}"),
@@ -139,12 +141,14 @@ _ANGLE = re.compile(
 )
 _POWER = re.compile(r"\^ ?(-?\d+|[a-zA-Z])")
 _INDEX = re.compile(r"_ ?(\d+|[a-zA-Z])")
-_SIGNS = re.compile(r"\\%|\^\{\\circ\}")
+# Signs that are dropped; between digits they would join them.
+_SIGNS = re.compile(r"(?:\\%|\^\{\\circ\})(?! ?\.?\d)")
 _MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])")
 # A blank says something between two digits, and between the name of a command and a letter.
-_BLANK_TO_DROP = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\d))| ")
+_BLANK_TO_DROP = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\.?\d)|\d\. (?=\d))| ")
 _ONE_LETTER = re.compile(r"\([a-zA-Z]\)")
-_WORDS = re.compile(r"[a-zA-Z]{2}[a-zA-Z,'-]*")
+# Two letters are a product, of which the case says something.
+_WORDS = re.compile(r"[nN][oO]|[a-zA-Z]{3}[a-zA-Z,'-]*")
 _TAKES_ARGUMENTS = re.compile(r"\\(frac|sqrt|binom)(?![a-zA-Z])")
 _ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\\{}()\[\]]")
 _SYMBOLS_OF_TEXT = {

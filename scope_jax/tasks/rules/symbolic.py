@@ -23,12 +23,12 @@ from math_verify.grader import (
     is_assignment_relation,
     is_equation,
     is_relation,
-    sympy_compare_symbols,
     take_first_relation,
     take_last_relation,
 )
 
 from .rationals import decimal_value
+from .spelling import letters_of
 
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
@@ -43,15 +43,18 @@ _MOST_ELEMENTS = 100
 _MOST_CHARACTERS, _MOST_DEPTH = 3000, 60
 _COUNTED = (sympy.Sum, sympy.Product)
 
-_SIGNS = re.compile(r"\^\{\\circ\}|\\%")
+_SIGNS = re.compile(r"(?:\^\{\\circ\}|\\%)(?! ?\.?\d)")
+_NUMBERS_SIDE_BY_SIDE = re.compile(r"\d \.?\d|\d\. \d")
 _DECIMAL = re.compile(
     r"(?:\d+\.\d*|\.\d+)(?:\\(?:overline|bar)\{\d{1,100}\}|\(\d{1,100}\)|\.\.\.)?"
 )
 _WHOLE_AND_FRACTION = re.compile(r"(?<![\d.}_^{])(\d{1,50}) ?(\\frac\{(\d{1,50})\}\{(\d{1,50})\})")
 _BEFORE_BRACKET = re.compile(r"(?<![\d.}_^{a-zA-Z])(\d+) ?(?=\()")
 _LETTERS = re.compile(
-    r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}|([iE])"
+    r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}"
+    r"|([iE]|[A-Z](?! ?\())"
 )
+_CAPITAL = re.compile(r"[A-Z]")
 _INDEXED = re.compile(r"\\(?:sum|prod|int)(?![a-z])")
 
 
@@ -66,6 +69,8 @@ def parsed(text: str) -> Any:
         raise ValueError("too long or too deep for latex2sympy, which would take for ever")
     if "..." in _DECIMAL.sub("", text):
         raise ValueError("an ellipsis can only be compared as text")
+    if _NUMBERS_SIDE_BY_SIDE.search(letters_of(text)):
+        raise ValueError("no number, and no product")
     latex = normalize_latex(_for_latex2sympy(text), _PLAIN)
     try:
         return _whole(latex2sympy(latex, is_real=True, normalization_config=None))
@@ -87,16 +92,18 @@ def _whole(value: Any) -> Any:
 
 
 def _for_latex2sympy(text: str) -> str:
-    """Decimals as fractions, mixed numbers as one fraction, i as the imaginary unit, E as a
-    letter (latex2sympy takes it for the start of a power of ten)."""
+    """Decimals as fractions, mixed numbers as one fraction, i as the imaginary unit, capitals as
+    names (latex2sympy ignores case, and takes E for the start of a power of ten)."""
     text = _DECIMAL.sub(_decimal, _SIGNS.sub("", text))
     text = _BEFORE_BRACKET.sub(r"\1\\cdot ", _WHOLE_AND_FRACTION.sub(_mixed, text))
     indexed = _INDEXED.search(text) is not None
 
     def letter(match: re.Match[str]) -> str:
-        if match[1] == "E":
-            return r"\text{E}"
-        return "{I}" if match[1] == "i" and not indexed else match.group()
+        if match[1] and match[1] != "i":
+            return rf"\text{{capital{match[1]}}}"
+        if match[0][0] == "_":
+            return _CAPITAL.sub(r"capital\g<0>", match[0])
+        return "{I}" if match[1] == "i" and not indexed else match[0]
 
     return _LETTERS.sub(letter, text)
 
@@ -175,11 +182,6 @@ def _without_names(reference: Any, answer: Any) -> tuple[Any, Any]:
 def _same_expressions(a: sympy.Expr, b: sympy.Expr) -> bool:
     if a == b:
         return True
-    if any(isinstance(x, sympy.Symbol) and len(x.name) > 1 for x in (a, b)) or "e" in (
-        str(a).lower(),
-        str(b).lower(),
-    ):
-        return bool(sympy_compare_symbols(a, b))  # words, which may be products of letters
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
         return _same_constants(a, b)
