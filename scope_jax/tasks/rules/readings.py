@@ -105,6 +105,6 @@ def equal(reference: Reading, answer: Reading) -> bool | None:
 def _differ(reference: Reading, answer: Reading) -> bool:
     """Whether texts that are not the same say different things to which sympy's reader is blind."""
     both = reference.text.strip(), answer.text.strip()
-    if any(map(_WORD.fullmatch, both)) and _LETTERS_ONLY.fullmatch(reference.key + answer.key):
-        return True  # words are no products of letters
-    return False
+    words = any(map(_WORD.fullmatch, both))
+    # Words are no products of letters.
+    return words and _LETTERS_ONLY.fullmatch(reference.key + answer.key) is not None

@@ -20,7 +20,6 @@ from latex2sympy2_extended.latex2sympy2 import latex2sympy, normalize_latex
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import verify
 from math_verify.grader import (
-    is_assignment_relation,
     is_equation,
     is_relation,
     take_first_relation,
@@ -40,6 +39,7 @@ _DIGITS = 60
 _TOLERANCE = sympy.Float("1e-50", _DIGITS)
 _HALF_OF_THE_SEVENTH_DIGIT = sympy.Rational(5, 10**7)
 _MOST_ELEMENTS = 100
+_MOST_NATS = 100_000  # of a power within a rational number: e to that
 _MOST_CHARACTERS, _MOST_DEPTH = 3000, 60
 _COUNTED = (sympy.Sum, sympy.Product)
 
@@ -54,6 +54,7 @@ _LETTERS = re.compile(
     r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}"
     r"|([iE]|[A-Z](?! ?\())"
 )
+_IS_A_SUM = re.compile(r"[-+*/^<>]|^[\s({]*\d")
 _CAPITAL = re.compile(r"[A-Z]")
 _INDEXED = re.compile(r"\\(?:sum|prod|int)(?![a-z])")
 
@@ -76,7 +77,7 @@ def parsed(text: str) -> Any:
         return _whole(latex2sympy(latex, is_real=True, normalization_config=None))
     except Exception:
         last = re.split(r"(?<![\\<>!])=", latex)[-1]
-        if last == latex or "," in latex or ";" in latex:
+        if last == latex or "," in latex or ";" in latex or _IS_A_SUM.search(latex.split("=")[0]):
             raise
         return _whole(latex2sympy(last, is_real=True, normalization_config=None))
 
@@ -151,6 +152,11 @@ def same(reference: Any, answer: Any) -> bool:
     """Whether an answer equals the reference, which says how the answer may be written: 5 is also
     x = 5, but x = 5 is not 2x = 10. Raises Incomparable, or what sympy does."""
     reference, answer = _without_names(reference, answer)
+    if any(
+        is_relation(a) and isinstance(b, sympy.Expr)
+        for a, b in ((reference, answer), (answer, reference))
+    ):
+        return False
     if is_relation(reference) or is_relation(answer):
         return _same_relations(reference, answer)
     if isinstance(reference, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
@@ -166,14 +172,35 @@ def same(reference: Any, answer: Any) -> bool:
 
 def _without_names(reference: Any, answer: Any) -> tuple[Any, Any]:
     """Both without the name before "=" where one of them has none, or both have the same."""
-    named = is_assignment_relation(reference), is_assignment_relation(answer)
-    if is_equation(answer) and not is_relation(reference):
+    named = is_named(reference), is_named(answer)
+    if not is_relation(reference) and (named[1] or _is_computation(answer)):
         answer = take_last_relation(answer).rhs
     elif named[0] and not is_relation(answer):
         reference = take_last_relation(reference).rhs
     elif all(named) and take_first_relation(reference).lhs == take_first_relation(answer).lhs:
         reference, answer = take_last_relation(reference).rhs, take_last_relation(answer).rhs
     return reference, answer
+
+
+def is_named(value: Any) -> bool:
+    r"""Whether a value is an equation that says what something is: x, f(x), \cos A, |AB|, AB."""
+    if not is_equation(value):
+        return False
+    left = take_first_relation(value).lhs
+    if isinstance(left, sympy.Abs):
+        left = left.args[0]
+    if isinstance(left, sympy.Mul):  # the name of a side or a triangle
+        names = [str(factor) for factor in left.args]
+        return all(name.startswith("capital") or name in ("angle", "m") for name in names)
+    return isinstance(left, (sympy.Symbol, sympy.Function)) or not isinstance(left, sympy.Expr)
+
+
+def _is_computation(value: Any) -> bool:
+    """Whether a value is a true equation of numbers: 2 + 3 = 5."""
+    if not is_equation(value):
+        return False
+    first, last = take_first_relation(value).lhs, take_last_relation(value).rhs
+    return bool(first.is_number and last.is_number and same(last, first))
 
 
 # ---- numbers and expressions
@@ -186,7 +213,8 @@ def _same_expressions(a: sympy.Expr, b: sympy.Expr) -> bool:
     if not symbols:
         return _same_constants(a, b)
     counted = a.has(*_COUNTED) or b.has(*_COUNTED)
-    told = [_same_at(a, b, point) for point in _points(symbols, whole=counted)]
+    strict = a.has(sympy.Abs) is not b.has(sympy.Abs)
+    told = [_same_at(a, b, point, strict) for point in _points(symbols, whole=counted)]
     if False in told:
         return False
     return told.count(True) >= 3 or bool(sympy.simplify(a - b) == 0)
@@ -198,20 +226,32 @@ def _same_constants(a: sympy.Expr, b: sympy.Expr) -> bool:
         return bool(first == second)
     size = abs(first) + abs(second)
     if bool(abs(first - second).evalf(_DIGITS) <= _TOLERANCE * size):
-        return True
+        return not (a.is_rational and b.is_rational) or _same_rationals(a, b)
     # What is zero without showing it (sqrt(2) sqrt(3) - sqrt(6)) has a value of no digits.
     hidden = any(value.is_Float and value._prec == 1 for value in (first, second))
     return hidden and bool(sympy.simplify(a - b) == 0)
 
 
+def _same_rationals(a: sympy.Expr, b: sympy.Expr) -> bool:
+    """Whether numbers of which 50 digits agree are equal. Those with a part too large to compute
+    are not, unless they are written alike."""
+    parts = [part for number in (a, b) for part in number.atoms(sympy.Pow, sympy.factorial)]
+    if any(abs(sympy.log(abs(part)).evalf(15)) > _MOST_NATS for part in parts if part != 0):
+        return False
+    first, second = a.doit(), b.doit()
+    return not (first.is_Rational and second.is_Rational) or bool(first == second)
+
+
 def _same_at(
-    a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]
+    a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational], strict: bool
 ) -> bool | None:
     """Whether two expressions agree at a point; None where one of them has no value there, is
-    real where the other is not, or both are zero but for noise."""
+    real where the other is not (False if `strict`), or both are zero but for noise."""
     first, second = _value(a, point), _value(b, point)
-    if not _is_finite(first) or not _is_finite(second) or first.is_real is not second.is_real:
+    if not _is_finite(first) or not _is_finite(second):
         return None
+    if first.is_real is not second.is_real:
+        return False if strict else None
     size = abs(first) + abs(second)
     if bool(size < _TOLERANCE):
         return None
