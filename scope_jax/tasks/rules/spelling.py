@@ -63,7 +63,14 @@ def normal_answer(answer: str) -> str:
     r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac,
     \text{}, degree, percent and currency signs, thousands, a trailing full stop, the braces of
     \frac12, the case of words. Values are not computed: 1/2 and 0.5 stay different."""
-    return letters_of(spelled(answer))
+    return letters_of(spelled(answer)) + conjunction(answer)
+
+
+def conjunction(answer: str) -> str:
+    """ " and" or " or" where an answer joins inequalities so; there it is no comma."""
+    if _INEQUALITY.search(answer) is None:
+        return ""
+    return "".join(f" {word}" for word in sorted(set(_JOINED.findall(answer))))
 
 
 def letters_of(text: str) -> str:
@@ -126,6 +133,8 @@ _COMMANDS = _rules(
 _TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 _BLANK = re.compile(r"\s+")
 _CONJUNCTION = re.compile(rf"{_START}(?:and|or){_END}")
+_JOINED = re.compile(rf"{_START}(?:and|or){_END}")
+_INEQUALITY = re.compile(rf"[<>≤≥]|\\[lg]eq?(?:slant)?{_END}")
 _INNER_BLANK = re.compile(r"(?<=[{(\[]) | (?=[)}\]])")
 _COMMAS = re.compile(r",(?: ?,)+")
 _BRACKET = re.compile(r"[(\[]|\\\{")

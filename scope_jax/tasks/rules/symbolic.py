@@ -372,7 +372,10 @@ def _same_collections(reference: Any, answer: Any) -> bool:
     if first is not None and second is not None:
         if len(first) != len(second) or len(first) > _MOST_ELEMENTS:
             return False
-        if isinstance(reference, sympy.FiniteSet):
+        names = _names(first), _names(second)
+        if any(len(set(one)) > 1 for one in names) and not all(names):
+            first, second = _by_name(first), _by_name(second)
+        elif isinstance(reference, sympy.FiniteSet) and isinstance(answer, sympy.FiniteSet):
             return _same_in_any_order(first, second, same)
         return all(map(same, first, second))
     if type(reference) is type(answer) and isinstance(reference, (sympy.Union, sympy.Intersection)):
@@ -382,6 +385,18 @@ def _same_collections(reference: Any, answer: Any) -> bool:
     if isinstance(reference, sympy.Set) and isinstance(answer, sympy.Set):
         return bool(verify(reference, answer, timeout_seconds=None, raise_on_error=True))
     return False
+
+
+def _names(elements: Sequence[Any]) -> list[str]:
+    """What x = 3, y = 4 gives values to; empty unless each element is so."""
+    names = [str(take_first_relation(value).lhs) for value in elements if is_named(value)]
+    return names if len(names) == len(elements) else []
+
+
+def _by_name(elements: list[Any]) -> list[Any]:
+    names = _names(elements)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return [elements[place] for place in order] or elements
 
 
 def _elements(value: Any) -> list[Any] | None:
