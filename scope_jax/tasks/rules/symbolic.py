@@ -52,9 +52,10 @@ _WHOLE_AND_FRACTION = re.compile(r"(?<![\d.}_^{])(\d{1,50}) ?(\\frac\{(\d{1,50})
 _BEFORE_BRACKET = re.compile(r"(?<![\d.}_^{a-zA-Z])(\d+) ?(?=\()")
 _LETTERS = re.compile(
     r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}"
-    r"|([iE]|[A-Z](?! ?\())"
+    r"|([iE]|[A-Z](?! ?\((?![^()]*[-+])))"
 )
 _IS_A_SUM = re.compile(r"[-+*/^<>]|^[\s({]*\d")
+_NAMED_PLUS_MINUS = re.compile(r"[a-zA-Z] = [^=<>,]*\\pm(?![a-z])[^=<>,]*")
 _CAPITAL = re.compile(r"[A-Z]")
 _INDEXED = re.compile(r"\\(?:sum|prod|int)(?![a-z])")
 
@@ -72,6 +73,7 @@ def parsed(text: str) -> Any:
         raise ValueError("an ellipsis can only be compared as text")
     if _NUMBERS_SIDE_BY_SIDE.search(letters_of(text)):
         raise ValueError("no number, and no product")
+    text = _both_values(text)
     latex = normalize_latex(_for_latex2sympy(text), _PLAIN)
     try:
         return _whole(latex2sympy(latex, is_real=True, normalization_config=None))
@@ -80,6 +82,13 @@ def parsed(text: str) -> Any:
         if last == latex or "," in latex or ";" in latex or _IS_A_SUM.search(latex.split("=")[0]):
             raise
         return _whole(latex2sympy(last, is_real=True, normalization_config=None))
+
+
+def _both_values(text: str) -> str:
+    r"""x = 1 \pm y as the list of x = 1 + y and x = 1 - y: latex2sympy can read no sign after =."""
+    if text.count("\\pm") != 1 or _NAMED_PLUS_MINUS.fullmatch(text) is None:
+        return text
+    return f"{text.replace('\\pm', '+')}, {text.replace('\\pm', '-')}"
 
 
 def _step(character: str) -> int:
@@ -304,7 +313,13 @@ def _same_relations(reference: Any, answer: Any) -> bool:
                 return True
         if _told_apart_by_rounding(first, second):
             return False
+    if isinstance(reference, sympy.Interval) and not _may_be_a_pair(reference):
+        reference, answer = answer, reference
     return bool(verify(reference, answer, timeout_seconds=None, raise_on_error=True))
+
+
+def _may_be_a_pair(interval: sympy.Interval) -> bool:
+    return bool(interval.left_open and interval.right_open and interval.measure.is_finite)
 
 
 def _same_relation(a: Any, b: Any) -> bool:

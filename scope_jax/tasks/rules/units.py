@@ -61,7 +61,7 @@ _NO_UNIT = re.compile(
     r"|[a-z]+ths?|squared|cubed|factorial|times|over|mod|modulo|plus|minus|negative|choose|infinity"
     r"|repeating|recurring|periodic|score|scores|tens|[a-z]+(?:ill|ard)ions?|lakhs?"
     r"|crores?|gross|permille?|mil|bn|tn|mn|doubled|tripled|halved|alpha|beta|gamma|delta|epsilon"
-    r"|theta|lambda|mu|phi|omega|sigma|rho|tau|psi|chi|eta|zeta|xi|nu|kappa|root|roots|wrong|false"
+    r"|theta|lambda|mu|phi|omega|sigma|rho|tau|psi|chi|eta|zeta|xi|nu|kappa|root|wrong|false"
     r"|true|incorrect|below|above|less|more|fewer|greater|under|exceeds?|or|but|never"
     r"|to|if|for|is|not|no|else|otherwise|where|when|with|via|e|i|pi|sqrt|sin|cos|tan|log|ln"
 )
