@@ -88,7 +88,7 @@ def _both_values(text: str) -> str:
     r"""x = 1 \pm y as the list of x = 1 + y and x = 1 - y: latex2sympy can read no sign after =."""
     if text.count("\\pm") != 1 or _NAMED_PLUS_MINUS.fullmatch(text) is None:
         return text
-    return f"{text.replace('\\pm', '+')}, {text.replace('\\pm', '-')}"
+    return ", ".join(text.replace("\\pm", sign) for sign in "+-")
 
 
 def _step(character: str) -> int:
