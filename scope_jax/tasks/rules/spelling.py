@@ -25,7 +25,8 @@ _CHARACTERS = str.maketrans(
             "rho", "tau", "pi",
         ))},
         **{sign: rf"\frac{{{a}}}{{{b}}}" for sign, a, b in zip("½⅓⅔¼¾⅕⅛", "1121311", "2334458")},
-        "⩽": r"\le ", "⩾": r"\ge ", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "∞": r"\infty ", "∅": r"\emptyset ",
+        "⩽": r"\le ", "⩾": r"\ge ",
+        "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "∞": r"\infty ", "∅": r"\emptyset ",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
         "∩": r"\cap ", "∈": r"\in ", "…": "...", "％": "%", "，": ",", "：": ":", "∶": ":",
         "（": "(", "）": ")", "′": "'", "’": "'", "\t": " ", "\r": " ", "\n": " ",
@@ -161,8 +162,8 @@ _MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])")
 # A blank says something between two digits, and between the name of a command and a letter.
 _BLANK_TO_DROP = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\.?\d)|\d\. (?=\d))| ")
 _ONE_LETTER = re.compile(r"\([a-zA-Z]\)")
-# Two letters are a product, of which the case says something.
-_WORDS = re.compile(r"[nN][oO]|[a-zA-Z]{3}[a-zA-Z,'-]*")
+# Two letters are a product, of which the case says something; so are GMm and aBCd.
+_WORDS = re.compile(r"[nN][oO]|[a-zA-Z][a-z]{2,3}|[A-Z]{3,4}|(?=[a-zA-Z]{3})[a-zA-Z,'-]{5,}")
 _TAKES_ARGUMENTS = re.compile(r"\\(frac|sqrt|binom)(?![a-zA-Z])")
 _ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\\{}()\[\]]")
 _SYMBOLS_OF_TEXT = {
