@@ -927,7 +927,6 @@ KINDS = {
             ("N+1", "1+N"),
             (r"\frac{N(N+1)}{2}", r"\frac{N^2+N}{2}"),
             (r"\binom{N}{2}", r"\frac{N(N-1)}{2}"),
-            (r"\frac{d}{dx}", r"\frac{d}{dx}"),
             ("2C", "2C"),
             (r"\frac{x^2}{2}+C", r"C+\frac{x^2}{2}"),
             ("e^x+C", "C+e^x"),
