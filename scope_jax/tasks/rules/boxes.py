@@ -38,13 +38,18 @@ def final_boxes(text: str) -> list[str]:
     return [content.strip() for _, _, content in boxes[first:]]
 
 
+def bare_box(text: str) -> str | None:
+    r"""What follows the last "\boxed" without braces; None without one."""
+    bare = _BARE.findall(text)
+    return bare[-1] if bare else None
+
+
 def answer_in_boxes(text: str) -> str | None:
     r"""`final_boxes` as one answer, a list where they are several; of a box within a box the inner
     one. "\boxed 5" is read too, where no box has braces. None without a box."""
     boxes = final_boxes(text)
     if not boxes:
-        bare = _BARE.findall(text)
-        return bare[-1] if bare else None
+        return bare_box(text)
     while len(boxes) == 1 and (inner := final_boxes(boxes[0])):
         boxes = inner
     return ", ".join(boxes)

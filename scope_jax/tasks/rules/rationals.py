@@ -18,6 +18,11 @@ _TOKEN = re.compile(
     r"(?P<repeats>\\(?:overline|bar)\{\d{1,100}\}|\(\d{1,100}\)|\.\.\.)?|\d+)"
     r"|(?P<mark>\\frac|\\times|\\cdot|\\div|[-+*/^(){}]))"
 )
+_IN_BASE = re.compile(
+    r"(-?)(?:\(|\{|\\text\{)?(\d[0-9A-Z]{0,1000})[)}]? ?_(?:\{| ?\\text\{)?(\d{1,2}|[a-z]{3,7})\}?"
+)
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+          "ten": 10, "twelve": 12, "sixteen": 16}  # fmt: skip
 _OPERATORS = {"\\times": "*", "\\cdot": "*", "\\div": "/"}
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+)(?:\s*\\(?:times|cdot)\s*10\^\{-?\d+\})?")
 
@@ -35,6 +40,22 @@ def rational(text: str) -> Fraction | None:
         return _Reader(_tokens(text)).whole()
     except (_Unreadable, ZeroDivisionError):
         return None
+
+
+def in_base(text: str) -> Fraction | None:
+    r"""The value of a number with its base as an index, 101_{2} or 2A_{16} (2 to 36); None for a
+    text of another form, and where a digit is none of that base."""
+    match = _IN_BASE.fullmatch(text)
+    if match is None or len(match[2]) > _MOST_DIGITS:
+        return None
+    base = _BASES.get(match[3].strip()) or int(re.sub(r"\D", "", match[3]) or 0)
+    if not 2 <= base <= 36:
+        return None
+    try:
+        value = int(match[2], base)
+    except ValueError:
+        return None
+    return Fraction(-value if match[1] else value)
 
 
 def is_decimal(text: str) -> bool:

@@ -16,7 +16,7 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys(_BLANKS + "\u205f\u3000", " "),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"),
-        **dict.fromkeys("€£¥₹₩₽￥", ""),
+        **dict.fromkeys("€£¥₹₩₽￥", r"\$"),
         **dict.fromkeys("⋅·∙•", r"\cdot "),
         **dict.fromkeys("°º˚", r"^{\circ}"),
         **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
@@ -25,6 +25,7 @@ _CHARACTERS = str.maketrans(
             "rho", "tau", "pi",
         ))},
         **{sign: rf"\frac{{{a}}}{{{b}}}" for sign, a, b in zip("½⅓⅔¼¾⅕⅛", "1121311", "2334458")},
+        "⩽": r"\le ", "⩾": r"\ge ",
         "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "∞": r"\infty ", "∅": r"\emptyset ",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
         "∩": r"\cap ", "∈": r"\in ", "…": "...", "％": "%", "，": ",", "：": ":", "∶": ":",
@@ -63,7 +64,14 @@ def normal_answer(answer: str) -> str:
     r"""One spelling for answers that differ in typesetting only: blanks, $, \left \right, \dfrac,
     \text{}, degree, percent and currency signs, thousands, a trailing full stop, the braces of
     \frac12, the case of words. Values are not computed: 1/2 and 0.5 stay different."""
-    return letters_of(spelled(answer))
+    return letters_of(spelled(answer)) + conjunction(answer)
+
+
+def conjunction(answer: str) -> str:
+    """ " and" or " or" where an answer joins inequalities so; there it is no comma."""
+    if _INEQUALITY.search(answer) is None:
+        return ""
+    return "".join(f" {word}" for word in sorted(set(_JOINED.findall(answer))))
 
 
 def letters_of(text: str) -> str:
@@ -86,17 +94,23 @@ _START = r"(?<![a-zA-Z\\])"
 _COMMANDS = _rules(
     (r"\\(?:left|right)\s?\.", ""),
     (rf"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits){_END}", ""),
-    (rf"\\[dtc]frac{_END}", r"\\frac"),
+    (rf"\\(?:[dtc]|nice|s)frac{_END}", r"\\frac"),
+    (r"\\(?:text)?color\s?\{[a-zA-Z]{1,20}\}", ""),
+    (r"\{-\}", "-"),
+    (r"(?<=\d)\\dot\s?\{?(\d)\}?|(?<=\.)\\dot\s?\{?(\d)\}?$", r"\\overline{\1\2}"),
+    (r"\\overline\s?(\d)", r"\\overline{\1}"),
+    (r"(?<=\d)\s?[,;]$", ""),
     (rf"\\(?:math(?:rm|sf)|text(?:bf|rm|it|sf|normal)|[mh]box|emph){_END}", r"\\text"),
     (r"\\(?:mathbf|boldsymbol|bm|mathit)\s?\{([^{}]*)\}", r" \1"),
     (rf"\\(?:rm|bf|it){_END}", ""),
     (r"\\?%", r"\\%"),
+    (r"(?<=\d)\s?\\?\$\s?(?=\.?\d)", r"\\currency "),
     (rf"\\?\$|\\(?:pounds|euro|textdollar|yen|textsterling){_END}", ""),
     (r"^\s*(?:USD?|EUR|GBP|Rs\.?|INR)\s?(?=\d)", ""),
     (rf"\\(?:varnothing|O){_END}|\\\{{\s?\\\}}", r"\\emptyset "),
     # A doubled backslash ends a row of a matrix: it is not the start of a blank or a formula.
     (rf"(\\\\)|\\[,;:>()\[\] ]|~|\\(?:quad|qquad|thinspace|enspace|space){_END}", r"\1 "),
-    (r"\\!|\\hspace\*?\{[^{}]*\}", ""),
+    (r"\\!|\\(?:[hv]space\*?|[hv]?phantom)\{[^{}]*\}", ""),
     (rf"\\[lc]?dots{_END}", "..."),
     (rf"\\lbrace{_END}", r"\\{"),
     (rf"\\rbrace{_END}", r"\\}"),
@@ -105,6 +119,7 @@ _COMMANDS = _rules(
     (rf"\\geq(?:slant)?{_END}|>=", r"\\ge "),
     (rf"\\neq{_END}|!=", r"\\ne "),
     (rf"\\imath{_END}", "i"),
+    (rf"\^\s?\{{?\s?\\prime{_END}\s?\}}?", "'"),
     (r"^\*\*|\*\*$", ""),
     (r"\*\*", "^"),
     (rf"\^\s?\{{?\s?\\circ{_END}\s?\}}?|\\degree{_END}", r"^{\\circ}"),
@@ -124,6 +139,8 @@ _COMMANDS = _rules(
 _TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 _BLANK = re.compile(r"\s+")
 _CONJUNCTION = re.compile(rf"{_START}(?:and|or){_END}")
+_JOINED = re.compile(rf"{_START}(?:and|or){_END}")
+_INEQUALITY = re.compile(rf"[<>≤≥]|\\[lg]eq?(?:slant)?{_END}")
 _INNER_BLANK = re.compile(r"(?<=[{(\[]) | (?=[)}\]])")
 _COMMAS = re.compile(r",(?: ?,)+")
 _BRACKET = re.compile(r"[(\[]|\\\{")
@@ -139,12 +156,14 @@ _ANGLE = re.compile(
 )
 _POWER = re.compile(r"\^ ?(-?\d+|[a-zA-Z])")
 _INDEX = re.compile(r"_ ?(\d+|[a-zA-Z])")
-_SIGNS = re.compile(r"\\%|\^\{\\circ\}")
+# Signs that are dropped; between digits they would join them.
+_SIGNS = re.compile(r"(?:\\%|\^\{\\circ\})(?! ?\.?\d)")
 _MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])")
 # A blank says something between two digits, and between the name of a command and a letter.
-_BLANK_TO_DROP = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\d))| ")
+_BLANK_TO_DROP = re.compile(r"(\\[a-zA-Z]+ (?=[a-zA-Z])|\d (?=\.?\d)|\d\. (?=\d))| ")
 _ONE_LETTER = re.compile(r"\([a-zA-Z]\)")
-_WORDS = re.compile(r"[a-zA-Z]{2}[a-zA-Z,'-]*")
+# Two letters are a product, of which the case says something; so are GMm and aBCd.
+_WORDS = re.compile(r"[nN][oO]|[a-zA-Z][a-z]{2,3}|[A-Z]{3,4}|(?=[a-zA-Z]{3})[a-zA-Z,'-]{5,}")
 _TAKES_ARGUMENTS = re.compile(r"\\(frac|sqrt|binom)(?![a-zA-Z])")
 _ARGUMENT = re.compile(r"\\[a-zA-Z]+|[^\\{}()\[\]]")
 _SYMBOLS_OF_TEXT = {

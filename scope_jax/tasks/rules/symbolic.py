@@ -20,15 +20,14 @@ from latex2sympy2_extended.latex2sympy2 import latex2sympy, normalize_latex
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from math_verify import verify
 from math_verify.grader import (
-    is_assignment_relation,
     is_equation,
     is_relation,
-    sympy_compare_symbols,
     take_first_relation,
     take_last_relation,
 )
 
 from .rationals import decimal_value
+from .spelling import letters_of
 
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
@@ -40,18 +39,24 @@ _DIGITS = 60
 _TOLERANCE = sympy.Float("1e-50", _DIGITS)
 _HALF_OF_THE_SEVENTH_DIGIT = sympy.Rational(5, 10**7)
 _MOST_ELEMENTS = 100
+_MOST_NATS = 100_000  # of a power within a rational number: e to that
 _MOST_CHARACTERS, _MOST_DEPTH = 3000, 60
 _COUNTED = (sympy.Sum, sympy.Product)
 
-_SIGNS = re.compile(r"\^\{\\circ\}|\\%")
+_SIGNS = re.compile(r"(?:\^\{\\circ\}|\\%)(?! ?\.?\d)")
+_NUMBERS_SIDE_BY_SIDE = re.compile(r"\d \.?\d|\d\. \d")
 _DECIMAL = re.compile(
     r"(?:\d+\.\d*|\.\d+)(?:\\(?:overline|bar)\{\d{1,100}\}|\(\d{1,100}\)|\.\.\.)?"
 )
 _WHOLE_AND_FRACTION = re.compile(r"(?<![\d.}_^{])(\d{1,50}) ?(\\frac\{(\d{1,50})\}\{(\d{1,50})\})")
 _BEFORE_BRACKET = re.compile(r"(?<![\d.}_^{a-zA-Z])(\d+) ?(?=\()")
 _LETTERS = re.compile(
-    r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}|([iE])"
+    r"\\(?:text|begin|end|operatorname|math[a-z]+)\{[^{}]*\}|\\[a-zA-Z]+|_\{[^{}]*\}"
+    r"|([iE]|[A-Z](?! ?\((?![^()]*[-+])))"
 )
+_IS_A_SUM = re.compile(r"[-+*/^<>]|^[\s({]*\d")
+_NAMED_PLUS_MINUS = re.compile(r"[a-zA-Z] = [^=<>,]*\\pm(?![a-z])[^=<>,]*")
+_CAPITAL = re.compile(r"[A-Z]")
 _INDEXED = re.compile(r"\\(?:sum|prod|int)(?![a-z])")
 
 
@@ -66,14 +71,24 @@ def parsed(text: str) -> Any:
         raise ValueError("too long or too deep for latex2sympy, which would take for ever")
     if "..." in _DECIMAL.sub("", text):
         raise ValueError("an ellipsis can only be compared as text")
+    if _NUMBERS_SIDE_BY_SIDE.search(letters_of(text)):
+        raise ValueError("no number, and no product")
+    text = _both_values(text)
     latex = normalize_latex(_for_latex2sympy(text), _PLAIN)
     try:
         return _whole(latex2sympy(latex, is_real=True, normalization_config=None))
     except Exception:
         last = re.split(r"(?<![\\<>!])=", latex)[-1]
-        if last == latex or "," in latex or ";" in latex:
+        if last == latex or "," in latex or ";" in latex or _IS_A_SUM.search(latex.split("=")[0]):
             raise
         return _whole(latex2sympy(last, is_real=True, normalization_config=None))
+
+
+def _both_values(text: str) -> str:
+    r"""x = 1 \pm y as the list of x = 1 + y and x = 1 - y: latex2sympy can read no sign after =."""
+    if text.count("\\pm") != 1 or _NAMED_PLUS_MINUS.fullmatch(text) is None:
+        return text
+    return ", ".join(text.replace("\\pm", sign) for sign in "+-")
 
 
 def _step(character: str) -> int:
@@ -87,16 +102,18 @@ def _whole(value: Any) -> Any:
 
 
 def _for_latex2sympy(text: str) -> str:
-    """Decimals as fractions, mixed numbers as one fraction, i as the imaginary unit, E as a
-    letter (latex2sympy takes it for the start of a power of ten)."""
+    """Decimals as fractions, mixed numbers as one fraction, i as the imaginary unit, capitals as
+    names (latex2sympy ignores case, and takes E for the start of a power of ten)."""
     text = _DECIMAL.sub(_decimal, _SIGNS.sub("", text))
     text = _BEFORE_BRACKET.sub(r"\1\\cdot ", _WHOLE_AND_FRACTION.sub(_mixed, text))
     indexed = _INDEXED.search(text) is not None
 
     def letter(match: re.Match[str]) -> str:
-        if match[1] == "E":
-            return r"\text{E}"
-        return "{I}" if match[1] == "i" and not indexed else match.group()
+        if match[1] and match[1] != "i":
+            return rf"\text{{capital{match[1]}}}"
+        if match[0][0] == "_":
+            return _CAPITAL.sub(r"capital\g<0>", match[0])
+        return "{I}" if match[1] == "i" and not indexed else match[0]
 
     return _LETTERS.sub(letter, text)
 
@@ -144,6 +161,11 @@ def same(reference: Any, answer: Any) -> bool:
     """Whether an answer equals the reference, which says how the answer may be written: 5 is also
     x = 5, but x = 5 is not 2x = 10. Raises Incomparable, or what sympy does."""
     reference, answer = _without_names(reference, answer)
+    if any(
+        is_relation(a) and isinstance(b, sympy.Expr)
+        for a, b in ((reference, answer), (answer, reference))
+    ):
+        return False
     if is_relation(reference) or is_relation(answer):
         return _same_relations(reference, answer)
     if isinstance(reference, sympy.MatrixBase) and isinstance(answer, sympy.MatrixBase):
@@ -159,8 +181,8 @@ def same(reference: Any, answer: Any) -> bool:
 
 def _without_names(reference: Any, answer: Any) -> tuple[Any, Any]:
     """Both without the name before "=" where one of them has none, or both have the same."""
-    named = is_assignment_relation(reference), is_assignment_relation(answer)
-    if is_equation(answer) and not is_relation(reference):
+    named = is_named(reference), is_named(answer)
+    if not is_relation(reference) and (named[1] or _is_computation(answer)):
         answer = take_last_relation(answer).rhs
     elif named[0] and not is_relation(answer):
         reference = take_last_relation(reference).rhs
@@ -169,22 +191,39 @@ def _without_names(reference: Any, answer: Any) -> tuple[Any, Any]:
     return reference, answer
 
 
+def is_named(value: Any) -> bool:
+    r"""Whether a value is an equation that says what something is: x, f(x), \cos A, |AB|, AB."""
+    if not is_equation(value):
+        return False
+    left = take_first_relation(value).lhs
+    if isinstance(left, sympy.Abs):
+        left = left.args[0]
+    if isinstance(left, sympy.Mul):  # the name of a side or a triangle
+        names = [str(factor) for factor in left.args]
+        return all(name.startswith("capital") or name in ("angle", "m") for name in names)
+    return isinstance(left, (sympy.Symbol, sympy.Function)) or not isinstance(left, sympy.Expr)
+
+
+def _is_computation(value: Any) -> bool:
+    """Whether a value is a true equation of numbers: 2 + 3 = 5."""
+    if not is_equation(value):
+        return False
+    first, last = take_first_relation(value).lhs, take_last_relation(value).rhs
+    return bool(first.is_number and last.is_number and same(last, first))
+
+
 # ---- numbers and expressions
 
 
 def _same_expressions(a: sympy.Expr, b: sympy.Expr) -> bool:
     if a == b:
         return True
-    if any(isinstance(x, sympy.Symbol) and len(x.name) > 1 for x in (a, b)) or "e" in (
-        str(a).lower(),
-        str(b).lower(),
-    ):
-        return bool(sympy_compare_symbols(a, b))  # words, which may be products of letters
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
         return _same_constants(a, b)
     counted = a.has(*_COUNTED) or b.has(*_COUNTED)
-    told = [_same_at(a, b, point) for point in _points(symbols, whole=counted)]
+    strict = a.has(sympy.Abs) is not b.has(sympy.Abs)
+    told = [_same_at(a, b, point, strict) for point in _points(symbols, whole=counted)]
     if False in told:
         return False
     return told.count(True) >= 3 or bool(sympy.simplify(a - b) == 0)
@@ -196,20 +235,32 @@ def _same_constants(a: sympy.Expr, b: sympy.Expr) -> bool:
         return bool(first == second)
     size = abs(first) + abs(second)
     if bool(abs(first - second).evalf(_DIGITS) <= _TOLERANCE * size):
-        return True
+        return not (a.is_rational and b.is_rational) or _same_rationals(a, b)
     # What is zero without showing it (sqrt(2) sqrt(3) - sqrt(6)) has a value of no digits.
     hidden = any(value.is_Float and value._prec == 1 for value in (first, second))
     return hidden and bool(sympy.simplify(a - b) == 0)
 
 
+def _same_rationals(a: sympy.Expr, b: sympy.Expr) -> bool:
+    """Whether numbers of which 50 digits agree are equal. Those with a part too large to compute
+    are not, unless they are written alike."""
+    parts = [part for number in (a, b) for part in number.atoms(sympy.Pow, sympy.factorial)]
+    if any(abs(sympy.log(abs(part)).evalf(15)) > _MOST_NATS for part in parts if part != 0):
+        return False
+    first, second = a.doit(), b.doit()
+    return not (first.is_Rational and second.is_Rational) or bool(first == second)
+
+
 def _same_at(
-    a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational]
+    a: sympy.Expr, b: sympy.Expr, point: dict[sympy.Symbol, sympy.Rational], strict: bool
 ) -> bool | None:
     """Whether two expressions agree at a point; None where one of them has no value there, is
-    real where the other is not, or both are zero but for noise."""
+    real where the other is not (False if `strict`), or both are zero but for noise."""
     first, second = _value(a, point), _value(b, point)
-    if not _is_finite(first) or not _is_finite(second) or first.is_real is not second.is_real:
+    if not _is_finite(first) or not _is_finite(second):
         return None
+    if first.is_real is not second.is_real:
+        return False if strict else None
     size = abs(first) + abs(second)
     if bool(size < _TOLERANCE):
         return None
@@ -262,7 +313,13 @@ def _same_relations(reference: Any, answer: Any) -> bool:
                 return True
         if _told_apart_by_rounding(first, second):
             return False
+    if isinstance(reference, sympy.Interval) and not _may_be_a_pair(reference):
+        reference, answer = answer, reference
     return bool(verify(reference, answer, timeout_seconds=None, raise_on_error=True))
+
+
+def _may_be_a_pair(interval: sympy.Interval) -> bool:
+    return bool(interval.left_open and interval.right_open and interval.measure.is_finite)
 
 
 def _same_relation(a: Any, b: Any) -> bool:
@@ -330,7 +387,10 @@ def _same_collections(reference: Any, answer: Any) -> bool:
     if first is not None and second is not None:
         if len(first) != len(second) or len(first) > _MOST_ELEMENTS:
             return False
-        if isinstance(reference, sympy.FiniteSet):
+        names = _names(first), _names(second)
+        if any(len(set(one)) > 1 for one in names) and not all(names):
+            first, second = _by_name(first), _by_name(second)
+        elif isinstance(reference, sympy.FiniteSet) and isinstance(answer, sympy.FiniteSet):
             return _same_in_any_order(first, second, same)
         return all(map(same, first, second))
     if type(reference) is type(answer) and isinstance(reference, (sympy.Union, sympy.Intersection)):
@@ -340,6 +400,18 @@ def _same_collections(reference: Any, answer: Any) -> bool:
     if isinstance(reference, sympy.Set) and isinstance(answer, sympy.Set):
         return bool(verify(reference, answer, timeout_seconds=None, raise_on_error=True))
     return False
+
+
+def _names(elements: Sequence[Any]) -> list[str]:
+    """What x = 3, y = 4 gives values to; empty unless each element is so."""
+    names = [str(take_first_relation(value).lhs) for value in elements if is_named(value)]
+    return names if len(names) == len(elements) else []
+
+
+def _by_name(elements: list[Any]) -> list[Any]:
+    names = _names(elements)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return [elements[place] for place in order] or elements
 
 
 def _elements(value: Any) -> list[Any] | None:

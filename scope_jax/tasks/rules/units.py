@@ -53,10 +53,16 @@ _MEASURES = {
 }
 _LETTERS = "mgshlLJNWVK"
 """Those that a letter without \\text may stand for, in an answer to a number."""
+_APART = ("mm", "cm", "km", "kg", "ft", "lb", "oz", "mL")
+"""Units of two letters that after a number and a blank are no product, in a reference either."""
 # Words that change the number before them, or make a sentence of it.
 _NO_UNIT = re.compile(
     r"hundreds?|thousands?|millions?|billions?|trillions?|dozens?|half|halves|thirds?|quarters?"
     r"|[a-z]+ths?|squared|cubed|factorial|times|over|mod|modulo|plus|minus|negative|choose|infinity"
+    r"|repeating|recurring|periodic|score|scores|tens|[a-z]+(?:ill|ard)ions?|lakhs?"
+    r"|crores?|gross|permille?|mil|bn|tn|mn|doubled|tripled|halved|alpha|beta|gamma|delta|epsilon"
+    r"|theta|lambda|mu|phi|omega|sigma|rho|tau|psi|chi|eta|zeta|xi|nu|kappa|root|wrong|false"
+    r"|true|incorrect|below|above|less|more|fewer|greater|under|exceeds?|or|but|never"
     r"|to|if|for|is|not|no|else|otherwise|where|when|with|via|e|i|pi|sqrt|sin|cos|tan|log|ln"
 )
 _CONSTANT = re.compile(
@@ -77,7 +83,7 @@ class Split(NamedTuple):
     measure: str = ""
     """One name of the unit where it is a known measure; "" for none and for a label."""
     bare: bool = False
-    """Whether the unit is a letter that may as well be a variable."""
+    """Whether the unit is of letters that may as well be variables."""
 
 
 def split_unit(text: str) -> Split:
@@ -89,21 +95,29 @@ def split_unit(text: str) -> Split:
         return Split(text)
     if len(tail) <= _LONGEST and _NUMBER.search(rest):
         per = "/" if rest.rstrip().endswith("/") else ""
+        apart = rest.endswith(" ")
         rest = rest.rstrip(" /").removesuffix("\\cdot").rstrip()
-        found = _after_a_number(rest, per + tail) if rest[-1:] not in "+-*^(," else None
+        found = None
+        if rest[-1:] not in "+-*^(,":
+            found = _after_a_number(rest, per + tail, apart=apart)
         if found is not None:
             return found
     return _after_an_expression(text)
 
 
-def _after_a_number(rest: str, tail: str) -> Split | None:
+def _after_a_number(rest: str, tail: str, *, apart: bool) -> Split | None:
     words, written = _words(tail), "\\text" in tail
     measure = _measure(words)
-    if len(words) == 1 and len(words[0]) == 1 and not written:
+    if written or (apart and all(len(word) > 2 and word.isalpha() for word in words)):
+        return Split(rest, measure) if measure or _is_label(words, written) else None
+    if len(words) == 1 and len(words[0]) == 1:
         if rest.endswith("^{\\circ}") and words[0] in "CF":
             return Split(rest, measure)
         return Split(rest, measure, bare=True) if words[0] in _LETTERS else None
-    return Split(rest, measure) if measure or _is_label(words, written) else None
+    if measure:
+        alone = apart and rest[-1:].isdigit() and tail in _APART
+        return None if measure.startswith("/") else Split(rest, measure, bare=not alone)
+    return Split(rest, bare=not apart) if _is_label(words, written) else None
 
 
 def _after_an_expression(text: str) -> Split:
