@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from scope_jax.data.fields import check_characters, id_text, text_of
-from scope_jax.data.files import SUFFIXES, AnyPath, any_path, rows
+from scope_jax.data.files import any_path
+from scope_jax.data.rows import SUFFIXES, AnyPath, rows
 
 SUBSETS = ("gsm8k", "math", "olympiadbench", "omnimath")
 FIELDS = ("id", "generator", "problem", "steps", "final_answer_correct", "label")

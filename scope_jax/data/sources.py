@@ -19,6 +19,7 @@ from typing import Any
 from scope_jax.data import files
 from scope_jax.data.fields import answer_text, id_text, shortest, text_of
 from scope_jax.data.problems import Distinct, Problems
+from scope_jax.data.rows import columns, rows
 from scope_jax.tasks.answers import hash_answer, last_boxed
 from scope_jax.tasks.domain import Problem
 from scope_jax.tasks.visible import is_visible
@@ -263,11 +264,11 @@ def _rows(source: Source, names: Mapping[str, str]) -> Iterator[tuple[str, str, 
     kind = source.kind if source.kind in ("jsonl", "json", "parquet") else "auto"
     fields = [*names.values(), "solution", *source.where]
     for file in found:
-        _check_columns(str(file), "column", files.columns(file), source, names)
+        _check_columns(str(file), "column", columns(file), source, names)
         stem = file.name.split(".")[0]
         if root is not None:  # shards of several configs have the same names
             stem = "/".join((*file.relative_to(root).parts[:-1], stem))
-        for number, row in files.rows(file, kind, fields):
+        for number, row in rows(file, kind, fields):
             yield f"{file}: line {number}", f"{stem}-{number}", row
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scope_jax.data.fields import answer_text, is_number, number_text, text_of
-from scope_jax.data.files import rows
 from scope_jax.data.problems import Distinct
+from scope_jax.data.rows import rows
 from scope_jax.tasks.answers import last_boxed
 from scope_jax.tasks.domain import Problem
 
