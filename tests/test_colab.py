@@ -58,6 +58,7 @@ def test_it_is_short_and_uses_public_functions_only(build):
     assert not [name for name in names if name.startswith("_")]
 
 
+@pytest.mark.long
 def test_it_runs(tmp_path):
     """Every cell, with models that learned nothing: two updates everywhere."""
     env = os.environ | {
