@@ -8,7 +8,7 @@ a model with plain arrays.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -117,11 +117,16 @@ def current_mesh() -> Mesh | None:
     return None if mesh.empty else mesh
 
 
-def platform() -> str:
-    """Either "cpu", "tpu" or "gpu": that of the mesh that is set, else of the default device. Not
-    for use inside jit."""
+def first_device() -> Any:
+    """Of the mesh that is set, else the default device. Not for use inside jit."""
     mesh = current_mesh()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def platform() -> str:
+    """Either "cpu", "tpu" or "gpu": that of `first_device`. Not for use inside jit."""
+    name = first_device().platform
+    return name if name in ("cpu", "tpu") else "gpu"
 
 
 def partition_spec(
@@ -156,6 +161,30 @@ def constrain(array: jax.Array, *axes: str | None, drop: Sequence[str] = ()) -> 
         return array
     spec = partition_spec(axes, array.shape, dict(mesh.shape), drop)
     return jax.lax.with_sharding_constraint(array, spec)
+
+
+def by_device(
+    function: Callable[..., jax.Array],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[Sequence[str | None]],
+    out: Sequence[str | None],
+) -> jax.Array:
+    """`function(*arrays)`, run on each device with its own part of arrays with these logical axes,
+    so that no device needs anything of another; the result is shaped like the first of them, and
+    `out` are its axes. For kernels that the partitioner cannot look into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arrays)
+    sizes = dict(mesh.shape)
+    specs = [partition_spec(a, x.shape, sizes) for a, x in zip(axes, arrays, strict=True)]
+    run = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(specs),
+        out_specs=partition_spec(out, arrays[0].shape, sizes),
+        check_vma=False,
+    )
+    return run(*arrays)
 
 
 def parts(axes: Sequence[str | None], shape: Sequence[int]) -> int:

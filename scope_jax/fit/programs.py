@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
-from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
+from scope_jax.devices.mesh import make_mesh, own_mesh, platform, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
@@ -33,6 +33,7 @@ from scope_jax.fit.shapes import (
     whole,
 )
 from scope_jax.learning.packing import rows_together
+from scope_jax.models.decoder import decode_form
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
     TEMPLATE_TOKENS,
@@ -123,6 +124,17 @@ def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
     rollout.check_heads(found.policy, mesh, "the policy")
     make = _Maker(config, found, mesh)
     return Plan(make.held, list(make.programs()), make.notes)
+
+
+def _decoding(
+    model: models.ModelConfig, dtype: Any, sampling: rollout.SampleSpec, mesh: Mesh
+) -> dict[str, Any]:
+    """How a cache is kept and read on the devices of a mesh."""
+    with jax.set_mesh(mesh):
+        return {
+            "form": decode_form(model, dtype, sampling.cache == "int8"),
+            "by_blocks": platform() != "gpu",
+        }
 
 
 class _Maker:
@@ -288,6 +300,7 @@ class _Maker:
             buffer=rows.buffer,
             longest=rows.longest,
             shared_prefix=rows.shared,
+            **_decoding(model, self.dtype, sampling, mesh),
         )
 
         def lower() -> Any:
@@ -364,7 +377,9 @@ class _Maker:
         yield Planned(
             "PRM",
             mesh,
-            lambda: score_program.lower(self.prm_weights, model, tokens, lengths, choice=choice),
+            lambda: score_program.lower(
+                self.prm_weights, models.with_kernel(model), tokens, lengths, choice=choice
+            ),
             score_work(model, count, width),
             frozenset({"PRM"}),
             self.on_host("PRM"),

@@ -5,7 +5,7 @@ logits, log-probs, step scores; a Hugging Face directory again.
 """
 
 from scope_jax.models.config import FAMILIES, ModelConfig, config_from_json, read_config
-from scope_jax.models.decoder import REMAT, for_device, hidden_states
+from scope_jax.models.decoder import REMAT, for_device, hidden_states, with_kernel
 from scope_jax.models.heads import (
     completion_logprobs,
     good_step_probability,
@@ -68,4 +68,5 @@ __all__ = [
     "token_logprobs",
     "value_logits",
     "weight_table",
+    "with_kernel",
 ]

@@ -1,39 +1,59 @@
-"""The keys and values of decoding: two forms for two kinds of device, in the parameters' dtype or
-in 8 bits."""
+"""The keys and values of decoding, in the form that the device at hand reads best, in the
+parameters' dtype or in 8 bits."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain
-from scope_jax.models.config import ModelConfig
+
+FormName = Literal["stacked", "transposed", "by_position"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Where the axes of a layer's keys, values and scales are: B rows, K heads, S positions, H. Not
+    `apart`: all layers are one array, with an axis before these; else a tuple of arrays."""
+
+    keys: str
+    values: str
+    scales: str
+    apart: bool
+
+
+FORMS: dict[FormName, Form] = {
+    # Scanned together with the weights.
+    "stacked": Form("BKSH", "BKSH", "BKS", apart=False),
+    # What the CPU's matrix product reads fastest.
+    "transposed": Form("BKHS", "BKSH", "BKS", apart=True),
+    # What cuDNN's attention takes.
+    "by_position": Form("BSKH", "BSKH", "BSK", apart=True),
+}
 
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values. Stacked form: k, v are [L, B, K, S, H], scanned together with the weights.
-    Unrolled form: tuples of L arrays, v [B, K, S, H] and k [B, K, H, S], which is what the CPU's
-    matrix product reads fastest.
-
-    As int8, keys are k times k_scale and values v times v_scale, with one scale for each position
-    and head, float32 [L, B, K, S], unrolled [B, K, S]; else these are None.
-    """
+    """Keys and values in the form of that name. As int8, keys are k times k_scale and values v
+    times v_scale, with one float32 scale for each position and head; else these are None."""
 
     k: Any
     v: Any
     k_scale: Any = None
     v_scale: Any = None
+    form: FormName = flax.struct.field(pytree_node=False, default="stacked")
 
     @property
-    def unrolled(self) -> bool:
-        return isinstance(self.v, tuple)
+    def axes(self) -> Form:
+        return FORMS[self.form]
 
     @property
     def positions(self) -> int:
-        return self.v[0].shape[2] if self.unrolled else self.v.shape[3]
+        one = self.v[0] if self.axes.apart else self.v
+        return one.shape[self.axes.values.index("S") + (not self.axes.apart)]
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,87 +74,106 @@ def stored(k: jax.Array, v: jax.Array, int8: bool) -> Cache:
     return Cache(k, v, k_scale, v_scale)
 
 
+def _axes_of(form: Form) -> dict[str, str]:
+    return {"k": form.keys, "v": form.values, "k_scale": form.scales, "v_scale": form.scales}
+
+
 def map_arrays(f: Callable[..., jax.Array], *caches: Cache) -> Cache:
     """The Cache of f(one array of each cache, rows=axis, positions=axis); the axes are those of the
     array that are the rows and the positions."""
-    unrolled = caches[0].unrolled
+    form = caches[0].axes
 
-    def each(name: str) -> Any:
+    def each(name: str, axes: str) -> Any:
         found = [getattr(cache, name) for cache in caches]
         if found[0] is None:
             return None
-        if not unrolled:
-            return f(*found, rows=1, positions=3)
-        return tuple(
-            f(*layer, rows=0, positions=3 if name == "k" else 2)
-            for layer in zip(*found, strict=True)
-        )
+        place = {"rows": axes.index("B"), "positions": axes.index("S")}
+        if not form.apart:
+            return f(*found, **{what: axis + 1 for what, axis in place.items()})
+        return tuple(f(*layer, **place) for layer in zip(*found, strict=True))
 
-    return Cache(*(each(name) for name in ("k", "v", "k_scale", "v_scale")))
-
-
-def lay(x: jax.Array, rows: int) -> jax.Array:
-    """An array of a cache, laid out over its rows (axis `rows`) and heads (the axis behind it)."""
-    return constrain(x, *(None,) * rows, "batch", "kv_heads", *(None,) * (x.ndim - rows - 2))
+    arrays = {name: each(name, axes) for name, axes in _axes_of(form).items()}
+    return Cache(**arrays, form=caches[0].form)
 
 
-def decode_cache(config: ModelConfig, prefixes: Cache, group: int, size: int) -> Cache:
+def laid_out(cache: Cache) -> Cache:
+    """A cache laid out over its rows and heads."""
+    form = cache.axes
+
+    def lay(x: Any, axes: str) -> Any:
+        if x is None:
+            return None
+        if form.apart:
+            return tuple(_lay(layer, axes) for layer in x)
+        return _lay(x, "." + axes)
+
+    arrays = {name: lay(getattr(cache, name), axes) for name, axes in _axes_of(form).items()}
+    return Cache(**arrays, form=cache.form)
+
+
+def _lay(x: jax.Array, axes: str) -> jax.Array:
+    return constrain(x, *({"B": "batch", "K": "kv_heads"}.get(axis) for axis in axes))
+
+
+def decode_cache(form: FormName, prefixes: Cache, group: int, size: int) -> Cache:
     """The stacked cache of prefixes [L, P, K, W, ..] repeated for `group` consecutive rows and
-    grown to `size` positions, in the form that `config` asks for."""
+    grown to `size` positions, in the form of that name."""
 
     def grow(x: jax.Array, rows: int, positions: int) -> jax.Array:
         x = jnp.repeat(x, group, axis=rows) if group > 1 else x
         more = [(0, size - x.shape[axis] if axis == positions else 0) for axis in range(x.ndim)]
-        return lay(jnp.pad(x, more), rows)
+        return jnp.pad(x, more)
 
-    return in_form(config, map_arrays(grow, prefixes))
+    return in_form(form, laid_out(map_arrays(grow, prefixes)))
 
 
-def empty_cache(config: ModelConfig, like: Cache, seats: int, size: int) -> Cache:
-    """Zeros for `seats` rows of `size` positions, in the form that `config` asks for; everything
-    else as in `like`, which is stacked."""
+def empty_cache(form: FormName, like: Cache, seats: int, size: int) -> Cache:
+    """Zeros for `seats` rows of `size` positions, in the form of that name; everything else as in
+    `like`, which is stacked."""
 
     def zeros(x: jax.Array, rows: int, positions: int) -> jax.Array:
         shape = list(x.shape)
         shape[rows], shape[positions] = seats, size
-        return lay(jnp.zeros(shape, x.dtype), rows)
+        return jnp.zeros(shape, x.dtype)
 
-    return in_form(config, map_arrays(zeros, like))
-
-
-def in_form(config: ModelConfig, cache: Cache) -> Cache:
-    """A stacked cache in the form that `config` asks for."""
-    return unstack_cache(cache) if config.unrolled else cache
+    return in_form(form, laid_out(map_arrays(zeros, like)))
 
 
-def unstack_cache(cache: Cache) -> Cache:
-    """The unrolled form of a stacked cache."""
+def in_form(name: FormName, cache: Cache) -> Cache:
+    """A stacked cache in the form of that name."""
+    if name == "stacked":
+        return cache
+    stacked, form = FORMS["stacked"], FORMS[name]
 
-    def apart(x: Any, transpose: bool = False) -> Any:
+    def apart(x: Any, old: str, new: str) -> Any:
         if x is None:
             return None
-        return tuple(
-            lay(jnp.swapaxes(layer, 2, 3) if transpose else layer, 0)
-            for layer in (x[n] for n in range(x.shape[0]))
-        )
+        order = [old.index(axis) for axis in new]
+        return tuple(_lay(jnp.transpose(x[n], order), new) for n in range(x.shape[0]))
 
-    return Cache(
-        apart(cache.k, transpose=True), apart(cache.v), apart(cache.k_scale), apart(cache.v_scale)
-    )
+    old, new = _axes_of(stacked), _axes_of(form)
+    arrays = {key: apart(getattr(cache, key), old[key], new[key]) for key in old}
+    return Cache(**arrays, form=name)
 
 
 def put_in_layer(cache: Cache, number: int, new: Cache, position_B: jax.Array) -> Cache:
-    """Layer `number` of an unrolled cache, as [B, ..] arrays, with `new` [B, K, ..] at position
-    `position_B` of each row."""
-    # Over rows by vmap, so that the partitioner sees that no row touches another: no collectives,
-    # however rows are split.
-    put_key = jax.vmap(lambda c, x, at: c.at[:, :, at].set(x.astype(c.dtype)))
-    put = jax.vmap(lambda c, x, at: c.at[:, at].set(x.astype(c.dtype)))
-    k, v = put_key(cache.k[number], new.k, position_B), put(cache.v[number], new.v, position_B)
-    if new.k_scale is None:
-        return Cache(k, v)
-    k_scale = put(cache.k_scale[number], new.k_scale, position_B)
-    return Cache(k, v, k_scale, put(cache.v_scale[number], new.v_scale, position_B))
+    """Layer `number` of a cache whose layers are apart, with `new` [B, K, ..] at position
+    `position_B` of each row; its arrays are not tuples."""
+
+    def put(x: Any, values: Any, axes: str) -> Any:
+        if x is None:
+            return None
+        index = (slice(None),) * (axes.index("S") - 1)
+        # Over rows by vmap, so that the partitioner sees that no row touches another: no
+        # collectives, however rows are split.
+        one_row = jax.vmap(lambda c, v, at: c.at[(*index, at)].set(v.astype(c.dtype)))
+        return one_row(x[number], values, position_B)
+
+    arrays = {
+        name: put(getattr(cache, name), getattr(new, name), axes)
+        for name, axes in _axes_of(cache.axes).items()
+    }
+    return Cache(**arrays, form=cache.form)
 
 
 def put_stacked(cache: Cache, number: jax.Array, new: Cache, position_B: jax.Array) -> Cache:

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain, platform
 from scope_jax.models import attention
-from scope_jax.models.cache import Cache, layer_of, put_in_layer, put_stacked, stored
+from scope_jax.models.cache import (
+    Cache,
+    FormName,
+    laid_out,
+    layer_of,
+    put_in_layer,
+    put_stacked,
+    stored,
+)
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.layers import (
     Rotation,
@@ -47,16 +55,25 @@ def hidden_states(
 ) -> jax.Array:
     """Final-norm hidden states, [B, T, D] in the parameters' dtype."""
     position = jnp.arange(tokens_BT.shape[1])[None]
-    hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(config))
+    hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(params, config))
     return hidden
 
 
+def with_kernel(config: ModelConfig) -> ModelConfig:
+    """`config` with `attention` decided for the device at hand, where it is None. Reads the mesh
+    that is set; not for use inside jit."""
+    if config.attention is not None:
+        return config
+    return dataclasses.replace(config, attention=attention.kernel_here())
+
+
 def for_device(config: ModelConfig) -> ModelConfig:
-    """`config` with `scan_layers` decided for the device at hand, where it is None: on CPU a Python
-    loop, as a scan copies each layer's weights and activations out of stacked arrays and back; a
-    scan elsewhere, for compile time and memory, and where something is to be computed again: in a
+    """`with_kernel`, and `scan_layers` decided too, where it is None: on CPU a Python loop, as a
+    scan copies each layer's weights and activations out of stacked arrays and back; a scan
+    elsewhere, for compile time and memory, and where something is to be computed again: in a
     Python loop the CPU's compiler finds the first computation again and keeps it. Reads the mesh
     that is set; not for use inside jit."""
+    config = with_kernel(config)
     if config.scan_layers is not None:
         return config
     return dataclasses.replace(config, scan_layers=platform() != "cpu" or config.remat != "none")
@@ -89,9 +106,12 @@ def completion_states(
         [jnp.broadcast_to(jnp.arange(W)[None], (P, W)), jnp.tile(begin, (1, M))], axis=1
     )
 
+    kernel = attention.choose(config, _dtype(params)).kernel
+
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
+        packed = (q, k, v, W, M, prompt_length_P - 1)
         return attention.shared_prompt(
-            q, k, v, W, M, prompt_length_P - 1, window=window, scoring=_scoring(config)
+            *packed, window=window, scoring=_scoring(config), kernel=kernel
         )
 
     hidden, _ = _run_layers(params, config, tokens, position, attend)
@@ -108,10 +128,25 @@ def prefill(
     stacked Cache with S = W)."""
     position = jnp.arange(tokens_PW.shape[1])[None]
     hidden, cache = _run_layers(
-        params, config, tokens_PW, position, _attend_causal(config), keep_cache=True
+        params, config, tokens_PW, position, _attend_causal(params, config), keep_cache=True
     )
     last = jnp.take_along_axis(hidden, (length_P - 1)[:, None, None], axis=1)[:, 0]
     return vocabulary_logits(params, config, last), cache
+
+
+def decode_form(config: ModelConfig, dtype: Any, int8: bool) -> FormName:
+    """The form of the cache on the device at hand. Layers are apart on CPU and GPU: taken out of a
+    stack, keys, values and weights would be copied in every step there. On TPU the stack is read
+    and written in place. Reads the mesh that is set; not for use inside jit."""
+    chosen = config.scan_layers
+    apart = platform() == "gpu" if chosen is None else not chosen
+    if not (apart or for_device(config).unrolled):
+        return "stacked"
+    # cuDNN's window counts from the query's place, which its decoding form has none of.
+    serves = attention.choose(with_kernel(config), dtype).kernel == "cudnn"
+    if serves and not int8 and not config.window:
+        return "by_position"
+    return "transposed"
 
 
 def decode_step(
@@ -121,56 +156,55 @@ def decode_step(
     cache: Cache,
     token_B: jax.Array,
     position_B: jax.Array,
+    on_B: jax.Array | None = None,
+    blocks: attention.Blocks | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One token per row: `token_B` stands at `position_B`; its keys and values are written there
     and it attends to positions 0..position, in a local layer to the last of them. Returns
     (float32[B, V] logits of the next token, Cache).
 
-    `layers`: from `decode_layers`. The cache has the form that `config` asks for.
+    `layers`: from `decode_layers`. on_B: which rows go on (None: all); what comes out for the
+    others means nothing. blocks: how a long cache is read (None: whole).
     """
     x_BD = embed(params, config, token_B)
-    position, int8 = jnp.arange(cache.positions)[None], cache.k_scale is not None
+    int8 = cache.k_scale is not None
+    length_B = position_B + 1
+    if on_B is not None and (blocks is not None or cache.form == "by_position"):
+        length_B = jnp.where(on_B, length_B, 0)
 
-    def kind(local: bool) -> tuple[Rotation, jax.Array]:
-        seen = position <= position_B[:, None]
-        if local:
-            seen = seen & (position_B[:, None] - position < config.window)
-        return rotation_of(position_B[:, None], config, local), seen
+    def kind(local: bool) -> tuple[Rotation, int | None]:
+        window = config.window if local else None
+        return rotation_of(position_B[:, None], config, local), window
 
     def run(
-        x: jax.Array, layer: Params, kind: tuple, write: Callable[[Cache], tuple[Cache, Any]]
+        x: jax.Array,
+        layer: Params,
+        kind: tuple[Rotation, attention.Window],
+        write: Callable[[Cache], tuple[Cache, jax.Array | None, Any]],
     ) -> tuple[jax.Array, Any]:
-        """(x after the layer, second result of `write`); the first result of `write` is the
-        layer's cache with the new token in it."""
-        rotation, seen_BS = kind
+        """(x after the layer, last result of `write`); the first results of `write` are what holds
+        the layer's cache with the new token in it, and the number of the layer in it."""
+        rotation, window = kind
         q, k, v = project(x[:, None], layer, config, rotation)
-        there, kept = write(stored(k[:, 0], v[:, 0], int8))
-        attended = attention.cached(
-            q[:, 0],
-            there.k,
-            there.v,
-            seen_BS,
-            k_scale=there.k_scale,
-            v_scale=there.v_scale,
-            keys_transposed=config.unrolled,
-            scoring=_scoring(config),
-        )
+        there, number, kept = write(stored(k[:, 0], v[:, 0], int8))
+        attended = _attend_cached(q[:, 0], there, number, length_B, window, blocks, config)
         return finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), kept
 
-    if config.unrolled:
+    if cache.axes.apart:
         parts = []
         kinds, local_L = _kinds_apart(config, kind)
         for number, (layer, local) in enumerate(zip(layers, local_L, strict=True)):
 
-            def write_one(new: Cache, number: int = number) -> tuple[Cache, Cache]:
+            def write_one(new: Cache, number: int = number) -> tuple[Cache, None, Cache]:
                 part = put_in_layer(cache, number, new, position_B)
-                return part, part
+                return part, None, part
 
             x_BD, part = run(x_BD, layer, kinds[local], write_one)
             parts.append((part.k, part.v, part.k_scale, part.v_scale))
-        cache = Cache(
-            *(None if part[0] is None else tuple(part) for part in zip(*parts, strict=True))
+        k, v, k_scale, v_scale = (
+            None if part[0] is None else tuple(part) for part in zip(*parts, strict=True)
         )
+        cache = Cache(k, v, k_scale, v_scale, cache.form)
     else:
         pick, scanned_L = _kinds_scanned(config, kind)
 
@@ -178,9 +212,11 @@ def decode_step(
             x, kept = carry
             layer, number, local = xs
 
-            def write(new: Cache) -> tuple[Cache, Cache]:
+            def write(new: Cache) -> tuple[Cache, jax.Array | None, Cache]:
                 whole = put_stacked(kept, number, new, position_B)
-                return layer_of(whole, number), whole
+                if blocks is None:
+                    return layer_of(whole, number), None, whole
+                return whole, number, whole
 
             return run(x, layer, pick(local), write), None
 
@@ -190,10 +226,47 @@ def decode_step(
     return vocabulary_logits(params, config, x_BD), cache
 
 
-def decode_layers(params: Params, config: ModelConfig) -> Any:
+def _attend_cached(
+    q: jax.Array,
+    there: Cache,
+    number: jax.Array | None,
+    length_B: jax.Array,
+    window: attention.Window,
+    blocks: attention.Blocks | None,
+    config: ModelConfig,
+) -> jax.Array:
+    """What queries [B, K, G, H] gather from a layer's cache."""
+    scoring, axes = _scoring(config), there.axes
+    if there.form == "by_position":
+        return attention.cudnn(q, there.k, there.v, length_B, scoring=scoring)
+    arrays = there.k, there.v, there.k_scale, there.v_scale
+    if blocks is not None:
+        return attention.blockwise(
+            q,
+            arrays,
+            length_B,
+            blocks,
+            layout=(axes.keys, axes.values, axes.scales),
+            layer=number,
+            window=window,
+            scoring=scoring,
+        )
+    return attention.cached(
+        q,
+        *arrays[:2],
+        length_B,
+        layout=(axes.keys, axes.values),
+        k_scale=there.k_scale,
+        v_scale=there.v_scale,
+        window=window,
+        scoring=scoring,
+    )
+
+
+def decode_layers(params: Params, config: ModelConfig, apart: bool) -> Any:
     """The layer weights in the form that `decode_step` loops over: stacked, or a list sliced once,
     before the loop."""
-    if not config.unrolled:
+    if not apart:
         return params["layers"]
     return [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
 
@@ -230,7 +303,7 @@ def _run_layers(
         kinds, local_L = _kinds_apart(config, kind)
         bodies = {local: wrap(functools.partial(body, value)) for local, value in kinds.items()}
         parts = []
-        for layer, local in zip(decode_layers(params, config), local_L, strict=True):
+        for layer, local in zip(decode_layers(params, config, True), local_L, strict=True):
             x, part = bodies[local](x, layer)
             parts.append(part)
         kept = jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
@@ -238,21 +311,24 @@ def _run_layers(
         pick, scanned_L = _kinds_scanned(config, kind)
         scanned = wrap(lambda x, xs: body(pick(xs[1]), x, xs[0]))
         x, kept = jax.lax.scan(scanned, x, (params["layers"], scanned_L))
-    cache = (
-        Cache(*(constrain(c, None, "batch", "kv_heads", None, None) for c in kept))
-        if keep_cache
-        else None
-    )
+    cache = laid_out(Cache(*kept)) if keep_cache else None
     return rms_norm(x, params["final_norm"], config), cache
 
 
 def _attend_causal(
-    config: ModelConfig,
+    params: Params, config: ModelConfig
 ) -> Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array]:
+    kernel = attention.choose(config, _dtype(params)).kernel
+
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
-        return attention.causal(q, k, v, window=window, scoring=_scoring(config))
+        return attention.causal(q, k, v, window=window, scoring=_scoring(config), kernel=kernel)
 
     return attend
+
+
+def _dtype(params: Params) -> Any:
+    """Of the activations."""
+    return params["final_norm"].dtype
 
 
 def _scoring(config: ModelConfig) -> attention.Scoring:

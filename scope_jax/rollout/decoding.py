@@ -13,13 +13,21 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from scope_jax.devices.mesh import row_parts
 from scope_jax.devices.shapes import cache_positions, round_up
-from scope_jax.models.cache import Cache
+from scope_jax.models.attention import Blocks
+from scope_jax.models.cache import Cache, FormName
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_step
 from scope_jax.models.weights import Params
 from scope_jax.rollout.sampling import SampleSpec, sample
 from scope_jax.types import Rollout
+
+# A cache of more than two blocks is read by blocks of this many positions.
+BLOCK = 256
+# Lanes of seats, each read as far as its longest row goes: at most so many, with at least so many
+# seats of a device in each.
+LANES, LANE_SEATS = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +42,28 @@ class DecodeSpec:
     cache: Literal["auto", "int8"]
     width: int  # positions of the prefill
     positions: int  # of a row in the cache
+    form: FormName  # of the cache
+    block: int | None  # positions that are read at once; None: all of them
     shared_prefix: int  # consecutive rows with the same prefix, which is prefilled once
     seats: int  # R
 
 
 def decode_spec(
-    sampling: SampleSpec, *, rows: int, buffer: int, longest: int, shared_prefix: int
+    sampling: SampleSpec,
+    *,
+    rows: int,
+    buffer: int,
+    longest: int,
+    shared_prefix: int,
+    form: FormName = "stacked",
+    by_blocks: bool = True,
 ) -> DecodeSpec:
     """The spec for `rows` rows of `buffer` positions, with at most `longest` tokens in each at the
-    start."""
+    start. form: from `decode_form`. by_blocks: whether a long cache is read by blocks where the
+    form allows it; a GPU waits for the host in every such loop."""
     width = min(round_up(longest), buffer)
+    positions = cache_positions(width, sampling.max_new_tokens, buffer)
+    by_blocks = by_blocks and form != "by_position" and positions > 2 * BLOCK
     return DecodeSpec(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -52,7 +72,9 @@ def decode_spec(
         end_ids=tuple(sorted({int(token) for token in sampling.end_ids})),
         cache=sampling.cache,
         width=width,
-        positions=cache_positions(width, sampling.max_new_tokens, buffer),
+        positions=round_up(positions, BLOCK) if by_blocks else positions,
+        form=form,
+        block=BLOCK if by_blocks else None,
         shared_prefix=shared_prefix,
         seats=rows if sampling.seats is None else min(sampling.seats, rows),
     )
@@ -137,12 +159,28 @@ class Decoder:
         stopped = stop_state == self.stop.shape[0] - 1
         return ended, stop_state, ~ended & (length < limit) & ~stopped
 
+    def blocks(self, seats: int) -> Blocks | None:
+        """How the cache of `seats` seats is read."""
+        if self.spec.block is None:
+            return None
+        parts = row_parts(seats)
+        own = seats // parts
+        lanes = [n for n in range(1, LANES + 1) if own % n == 0 and own // n >= LANE_SEATS]
+        return Blocks(self.spec.block, max(lanes, default=1), parts)
+
     def step(self, state: DecodeState) -> DecodeState:
         """One token for every seat that is on."""
         written, seats = state.written, state.seats
         length = seats.take(written.length_B)
         logits, cache = decode_step(
-            self.params, self.layers, self.config, state.cache, seats.token_R, length - 1
+            self.params,
+            self.layers,
+            self.config,
+            state.cache,
+            seats.token_R,
+            length - 1,
+            seats.on_R,
+            self.blocks(seats.on_R.shape[0]),
         )
         token, logp = self.draw(logits, seats.take(self.key_B), length)
         ended, stop_state, goes_on = self.after(

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scope_jax.devices.mesh import constrain, current_mesh, put_rows, to_host
+from scope_jax.devices.mesh import constrain, current_mesh, platform, put_rows, to_host
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import half_or_all
-from scope_jax.models.cache import decode_cache, stored
+from scope_jax.models.cache import FORMS, decode_cache, stored
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.decoder import decode_layers, for_device, prefill
+from scope_jax.models.decoder import decode_form, decode_layers, for_device, prefill
 from scope_jax.models.weights import Params, decode_layout
 from scope_jax.rollout.decoding import (
     Decoder,
@@ -139,7 +139,15 @@ def run_request(
     longest = spec.prefix_tokens
     if longest is None:
         longest = half_or_all(int(to_host(request.rollout.length_B).max()), T)
-    static = decode_spec(spec, rows=B, buffer=T, longest=longest, shared_prefix=shared_prefix)
+    static = decode_spec(
+        spec,
+        rows=B,
+        buffer=T,
+        longest=longest,
+        shared_prefix=shared_prefix,
+        form=decode_form(config, params["final_norm"].dtype, spec.cache == "int8"),
+        by_blocks=platform() != "gpu",
+    )
     params = decode_layout(config, params, current_mesh())
     return generate_program(params, request, for_device(config), static)
 
@@ -154,7 +162,7 @@ def generate_program(
     start_B = rollout.length_B
     decoder = Decoder(
         params=params,
-        layers=decode_layers(params, config),
+        layers=decode_layers(params, config, FORMS[spec.form].apart),
         config=config,
         spec=spec,
         key_B=row_keys(request.key, request.stream, rollout.row_id_B),
@@ -183,8 +191,8 @@ def generate_program(
     seats = Seats(None, token_B, stop_state_B, goes_on_B & open_B)
 
     # ---- One token at a time.
-    if spec.seats == B:
-        cache = decode_cache(config, prefixes, shared, spec.positions)
+    if spec.seats == B and spec.block is None:
+        cache = decode_cache(spec.form, prefixes, shared, spec.positions)
         written = decoder.run(DecodeState(written, seats, cache)).written
     else:
         written = decode_with_refill(decoder, written, seats, prefixes)

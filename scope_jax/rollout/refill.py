@@ -1,5 +1,6 @@
-"""Decoding many rows on fewer seats: a seat whose row has ended is given the next waiting row, in
-the same compiled program."""
+"""Decoding with seats that change hands: one whose row has ended is given the next waiting row, and
+where a long cache is read by blocks, seats are put in the order of their rows' lengths; all in one
+compiled program."""
 
 import dataclasses
 import itertools
@@ -8,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain, row_parts
-from scope_jax.models.cache import Cache, empty_cache, in_form, lay, map_arrays
+from scope_jax.models.cache import (
+    Cache,
+    decode_cache,
+    empty_cache,
+    in_form,
+    laid_out,
+    map_arrays,
+)
 from scope_jax.rollout.decoding import Decoder, DecodeState, Seats, Written
 
 # Smallest decode batch per device.
@@ -22,31 +30,38 @@ def decode_with_refill(
     if each had a seat. `prefixes`: their keys and values, stacked.
 
     Seats are refilled once an eighth of them is free, so that the copy of prefix keys and values is
-    paid once for several rows. When no row waits any more and half of the seats are empty, the
-    batch is halved, at most twice: each size is one more copy of the loop to compile.
+    paid once for several rows; where the cache is read by blocks, they are then put in the order of
+    their lengths, so that a lane holds like ones. When no row waits any more and half of the seats
+    are empty, the batch is halved, at most twice: each size is one more copy of the loop to
+    compile.
     """
     spec = decoder.spec
     parts = row_parts(spec.seats)
     sizes = _batch_sizes(spec.seats, parts)
     smaller = sizes[1] if len(sizes) > 1 else 0
-    refill_at = max(spec.seats // 8, 1)
+    few = max(spec.seats // 8, 1)
+    sorts, everyone = spec.block is not None, spec.seats == first.on_R.shape[0]
     queue = _Queue(
         # Rows with work to do first.
         order_B=jnp.argsort(~first.on_R, stable=True),
         total=jnp.sum(first.on_R),
         first=first,
-        prefixes=in_form(decoder.config, prefixes),
+        prefixes=in_form(spec.form, prefixes),
         shared=spec.shared_prefix,
         width=spec.width,
     )
 
     def refill_and_decode(carry: tuple[DecodeState, jax.Array]) -> tuple[DecodeState, jax.Array]:
-        state, taken = queue.seat(*carry)
+        state, taken = carry if everyone else queue.seat(*carry)
+        if sorts:
+            state = _in_order(state, parts)
+        free = jnp.sum(~state.seats.on_R)
 
         def full_enough(on_R: jax.Array) -> jax.Array:
-            return jnp.where(
-                taken < queue.total, jnp.sum(~on_R) < refill_at, _crowded(on_R, smaller, parts)
-            )
+            rest = _crowded(on_R, smaller, parts)
+            if sorts:
+                rest = rest & (jnp.sum(~on_R) - free < few)
+            return jnp.where(taken < queue.total, jnp.sum(~on_R) < few, rest)
 
         return decoder.run(state, full_enough), taken
 
@@ -54,11 +69,19 @@ def decode_with_refill(
         state, taken = carry
         return (taken < queue.total) | _crowded(state.seats.on_R, smaller, parts)
 
-    nobody = jnp.zeros((spec.seats,), jnp.int32)
-    seats = Seats(nobody, nobody, nobody, jnp.zeros((spec.seats,), bool))
-    cache = empty_cache(decoder.config, prefixes, spec.seats, spec.positions)
-    state = DecodeState(written, seats, cache)
-    state, _ = jax.lax.while_loop(rows_wait, refill_and_decode, (state, jnp.int32(0)))
+    number = jnp.arange(spec.seats, dtype=jnp.int32)
+    if everyone:
+        cache = decode_cache(spec.form, prefixes, spec.shared_prefix, spec.positions)
+        state, taken = (
+            DecodeState(written, dataclasses.replace(first, row_R=number), cache),
+            queue.total,
+        )
+    else:
+        nobody = jnp.zeros_like(number)
+        seats = Seats(nobody, nobody, nobody, jnp.zeros((spec.seats,), bool))
+        cache = empty_cache(spec.form, prefixes, spec.seats, spec.positions)
+        state, taken = DecodeState(written, seats, cache), jnp.int32(0)
+    state, _ = jax.lax.while_loop(rows_wait, refill_and_decode, (state, taken))
     for size, next_size in itertools.pairwise([*sizes[1:], 0]):
 
         def needed(on_R: jax.Array, next_size: int = next_size) -> jax.Array:
@@ -127,10 +150,22 @@ def _crowded(on_R: jax.Array, seats: int, parts: int) -> jax.Array:
 def _halve(state: DecodeState, size: int, parts: int) -> DecodeState:
     """The state with `size` seats left, those that are on first. Each device moves only its own."""
     on_PR = state.seats.on_R.reshape(parts, -1)
-    order_PR = jnp.argsort(~on_PR, axis=1, stable=True)[:, : size // parts]
-    seats = jax.tree.map(lambda x: _keep_seats(x, order_PR, 0), state.seats)
+    return _move(state, jnp.argsort(~on_PR, axis=1, stable=True)[:, : size // parts])
+
+
+def _in_order(state: DecodeState, parts: int) -> DecodeState:
+    """The state with seats in the order of their rows' lengths, those that are off last. Each
+    device moves only its own."""
+    seats = state.seats
+    length = jnp.where(seats.on_R, seats.take(state.written.length_B), jnp.iinfo(jnp.int32).max)
+    return _move(state, jnp.argsort(length.reshape(parts, -1), axis=1, stable=True))
+
+
+def _move(state: DecodeState, order_PR: jax.Array) -> DecodeState:
+    """The seats named by `order_PR`, see `_keep_seats`."""
+    seats = jax.tree.map(lambda x: constrain(_keep_seats(x, order_PR, 0), "batch"), state.seats)
     cache = map_arrays(lambda c, rows, positions: _keep_seats(c, order_PR, rows), state.cache)
-    return DecodeState(state.written, seats, cache)
+    return DecodeState(state.written, seats, laid_out(cache))
 
 
 def _keep_seats(x: jax.Array, order_PR: jax.Array, axis: int) -> jax.Array:
@@ -141,5 +176,4 @@ def _keep_seats(x: jax.Array, order_PR: jax.Array, axis: int) -> jax.Array:
     kept = jax.vmap(
         lambda part, order: jnp.take(part, order, axis=axis), in_axes=(axis, 0), out_axes=axis
     )(split, order_PR)
-    kept = kept.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-    return lay(kept, axis) if x.ndim - axis > 1 else constrain(kept, "batch")
+    return kept.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])

@@ -29,6 +29,7 @@ from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import assert_sharded, put_rows
 from scope_jax.learning.optimizer import matrix_mask, round_at_random
 from scope_jax.models import attention, cache
+from scope_jax.models.attention import plain
 from scope_jax.models.weights import flatten
 from scope_jax.run import Checkpoints
 from scope_jax.training.actors import Actors
@@ -461,8 +462,8 @@ def test_parts_of_long_rows_are_the_rows(window, monkeypatch):
     seen = jnp.array([9, 12])
 
     def run(long: bool):
-        monkeypatch.setattr(attention, "LONG", 100 if long else 10**9)
-        monkeypatch.setattr(attention, "PART", 8)
+        monkeypatch.setattr(plain, "LONG", 100 if long else 10**9)
+        monkeypatch.setattr(plain, "PART", 8)
 
         @jax.jit
         def both(q, k, v, traced):
@@ -482,8 +483,8 @@ def test_parts_of_long_rows_are_the_rows(window, monkeypatch):
         program = both.lower(*arrays, jnp.int32(37)).compile()
         return program(*arrays, jnp.int32(37)), program.as_text()
 
-    (wanted, plain), (found, looped) = run(False), run(True)
-    assert " while(" not in plain and " while(" in looped
+    (wanted, in_one), (found, looped) = run(False), run(True)
+    assert " while(" not in in_one and " while(" in looped
     for one, two in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
 
@@ -497,14 +498,14 @@ def test_memory_of_long_rows(monkeypatch):
     ]
 
     def size(long: int) -> int:
-        monkeypatch.setattr(attention, "LONG", long)
+        monkeypatch.setattr(plain, "LONG", long)
         gradient = jax.jit(
             jax.grad(lambda q, k, v: jnp.sum(attention.causal(q, k, v)), argnums=(0, 1, 2))
         )
         return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     row = 4 * 2048 * 2048 * 4
-    limit = attention.LONG
+    limit = plain.LONG
     assert size(10**9) > 0.9 * row
     assert size(limit) < 0.35 * row
 
@@ -580,19 +581,18 @@ def test_int8_rows_do_not_depend_on_form_place_or_mesh():
 
 def test_bytes_of_the_cache():
     """With heads of 64, int8 with float32 scales takes (1 + 4/64) / 4 of float32 and half of
-    bfloat16, in either form."""
+    bfloat16, in every form."""
 
     def full(dtype):
         return cache.Cache(*(jnp.zeros((3, 2, 2, 5, 64), dtype) for _ in "kv"))
 
-    for unrolled in (True, False):
-        config = dataclasses.replace(TINY, scan_layers=not unrolled)
+    for form in cache.FORMS:
 
-        def size(kept, config=config):
-            return bytes_of(cache.decode_cache(config, kept, 4, 40))
+        def size(kept, form=form):
+            return bytes_of(cache.decode_cache(form, kept, 4, 40))
 
         found = cache.decode_cache(
-            config, cache.stored(full(jnp.float32).k, full(jnp.float32).v, True), 4, 40
+            form, cache.stored(full(jnp.float32).k, full(jnp.float32).v, True), 4, 40
         )
         assert bytes_of(found) == 2 * 3 * 8 * 2 * 40 * (64 + 4) and found.positions == 40
         assert bytes_of(found) == pytest.approx(size(full(jnp.float32)) / 4, rel=0.07)

@@ -24,7 +24,8 @@ from support.fixtures import (
 
 from scope_jax import models
 from scope_jax.devices.mesh import assert_sharded
-from scope_jax.models import attention, heads
+from scope_jax.models import heads
+from scope_jax.models.attention import plain
 from scope_jax.models.weights import flatten
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -161,7 +162,7 @@ def test_completions_that_share_a_prompt_score_as_whole_rows(unrolled):
     blocks are joined."""
     stream = np.random.RandomState(9)
     W, C, M = 80, 144, 3
-    assert C > attention.QUERY_BLOCK and W > attention.QUERY_BLOCK
+    assert C > plain.QUERY_BLOCK and W > plain.QUERY_BLOCK
     prompt_length = np.array([80, 66], np.int32)
     length = np.array([144, 1, 30, 65, 64, 100], np.int32)
     prompt = stream.randint(0, TINY.vocab_size, (2, W)).astype(np.int32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.hand_made import PLAIN, SAMPLE, TOKENIZER, bigram, text
 
-from scope_jax.models.cache import Cache, unstack_cache
+from scope_jax.models.cache import Cache, in_form
 from scope_jax.rollout import Generator, from_prompts
 from scope_jax.rollout.decoding import DecodeState, Seats, Written
 from scope_jax.rollout.refill import _batch_sizes, _crowded, _halve, _Queue
@@ -100,7 +100,7 @@ def queue(prefixes: Cache, shared: int) -> _Queue:
 def test_rows_sit_down_in_order_with_their_prefixes(unrolled):
     prefixes, cache = stacked(3, 3, first=1), stacked(4, 5, first=-4)
     if unrolled:
-        prefixes, cache = unstack_cache(prefixes), unstack_cache(cache)
+        prefixes, cache = in_form("transposed", prefixes), in_form("transposed", cache)
     seats = seats_of([9, 9, 9, 9], [1, 1, 1, 1], [2, 2, 2, 2], [False, True, False, True])
     state, taken = queue(prefixes, shared=2).seat(state_of(seats, cache), jnp.int32(0))
     # The first two rows that go on are 1 and 2; they take the free seats 0 and 2.
@@ -169,7 +169,7 @@ def test_halving_keeps_the_rows_that_go_on_and_their_keys(unrolled, parts, kept)
     on = np.isin(np.arange(8), [1, 3, 6])
     cache = stacked(8, 5)
     seats = seats_of([10 + n for n in range(8)], list(range(8)), [0] * 8, on.tolist())
-    state = _halve(state_of(seats, unstack_cache(cache) if unrolled else cache), 4, parts)
+    state = _halve(state_of(seats, in_form("transposed", cache) if unrolled else cache), 4, parts)
     assert state.seats.row_R.tolist() == [10 + n for n in kept]
     assert state.seats.token_R.tolist() == kept
     assert state.seats.on_R.tolist() == [n in (1, 3, 6) for n in kept]

@@ -20,6 +20,7 @@ from support.fixtures import MESHES, TINY, make_params, mesh_of, on_mesh, tiny_p
 from scope_jax import models, rollout
 from scope_jax.devices.mesh import put_rows
 from scope_jax.devices.programs import program
+from scope_jax.models import attention
 from scope_jax.rollout import cut, decoding, refill
 from scope_jax.rollout.sampling import row_keys, sample
 from scope_jax.types import Owner, Rollout
@@ -309,9 +310,9 @@ def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monk
     sizes: set[int] = set()
     inner = decoding.decode_step
 
-    def watched(params, layers, config, cache, token_B, position_B):
+    def watched(params, layers, config, cache, token_B, *more):
         sizes.add(len(token_B))
-        return inner(params, layers, config, cache, token_B, position_B)
+        return inner(params, layers, config, cache, token_B, *more)
 
     monkeypatch.setattr(decoding, "decode_step", watched)
     monkeypatch.setattr(refill, "SMALLEST_BATCH", 2)
@@ -324,6 +325,42 @@ def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monk
             wanted,
         )
     assert sizes == {32, 16, 8}
+
+
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+@pytest.mark.parametrize(
+    ("name", "unrolled", "seats"),
+    [("1", True, None), ("1", False, None), ("1", True, 16), ("2x2x2", False, 32)],
+)
+def test_a_cache_read_by_blocks_gives_the_same(name, unrolled, seats, cache, monkeypatch):
+    """Blocks of 4 positions and lanes of 2 seats, put in order as rows end; prompts and rows are of
+    several lengths."""
+    rows, limit, _ = uneven_rows()
+    spec = dataclasses.replace(FREE, cache=cache)
+    wanted = run(rows, spec, limit_B=limit)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(decoding, "LANE_SEATS", 2)
+    monkeypatch.setattr(generate_module, "generate_program", traced_anew())
+    used: list = []
+    blockwise = attention.blockwise
+    monkeypatch.setattr(
+        attention, "blockwise", lambda *a, **k: used.append(a[3]) or blockwise(*a, **k)
+    )
+    with on_mesh(name) as params:
+        found = run(
+            rows,
+            spec,
+            params=params,
+            seats=seats,
+            limit_B=limit,
+            unrolled=unrolled,
+            shared_prefix=GROUP,
+        )
+    # The last bit of a key may turn it to the next of its 255 values.
+    assert_same(found, wanted, logp=1e-2 if cache == "int8" else 1e-5)
+    parts = {"1": 1, "2x2x2": 4}[name]
+    own = (seats or 64) // parts
+    assert attention.Blocks(4, min(own // 2, 16), parts) in used
 
 
 def test_a_batch_that_no_mesh_axis_divides():

@@ -1,5 +1,4 @@
-"""Attention: over a row, over a prompt that several completions share, over the cache while
-decoding.
+"""Attention as products of arrays: the form for every device, dtype and model.
 
 What queries gather from one source of keys is kept as (weighted sum of values, largest score, sum
 of weights), so that several sources merge exactly and the division is done once, on [.., H]
@@ -21,9 +20,11 @@ import jax.numpy as jnp
 # Queries go in blocks of this many positions, at most 8 blocks a row (4 in long ones): keys after a
 # block are not even multiplied with.
 QUERY_BLOCK = 64
-# Above LONG scores of a row and head, queries go in parts of PART positions through a loop: XLA may
-# keep the scores of blocks side by side (all of them, as it turned out), but only of one part.
-LONG, PART = 1024 * 1024, 128
+# Above LONG scores of a row and head, queries go through a loop in parts of PART positions, or in
+# PARTS parts where those are larger: XLA may keep the scores of blocks side by side (all of them,
+# as it turned out), but only of one part. Each part is a product of its own, and dozens of small
+# ones leave a GPU idle.
+LONG, PART, PARTS = 1024 * 1024, 128, 8
 # Score of a key that is not seen. Finite, so that a source of which nothing is seen gets weight 0
 # in a merge, not NaN.
 UNSEEN = -1e30
@@ -122,34 +123,6 @@ def shared_prompt(
     return jnp.concatenate([_finish(prompt, v.dtype), _finish(_merge(own, given), v.dtype)], axis=1)
 
 
-def cached(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    seen_BS: jax.Array,
-    *,
-    k_scale: jax.Array | None = None,
-    v_scale: jax.Array | None = None,
-    keys_transposed: bool = False,
-    scoring: Scoring = PLAIN,
-) -> jax.Array:
-    """One query per row over its cache: q [B, K, G, H], k [B, K, S, H] (`keys_transposed`: [B, K,
-    H, S]), v [B, K, S, H], seen_BS bool (the window, if any, is in it) -> [B, K, G, H]. int8 keys
-    and values have scales [B, K, S], which multiply scores and weights: H times fewer than keys
-    and values."""
-    form = "BKGH,BKHS->BKGS" if keys_transposed else "BKGH,BKSH->BKGS"
-    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=jnp.float32)
-    scores = scores * scoring.scale_of(q)
-    if k_scale is not None:
-        scores = scores * k_scale[:, :, None]
-    weights = jax.nn.softmax(
-        jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), -jnp.inf), axis=-1
-    )
-    if v_scale is not None:
-        weights = weights * v_scale[:, :, None]
-    return jnp.einsum("BKGS,BKSH->BKGH", weights.astype(q.dtype), v.astype(q.dtype))
-
-
 def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, cap: float) -> Gathered:
     """q [B, K, T, G, H] (scaled), k, v [B, K, S, H], `seen` broadcast to [B, K, T, G, S]."""
     scores = softcap(jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32), cap)
@@ -203,12 +176,13 @@ def _gather_parts(
     T = q.shape[2]
     if not long:
         return _gather(q, k, v, seen(query_T), cap)
-    count = -(-T // PART)
-    short = count * PART - T
+    size = max(-(-T // (PARTS * PART)) * PART, PART)
+    count = -(-T // size)
+    short = count * size - T
     # What is added at the end is cut off again.
     q = jnp.pad(q, ((0, 0), (0, 0), (0, short), (0, 0), (0, 0)))
-    split = jnp.moveaxis(q.reshape(*q.shape[:2], count, PART, *q.shape[3:]), 2, 0)
-    number = jnp.pad(query_T, (0, short), mode="edge").reshape(count, PART)
+    split = jnp.moveaxis(q.reshape(*q.shape[:2], count, size, *q.shape[3:]), 2, 0)
+    number = jnp.pad(query_T, (0, short), mode="edge").reshape(count, size)
     part = jax.checkpoint(lambda q, query: _gather(q, k, v, seen(query), cap))
     _, out = jax.lax.scan(lambda _, xs: (None, part(*xs)), None, (split, number))
     values, largest, weight = (

@@ -1,0 +1,202 @@
+"""Attention of one new token per row over the keys and values that are kept.
+
+Cost follows the tokens that are there: cuDNN's kernel reads each row as far as it goes; the form
+for every device reads short caches whole, and long ones in blocks of positions, for lanes of seats
+that are about equally long.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scope_jax.devices.mesh import by_device
+from scope_jax.models.attention.plain import PLAIN, UNSEEN, Scoring, Window, softcap
+
+Gathered = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a long cache is read: `size` positions at a time, for each of `lanes` lanes of seats as
+    far as its longest row goes. Each of `parts` devices has lanes of its own."""
+
+    size: int
+    lanes: int
+    parts: int = 1
+
+
+def cached(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length_B: jax.Array,
+    *,
+    layout: tuple[str, str],
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+    window: Window = None,
+    scoring: Scoring = PLAIN,
+) -> jax.Array:
+    """One query per row over its first `length_B` keys, the query's own included, or the last
+    `window` of them: q [B, K, G, H] -> [B, K, G, H]. layout: the axes of k and of v, such as
+    ("BKSH", "BKSH"). int8 keys and values have scales [B, K, S], which multiply scores and
+    weights: H times fewer than keys and values."""
+    seen_BS = _seen(jnp.arange(k.shape[layout[0].index("S")]), length_B, window)
+    scores = jnp.einsum(
+        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+    )
+    scores = scores * scoring.scale_of(q)
+    if k_scale is not None:
+        scores = scores * k_scale[:, :, None]
+    weights = jax.nn.softmax(
+        jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), -jnp.inf), axis=-1
+    )
+    if v_scale is not None:
+        weights = weights * v_scale[:, :, None]
+    return jnp.einsum(f"BKGS,{layout[1]}->BKGH", weights.astype(q.dtype), v.astype(q.dtype))
+
+
+def cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length_B: jax.Array,
+    *,
+    scoring: Scoring = PLAIN,
+) -> jax.Array:
+    """`cached` of k, v [B, S, K, H] by cuDNN: the queries of a kv head stand in for positions, so
+    that its keys are read once for all of them."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, length_B: jax.Array) -> jax.Array:
+        out = jax.nn.dot_product_attention(
+            jnp.swapaxes(q, 1, 2),
+            k,
+            v,
+            scale=scoring.scale_of(q),
+            key_value_seq_lengths=jnp.maximum(length_B, 1),
+            implementation="cudnn",
+        )
+        return jnp.swapaxes(out, 1, 2)
+
+    query, kept = ("batch", "kv_heads", None, None), ("batch", None, "kv_heads", None)
+    return by_device(attend, (q, k, v, length_B), (query, kept, kept, ("batch",)), query)
+
+
+def blockwise(
+    q: jax.Array,
+    cache: tuple[jax.Array, jax.Array, Any, Any],
+    length_B: jax.Array,
+    blocks: Blocks,
+    *,
+    layout: tuple[str, str, str],
+    layer: jax.Array | None = None,
+    window: Window = None,
+    scoring: Scoring = PLAIN,
+) -> jax.Array:
+    """`cached`, in blocks. cache: k, v, k_scale, v_scale with the axes of `layout` (keys, values,
+    scales), rows first, and an axis for layers before them where `layer` says which. Rows of length
+    0 come out as zeros, and cost nothing once their lane holds no others."""
+    B = q.shape[0]
+    parts, lanes = blocks.parts, blocks.lanes
+    lane_rows = B // (parts * lanes)
+
+    def lane_of(x: jax.Array) -> jax.Array:
+        """[B, ..] -> [lanes, parts, rows of a lane, ..]"""
+        return jnp.moveaxis(x.reshape(parts, lanes, lane_rows, *x.shape[1:]), 1, 0)
+
+    lengths = lane_of(length_B)
+    ends = -(-jnp.max(lengths, axis=(1, 2)) // blocks.size)
+    starts = jnp.zeros_like(ends)
+    if isinstance(window, int):
+        nearest = jnp.min(jnp.where(lengths > 0, lengths, jnp.iinfo(jnp.int32).max), axis=(1, 2))
+        starts = jnp.clip((nearest - window) // blocks.size, 0, ends)
+
+    lead = 0 if layer is None else 1
+
+    def block_of(x: Any, axes: str, lane: jax.Array, number: jax.Array) -> Any:
+        """Block `number` of a lane, its axes as in `axes`."""
+        if x is None:
+            return None
+        x = x.reshape(*x.shape[:lead], parts, lanes, lane_rows, *x.shape[lead + 1 :])
+        begin, size = [jnp.int32(0)] * x.ndim, list(x.shape)
+        if layer is not None:
+            begin[0], size[0] = layer, 1
+        place = axes.index("S") + lead + 2
+        begin[lead + 1], size[lead + 1] = lane, 1
+        begin[place], size[place] = number * blocks.size, blocks.size
+        out = jax.lax.dynamic_slice(x, begin, size)
+        return out.reshape(parts * lane_rows, *size[lead + 3 :])
+
+    def attend(lane: jax.Array, q: jax.Array, length: jax.Array, start: Any, end: Any) -> jax.Array:
+        def add(number: jax.Array, sums: Gathered) -> Gathered:
+            k, v, k_scale, v_scale = (
+                block_of(x, axes, lane, number)
+                for x, axes in zip(cache, (*layout[:2], layout[2], layout[2]), strict=True)
+            )
+            position = number * blocks.size + jnp.arange(blocks.size)
+            return _add_block(
+                sums, q, k, v, k_scale, v_scale, _seen(position, length, window), layout, scoring
+            )
+
+        shape = q.shape[:-1]
+        empty = (
+            jnp.zeros(q.shape, jnp.float32),
+            jnp.full(shape, UNSEEN, jnp.float32),
+            jnp.zeros(shape, jnp.float32),
+        )
+        values, _, weight = jax.lax.fori_loop(start, end, add, empty)
+        return values / jnp.where(weight > 0, weight, 1.0)[..., None]
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(lanes, parts * lane_rows, *x.shape[3:])
+
+    out = jax.lax.map(
+        lambda xs: attend(*xs), (jnp.arange(lanes), flat(lane_of(q)), flat(lengths), starts, ends)
+    )
+    out = out.reshape(lanes, parts, lane_rows, *q.shape[1:])
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape).astype(q.dtype)
+
+
+def _add_block(
+    sums: Gathered,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_scale: jax.Array | None,
+    v_scale: jax.Array | None,
+    seen_BS: jax.Array,
+    layout: tuple[str, str, str],
+    scoring: Scoring,
+) -> Gathered:
+    """(weighted values, largest score, sum of weights) with the keys of one block."""
+    values, largest, weight = sums
+    scores = jnp.einsum(
+        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+    )
+    scores = scores * scoring.scale_of(q)
+    if k_scale is not None:
+        scores = scores * k_scale[:, :, None]
+    scores = jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), UNSEEN)
+    new = jnp.maximum(largest, jnp.max(scores, axis=-1))
+    weights = jnp.where(seen_BS[:, None, None], jnp.exp(scores - new[..., None]), 0.0)
+    shrink = jnp.exp(largest - new)
+    weight = weight * shrink + jnp.sum(weights, axis=-1)
+    if v_scale is not None:
+        weights = weights * v_scale[:, :, None]
+    added = jnp.einsum(
+        f"BKGS,{layout[1]}->BKGH",
+        weights.astype(q.dtype),
+        v.astype(q.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return values * shrink[..., None] + added, new, weight
+
+
+def _seen(position_S: jax.Array, length_B: jax.Array, window: Window) -> jax.Array:
+    """bool[B, S]: which positions a row's last token sees."""
+    seen = position_S[None] < length_B[:, None]
+    if window is not None:
+        seen = seen & (length_B[:, None] - 1 - position_S[None] < window)
+    return seen
