@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import by_device
-from scope_jax.models.attention.plain import PLAIN, UNSEEN, Scoring, Window, softcap
+from scope_jax.models.attention.plain import PLAIN, UNSEEN, Scoring, Window, softcap, wide
 
 Gathered = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -45,7 +45,7 @@ def cached(
     weights: H times fewer than keys and values."""
     seen_BS = _seen(jnp.arange(k.shape[layout[0].index("S")]), length_B, window)
     scores = jnp.einsum(
-        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=wide(q.dtype)
     )
     scores = scores * scoring.scale_of(q)
     if k_scale is not None:
@@ -120,7 +120,8 @@ def blockwise(
         if x is None:
             return None
         x = x.reshape(*x.shape[:lead], parts, lanes, lane_rows, *x.shape[lead + 1 :])
-        begin, size = [jnp.int32(0)] * x.ndim, list(x.shape)
+        begin: list[Any] = [0] * x.ndim
+        size = list(x.shape)
         if layer is not None:
             begin[0], size[0] = layer, 1
         place = axes.index("S") + lead + 2
@@ -140,12 +141,8 @@ def blockwise(
                 sums, q, k, v, k_scale, v_scale, _seen(position, length, window), layout, scoring
             )
 
-        shape = q.shape[:-1]
-        empty = (
-            jnp.zeros(q.shape, jnp.float32),
-            jnp.full(shape, UNSEEN, jnp.float32),
-            jnp.zeros(shape, jnp.float32),
-        )
+        shape, kept = q.shape[:-1], wide(q.dtype)
+        empty = jnp.zeros(q.shape, kept), jnp.full(shape, UNSEEN, kept), jnp.zeros(shape, kept)
         values, _, weight = jax.lax.fori_loop(start, end, add, empty)
         return values / jnp.where(weight > 0, weight, 1.0)[..., None]
 
@@ -173,7 +170,7 @@ def _add_block(
     """(weighted values, largest score, sum of weights) with the keys of one block."""
     values, largest, weight = sums
     scores = jnp.einsum(
-        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=wide(q.dtype)
     )
     scores = scores * scoring.scale_of(q)
     if k_scale is not None:
@@ -189,7 +186,7 @@ def _add_block(
         f"BKGS,{layout[1]}->BKGH",
         weights.astype(q.dtype),
         v.astype(q.dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide(q.dtype),
     )
     return values * shrink[..., None] + added, new, weight
 

@@ -125,13 +125,15 @@ def shared_prompt(
 
 def _gather(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, cap: float) -> Gathered:
     """q [B, K, T, G, H] (scaled), k, v [B, K, S, H], `seen` broadcast to [B, K, T, G, S]."""
-    scores = softcap(jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=jnp.float32), cap)
+    scores = softcap(
+        jnp.einsum("BKTGH,BKSH->BKTGS", q, k, preferred_element_type=wide(q.dtype)), cap
+    )
     scores = jnp.where(seen, scores, UNSEEN)
     # The result does not depend on what is subtracted, and neither does its gradient.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     values = jnp.einsum(
-        "BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "BKTGS,BKSH->BKTGH", weights.astype(v.dtype), v, preferred_element_type=wide(q.dtype)
     )
     return values, largest, jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -197,6 +199,11 @@ def _join(blocks: list[Gathered]) -> Gathered:
         jnp.concatenate(x, axis=2) if len(blocks) > 1 else x[0] for x in zip(*blocks, strict=True)
     )
     return values, largest, weight
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """What sums of products are kept in: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def softcap(scores: jax.Array, cap: float) -> jax.Array:
