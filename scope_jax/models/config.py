@@ -103,7 +103,7 @@ class ModelConfig:
     logit_cap: float = 0.0
     bos_id: int | None = None
     pad_id: int | None = None
-    # The last three say how the model is run, not what it is: no config.json has them.
+    # The last four say how the model is run, not what it is: no config.json has them.
     # Layers in a scan (True) or a Python loop (False). None: a scan, unless `for_device` decides.
     scan_layers: bool | None = None
     # What the backward pass computes again instead of keeping: nothing; all but the products with
@@ -112,6 +112,9 @@ class ModelConfig:
     # The kernel of the device, which `models/attention/choice.py` takes where it serves. None: that
     # of the device at hand, by `for_device` or `with_kernel`.
     attention: Literal["plain", "cudnn", "splash"] | None = None
+    # Logits that a loss holds at once on one device, in numbers. None: what suits the device at
+    # hand, by `for_device`.
+    logits_at_once: int | None = None
 
     def __post_init__(self) -> None:
         types.check_choices(self, "ModelConfig")
@@ -306,6 +309,7 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         scan_layers=config.scan_layers,
         remat=config.remat,
         attention=config.attention,
+        logits_at_once=config.logits_at_once,
     )
     lost = [
         f.name

@@ -59,12 +59,17 @@ def hidden_states(
     return hidden
 
 
+# Logits that a loss holds at once on one device. With each chunk the gradient of the whole head is
+# read and written: few large ones where there is memory for them.
+LOGITS_AT_ONCE = {"cpu": 1 << 24, "tpu": 1 << 26, "gpu": 1 << 28}
+
+
 def with_kernel(config: ModelConfig) -> ModelConfig:
-    """`config` with `attention` decided for the device at hand, where it is None. Reads the mesh
-    that is set; not for use inside jit."""
-    if config.attention is not None:
-        return config
-    return dataclasses.replace(config, attention=attention.kernel_here())
+    """`config` with `attention` and `logits_at_once` decided for the device at hand, where they are
+    None. Reads the mesh that is set; not for use inside jit."""
+    kernel = config.attention or attention.kernel_here()
+    logits = config.logits_at_once or LOGITS_AT_ONCE[platform()]
+    return dataclasses.replace(config, attention=kernel, logits_at_once=logits)
 
 
 def for_device(config: ModelConfig) -> ModelConfig:

@@ -3,17 +3,25 @@
 Softmax and log-probs run in float32.
 """
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from scope_jax.devices.mesh import parts
+from scope_jax.devices.mesh import constrain, parts
+from scope_jax.models.attention.plain import wide
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import completion_states, hidden_states
 from scope_jax.models.layers import cap_logits, dense, vocabulary_logits
 from scope_jax.models.weights import Params
 
-# [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements of one device.
+# [B, chunk, V] float32 logits held at once by `token_logprobs`, in elements of one device, where
+# `ModelConfig.logits_at_once` does not say.
 LOGITS_BUDGET = 1 << 24
+# Logical axes of logits in a loss.
+LOGITS_AXES = ("loss_batch", None, "vocab")
 
 
 def logits(
@@ -150,38 +158,134 @@ def _next_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Log-prob of `target` after each hidden state, and the entropy there, float32[B, T]."""
     B, T = target_BT.shape
-    scale = 1.0 if temperature == 0 else 1.0 / temperature
+    devices = parts(("loss_batch", None, "vocab"), (B, 1, config.vocab_size))
+    budget = config.logits_at_once or LOGITS_BUDGET
+    how = _Reading(
+        vocab_axis=0 if config.tied else 1,
+        scale=1.0 if temperature == 0 else 1.0 / temperature,
+        cap=config.logit_cap,
+        chunk=_chunk_size(B, T, config.vocab_size, devices, budget),
+    )
+    head = params["embed"] if config.tied else params["head"]
+    logp, spread = _read(how, entropy, hidden_BTD, head, target_BT)
+    return logp, spread if entropy else None
 
-    def chunk_logprobs(
-        hidden_BCD: jax.Array, target_BC: jax.Array
-    ) -> tuple[jax.Array, jax.Array | None]:
-        scaled = vocabulary_logits(params, config, hidden_BCD) * scale
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """How log-probs are read off hidden states. vocab_axis: of the head. scale: of the logits.
+    cap: see `ModelConfig.logit_cap`. chunk: positions of a row whose logits are there at once."""
+
+    vocab_axis: int
+    scale: float
+    cap: float
+    chunk: int
+
+    def products(self, hidden_BTD: jax.Array, head: jax.Array) -> jax.Array:
+        """Logits before the cap, float32[B, T, V]."""
+        form = "BTD,VD->BTV" if self.vocab_axis == 0 else "BTD,DV->BTV"
+        out = jnp.einsum(form, hidden_BTD, head, preferred_element_type=wide(hidden_BTD.dtype))
+        return constrain(out, *LOGITS_AXES)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """[B, T, ..] -> [chunks, B, chunk, ..]"""
+        B, T = x.shape[:2]
+        return jnp.moveaxis(x.reshape(B, T // self.chunk, self.chunk, *x.shape[2:]), 1, 0)
+
+    def join(self, x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+    def scaled(self, products: jax.Array) -> jax.Array:
+        capped = self.cap * jnp.tanh(products / self.cap) if self.cap else products
+        return capped * self.scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _read(
+    how: _Reading, entropy: bool, hidden_BTD: jax.Array, head: jax.Array, target_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(log-prob of the target, entropy or zeros), float32[B, T].
+
+    With a gradient of its own: logits are there for one chunk at a time and computed again for
+    it, the head is cast once, products of the backward pass are of the hidden states' dtype, and
+    the head's gradient is summed over chunks in float32.
+    """
+    head = head.astype(hidden_BTD.dtype)
+
+    def chunk(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
+        hidden, target = xs
+        scaled = how.scaled(how.products(hidden, head))
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
-        chosen = jnp.take_along_axis(scaled, target_BC[..., None], axis=-1)[..., 0]
-        entropy_BC = None
+        chosen = jnp.take_along_axis(scaled, target[..., None], axis=-1)[..., 0]
+        spread = jnp.zeros_like(chosen)
         if entropy:
             probability = jnp.exp(scaled - normaliser[..., None])
-            entropy_BC = normaliser - jnp.sum(probability * scaled, axis=-1)
-        return chosen - normaliser, entropy_BC
+            spread = normaliser - jnp.sum(probability * scaled, axis=-1)
+        return None, (chosen - normaliser, spread)
 
-    chunk = _chunk_size(
-        B, T, config.vocab_size, parts(("loss_batch", None, "vocab"), (B, 1, config.vocab_size))
-    )
-    if chunk >= T:
-        return chunk_logprobs(hidden_BTD, target_BT)
-
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
-
-    body = jax.checkpoint(lambda _, xs: (None, chunk_logprobs(*xs)))
-    _, out = jax.lax.scan(body, None, (split(hidden_BTD), split(target_BT)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), out)
+    hidden_BTD = constrain(hidden_BTD, *LOGITS_AXES[:2], None)
+    if how.chunk >= target_BT.shape[1]:
+        return chunk(None, (hidden_BTD, target_BT))[1]
+    _, out = jax.lax.scan(chunk, None, (how.split(hidden_BTD), how.split(target_BT)))
+    return how.join(out[0]), how.join(out[1])
 
 
-def _chunk_size(rows: int, width: int, vocab: int, devices: int) -> int:
+def _read_forward(
+    how: _Reading, entropy: bool, hidden_BTD: jax.Array, head: jax.Array, target_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    return _read(how, entropy, hidden_BTD, head, target_BT), (hidden_BTD, head, target_BT)
+
+
+def _read_backward(how: _Reading, entropy: bool, kept: tuple, grads: tuple) -> tuple:
+    """With p = softmax(s) and entropy E: d logp / ds_j = [j is the target] - p_j and
+    dE / ds_j = -p_j (log p_j + E)."""
+    hidden_BTD, head, target_BT = kept
+    dtype = hidden_BTD.dtype
+    narrow = head.astype(dtype)
+    vocab_first = how.vocab_axis == 0
+
+    def chunk(head_grad: jax.Array, xs: tuple) -> tuple[jax.Array, jax.Array]:
+        hidden, target, logp_grad, spread_grad = xs
+        products = how.products(hidden, narrow)
+        scaled = how.scaled(products)
+        logp = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+        probability = jnp.exp(logp)
+        is_target = target[..., None] == jnp.arange(scaled.shape[-1])[None, None]
+        grad = logp_grad[..., None] * (is_target - probability)
+        if entropy:
+            spread = -jnp.sum(probability * logp, axis=-1, keepdims=True)
+            grad -= spread_grad[..., None] * probability * (logp + spread)
+        grad *= how.scale
+        if how.cap:
+            grad *= 1 - jnp.square(jnp.tanh(products / how.cap))
+        grad = constrain(grad.astype(dtype), *LOGITS_AXES)
+        form = "BTV,VD->BTD" if vocab_first else "BTV,DV->BTD"
+        hidden_grad = jnp.einsum(form, grad, narrow, preferred_element_type=wide(dtype))
+        form = "BTV,BTD->VD" if vocab_first else "BTD,BTV->DV"
+        pair = (grad, hidden) if vocab_first else (hidden, grad)
+        more = jnp.einsum(form, *pair, preferred_element_type=wide(dtype))
+        axes = ("vocab", None) if vocab_first else (None, "vocab")
+        return constrain(head_grad + more, *axes), hidden_grad.astype(dtype)
+
+    hidden_BTD = constrain(hidden_BTD, *LOGITS_AXES[:2], None)
+    xs, zero = (hidden_BTD, target_BT, *grads), jnp.zeros(head.shape, wide(head.dtype))
+    if how.chunk >= target_BT.shape[1]:
+        head_grad, hidden_grad = chunk(zero, xs)
+    else:
+        split = tuple(how.split(x) for x in xs)
+        head_grad, parts_of_grad = jax.lax.scan(chunk, zero, split)
+        hidden_grad = how.join(parts_of_grad)
+    return hidden_grad, head_grad.astype(head.dtype), None
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
+def _chunk_size(rows: int, width: int, vocab: int, devices: int, budget: int) -> int:
     """Largest divisor of `width` whose logits, over `devices` devices, stay within the budget."""
     best = 1
     for size in range(1, width + 1):
-        if width % size == 0 and rows * size * vocab <= LOGITS_BUDGET * devices:
+        if width % size == 0 and rows * size * vocab <= budget * devices:
             best = size
     return best

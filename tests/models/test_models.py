@@ -123,8 +123,8 @@ def test_log_probs_and_entropy_in_chunks(monkeypatch, temperature):
     spread = -(np.exp(table) * table).sum(-1)[:, :-1]
     for budget, chunk in ((heads.LOGITS_BUDGET, 16), (3 * 5 * TINY.vocab_size, 4), (1, 1)):
         monkeypatch.setattr(heads, "LOGITS_BUDGET", budget)
-        assert heads._chunk_size(3, 16, TINY.vocab_size, 1) == chunk
-        assert heads._chunk_size(3, 16, TINY.vocab_size, 4) == (16 if budget > 1 else 1)
+        assert heads._chunk_size(3, 16, TINY.vocab_size, 1, budget) == chunk
+        assert heads._chunk_size(3, 16, TINY.vocab_size, 4, budget) == (16 if budget > 1 else 1)
         # A function of its own for each budget: the number is read when the program is traced.
         compute = jax.jit(
             lambda p, t: models.token_logprobs(p, TINY, t, temperature=temperature, entropy=True)
@@ -153,6 +153,69 @@ def test_gradients_do_not_depend_on_remat_or_chunks(monkeypatch):
     monkeypatch.setattr(heads, "LOGITS_BUDGET", 3 * 4 * TINY.vocab_size)
     for path, value in gradient("layer").items():
         np.testing.assert_allclose(value, plain[path], atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_the_gradient_of_log_probs_and_entropy(temperature, cap, tied, chunks):
+    """By hand in `heads`, against that of the formulas in float64."""
+    B, T, D, V = 2, 8, 5, 11
+    config = dataclasses.replace(
+        TINY,
+        hidden_size=D,
+        vocab_size=V,
+        tied=tied,
+        logit_cap=cap,
+        logits_at_once=B * V * T // chunks,
+    )
+    stream = np.random.RandomState(1)
+    with jax.enable_x64(True):
+        hidden = jnp.asarray(stream.standard_normal((B, T, D)))
+        head = jnp.asarray(stream.standard_normal((V, D) if tied else (D, V)))
+        target = jnp.asarray(stream.randint(0, V, (B, T)))
+        weights = [jnp.asarray(stream.standard_normal((B, T))) for _ in range(2)]
+
+        def ours(hidden, head):
+            params = {"embed" if tied else "head": head}
+            out = heads._next_logprobs(params, config, hidden, target, temperature, True)
+            return sum(jnp.sum(w * x) for w, x in zip(weights, out, strict=True))
+
+        def formulas(hidden, head):
+            logits = hidden @ (head.T if tied else head)
+            logits = cap * jnp.tanh(logits / cap) if cap else logits
+            logp = jax.nn.log_softmax(logits / temperature)
+            chosen = jnp.take_along_axis(logp, target[..., None], -1)[..., 0]
+            spread = -jnp.sum(jnp.exp(logp) * logp, -1)
+            return jnp.sum(weights[0] * chosen) + jnp.sum(weights[1] * spread)
+
+        found, wanted = (
+            jax.value_and_grad(f, argnums=(0, 1))(hidden, head) for f in (ours, formulas)
+        )
+        for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-11)
+
+
+def test_products_of_the_backward_pass_are_of_the_weights_dtype():
+    """In bfloat16 no product takes float32 operands, which are several times slower on every
+    accelerator; the head's gradient is summed in float32."""
+    B, T, D, V = 2, 8, 5, 11
+    config = dataclasses.replace(TINY, hidden_size=D, vocab_size=V, logits_at_once=B * V * T // 4)
+    hidden, head = jnp.ones((B, T, D), jnp.bfloat16), jnp.ones((V, D), jnp.float32)
+    config = dataclasses.replace(config, tied=True)
+
+    def loss(hidden, head):
+        target = jnp.zeros((B, T), jnp.int32)
+        out = heads._next_logprobs({"embed": head}, config, hidden, target, 1.0, True)
+        return sum(jnp.sum(x) for x in out)
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 3  # logits (whose value is not asked for) again, and two gradients
+    for line in products:
+        operands = line.split(" : (")[1].split(") -> ")[0]
+        assert "f32" not in operands.replace("bf16", ""), line
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
