@@ -73,15 +73,15 @@ def with_kernel(config: ModelConfig) -> ModelConfig:
 
 
 def for_device(config: ModelConfig) -> ModelConfig:
-    """`with_kernel`, and `scan_layers` decided too, where it is None: on CPU a Python loop, as a
-    scan copies each layer's weights and activations out of stacked arrays and back; a scan
-    elsewhere, for compile time and memory, and where something is to be computed again: in a
-    Python loop the CPU's compiler finds the first computation again and keeps it. Reads the mesh
-    that is set; not for use inside jit."""
+    """`with_kernel`, and `scan_layers` decided too, where it is None: on CPU and GPU a Python loop,
+    as a scan copies each layer's weights and activations out of stacked arrays and back; a scan
+    on TPU, which reads them in place, for compile time and memory, and where something is to be
+    computed again: in a Python loop the CPU's compiler finds the first computation again and keeps
+    it. Reads the mesh that is set; not for use inside jit."""
     config = with_kernel(config)
     if config.scan_layers is not None:
         return config
-    return dataclasses.replace(config, scan_layers=platform() != "cpu" or config.remat != "none")
+    return dataclasses.replace(config, scan_layers=platform() == "tpu" or config.remat != "none")
 
 
 def completion_states(
@@ -143,9 +143,8 @@ def decode_form(config: ModelConfig, dtype: Any, int8: bool) -> FormName:
     """The form of the cache on the device at hand. Layers are apart on CPU and GPU: taken out of a
     stack, keys, values and weights would be copied in every step there. On TPU the stack is read
     and written in place. Reads the mesh that is set; not for use inside jit."""
-    chosen = config.scan_layers
-    apart = platform() == "gpu" if chosen is None else not chosen
-    if not (apart or for_device(config).unrolled):
+    stacked = platform() == "tpu" if config.scan_layers is None else config.scan_layers
+    if stacked:
         return "stacked"
     # cuDNN's window counts from the query's place, which its decoding form has none of.
     serves = attention.choose(with_kernel(config), dtype).kernel == "cudnn"

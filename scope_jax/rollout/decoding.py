@@ -13,7 +13,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from scope_jax.devices.mesh import row_parts
+from scope_jax.devices.mesh import parts, row_parts
 from scope_jax.devices.shapes import cache_positions, round_up
 from scope_jax.models.attention import Blocks
 from scope_jax.models.cache import Cache, FormName
@@ -25,9 +25,9 @@ from scope_jax.types import Rollout
 
 # A cache of more than two blocks is read by blocks of this many positions.
 BLOCK = 256
-# Lanes of seats, each read as far as its longest row goes: at most so many, with at least so many
-# seats of a device in each.
-LANES, LANE_SEATS = 16, 4
+# Seats of a device are divided into lanes, each read as far as its longest row goes: at most so
+# many, with so many bytes of keys and values in a lane's block (less would be overhead).
+LANES, LANE_BYTES = 16, 2 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +163,13 @@ class Decoder:
         """How the cache of `seats` seats is read."""
         if self.spec.block is None:
             return None
-        parts = row_parts(seats)
-        own = seats // parts
-        lanes = [n for n in range(1, LANES + 1) if own % n == 0 and own // n >= LANE_SEATS]
-        return Blocks(self.spec.block, max(lanes, default=1), parts)
+        config, devices = self.config, row_parts(seats)
+        own, heads = seats // devices, config.num_kv_heads
+        heads //= parts(("kv_heads",), (heads,))
+        size = 1 if self.spec.cache == "int8" else self.params["final_norm"].dtype.itemsize
+        row = 2 * self.spec.block * heads * config.head_size * size
+        lanes = [n for n in range(1, LANES + 1) if own % n == 0 and own // n * row >= LANE_BYTES]
+        return Blocks(self.spec.block, max(lanes, default=1), devices)
 
     def step(self, state: DecodeState) -> DecodeState:
         """One token for every seat that is on."""

@@ -339,7 +339,9 @@ def test_a_cache_read_by_blocks_gives_the_same(name, unrolled, seats, cache, mon
     spec = dataclasses.replace(FREE, cache=cache)
     wanted = run(rows, spec, limit_B=limit)
     monkeypatch.setattr(decoding, "BLOCK", 4)
-    monkeypatch.setattr(decoding, "LANE_SEATS", 2)
+    heads = TINY.num_kv_heads // (2 if name == "2x2x2" else 1)
+    of_seat = 2 * 4 * heads * TINY.head_size * (1 if cache == "int8" else 4)
+    monkeypatch.setattr(decoding, "LANE_BYTES", 2 * of_seat)
     monkeypatch.setattr(generate_module, "generate_program", traced_anew())
     used: list = []
     blockwise = attention.blockwise
