@@ -33,7 +33,7 @@ from scope_jax.fit.shapes import (
     whole,
 )
 from scope_jax.learning.packing import rows_together
-from scope_jax.models.decoder import decode_form
+from scope_jax.models.decoder import decode_form, for_prefill
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
     TEMPLATE_TOKENS,
@@ -306,7 +306,7 @@ class _Maker:
         def lower() -> Any:
             stop = None if sampling.stop is None else sampling.stop.shape
             request = request_structs(rows.count, rows.buffer, stop, mesh)
-            config = models.for_device(model)
+            config = for_prefill(model)
             return rollout.generate_program.lower(writer.weights, request, config, spec)
 
         keys = min(spec.width + spec.max_new_tokens, rows.buffer)

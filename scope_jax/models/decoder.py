@@ -84,6 +84,15 @@ def for_device(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, scan_layers=platform() == "tpu" or config.remat != "none")
 
 
+def for_prefill(config: ModelConfig) -> ModelConfig:
+    """`for_device`, but that layers are scanned on a GPU too where `config` does not say: prefill
+    runs once, and half of what is compiled for a rollout would be its layers. (How decoding loops
+    over them is said by `decode_form`.)"""
+    if platform() == "gpu" and config.scan_layers is None:
+        config = dataclasses.replace(config, scan_layers=True)
+    return for_device(config)
+
+
 def completion_states(
     params: Params,
     config: ModelConfig,

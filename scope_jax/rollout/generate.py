@@ -18,7 +18,7 @@ from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import half_or_all
 from scope_jax.models.cache import FORMS, decode_cache, stored
 from scope_jax.models.config import ModelConfig
-from scope_jax.models.decoder import decode_form, decode_layers, for_device, prefill
+from scope_jax.models.decoder import decode_form, decode_layers, for_prefill, prefill
 from scope_jax.models.weights import Params, decode_layout
 from scope_jax.rollout.decoding import (
     Decoder,
@@ -149,14 +149,14 @@ def run_request(
         by_blocks=platform() != "gpu",
     )
     params = decode_layout(config, params, current_mesh())
-    return generate_program(params, request, for_device(config), static)
+    return generate_program(params, request, for_prefill(config), static)
 
 
 @functools.partial(program, static_argnames=("config", "spec"))
 def generate_program(
     params: Params, request: Request, config: ModelConfig, spec: DecodeSpec
 ) -> Rollout:
-    """The compiled part of `generate`. `params`: from `decode_layout`; `config`: `for_device`."""
+    """The compiled part of `generate`. `params`: from `decode_layout`; `config`: `for_prefill`."""
     rollout, shared = request.rollout, spec.shared_prefix
     B, T = rollout.tokens_BT.shape
     start_B = rollout.length_B
