@@ -123,9 +123,9 @@ def completion_states(
     kernel = attention.choose(config, _dtype(params)).kernel
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: attention.Window) -> jax.Array:
-        packed = (q, k, v, W, M, prompt_length_P - 1)
+        packed = attention.Packed(W, M, prompt_length_P - 1)
         return attention.shared_prompt(
-            *packed, window=window, scoring=_scoring(config), kernel=kernel
+            q, k, v, packed, window=window, scoring=_scoring(config), kernel=kernel
         )
 
     hidden, _ = _run_layers(params, config, tokens, position, attend)
@@ -253,27 +253,11 @@ def _attend_cached(
     if there.form == "by_position":
         return attention.cudnn(q, there.k, there.v, length_B, scoring=scoring)
     arrays = there.k, there.v, there.k_scale, there.v_scale
-    if blocks is not None:
-        return attention.blockwise(
-            q,
-            arrays,
-            length_B,
-            blocks,
-            layout=(axes.keys, axes.values, axes.scales),
-            layer=number,
-            window=window,
-            scoring=scoring,
-        )
-    return attention.cached(
-        q,
-        *arrays[:2],
-        length_B,
-        layout=(axes.keys, axes.values),
-        k_scale=there.k_scale,
-        v_scale=there.v_scale,
-        window=window,
-        scoring=scoring,
-    )
+    how: dict[str, Any] = {"window": window, "scoring": scoring}
+    layout = axes.keys, axes.values, axes.scales
+    if blocks is None:
+        return attention.cached(q, arrays, length_B, layout=layout, **how)
+    return attention.blockwise(q, arrays, length_B, blocks, layout=layout, layer=number, **how)
 
 
 def decode_layers(params: Params, config: ModelConfig, apart: bool) -> Any:

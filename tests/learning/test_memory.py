@@ -473,7 +473,12 @@ def test_parts_of_long_rows_are_the_rows(window, monkeypatch):
                 return (
                     attention.causal(q, k, v, window=width, scoring=attention.Scoring(cap=3.0)),
                     attention.shared_prompt(
-                        q, k, v, 14, 3, seen, window=width, scoring=attention.Scoring(cap=3.0)
+                        q,
+                        k,
+                        v,
+                        attention.Packed(14, 3, seen),
+                        window=width,
+                        scoring=attention.Scoring(cap=3.0),
                     ),
                 )
 

@@ -77,7 +77,8 @@ def unpacked(q, k, v, window=None, cap=0.0):
 
 def merged(q, k, v, window=None, cap=0.0):
     scoring = plain.Scoring(cap=cap)
-    return plain.shared_prompt(q, k, v, W, M, jnp.asarray(SEEN), window=window, scoring=scoring)
+    packed = attention.Packed(W, M, jnp.asarray(SEEN))
+    return plain.shared_prompt(q, k, v, packed, window=window, scoring=scoring)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -145,7 +146,7 @@ def test_blocks_give_what_the_whole_cache_gives(window, cap, layer, float64):
     scoring = plain.Scoring(cap=cap)
     layout = ("BKSH", "BKSH", "BKS")
     wanted = attention.cached(
-        q, k, v, jnp.maximum(length, 1), layout=layout[:2], window=window, scoring=scoring
+        q, (k, v, None, None), jnp.maximum(length, 1), layout=layout, window=window, scoring=scoring
     )
     kept = (k, v) if layer is None else tuple(jnp.stack([0 * x, x]) for x in (k, v))
     for lanes in (1, 2, 4, 8):

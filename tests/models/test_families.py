@@ -303,7 +303,7 @@ def test_shared_prompt_attention_with_a_window(window):
     q, k, v = draw(stream, 2, X, 2, 1, 4), draw(stream, 2, X, 2, 4), draw(stream, 2, X, 2, 4)
     attend = jax.jit(
         lambda q, seen: attention.shared_prompt(
-            q, k, v, W, M, seen, window=window, scoring=attention.Scoring(cap=2.0)
+            q, k, v, attention.Packed(W, M, seen), window=window, scoring=attention.Scoring(cap=2.0)
         )
     )
     found = np.asarray(attend(q, seen_P))

@@ -15,13 +15,14 @@ from scope_jax.models.attention.choice import (
     kernel_of,
 )
 from scope_jax.models.attention.decode import Blocks, blockwise, cached, cudnn
-from scope_jax.models.attention.plain import PLAIN, Scoring, Window
+from scope_jax.models.attention.plain import PLAIN, Packed, Scoring, Window
 
 __all__ = [
     "PLAIN",
     "Blocks",
     "Choice",
     "Kernel",
+    "Packed",
     "Scoring",
     "Window",
     "blockwise",
@@ -55,9 +56,7 @@ def shared_prompt(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    prompt_width: int,
-    completions: int,
-    seen_P: jax.Array,
+    packed: Packed,
     *,
     window: Window = None,
     scoring: Scoring = PLAIN,
@@ -66,14 +65,13 @@ def shared_prompt(
     """Attention of packed rows, each W prompt positions followed by M completions of C positions:
     q [P, W + M C, K, G, H], k, v [P, W + M C, K, H] -> [P, W + M C, N H].
 
-    A prompt token attends to the prompt up to itself; a completion token to the first `seen_P`
-    tokens of the prompt and to its own completion up to itself, which begins at position `seen_P`.
-    What comes out at prompt positions from `seen_P` on is not defined.
+    A prompt token attends to the prompt up to itself; a completion token to the part of the prompt
+    that is seen, and to its own completion up to itself. What comes out at prompt positions that no
+    completion sees is not defined.
     """
-    packed = (q, k, v, prompt_width, completions, seen_P)
     if kernel == "plain":
-        return plain.shared_prompt(*packed, window=window, scoring=scoring)
-    return fused.shared_prompt(*packed, kernel, _fixed(window), scoring)
+        return plain.shared_prompt(q, k, v, packed, window=window, scoring=scoring)
+    return fused.shared_prompt(q, k, v, packed, kernel, _fixed(window), scoring)
 
 
 def _fixed(window: Window) -> int | None:

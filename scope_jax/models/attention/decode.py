@@ -15,6 +15,8 @@ from scope_jax.devices.mesh import by_device
 from scope_jax.models.attention.plain import PLAIN, UNSEEN, Scoring, Window, softcap, wide
 
 Gathered = tuple[jax.Array, jax.Array, jax.Array]
+# Keys, values, and their scales or None.
+Arrays = tuple[jax.Array, jax.Array, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,33 +31,22 @@ class Blocks:
 
 def cached(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    cache: Arrays,
     length_B: jax.Array,
     *,
-    layout: tuple[str, str],
-    k_scale: jax.Array | None = None,
-    v_scale: jax.Array | None = None,
+    layout: tuple[str, str, str],
     window: Window = None,
     scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """One query per row over its first `length_B` keys, the query's own included, or the last
-    `window` of them: q [B, K, G, H] -> [B, K, G, H]. layout: the axes of k and of v, such as
-    ("BKSH", "BKSH"). int8 keys and values have scales [B, K, S], which multiply scores and
-    weights: H times fewer than keys and values."""
+    `window` of them: q [B, K, G, H] -> [B, K, G, H]. cache: k, v, k_scale, v_scale with the axes of
+    `layout` (keys, values, scales), such as ("BKSH", "BKSH", "BKS"). Scales, which int8 keys and
+    values have, multiply scores and weights: H times fewer than keys and values."""
+    k, v, k_scale, v_scale = cache
     seen_BS = _seen(jnp.arange(k.shape[layout[0].index("S")]), length_B, window)
-    scores = jnp.einsum(
-        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=wide(q.dtype)
-    )
-    scores = scores * scoring.scale_of(q)
-    if k_scale is not None:
-        scores = scores * k_scale[:, :, None]
-    weights = jax.nn.softmax(
-        jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), -jnp.inf), axis=-1
-    )
-    if v_scale is not None:
-        weights = weights * v_scale[:, :, None]
-    return jnp.einsum(f"BKGS,{layout[1]}->BKGH", weights.astype(q.dtype), v.astype(q.dtype))
+    scores = _scores(q, k, k_scale, layout, scoring)
+    weights = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores, -jnp.inf), axis=-1)
+    return _weighted(weights, v, v_scale, layout, q.dtype, None)
 
 
 def cudnn(
@@ -86,7 +77,7 @@ def cudnn(
 
 def blockwise(
     q: jax.Array,
-    cache: tuple[jax.Array, jax.Array, Any, Any],
+    cache: Arrays,
     length_B: jax.Array,
     blocks: Blocks,
     *,
@@ -95,9 +86,9 @@ def blockwise(
     window: Window = None,
     scoring: Scoring = PLAIN,
 ) -> jax.Array:
-    """`cached`, in blocks. cache: k, v, k_scale, v_scale with the axes of `layout` (keys, values,
-    scales), rows first, and an axis for layers before them where `layer` says which. Rows of length
-    0 come out as zeros, and cost nothing once their lane holds no others."""
+    """`cached`, in blocks; rows are the first axis, or the second, behind layers, where `layer`
+    says which. Rows of length 0 come out as zeros, and cost nothing once their lane holds no
+    others."""
     B = q.shape[0]
     parts, lanes = blocks.parts, blocks.lanes
     lane_rows = B // (parts * lanes)
@@ -132,14 +123,12 @@ def blockwise(
 
     def attend(lane: jax.Array, q: jax.Array, length: jax.Array, start: Any, end: Any) -> jax.Array:
         def add(number: jax.Array, sums: Gathered) -> Gathered:
-            k, v, k_scale, v_scale = (
+            block = tuple(
                 block_of(x, axes, lane, number)
-                for x, axes in zip(cache, (*layout[:2], layout[2], layout[2]), strict=True)
+                for x, axes in zip(cache, (*layout, layout[2]), strict=True)
             )
             position = number * blocks.size + jnp.arange(blocks.size)
-            return _add_block(
-                sums, q, k, v, k_scale, v_scale, _seen(position, length, window), layout, scoring
-            )
+            return _add_block(sums, q, block, _seen(position, length, window), layout, scoring)
 
         shape, kept = q.shape[:-1], wide(q.dtype)
         empty = jnp.zeros(q.shape, kept), jnp.full(shape, UNSEEN, kept), jnp.zeros(shape, kept)
@@ -159,36 +148,56 @@ def blockwise(
 def _add_block(
     sums: Gathered,
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    k_scale: jax.Array | None,
-    v_scale: jax.Array | None,
+    block: tuple,
     seen_BS: jax.Array,
     layout: tuple[str, str, str],
     scoring: Scoring,
 ) -> Gathered:
     """(weighted values, largest score, sum of weights) with the keys of one block."""
     values, largest, weight = sums
-    scores = jnp.einsum(
-        f"BKGH,{layout[0]}->BKGS", q, k.astype(q.dtype), preferred_element_type=wide(q.dtype)
-    )
-    scores = scores * scoring.scale_of(q)
-    if k_scale is not None:
-        scores = scores * k_scale[:, :, None]
-    scores = jnp.where(seen_BS[:, None, None], softcap(scores, scoring.cap), UNSEEN)
+    k, v, k_scale, v_scale = block
+    seen = seen_BS[:, None, None]
+    scores = jnp.where(seen, _scores(q, k, k_scale, layout, scoring), UNSEEN)
     new = jnp.maximum(largest, jnp.max(scores, axis=-1))
-    weights = jnp.where(seen_BS[:, None, None], jnp.exp(scores - new[..., None]), 0.0)
+    weights = jnp.where(seen, jnp.exp(scores - new[..., None]), 0.0)
     shrink = jnp.exp(largest - new)
     weight = weight * shrink + jnp.sum(weights, axis=-1)
-    if v_scale is not None:
-        weights = weights * v_scale[:, :, None]
-    added = jnp.einsum(
-        f"BKGS,{layout[1]}->BKGH",
-        weights.astype(q.dtype),
-        v.astype(q.dtype),
-        preferred_element_type=wide(q.dtype),
-    )
+    added = _weighted(weights, v, v_scale, layout, q.dtype, wide(q.dtype))
     return values * shrink[..., None] + added, new, weight
+
+
+def _scores(
+    q: jax.Array, k: jax.Array, k_scale: Any, layout: tuple[str, str, str], scoring: Scoring
+) -> jax.Array:
+    """[B, K, G, S]"""
+    form = f"BKGH,{layout[0]}->BKGS"
+    scores = jnp.einsum(form, q, k.astype(q.dtype), preferred_element_type=wide(q.dtype))
+    scores = scores * scoring.scale_of(q)
+    if k_scale is not None:
+        scores = scores * _scale(k_scale, layout)
+    return softcap(scores, scoring.cap)
+
+
+def _weighted(
+    weights: jax.Array,
+    v: jax.Array,
+    v_scale: Any,
+    layout: tuple[str, str, str],
+    dtype: Any,
+    out: Any,
+) -> jax.Array:
+    """Sums of values [B, K, G, H] by weights [B, K, G, S]; products are of `dtype`, and so is what
+    comes out unless `out` says."""
+    if v_scale is not None:
+        weights = weights * _scale(v_scale, layout)
+    form = f"BKGS,{layout[1]}->BKGH"
+    return jnp.einsum(form, weights.astype(dtype), v.astype(dtype), preferred_element_type=out)
+
+
+def _scale(scale: jax.Array, layout: tuple[str, str, str]) -> jax.Array:
+    """[B, K, 1, S]"""
+    order = [layout[2].index(axis) for axis in "BKS"]
+    return jnp.transpose(scale, order)[:, :, None]
 
 
 def _seen(position_S: jax.Array, length_B: jax.Array, window: Window) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from scope_jax.devices.mesh import by_device
 from scope_jax.models.attention.choice import Kernel
-from scope_jax.models.attention.plain import Scoring
+from scope_jax.models.attention.plain import Packed, Scoring
 
 # A TPU's kernel works on blocks of this many positions, at most.
 SPLASH_BLOCK = 512
@@ -37,17 +37,16 @@ def shared_prompt(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    prompt_width: int,
-    completions: int,
-    seen_P: jax.Array,
+    packed: Packed,
     kernel: Kernel,
     window: int | None,
     scoring: Scoring,
 ) -> jax.Array:
-    """As `plain.shared_prompt`, but that prompt positions from `seen_P` on, which no completion
-    sees, come out as zeros."""
-    q, k, v = (unpack(x, prompt_width, completions, seen_P) for x in (q, k, v))
-    return repack(causal(q, k, v, kernel, window, scoring), prompt_width, completions, seen_P)
+    """As `plain.shared_prompt`, but that prompt positions which no completion sees come out as
+    zeros."""
+    how = packed.width, packed.completions, packed.seen_P
+    q, k, v = (unpack(x, *how) for x in (q, k, v))
+    return repack(causal(q, k, v, kernel, window, scoring), *how)
 
 
 def _cudnn(

@@ -52,6 +52,17 @@ class Scoring:
 PLAIN = Scoring()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """How rows are packed: `width` positions for a prompt, of which completions see the first
+    `seen_P` (int32[P]), then `completions` completions of equally many positions, each of which
+    begins at position `seen_P`."""
+
+    width: int
+    completions: int
+    seen_P: jax.Array
+
+
 def causal(
     q: jax.Array,
     k: jax.Array,
@@ -70,9 +81,7 @@ def shared_prompt(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    prompt_width: int,
-    completions: int,
-    seen_P: jax.Array,
+    packed: Packed,
     *,
     window: Window = None,
     scoring: Scoring = PLAIN,
@@ -80,11 +89,11 @@ def shared_prompt(
     """Attention of packed rows, each W prompt positions followed by M completions of C positions:
     q [P, W + M C, K, G, H], k, v [P, W + M C, K, H] -> [P, W + M C, N H].
 
-    A prompt token attends to the prompt up to itself; a completion token to the first `seen_P`
-    tokens of the prompt and to its own completion up to itself, which begins at position `seen_P`.
+    A prompt token attends to the prompt up to itself; a completion token to the part of the prompt
+    that is seen, and to its own completion up to itself.
     """
     P, X, K, G, _ = q.shape
-    W, M = prompt_width, completions
+    W, M, seen_P = packed.width, packed.completions, packed.seen_P
     C = (X - W) // M
     q, cap = scoring.scaled(q), scoring.cap
 
