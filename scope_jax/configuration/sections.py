@@ -17,6 +17,7 @@ Dtype = Literal["float32", "bfloat16"]
 Memory = Literal["device", "host"]  # where weights wait while others work
 Remat = Literal["none", "dots", "layer"]
 MasterWeights = Literal["float32", "none"]
+FrozenWeights = Literal["auto", "int8"]  # of models that are not trained; auto: `dtype`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,10 @@ class ModelsConfig:
 
     policy: str | None = None
     teacher: str | None = None
+    teacher_weights: FrozenWeights = "auto"
     prm: str | None = None
     prm_format: Literal["auto", "qwen", "math_shepherd", "skywork"] = "auto"
+    prm_weights: FrozenWeights = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

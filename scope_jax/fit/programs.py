@@ -90,6 +90,16 @@ class Models:
     prm: models.ModelConfig | None = None
 
 
+def with_weights(found: Models, kept: dict[str, Any]) -> Models:
+    """Teacher and PRM with their weights as `kept` says (`ModelConfig.weights`)."""
+    changed = {
+        who: dataclasses.replace(model, weights=weights)
+        for who, weights in kept.items()
+        if (model := getattr(found, who)) is not None
+    }
+    return dataclasses.replace(found, **changed)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Writer:
     """A model that writes tokens, in shapes."""
@@ -127,7 +137,9 @@ def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
 
 class _Maker:
     def __init__(self, config: TrainConfig, found: Models, mesh: Mesh):
-        self.config, self.found, self.mesh = config, found, mesh
+        kept = {"teacher": config.models.teacher_weights, "prm": config.models.prm_weights}
+        self.config, self.found, self.mesh = config, with_weights(found, kept), mesh
+        found = self.found
         self.dtype = jnp.dtype(config.dtype)
         self.teacher_mesh, self.prm_mesh = (
             own_mesh(mesh, dataclasses.asdict(shape), f"config.mesh.{who}")

@@ -103,12 +103,15 @@ class ModelConfig:
     logit_cap: float = 0.0
     bos_id: int | None = None
     pad_id: int | None = None
-    # The last two say how the model is run, not what it is: no config.json has them.
+    # The last three say how the model is run, not what it is: no config.json has them.
     # Layers in a scan (True) or a Python loop (False). None: a scan, unless `for_device` decides.
     scan_layers: bool | None = None
     # What the backward pass computes again instead of keeping: nothing; all but the products with
     # a layer's weights; all but what enters a layer.
     remat: Literal["none", "dots", "layer"] = "none"
+    # What projections, embedding and head are kept in: auto, the dtype that the model is used in;
+    # int8, with a scale for each output channel. Nothing of such a model can be trained.
+    weights: Literal["auto", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         types.check_choices(self, "ModelConfig")
@@ -299,7 +302,10 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
     if config.head == "prm":
         written["num_labels"] = 2
     again = dataclasses.replace(
-        config_from_json(written), scan_layers=config.scan_layers, remat=config.remat
+        config_from_json(written),
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+        weights=config.weights,
     )
     lost = [
         f.name

@@ -82,7 +82,10 @@ def token_choice_probability(
     hidden = hidden_states(params, config, tokens_BT)
     pair = jnp.array([good_id, bad_id])
     columns = params["embed"][pair].T if config.tied else params["head"][:, pair]
-    scores = cap_logits(jnp.dot(hidden, columns, preferred_element_type=jnp.float32), config)
+    scores = jnp.dot(hidden, columns.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if config.weights == "int8":
+        scores = scores * params["embed_scale" if config.tied else "head_scale"][None, None, pair]
+    scores = cap_logits(scores, config)
     probability = jax.nn.softmax(scores, axis=-1)[..., 0]
     return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
 

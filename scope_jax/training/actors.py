@@ -71,6 +71,7 @@ def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel
         dtype=config.dtype,
         mesh=_own_mesh(config, "prm", mesh),
         format=config.models.prm_format,
+        weights=config.models.prm_weights,
     )
     if config.placement.prm == "host":
         prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
@@ -123,7 +124,9 @@ def load_teacher(
             " directory)"
         )
     where = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=where)
+    teacher_config, params = models.load(
+        directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
+    )
     rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(

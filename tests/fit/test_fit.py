@@ -295,6 +295,28 @@ def test_traffic_of_a_program_by_hand():
     assert report.decode is outer
 
 
+def test_tiles_that_are_read_as_others_move_nothing():
+    """A slice of 8-bit weights: inside the fused computation the compiler names the whole array in
+    tiles of 8 rows, in place."""
+    relaid = """%relaid (input: bf16[4,100]) -> bf16[4,100] {
+  %input = bf16[4,100]{1,0:T(32,128)} parameter(0)
+  ROOT %copy.9 = bf16[4,100]{1,0:T(8,128)} copy(%input)
+}
+
+%fused_slice"""
+    text = HLO.replace("%fused_slice", relaid, 1).replace(
+        "  %slice.1 = bf16[1,100]{1,0} dynamic-slice(%param_0.1,",
+        "  %same.1 = bf16[4,100]{1,0:T(8,128)} fusion(%param_0.1), kind=kLoop,"
+        " output_to_operand_aliasing={{}: (0, {})}, calls=%relaid\n"
+        "  %slice.1 = bf16[1,100]{1,0} dynamic-slice(%same.1,",
+    )
+    assert text.count("%same.1") == 2
+    _, inner = hlo.HloProgram(text).report().loops
+    assert inner.traffic.hbm == 200 + 200
+    moved = text.replace(" output_to_operand_aliasing={{}: (0, {})},", "")
+    assert hlo.HloProgram(moved).report().loops[1].traffic.hbm == 800 + 200
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
