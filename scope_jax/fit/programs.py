@@ -18,21 +18,22 @@ from jax.sharding import Mesh
 
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
+from scope_jax.devices.memory import device_memory, local_bytes
 from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
+    Models,
     for_decoding,
-    local_bytes,
     request_structs,
     row_struct,
     row_structs,
     train_state,
     whole,
+    with_weights,
 )
-from scope_jax.learning.packing import rows_together
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
     TEMPLATE_TOKENS,
@@ -42,12 +43,11 @@ from scope_jax.prm.model import (
     score_program,
 )
 from scope_jax.training.learner import (
-    buckets_and_passes,
     cloning_spec,
     loss_inputs,
-    pack_sizes,
     update_spec,
 )
+from scope_jax.training.recompute import chosen_remat, update_shape
 
 # States of the table that ends a step at its separator, a blank line.
 STOP_STATES = 3
@@ -82,25 +82,6 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Models:
-    """Shapes of who takes part."""
-
-    policy: models.ModelConfig
-    teacher: models.ModelConfig | None = None
-    prm: models.ModelConfig | None = None
-
-
-def with_weights(found: Models, kept: dict[str, Any]) -> Models:
-    """Teacher and PRM with their weights as `kept` says (`ModelConfig.weights`)."""
-    changed = {
-        who: dataclasses.replace(model, weights=weights)
-        for who, weights in kept.items()
-        if (model := getattr(found, who)) is not None
-    }
-    return dataclasses.replace(found, **changed)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Writer:
     """A model that writes tokens, in shapes."""
 
@@ -126,17 +107,19 @@ def mesh_of(config: TrainConfig, devices: list[Any]) -> Mesh:
     return make_mesh(*sizes, devices=devices)
 
 
-def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
-    """The programs of one step of `config`, on these devices. Raises ValueError for a mesh that
-    does not match."""
+def plan(
+    config: TrainConfig, found: Models, devices: list[Any], limit: float | None = None
+) -> Plan:
+    """The programs of one step of `config`, on these devices, which have `limit` bytes of memory
+    (None: what they say). Raises ValueError for a mesh that does not match."""
     mesh = mesh_of(config, devices)
     rollout.check_heads(found.policy, mesh, "the policy")
-    make = _Maker(config, found, mesh)
+    make = _Maker(config, found, mesh, limit)
     return Plan(make.held, list(make.programs()), make.notes)
 
 
 class _Maker:
-    def __init__(self, config: TrainConfig, found: Models, mesh: Mesh):
+    def __init__(self, config: TrainConfig, found: Models, mesh: Mesh, limit: float | None):
         kept = {"teacher": config.models.teacher_weights, "prm": config.models.prm_weights}
         self.config, self.found, self.mesh = config, with_weights(found, kept), mesh
         found = self.found
@@ -176,6 +159,7 @@ class _Maker:
         if found.prm is not None:
             self.prm_weights = abstract(found.prm, self.dtype, self.prm_mesh)
             self.held["PRM"] = local_bytes(self.prm_weights)
+        self.remat = self.chosen_remat(limit)
         # Token ids, owners and log-probs of a step's rows.
         rows = config.rollout.prompts * config.rows_per_group
         self.held["rows"] = local_bytes(row_structs(rows, self.buffer, mesh))
@@ -200,6 +184,17 @@ class _Maker:
             for name, key in who.items()
             if name not in own and getattr(self.config.placement, key) == "host"
         )
+
+    def chosen_remat(self, limit: float | None) -> learning.Remat:
+        """What the run computes again, by what it has on a device during an update."""
+        if (given := self.config.training.remat) != "auto":
+            return given
+        others = self.held.keys() - {"policy for decoding"} - self.on_host("weights", "moments")
+        resident = sum(self.held[name] for name in others)
+        limit = device_memory(self.mesh) if limit is None else limit
+        choice = chosen_remat(self.config, self.found.policy, self.mesh, resident, limit)
+        self.notes.append(choice.line())
+        return choice.remat
 
     def programs(self) -> Iterator[Planned]:
         config = self.config
@@ -391,18 +386,13 @@ class _Maker:
         widths. `inputs`: names of the arrays with a number for each token."""
         config, group = self.config, self.config.rows_per_group
         groups = config.rollout.prompts // mini_batches
-        buckets, passes = buckets_and_passes(
-            groups, group, config.training.length_buckets, micro_batches
-        )
-        rows = groups // buckets * group
-        with jax.set_mesh(self.mesh):
-            together = rows_together(rows // passes, group)
-        sizes = pack_sizes(config)
-        width, tokens = sizes.prompt[-1], sizes.completion[-1]
+        shape = update_shape(config, self.mesh, groups, group, micro_batches)
+        passes, width, tokens = shape.passes, shape.width, shape.tokens
+        rows, prompts = shape.rows * passes, shape.prompts * passes
         struct = functools.partial(row_struct, mesh=self.mesh)
         batch = {
-            "prompt": struct((rows // together, width), jnp.int32),
-            "prompt_length": struct((rows // together,), jnp.int32),
+            "prompt": struct((prompts, width), jnp.int32),
+            "prompt_length": struct((prompts,), jnp.int32),
             "completion": struct((rows, tokens), jnp.int32),
             **{name: struct((rows, tokens), jnp.float32) for name in inputs},
         }
@@ -430,7 +420,7 @@ class _Maker:
             uses |= {"start weights"}
 
         def lower() -> Any:
-            model = dataclasses.replace(self.found.policy, remat=training.remat)
+            model = dataclasses.replace(self.found.policy, remat=self.remat)
             update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
             return update.whole.lower(self.state, batch, scalars)
 
@@ -446,7 +436,7 @@ class _Maker:
             width=width,
             rows=rows,
             tokens=tokens,
-            remat=training.remat,
+            remat=self.remat,
         )
         return Planned(
             "update",

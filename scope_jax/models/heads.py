@@ -167,7 +167,7 @@ def _next_logprobs(
             entropy_BC = normaliser - jnp.sum(probability * scaled, axis=-1)
         return chosen - normaliser, entropy_BC
 
-    chunk = _chunk_size(
+    chunk = chunk_size(
         B, T, config.vocab_size, parts(("loss_batch", None, "vocab"), (B, 1, config.vocab_size))
     )
     if chunk >= T:
@@ -181,7 +181,7 @@ def _next_logprobs(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, T), out)
 
 
-def _chunk_size(rows: int, width: int, vocab: int, devices: int) -> int:
+def chunk_size(rows: int, width: int, vocab: int, devices: int) -> int:
     """Largest divisor of `width` whose logits, over `devices` devices, stay within the budget."""
     best = 1
     for size in range(1, width + 1):

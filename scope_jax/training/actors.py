@@ -10,6 +10,7 @@ import jax
 from scope_jax import models, rollout, teachers
 from scope_jax.configuration import Scope, TrainConfig
 from scope_jax.correction import Localiser, make_localiser
+from scope_jax.correction.localisers import PRM
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
@@ -58,6 +59,16 @@ def load_actors(
         prm = load_prm(config, mesh) if config.uses_prm else None
         localiser = make_localiser(config.localiser, prm)
     return Actors(model_config, params, tokenizer, task, teacher, localiser)
+
+
+def resident_models(actors: Actors) -> list[models.Params]:
+    """The weights of the models beside the policy, wherever they are."""
+    found = []
+    if isinstance(actors.teacher, teachers.ModelTeacher) and actors.teacher.generator is not None:
+        found.append(actors.teacher.generator.params)
+    if isinstance(actors.localiser, PRM):
+        found.append(actors.localiser.model.params)
+    return found
 
 
 def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel:
