@@ -138,7 +138,7 @@ def temporaries(config: ModelConfig, remat: Remat, shape: UpdateShape, used: Use
         layers
         + BACKWARD[remat] * layer
         + at_the_loss(config, shape, sizes)
-        + of_weights(config, shape, used)
+        + of_weights(config, remat, shape, used)
     )
 
 
@@ -232,26 +232,26 @@ def at_the_loss(config: ModelConfig, shape: UpdateShape, sizes: Mapping[str, int
     return LOGITS * logits + 3 * 4.0 * rows * positions * config.hidden_size
 
 
-def of_weights(config: ModelConfig, shape: UpdateShape, used: Used) -> float:
+def of_weights(config: ModelConfig, remat: Remat, shape: UpdateShape, used: Used) -> float:
     """Bytes of gradients and of copies of weights."""
-    sizes = dict(used.sizes)
+    sizes, item = dict(used.sizes), jnp.dtype(used.dtype).itemsize
     table = weight_table(config)
+    layers = {path: w for path, w in table.items() if path.startswith("layers/")}
 
-    def size(table: Mapping[str, Weight], item: int, drop: Sequence[str] = ()) -> float:
-        mesh = {axis: 1 if axis in drop else n for axis, n in sizes.items()}
+    def size(table: Mapping[str, Weight], item: int, sizes: Mapping[str, int]) -> float:
         return float(
-            sum(item * math.prod(w.shape) / parts(w.axes, w.shape, mesh) for w in table.values())
+            sum(item * math.prod(w.shape) / parts(w.axes, w.shape, sizes) for w in table.values())
         )
 
-    item = jnp.dtype(used.dtype).itemsize
     trained = table if used.lora is None else lora_table(config, used.lora)
-    gradients = size(trained, 4) + (size(trained, item) if shape.passes * shape.buckets > 1 else 0)
-    layers = {path: w for path, w in table.items() if path.startswith("layers/")}
-    copies = 0.0
+    found = size(trained, 4, sizes)
+    if shape.passes * shape.buckets > 1:  # the gradient as it comes, beside the sum
+        found += size(trained, item, sizes)
     if used.lora is None and used.dtype != used.kept:
-        copies = size(layers, item)
-    # A layer's weights and their gradients, gathered over fsdp, and the next layer's.
-    gathered = (
-        3 * size(layers, item, ("fsdp",)) / config.num_layers if sizes.get("fsdp", 1) > 1 else 0
-    )
-    return gradients + copies + gathered
+        found += size(layers, item, sizes)
+    if sizes.get("fsdp", 1) > 1:
+        # Gathered: all layers, which are kept for the backward pass; or one and the next, and
+        # the gradient of one.
+        gathered = size(layers, item, {**sizes, "fsdp": 1})
+        found += gathered if remat == "none" else 3 * gathered / config.num_layers
+    return found

@@ -19,6 +19,7 @@ from support.fixtures import TINY, mesh_of, on_mesh
 
 from scope_jax import learning, models
 from scope_jax.configuration import default_config, set_method, train_config
+from scope_jax.devices.memory import local_bytes
 from scope_jax.fit import command, hlo, largest, lint, measure, table, topology
 from scope_jax.fit.costs import (
     attention_flops,
@@ -31,8 +32,8 @@ from scope_jax.fit.costs import (
     update_work,
 )
 from scope_jax.fit.known_models import model_shapes
-from scope_jax.fit.programs import Models, plan
-from scope_jax.fit.shapes import for_decoding, laid_out_like, local_bytes, train_state
+from scope_jax.fit.programs import plan
+from scope_jax.fit.shapes import Models, for_decoding, laid_out_like, train_state
 from scope_jax.fit.topology import parse_topology
 from scope_jax.models.weights import weight_table
 from scope_jax.rollout import SampleSpec, from_prompts

@@ -19,7 +19,8 @@ from support.tiny_runs import Tiny
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import default_config, train_config
 from scope_jax.devices.mesh import make_mesh, to_host_memory
-from scope_jax.fit.programs import Models, plan
+from scope_jax.fit.programs import plan
+from scope_jax.fit.shapes import Models
 from scope_jax.models.int8 import full_weights, in_int8, quantise
 from scope_jax.models.weights import flatten, weight_table
 from scope_jax.prm import ProcessRewardModel
