@@ -198,6 +198,7 @@ FLAGS = (
     cli.Flag("threshold_from", "subset to search the threshold on, instead of --threshold", ""),
     cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
     cli.Flag("dtype", "of the parameters", "float32", words=("float32", "bfloat16")),
+    cli.Flag("weights", "int8: the weights in 8 bits", "auto", words=("auto", "int8")),
     cli.Flag("limit", "only the first solutions of each subset; 0: all", 0, int),
     cli.Flag("fsdp", "devices over which the parameters are split", 1, int),
     cli.Flag("tensor", "devices over which heads and feed-forward are split", 1, int),
@@ -219,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> str:
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
         prm = ProcessRewardModel.load(
-            given.model, dtype=given.dtype, mesh=mesh, format=given.prm_format
+            given.model,
+            dtype=given.dtype,
+            mesh=mesh,
+            format=given.prm_format,
+            weights=given.weights,
         )
         result = evaluate_prm(
             prm, subsets, threshold=given.threshold, threshold_from=given.threshold_from
@@ -230,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             "model_sha256": checkpoint_hash(given.model),
             "format": prm.format,
             "dtype": given.dtype,
+            "weights": given.weights,
             "data": str(given.data),
             "limit": given.limit,
             **result,

@@ -67,6 +67,7 @@ MAY_DIFFER = (
     "checkpoint.every",
     "checkpoint.keep",
     "samples",
+    "training.remat",
     "teacher.endpoint.url",
     "teacher.endpoint.cache",
 )

@@ -15,8 +15,9 @@ from scope_jax.types import check_least
 
 Dtype = Literal["float32", "bfloat16"]
 Memory = Literal["device", "host"]  # where weights wait while others work
-Remat = Literal["none", "dots", "layer"]
+Remat = Literal["auto", "none", "dots", "layer"]
 MasterWeights = Literal["float32", "none"]
+FrozenWeights = Literal["auto", "int8"]  # of models that are not trained; auto: `dtype`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,10 @@ class ModelsConfig:
 
     policy: str | None = None
     teacher: str | None = None
+    teacher_weights: FrozenWeights = "auto"
     prm: str | None = None
     prm_format: Literal["auto", "qwen", "math_shepherd", "skywork"] = "auto"
+    prm_weights: FrozenWeights = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +156,7 @@ class TrainingConfig:
     micro_batches: int = 1  # passes per update; the gradient does not change
     length_buckets: int = 1  # parts of like length, each packed to its own width
     master_weights: MasterWeights = "float32"  # what trained weights are kept in; none: `dtype`
-    remat: Remat = "none"  # what is computed again in the backward pass
+    remat: Remat = "auto"  # what is computed again in the backward pass; auto: what does not fit
     stop_after_skipped: int = 5  # updates that were not finite, in a row
 
     def __post_init__(self) -> None:

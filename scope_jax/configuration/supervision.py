@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration.renamed import SUPERVISED_NAMES, renamed_to
 from scope_jax.configuration.schema import from_dict, leaves, to_config_dict
-from scope_jax.configuration.sections import Dtype, MasterWeights, Remat
+from scope_jax.configuration.sections import Dtype, MasterWeights
 from scope_jax.data.load import GENERATED, TaskSpec, generated_domain
-from scope_jax.learning import OptimizerSpec
+from scope_jax.learning import OptimizerSpec, Remat
 from scope_jax.supervision.labels import LabelSpec
 from scope_jax.tasks import GeneratedDomain
 from scope_jax.types import check_least

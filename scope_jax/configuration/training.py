@@ -166,6 +166,11 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
             " 'self' gives none"
         )
+    if config.models.teacher_weights == "int8" and config.teacher.kind != "model":
+        yield (
+            "config.models.teacher_weights 'int8' is for a teacher that is a frozen model of its"
+            f" own: teacher.kind 'model', not {config.teacher.kind!r}"
+        )
     if config.placement.reference == "host" and config.lora.rank is not None:
         yield (
             "config.placement.reference 'host' and lora.rank: the weights under the adapters are"

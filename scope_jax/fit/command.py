@@ -25,7 +25,8 @@ from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.fit.known_models import model_shapes
 from scope_jax.fit.largest import find_largest
 from scope_jax.fit.measure import measure
-from scope_jax.fit.programs import Models, plan
+from scope_jax.fit.programs import plan
+from scope_jax.fit.shapes import Models
 from scope_jax.fit.table import table
 from scope_jax.fit.topology import Topology, devices, parse_topology
 from scope_jax.models.config import ModelConfig
@@ -50,7 +51,7 @@ def fit(
     settings = train_config(config)
     found, sources = find_models(settings)
     slice_devices = devices(topology)
-    made = plan(settings, found, slice_devices)
+    made = plan(settings, found, slice_devices, topology.chip.hbm)
     known = [program.name for program in made.programs]
     for name in only:
         if name not in known:

@@ -229,7 +229,7 @@ class HloProgram:
             used = [place for place, name in enumerate(op.operands) if name in names]
             if not used:
                 continue
-            if op.kind == "bitcast":
+            if op.kind == "bitcast" or self._relaid(op):
                 names.add(op.name)
             elif op.kind == "tuple":
                 continue  # handed on as it is
@@ -242,6 +242,15 @@ class HloProgram:
             else:
                 return whole
         return min(some, whole)
+
+    def _relaid(self, op: Operation) -> bool:
+        """Whether an operation in a fused computation only gives its operand other tiles, in place:
+        so the compiler marks that 8-bit weights, whose tiles have 32 rows, are read as if they had
+        8. Nothing is moved."""
+        if op.kind != "fusion" or "output_to_operand_aliasing={{}: (0, {})}" not in op.rest:
+            return False
+        root = next((o for o in self.parts[op.called("calls") or ""].values() if o.root), None)
+        return root is not None and root.kind == "copy"
 
     def _written(self, part: str, shape: str) -> float:
         """How much of its results a fused computation writes to HBM: of one that is its parameter,

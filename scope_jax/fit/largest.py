@@ -26,7 +26,8 @@ def find_largest(
     """{program: {rows, setting, needed}} for the update's micro-batch and the rollout's seats: the
     peak is taken to grow in a line with the rows, through two compiled sizes; what comes out is
     compiled, and made smaller until it fits. All compiles are of the full depth: layers are
-    scanned, so that fewer of them would not compile faster."""
+    scanned, so that fewer of them would not compile faster. With `training.remat` auto the
+    micro-batch is that of `layer`."""
     answer: dict[str, Any] = {}
     for name in ("update", "rollout"):
         line = next((line for line in lines if line.program == name), None)
@@ -34,10 +35,17 @@ def find_largest(
             continue
         sizes = choices(config, name, slice_devices)
         compiled: dict[int, float] = {} if line.error else {line.rows: line.needed}
+        if name == "update" and config.training.remat == "auto":
+            # What more rows end with; a line goes through sizes of one kind only.
+            compiled = {}
 
         def needed(rows: int, name: str = name, compiled: dict[int, float] = compiled) -> float:
             if rows not in compiled:
-                made = plan(train_config(resized(config, name, rows)), found, slice_devices)
+                changed = resized(config, name, rows)
+                if changed.training.remat == "auto":
+                    changed.training.remat = "layer"
+                settings = train_config(changed)
+                made = plan(settings, found, slice_devices, topology.chip.hbm)
                 say(f"compiling {name} with {rows} rows")
                 compiled[rows] = measure(
                     next(p for p in made.programs if p.name == name), made, topology

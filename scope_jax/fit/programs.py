@@ -18,21 +18,22 @@ from jax.sharding import Mesh
 
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
+from scope_jax.devices.memory import device_memory, local_bytes
 from scope_jax.devices.mesh import make_mesh, own_mesh, platform, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
+    Models,
     for_decoding,
-    local_bytes,
     request_structs,
     row_struct,
     row_structs,
     train_state,
     whole,
+    with_weights,
 )
-from scope_jax.learning.packing import rows_together
 from scope_jax.models.decoder import decode_form, for_prefill
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
@@ -43,12 +44,11 @@ from scope_jax.prm.model import (
     score_program,
 )
 from scope_jax.training.learner import (
-    buckets_and_passes,
     cloning_spec,
     loss_inputs,
-    pack_sizes,
     update_spec,
 )
+from scope_jax.training.recompute import chosen_remat, update_shape
 
 # States of the table that ends a step at its separator, a blank line.
 STOP_STATES = 3
@@ -83,15 +83,6 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Models:
-    """Shapes of who takes part."""
-
-    policy: models.ModelConfig
-    teacher: models.ModelConfig | None = None
-    prm: models.ModelConfig | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Writer:
     """A model that writes tokens, in shapes."""
 
@@ -117,12 +108,14 @@ def mesh_of(config: TrainConfig, devices: list[Any]) -> Mesh:
     return make_mesh(*sizes, devices=devices)
 
 
-def plan(config: TrainConfig, found: Models, devices: list[Any]) -> Plan:
-    """The programs of one step of `config`, on these devices. Raises ValueError for a mesh that
-    does not match."""
+def plan(
+    config: TrainConfig, found: Models, devices: list[Any], limit: float | None = None
+) -> Plan:
+    """The programs of one step of `config`, on these devices, which have `limit` bytes of memory
+    (None: what they say). Raises ValueError for a mesh that does not match."""
     mesh = mesh_of(config, devices)
     rollout.check_heads(found.policy, mesh, "the policy")
-    make = _Maker(config, found, mesh)
+    make = _Maker(config, found, mesh, limit)
     return Plan(make.held, list(make.programs()), make.notes)
 
 
@@ -138,8 +131,10 @@ def _decoding(
 
 
 class _Maker:
-    def __init__(self, config: TrainConfig, found: Models, mesh: Mesh):
-        self.config, self.found, self.mesh = config, found, mesh
+    def __init__(self, config: TrainConfig, found: Models, mesh: Mesh, limit: float | None):
+        kept = {"teacher": config.models.teacher_weights, "prm": config.models.prm_weights}
+        self.config, self.found, self.mesh = config, with_weights(found, kept), mesh
+        found = self.found
         self.dtype = jnp.dtype(config.dtype)
         self.teacher_mesh, self.prm_mesh = (
             own_mesh(mesh, dataclasses.asdict(shape), f"config.mesh.{who}")
@@ -176,6 +171,7 @@ class _Maker:
         if found.prm is not None:
             self.prm_weights = abstract(found.prm, self.dtype, self.prm_mesh)
             self.held["PRM"] = local_bytes(self.prm_weights)
+        self.remat = self.chosen_remat(limit)
         # Token ids, owners and log-probs of a step's rows.
         rows = config.rollout.prompts * config.rows_per_group
         self.held["rows"] = local_bytes(row_structs(rows, self.buffer, mesh))
@@ -200,6 +196,17 @@ class _Maker:
             for name, key in who.items()
             if name not in own and getattr(self.config.placement, key) == "host"
         )
+
+    def chosen_remat(self, limit: float | None) -> learning.Remat:
+        """What the run computes again, by what it has on a device during an update."""
+        if (given := self.config.training.remat) != "auto":
+            return given
+        others = self.held.keys() - {"policy for decoding"} - self.on_host("weights", "moments")
+        resident = sum(self.held[name] for name in others)
+        limit = device_memory(self.mesh) if limit is None else limit
+        choice = chosen_remat(self.config, self.found.policy, self.mesh, resident, limit)
+        self.notes.append(choice.line())
+        return choice.remat
 
     def programs(self) -> Iterator[Planned]:
         config = self.config
@@ -394,18 +401,13 @@ class _Maker:
         widths. `inputs`: names of the arrays with a number for each token."""
         config, group = self.config, self.config.rows_per_group
         groups = config.rollout.prompts // mini_batches
-        buckets, passes = buckets_and_passes(
-            groups, group, config.training.length_buckets, micro_batches
-        )
-        rows = groups // buckets * group
-        with jax.set_mesh(self.mesh):
-            together = rows_together(rows // passes, group)
-        sizes = pack_sizes(config)
-        width, tokens = sizes.prompt[-1], sizes.completion[-1]
+        shape = update_shape(config, self.mesh, groups, group, micro_batches)
+        passes, width, tokens = shape.passes, shape.width, shape.tokens
+        rows, prompts = shape.rows * passes, shape.prompts * passes
         struct = functools.partial(row_struct, mesh=self.mesh)
         batch = {
-            "prompt": struct((rows // together, width), jnp.int32),
-            "prompt_length": struct((rows // together,), jnp.int32),
+            "prompt": struct((prompts, width), jnp.int32),
+            "prompt_length": struct((prompts,), jnp.int32),
             "completion": struct((rows, tokens), jnp.int32),
             **{name: struct((rows, tokens), jnp.float32) for name in inputs},
         }
@@ -433,7 +435,7 @@ class _Maker:
             uses |= {"start weights"}
 
         def lower() -> Any:
-            model = dataclasses.replace(self.found.policy, remat=training.remat)
+            model = dataclasses.replace(self.found.policy, remat=self.remat)
             update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
             return update.whole.lower(self.state, batch, scalars)
 
@@ -449,7 +451,7 @@ class _Maker:
             width=width,
             rows=rows,
             tokens=tokens,
-            remat=training.remat,
+            remat=self.remat,
         )
         return Planned(
             "update",

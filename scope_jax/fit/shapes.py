@@ -1,7 +1,7 @@
 """Shapes, types and layouts of what a run holds, in place of the arrays."""
 
+import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -15,6 +15,25 @@ from scope_jax.learning.update import TrainState
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings
 from scope_jax.rollout import Request
 from scope_jax.types import Rollout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Models:
+    """Shapes of who takes part."""
+
+    policy: models.ModelConfig
+    teacher: models.ModelConfig | None = None
+    prm: models.ModelConfig | None = None
+
+
+def with_weights(found: Models, kept: dict[str, Any]) -> Models:
+    """Teacher and PRM with their weights as `kept` says (`ModelConfig.weights`)."""
+    changed = {
+        who: dataclasses.replace(model, weights=weights)
+        for who, weights in kept.items()
+        if (model := getattr(found, who)) is not None
+    }
+    return dataclasses.replace(found, **changed)
 
 
 def row_struct(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Any:
@@ -116,13 +135,3 @@ def laid_out_like(state: Any, trained: models.Params, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, state)
-
-
-def local_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of laid-out shapes."""
-    return float(
-        sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-            for x in jax.tree.leaves(tree)
-        )
-    )

@@ -36,6 +36,7 @@ from scope_jax.learning.process_rewards import (
     summed_step_advantages,
     worst_step_advantages,
 )
+from scope_jax.learning.recompute import Remat
 from scope_jax.learning.update import (
     TrainState,
     Update,
@@ -51,6 +52,7 @@ __all__ = [
     "LossSpec",
     "OptimizerSpec",
     "PackSizes",
+    "Remat",
     "TrainState",
     "Update",
     "UpdateSpec",

@@ -20,7 +20,7 @@ from scope_jax.learning.objectives import Loss, policy_objective
 from scope_jax.learning.optimizer import OptimizerSpec, make_optimizer
 from scope_jax.learning.packing import split_rows
 from scope_jax.models import LoraSpec, ModelConfig, Params, for_device, in_dtype, lora_table
-from scope_jax.models.weights import Weight, weight_table
+from scope_jax.models.weights import Weight, refuse_int8, weight_table
 
 Batch = dict[str, jax.Array]
 Stats = dict[str, jax.Array]
@@ -135,6 +135,7 @@ def make_update(
     in (None: the one they are kept in); see `computing`. Statistics: those of the loss, merged, and
     `loss`, `grad_norm`, `skipped` (1 where this update was left out).
     """
+    refuse_int8(config, "a model is trained")
     table = weight_table(config) if table is None else table
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 

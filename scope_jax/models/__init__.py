@@ -16,6 +16,7 @@ from scope_jax.models.heads import (
     value_logits,
 )
 from scope_jax.models.hf import load, save
+from scope_jax.models.int8 import in_int8
 from scope_jax.models.lora import (
     LoraSpec,
     attach,
@@ -52,6 +53,7 @@ __all__ = [
     "good_step_probability",
     "hidden_states",
     "in_dtype",
+    "in_int8",
     "init",
     "init_lora",
     "load",

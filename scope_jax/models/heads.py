@@ -90,7 +90,10 @@ def token_choice_probability(
     hidden = hidden_states(params, config, tokens_BT)
     pair = jnp.array([good_id, bad_id])
     columns = params["embed"][pair].T if config.tied else params["head"][:, pair]
-    scores = cap_logits(jnp.dot(hidden, columns, preferred_element_type=jnp.float32), config)
+    scores = jnp.dot(hidden, columns.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if config.weights == "int8":
+        scores = scores * params["embed_scale" if config.tied else "head_scale"][None, None, pair]
+    scores = cap_logits(scores, config)
     probability = jax.nn.softmax(scores, axis=-1)[..., 0]
     return jnp.where(jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None], probability, 0.0)
 
@@ -164,9 +167,14 @@ def _next_logprobs(
         vocab_axis=0 if config.tied else 1,
         scale=1.0 if temperature == 0 else 1.0 / temperature,
         cap=config.logit_cap,
-        chunk=_chunk_size(B, T, config.vocab_size, devices, budget),
+        chunk=chunk_size(B, T, config.vocab_size, devices, budget),
     )
-    head = params["embed"] if config.tied else params["head"]
+    name = "embed" if config.tied else "head"
+    head = params[name]
+    if config.weights == "int8":
+        scale = params[f"{name}_scale"]
+        head = head.astype(hidden_BTD.dtype) * (scale[:, None] if config.tied else scale[None])
+        head = head.astype(hidden_BTD.dtype)
     logp, spread = _read(how, entropy, hidden_BTD, head, target_BT)
     return logp, spread if entropy else None
 
@@ -282,7 +290,7 @@ def _read_backward(how: _Reading, entropy: bool, kept: tuple, grads: tuple) -> t
 _read.defvjp(_read_forward, _read_backward)
 
 
-def _chunk_size(rows: int, width: int, vocab: int, devices: int, budget: int) -> int:
+def chunk_size(rows: int, width: int, vocab: int, devices: int, budget: int) -> int:
     """Largest divisor of `width` whose logits, over `devices` devices, stay within the budget."""
     best = 1
     for size in range(1, width + 1):

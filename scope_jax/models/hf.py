@@ -1,13 +1,15 @@
 """Hugging Face directories in and out: config.json, safetensors (one file or sharded), tokenizer
 files."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,17 @@ from safetensors.numpy import save_file
 from scope_jax.devices.hosts import is_main, wait_for_all
 from scope_jax.devices.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
 from scope_jax.models.config import ModelConfig, config_to_json, read_config
+from scope_jax.models.int8 import quantise
 from scope_jax.models.kinds import read_object
-from scope_jax.models.weights import Params, Weight, flatten, nest, shardings, weight_table
+from scope_jax.models.weights import (
+    Params,
+    Weight,
+    flatten,
+    nest,
+    refuse_int8,
+    shardings,
+    weight_table,
+)
 
 # Tensors that published checkpoints carry and this model does not use.
 HARMLESS = ("rotary_emb.inv_freq",)
@@ -44,10 +55,15 @@ class NotFinite(ValueError):
 
 
 def load(
-    directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+    directory: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    weights: Literal["auto", "int8"] = "auto",
 ) -> tuple[ModelConfig, Params]:
     """(config, params) of a Hugging Face directory, laid out on `mesh` (default: the mesh that is
-    set, else one device).
+    set, else one device). `weights` int8: see `ModelConfig.weights`; they are rounded on the way,
+    from what the files hold, so that the full ones are never on a device.
 
     Every tensor of the files must be expected and every expected tensor present with its shape, in
     float32, bfloat16 or float16; an unused head and rotary tables are skipped with a warning that
@@ -64,8 +80,10 @@ def load(
     config = read_config(directory)
     mesh = mesh or current_mesh()
     files = _tensor_files(directory, config)
+    stored_table = weight_table(config)
+    config = dataclasses.replace(config, weights=weights)
     table = weight_table(config)
-    skipped = _check_tensors(directory, config, table, files)
+    skipped = _check_tensors(directory, config, stored_table, files)
     if skipped:
         warnings.warn(
             f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}",
@@ -78,10 +96,13 @@ def load(
         return handles[path].get_slice(stored)
 
     try:
-        flat = {
-            path: _load_weight(weight, read, jnp.dtype(dtype), mesh)
-            for path, weight in table.items()
-        }
+        flat: dict[str, jax.Array] = {}
+        for path, weight in table.items():
+            if weight.dtype == "int8":
+                scale = table[f"{path}_scale"]
+                flat[path], flat[f"{path}_scale"] = _load_int8(weight, scale, read, mesh)
+            elif weight.hf:
+                flat[path] = _load_weight(weight, read, jnp.dtype(dtype), mesh)
     except NotFinite as error:
         raise ValueError(f"{files[error.name][0]}: {error}") from None
     params = nest(flat)
@@ -97,6 +118,7 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
     Raises ValueError where the family's config.json cannot say what `config` says; nothing is
     written then.
     """
+    refuse_int8(config, "a directory is written")
     directory = Path(directory)
     flat = flatten(params)
     raw = config_to_json(config, str(flat["embed"].dtype))
@@ -251,17 +273,28 @@ def _load_weight(
     layout = sharding(mesh, weight.axes, weight.shape)
     parts: dict[tuple[tuple[int, int], ...], jax.Array] = {}
     held = []
-    for device, index in layout.addressable_devices_indices_map(weight.shape).items():
-        bounds = [
-            axis.indices(size)[:2] for axis, size in zip(index or (), weight.shape, strict=True)
-        ]
+    for device, bounds in _bounds_of_devices(weight, mesh):
         # A part that several devices hold is read once. Only its own device takes part in filling
         # it, whatever mesh is set.
-        if tuple(bounds) not in parts:
+        if bounds not in parts:
             with jax.set_mesh(make_mesh(devices=[device])):
-                parts[tuple(bounds)] = _load_part(weight, read, bounds, dtype, device)
-        held.append(jax.device_put(parts[tuple(bounds)], device))
+                parts[bounds] = _load_part(weight, read, list(bounds), dtype, device)
+        held.append(jax.device_put(parts[bounds], device))
     return jax.make_array_from_single_device_arrays(weight.shape, layout, held)
+
+
+def _bounds_of_devices(
+    weight: Weight, mesh: Mesh | None
+) -> list[tuple[Any, tuple[tuple[int, int], ...]]]:
+    """(device, bounds of what it holds of the weight) for each device of this process; without a
+    mesh all of it, and no device."""
+    if mesh is None:
+        return [(None, tuple((0, size) for size in weight.shape))]
+    layout = sharding(mesh, weight.axes, weight.shape)
+    return [
+        (device, tuple(axis.indices(size)[:2] for axis, size in zip(index or (), weight.shape)))
+        for device, index in layout.addressable_devices_indices_map(weight.shape).items()
+    ]
 
 
 def _load_part(
@@ -289,6 +322,76 @@ def _load_part(
                 _write(part, block, tuple(map(np.int32, start)), transpose=weight.transpose)
             )
     return part
+
+
+def _load_int8(
+    weight: Weight, scale: Weight, read: Callable[[str], Any], mesh: Mesh | None
+) -> tuple[jax.Array, jax.Array]:
+    """(int8 weight, its scales), laid out. A channel is a row of the file's tensor: each process
+    reads the whole of those that its devices hold a part of, once, a block at a time, rounds them
+    on the host and gives every device its part. Raises NotFinite."""
+    held = _bounds_of_devices(weight, mesh)
+    channel_axis = len(weight.shape) - (1 if weight.transpose else 2)
+    scales = np.zeros(scale.shape, np.float32)
+    scales = scales if weight.stacked else scales[None]
+    filled: dict[tuple[tuple[int, int], ...], jax.Array] = {}
+    owner = {bounds: device for device, bounds in reversed(held)}
+    for bounds, device in owner.items():
+        shape = [end - begin for begin, end in bounds]
+        filled[bounds] = jnp.zeros(shape, jnp.int8, device=device)
+    for begin, end in sorted({bounds[channel_axis] for bounds in owner}):
+        parts = [bounds for bounds in owner if bounds[channel_axis] == (begin, end)]
+        for layer in range(weight.shape[0]) if weight.stacked else (0,):
+            tensor = read(weight.hf.format(layer))
+            width = tensor.get_shape()[1]
+            rows = max(BLOCK_BYTES // (width * ITEM_BYTES[tensor.get_dtype()]), 1)
+            rows = min(rows, end - begin)
+            for first in range(begin, end, rows):
+                first = min(first, end - rows)  # as in `_load_part`
+                block = tensor[first : first + rows]
+                if not is_finite(block):
+                    raise NotFinite(weight.hf.format(layer))
+                rounded, scales[layer, first : first + rows] = quantise(block)
+                for bounds in parts:
+                    filled[bounds] = _put_rows(
+                        filled[bounds], rounded, weight, bounds, (layer, first), owner[bounds]
+                    )
+    scales = scales.reshape(scale.shape)
+    if mesh is None:
+        return filled[held[0][1]], jnp.asarray(scales)
+    layout = sharding(mesh, weight.axes, weight.shape)
+    return (
+        jax.make_array_from_single_device_arrays(
+            weight.shape, layout, [jax.device_put(filled[bounds], d) for d, bounds in held]
+        ),
+        jax.make_array_from_callback(
+            scale.shape, sharding(mesh, scale.axes, scale.shape), lambda index: scales[index]
+        ),
+    )
+
+
+def _put_rows(
+    part: jax.Array,
+    block: np.ndarray,
+    weight: Weight,
+    bounds: tuple[tuple[int, int], ...],
+    place: tuple[int, int],
+    device: Any,
+) -> jax.Array:
+    """`part`, which lies within `bounds` of the weight, with whole rows of a file's tensor
+    written into it: `place` is their layer and the number of the first."""
+    layer, first = place
+    if weight.stacked and not bounds[0][0] <= layer < bounds[0][1]:
+        return part
+    channel, summed = (-1, -2) if weight.transpose else (-2, -1)
+    start = [0, 0]
+    start[channel] = first - bounds[channel][0]
+    where = [layer - bounds[0][0], *start] if weight.stacked else start
+    block = block[:, slice(*bounds[summed])]
+    with contextlib.nullcontext() if device is None else jax.set_mesh(make_mesh(devices=[device])):
+        return jax.block_until_ready(
+            _write(part, block, tuple(map(np.int32, where)), transpose=weight.transpose)
+        )
 
 
 def is_finite(block: np.ndarray) -> bool:

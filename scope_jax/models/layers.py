@@ -18,7 +18,10 @@ Rotation = tuple[jax.Array, jax.Array]
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
     # In training, embedding and head may be kept in a wider type than the rest: what is taken of
     # them is cast.
-    x = params["embed"][tokens].astype(params["final_norm"].dtype)
+    x = params["embed"][tokens]
+    if "embed_scale" in params:
+        x = x.astype(jnp.float32) * params["embed_scale"][tokens][..., None]
+    x = x.astype(params["final_norm"].dtype)
     # The factor is rounded to the weights' dtype, as in Gemma's own code.
     return x * jnp.asarray(config.hidden_size**0.5, x.dtype) if config.family.gemma else x
 
@@ -26,6 +29,7 @@ def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
 def vocabulary_logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """float32 logits over the vocabulary, of hidden states [B, D] (decoding) or [B, T, D] (a
     loss)."""
+    name = "embed" if config.tied else "head"
     head = params["embed"].T if config.tied else params["head"]
     rows = ("batch",) if hidden.ndim == 2 else ("loss_batch", None)
     hidden = constrain(hidden, *rows, None)
@@ -34,6 +38,8 @@ def vocabulary_logits(params: Params, config: ModelConfig, hidden: jax.Array) ->
         head.astype(hidden.dtype),
         preferred_element_type=jnp.float32,
     )
+    if config.weights == "int8":
+        out = out * params[f"{name}_scale"][None]
     return constrain(
         cap_logits(out, config).reshape(*hidden.shape[:-1], head.shape[-1]), *rows, "vocab"
     )
@@ -105,7 +111,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     """A projection of a layer, with its bias and its low-rank adapter where it has them."""
-    out = dense(x, layer[name], layer.get(f"{name}_bias"))
+    out = dense(x, layer[name], layer.get(f"{name}_bias"), layer.get(f"{name}_scale"))
     return (
         out + dense(dense(x, layer[f"{name}_a"]), layer[f"{name}_b"])
         if f"{name}_a" in layer
@@ -113,8 +119,13 @@ def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:
     )
 
 
-def dense(x: jax.Array, w: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    out = x.reshape(-1, x.shape[-1]) @ w
+def dense(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None = None, scale: jax.Array | None = None
+) -> jax.Array:
+    """x [..., in] @ w [in, out] + bias [out]. int8 weights have a scale [out], float32: they are
+    cast inside the product, so that 8 bits are read of each, and what comes out is scaled."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = rows @ w if scale is None else (rows @ w.astype(x.dtype) * scale[None]).astype(x.dtype)
     if bias is not None:
         out = out + bias[None]
     return out.reshape(*x.shape[:-1], w.shape[-1])

@@ -30,6 +30,7 @@ from scope_jax.models.weights import (
     flatten,
     init_table,
     nest,
+    refuse_int8,
     table_shardings,
     weight_table,
 )
@@ -64,6 +65,7 @@ class LoraSpec:
 def lora_table(config: ModelConfig, spec: LoraSpec) -> dict[str, Weight]:
     """The table of weights of the adapters; their names are those of PEFT. B starts at 0, so that
     nothing changes at first."""
+    refuse_int8(config, "adapters are trained")
     weights, table = weight_table(config), {}
     for name in spec.targets:
         weight = weights[f"layers/{name}"]

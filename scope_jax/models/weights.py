@@ -3,7 +3,8 @@ parameter.
 
 Initialisation, sharding, loading, export and the gather before use are all read off this table.
 Projections are stored [in, out] (Hugging Face stores [out, in]); the weights of all layers are
-stacked on a leading L axis and scanned.
+stacked on a leading L axis and scanned. A model with 8-bit weights (`int8`) has the same table with
+a scale beside each weight that is kept so.
 """
 
 import dataclasses
@@ -22,14 +23,16 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked; `transpose`
-    says that the Hugging Face tensor is the transpose of (each layer of) ours."""
+    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked, and is empty
+    for a scale, which no file has; `transpose` says that the Hugging Face tensor is the transpose
+    of (each layer of) ours."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     hf: str
     init: str = "normal"  # normal | zeros | ones
     transpose: bool = False
+    dtype: str | None = None  # None: the one that the model is used in
 
     @property
     def stacked(self) -> bool:
@@ -116,7 +119,33 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
             "value_head": Weight((D, 1), (None, None), "v_head.summary.weight", transpose=True),
             "value_head_bias": Weight((1,), (None,), "v_head.summary.bias", "zeros"),
         }
-    return table
+    return _with_scales(table, config) if config.weights == "int8" else table
+
+
+def _with_scales(table: dict[str, Weight], config: ModelConfig) -> dict[str, Weight]:
+    """The table of the same model with 8-bit weights: the layers' projections and the head over the
+    vocabulary, which may be the embedding, in int8; and beside each of them `<path>_scale`,
+    float32: one number for each output channel, laid out like that axis. An embedding that is only
+    looked up is not read as a whole, and costs precision; a two-class or value head is small: they
+    stay as they are."""
+    head = {"head"} if "head" in table else {"embed"} if config.head == "lm" else set()
+    scaled = {}
+    for path, weight in table.items():
+        if path in head or (weight.stacked and len(weight.shape) == 3):
+            # Our last axis is the output channel; of the embedding, the rows are.
+            channel = len(weight.shape) - (2 if path == "embed" else 1)
+            kept = [0, channel] if weight.stacked else [channel]
+            scaled[path] = dataclasses.replace(weight, dtype="int8")
+            scaled[f"{path}_scale"] = Weight(
+                tuple(weight.shape[n] for n in kept),
+                tuple(weight.axes[n] for n in kept),
+                "",
+                "ones",
+                dtype="float32",
+            )
+        else:
+            scaled[path] = weight
+    return scaled
 
 
 def nest(flat: dict[str, Any]) -> Params:
@@ -133,8 +162,19 @@ def init(
     config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32, mesh: Mesh | None = None
 ) -> Params:
     """Random parameters: normal with std 1/sqrt(fan-in) for projections, 0.02 for the embedding;
-    biases 0, norms that scale by 1. Laid out on `mesh` if one is given."""
+    biases 0, norms that scale by 1. Laid out on `mesh` if one is given. Raises ValueError for 8-bit
+    weights, which are made of others (`int8.in_int8`)."""
+    refuse_int8(config, "random weights are made")
     return init_table(weight_table(config), key, dtype, mesh)
+
+
+def refuse_int8(config: ModelConfig, what: str) -> None:
+    """Raise ValueError for a model with 8-bit weights; `what` is done with full ones only."""
+    if config.weights == "int8":
+        raise ValueError(
+            f"int8 weights are for frozen models (models.teacher_weights, prm_weights): {what} with"
+            " weights 'auto' only"
+        )
 
 
 def init_table(
@@ -173,7 +213,9 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = 
     return nest(
         {
             path: jax.ShapeDtypeStruct(
-                w.shape, dtype, sharding=None if mesh is None else sharding(mesh, w.axes, w.shape)
+                w.shape,
+                w.dtype or dtype,
+                sharding=None if mesh is None else sharding(mesh, w.axes, w.shape),
             )
             for path, w in weight_table(config).items()
         }

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -79,8 +79,10 @@ class ProcessRewardModel:
         dtype: str = "float32",
         mesh: Mesh | None = None,
         format: str = "auto",
+        weights: Literal["auto", "int8"] = "auto",
     ) -> "ProcessRewardModel":
-        """The PRM of a Hugging Face directory, laid out on `mesh`. Raises as `models.load` and
+        """The PRM of a Hugging Face directory, laid out on `mesh`, with `weights` as in
+        `models.load`. Raises as `models.load` and
         `load_tokenizer` do, and ValueError naming the directory where it is none of the formats;
         before any weight is read."""
         config, tokenizer = models.read_config(directory), load_tokenizer(directory)
@@ -88,7 +90,7 @@ class ProcessRewardModel:
             prm = cls({}, config, tokenizer, format)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
-        config, params = models.load(directory, dtype=dtype, mesh=mesh)
+        config, params = models.load(directory, dtype=dtype, mesh=mesh, weights=weights)
         return dataclasses.replace(prm, params=params, config=config, mesh=mesh)
 
     def encode(self, prompt: str, steps: Sequence[str]) -> Row:

@@ -10,6 +10,7 @@ import jax
 from scope_jax import models, rollout, teachers
 from scope_jax.configuration import Scope, TrainConfig
 from scope_jax.correction import Localiser, make_localiser
+from scope_jax.correction.localisers import PRM
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.prm import ProcessRewardModel
@@ -60,6 +61,16 @@ def load_actors(
     return Actors(model_config, params, tokenizer, task, teacher, localiser)
 
 
+def resident_models(actors: Actors) -> list[models.Params]:
+    """The weights of the models beside the policy, wherever they are."""
+    found = []
+    if isinstance(actors.teacher, teachers.ModelTeacher) and actors.teacher.generator is not None:
+        found.append(actors.teacher.generator.params)
+    if isinstance(actors.localiser, PRM):
+        found.append(actors.localiser.model.params)
+    return found
+
+
 def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel:
     """The process reward model that the config names."""
     if not config.models.prm:
@@ -71,6 +82,7 @@ def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel
         dtype=config.dtype,
         mesh=_own_mesh(config, "prm", mesh),
         format=config.models.prm_format,
+        weights=config.models.prm_weights,
     )
     if config.placement.prm == "host":
         prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
@@ -123,7 +135,9 @@ def load_teacher(
             " directory)"
         )
     where = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(directory, dtype=config.dtype, mesh=where)
+    teacher_config, params = models.load(
+        directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
+    )
     rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(

@@ -14,13 +14,15 @@ from jax.sharding import Mesh
 
 from scope_jax import learning, models, rollout, streams
 from scope_jax.configuration import TrainConfig
+from scope_jax.devices.hosts import from_main, is_main
+from scope_jax.devices.memory import device_memory, local_bytes, on_device
 from scope_jax.devices.mesh import to_device_memory, to_host_memory
 from scope_jax.devices.programs import program
-from scope_jax.devices.shapes import fine_width
-from scope_jax.training.actors import Actors
+from scope_jax.training.actors import Actors, resident_models
+from scope_jax.training.recompute import chosen_remat
+from scope_jax.training.widths import buckets_and_passes, pack_sizes
 from scope_jax.types import Rollout
 
-WIDTHS = 4  # of length buckets, at most: each is a program to compile
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
 
@@ -61,24 +63,6 @@ def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "
     if loss.teacher_term == "importance":
         inputs["teacher_logp"] = "sampler"
     return inputs
-
-
-def buckets_and_passes(
-    groups: int, group: int, length_buckets: int, micro_batches: int
-) -> tuple[int, int]:
-    """(length buckets that the rows of an update are divided into, micro-batches of each bucket)
-    for `groups` groups of `group` rows."""
-    buckets = math.gcd(groups, length_buckets)
-    return buckets, math.gcd(groups // buckets * group, max(micro_batches // buckets, 1))
-
-
-def pack_sizes(config: TrainConfig) -> learning.PackSizes:
-    """The widths of an update's rows: the most that the config allows; in length buckets, parts of
-    that too, as many as buckets and at most four."""
-    prompt, most = fine_width(config.rollout.prompt_tokens), fine_width(config.rollout.new_tokens)
-    count = min(config.training.length_buckets, WIDTHS)
-    shares = {min(fine_width(-(-most * part // count)), most) for part in range(1, count + 1)}
-    return learning.PackSizes((prompt,), tuple(sorted(shares)))
 
 
 def bucketed_together(config: TrainConfig, group: int) -> int:
@@ -138,6 +122,7 @@ class Learner:
         self.state = learning.init_state(
             weights, learning.make_optimizer(self.spec.optimizer), kept
         )
+        self.remat = self._chosen_remat(actors)
 
     # ---- moves
 
@@ -241,6 +226,20 @@ class Learner:
 
     # ---- parts
 
+    def _chosen_remat(self, actors: Actors) -> learning.Remat:
+        """What updates compute again in the backward pass; said once where it is decided here."""
+        if (given := self.config.training.remat) != "auto":
+            return given
+        trained = (self.state.params, self.state.opt_state)
+        others = on_device((self.start, resident_models(actors)))
+        # Processes may have devices with more or less memory; all decide as the first one does.
+        limit = from_main(device_memory(self.mesh))
+        resident = local_bytes(trained) + local_bytes(others)
+        choice = chosen_remat(self.config, self.model, self.mesh, resident, limit)
+        if is_main():
+            print(choice.line(), flush=True)
+        return choice.remat
+
     def _params(self) -> models.Params:
         """The weights as they are now, in the dtype in use."""
         trained = to_device_memory(self.state.params)
@@ -271,7 +270,7 @@ class Learner:
         buckets, passes = buckets_and_passes(
             groups, batch.group, self.config.training.length_buckets, micro_batches
         )
-        model = dataclasses.replace(self.model, remat=self.config.training.remat)
+        model = dataclasses.replace(self.model, remat=self.remat)
         update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
         arrays = dict(batch.arrays)
         on, off = _token_weights(batch.rows, spec.loss, include_B=arrays.pop("include", None))

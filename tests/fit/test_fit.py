@@ -19,6 +19,7 @@ from support.fixtures import TINY, mesh_of, on_mesh
 
 from scope_jax import learning, models
 from scope_jax.configuration import default_config, set_method, train_config
+from scope_jax.devices.memory import local_bytes
 from scope_jax.fit import command, hlo, largest, lint, measure, table, topology
 from scope_jax.fit.costs import (
     attention_flops,
@@ -31,12 +32,14 @@ from scope_jax.fit.costs import (
     update_work,
 )
 from scope_jax.fit.known_models import model_shapes
-from scope_jax.fit.programs import Models, plan
-from scope_jax.fit.shapes import for_decoding, laid_out_like, local_bytes, train_state
+from scope_jax.fit.programs import plan
+from scope_jax.fit.shapes import Models, for_decoding, laid_out_like, train_state
 from scope_jax.fit.topology import parse_topology
+from scope_jax.learning.recompute import Used, temporaries
 from scope_jax.models.weights import weight_table
 from scope_jax.rollout import SampleSpec, from_prompts
 from scope_jax.sweep.runs import config_of
+from scope_jax.training.recompute import update_shapes
 
 # The function of this name hides its module in the package.
 generate_module = importlib.import_module("scope_jax.rollout.generate")
@@ -293,6 +296,28 @@ def test_traffic_of_a_program_by_hand():
     assert outer.traffic.network == 4 * 200 + 4_000_000
     assert outer.traffic.collectives == 5
     assert report.decode is outer
+
+
+def test_tiles_that_are_read_as_others_move_nothing():
+    """A slice of 8-bit weights: inside the fused computation the compiler names the whole array in
+    tiles of 8 rows, in place."""
+    relaid = """%relaid (input: bf16[4,100]) -> bf16[4,100] {
+  %input = bf16[4,100]{1,0:T(32,128)} parameter(0)
+  ROOT %copy.9 = bf16[4,100]{1,0:T(8,128)} copy(%input)
+}
+
+%fused_slice"""
+    text = HLO.replace("%fused_slice", relaid, 1).replace(
+        "  %slice.1 = bf16[1,100]{1,0} dynamic-slice(%param_0.1,",
+        "  %same.1 = bf16[4,100]{1,0:T(8,128)} fusion(%param_0.1), kind=kLoop,"
+        " output_to_operand_aliasing={{}: (0, {})}, calls=%relaid\n"
+        "  %slice.1 = bf16[1,100]{1,0} dynamic-slice(%same.1,",
+    )
+    assert text.count("%same.1") == 2
+    _, inner = hlo.HloProgram(text).report().loops
+    assert inner.traffic.hbm == 200 + 200
+    moved = text.replace(" output_to_operand_aliasing={{}: (0, {})},", "")
+    assert hlo.HloProgram(moved).report().loops[1].traffic.hbm == 800 + 200
 
 
 @pytest.mark.parametrize(
@@ -897,3 +922,38 @@ def test_heads_of_the_shipped_configs_can_be_split(name):
     assert found.policy.num_kv_heads % config.mesh.tensor == 0
     assert found.teacher is not None
     assert found.teacher.num_kv_heads % config.mesh.teacher.tensor == 0
+
+
+@needs_libtpu
+def test_int8_weights_are_read_as_8_bits(tmp_path):
+    """A teacher's step of decoding moves half as much, and holds no copy in another type."""
+    shapes = SMALL | {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 128}
+    (tmp_path / "config.json").write_text(json.dumps(shapes))
+    found = {}
+    for weights in ("auto", "int8"):
+        config = small_config(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(shapes))
+        config.mesh.fsdp = config.mesh.tensor = 1
+        config.models.teacher_weights, config.teacher.step_tokens = weights, 16
+        config.rollout.prompts, config.rollout.group = 2, 2
+        report = command.fit(config, parse_topology("v5e:1x1"), only=["teacher"])
+        found[weights] = report["programs"][0], report["held"]["teacher"]
+    (full, held), (int8, less) = found["auto"], found["int8"]
+    assert 0.45 < less / held < 0.65
+    assert int8["decode_step"]["hbm"] < 0.65 * full["decode_step"]["hbm"]
+    assert int8["temporaries"] < full["temporaries"] + 0.1 * less
+
+
+@needs_libtpu
+def test_what_is_foretold_of_an_update_is_near_what_is_compiled(tmp_path):
+    config = small_config(tmp_path)
+    config.mesh.fsdp = config.mesh.tensor = 1
+    config.training.remat, config.training.micro_batches = "dots", 1
+    report = command.fit(config, parse_topology("v5e:1x1"), only=["update"])
+    truth = report["programs"][0]["temporaries"]
+    settings = train_config(config)
+    mesh = mesh_of("1")
+    [shape] = update_shapes(settings, mesh)
+    used = Used(tuple(mesh.shape.items()), config.dtype, "float32")
+    found = temporaries(command.find_models(settings)[0].policy, "dots", shape, used)
+    assert 0.9 * truth < found < 2.5 * truth

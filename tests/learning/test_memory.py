@@ -431,7 +431,7 @@ def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
         ({"training.length_buckets": 0}, "config.training.length_buckets = 0 must be at least 1"),
         (
             {"training.remat": "all"},
-            "config.training.remat = 'all' is unknown; one of none, dots, layer",
+            "config.training.remat = 'all' is unknown; one of auto, none, dots, layer",
         ),
         (
             {"optimizer.moments": "int8"},

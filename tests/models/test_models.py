@@ -123,8 +123,8 @@ def test_log_probs_and_entropy_in_chunks(monkeypatch, temperature):
     spread = -(np.exp(table) * table).sum(-1)[:, :-1]
     for budget, chunk in ((heads.LOGITS_BUDGET, 16), (3 * 5 * TINY.vocab_size, 4), (1, 1)):
         monkeypatch.setattr(heads, "LOGITS_BUDGET", budget)
-        assert heads._chunk_size(3, 16, TINY.vocab_size, 1, budget) == chunk
-        assert heads._chunk_size(3, 16, TINY.vocab_size, 4, budget) == (16 if budget > 1 else 1)
+        assert heads.chunk_size(3, 16, TINY.vocab_size, 1, budget) == chunk
+        assert heads.chunk_size(3, 16, TINY.vocab_size, 4, budget) == (16 if budget > 1 else 1)
         # A function of its own for each budget: the number is read when the program is traced.
         compute = jax.jit(
             lambda p, t: models.token_logprobs(p, TINY, t, temperature=temperature, entropy=True)
