@@ -105,9 +105,8 @@ class Run:
             worker = self.worker_of(part)
         except WorkerDied as died:
             self.worker = None
-            return {"status": "failed", "why": str(died), "rows": [], "about": {}} | {
-                "seconds": time.monotonic() - begin
-            }
+            record = {"status": "failed", "why": str(died), "rows": [], "about": {}}
+            return record | {"seconds": time.monotonic() - begin}
         most = 3.0 if fault == "hang" else min(part.most, self.left)
         self.say(f"{part.name}: {part.about or part.kind} (at most {most:.0f} s)")
         # A worker ends a part by itself a little before it would be ended.
@@ -115,8 +114,9 @@ class Run:
         record = play(worker, order, most, self.heard)
         if record["why"].startswith(("given up", "the process")):
             self.worker = None
-        if part.name == "device":
-            record["about"] = dict(record["about"]) and record["about"] | {"size": self.size}
+        if record["why"].startswith("given up") and most < part.most and fault is None:
+            why = f"cut off after {most:.0f} s, at the end of the call"
+            record |= {"status": "skipped", "why": why}
         return record
 
     def heard(self, message: dict[str, Any]) -> None:

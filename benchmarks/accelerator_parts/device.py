@@ -19,9 +19,16 @@ from scope_jax.devices.mesh import make_mesh
 CALLS = 8  # queued behind each other, where one call is too short to be timed
 
 
-def start() -> None:
-    """Everything runs on the first device alone."""
+def start(chosen: bool) -> None:
+    """Everything runs on the first device alone. Raises RuntimeError where that is a CPU beside a
+    GPU that jax does not see, and the size was not `chosen`: a call for a GPU would be spent."""
     jax.set_mesh(make_mesh(devices=jax.devices()[:1]))
+    asked_for = os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if is_cpu() and not chosen and not asked_for and Path("/dev/nvidia0").exists():
+        raise RuntimeError(
+            "an NVIDIA GPU is here, and jax runs on the CPU: install the extra [cuda], or give"
+            " --tiny to measure the CPU"
+        )
 
 
 def first() -> Any:

@@ -138,7 +138,8 @@ def environment() -> dict[str, str]:
 def play(
     worker: Worker, order: dict[str, Any], most: float, heard: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """The record of one part: {"status", "why", "seconds", "rows", "about"}. `most`: seconds after
+    """The record of one part: {"status", "why", "seconds", "rows", "about"}, and "trace" where it
+    failed. `most`: seconds after
     which the worker is ended. `heard` is told what the worker says."""
     record: dict[str, Any] = {"status": "failed", "why": "", "rows": [], "about": {}}
     begin = time.monotonic()
@@ -150,7 +151,7 @@ def play(
             if "about" in message:
                 record["about"] = message["about"]
             if "end" in message:
-                record |= {"status": message["end"], "why": message["why"]}
+                record |= {"status": message.pop("end")} | message
                 break
             heard(message)
     except TimeoutError:

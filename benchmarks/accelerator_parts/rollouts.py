@@ -43,8 +43,7 @@ def run(part: Part, work: Work) -> None:
     cache = seats * (size.prompt_tokens + budget) * limits.position_bytes(shape, size.dtype)
     held = limits.weights(shape) * limits.BYTES[size.dtype]
     kept = f"generator {shape.name}" in work.kept
-    # Twice each: another layout of the weights, a moment in which the cache is there twice.
-    work.need_memory(2 * cache + (1 if kept else 2) * held)
+    work.need_memory(1.2 * cache + (0.1 if kept else 1.1) * held)
     call = rollout_call(work, budget, seats)
 
     # No row is to write more than its first token: the loop of decode steps is compiled, not run.

@@ -35,6 +35,8 @@ def place(torch: Any, work: Work) -> str:
     if cuda and ours in ("gpu", "cuda"):
         work.free_bytes = lambda: float(torch.cuda.mem_get_info()[0])
         work.peak_bytes = lambda: float(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        work.fresh_peak()
         return "cuda"
     return "cpu"
 
@@ -44,8 +46,7 @@ def run(part: Part, work: Work) -> None:
     device = place(torch, work)
     torch.manual_seed(0)
     shape = work.shape
-    needed = limits.update_bytes(shape) if part.name == "torch-update" else limits.weights(shape)
-    work.need_memory(1.2 * needed + 2e9 * (device == "cuda"))
+    work.need_memory(1.2 * bytes_needed(part, work) + 2e9 * (device == "cuda"))
     config = transformers.Qwen2Config(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
@@ -81,6 +82,16 @@ def run(part: Part, work: Work) -> None:
     measure(work, torch, model, device, wait)
     if device == "cuda":
         torch.cuda.empty_cache()
+
+
+def bytes_needed(part: Part, work: Work) -> float:
+    """Weights with keys and values, or what an update holds."""
+    size, shape = work.size, work.shape
+    if part.name == "torch-update":
+        return limits.update_bytes(shape)
+    positions = size.prompts * size.group * (size.prompt_tokens + size.new_tokens)
+    held = limits.weights(shape) * limits.BYTES[size.dtype]
+    return held + 1.5 * positions * limits.position_bytes(shape, size.dtype)
 
 
 def beside(work: Work, name: str, rate: float) -> dict[str, Any]:

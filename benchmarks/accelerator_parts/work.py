@@ -40,6 +40,10 @@ class Work:
         self._part, self._end, self.found = part, time.monotonic() + allowed, found
         self._peak = self.peak_bytes() or 0.0
 
+    def fresh_peak(self) -> None:
+        """The peak of memory counts from zero again."""
+        self._peak = 0.0
+
     @property
     def shape(self) -> Shape:
         """Of the model of this part."""

@@ -4,7 +4,7 @@ of JSON into the file descriptor that its first argument names.
     python worker.py FD SIZE jax|torch
 
 SIZE "auto": the smallest on a CPU, else the full one. What it sends: {"ready": size}, then for each
-part any number of {"say"} and {"row"} and at last {"end": status, "why"}.
+part any number of {"say"}, {"row"} and {"about"}, and at last {"end": status, "why", "trace"}.
 """
 
 import gc
@@ -38,7 +38,7 @@ def main() -> None:
         if kind == "jax":
             from accelerator_parts import device
 
-            device.start()
+            device.start(chosen=size != "auto")
             size = size if size != "auto" else "tiny" if device.is_cpu() else "full"
             work = Work(plan.SIZES[size], send)
             work.free_bytes, work.peak_bytes = device.free_bytes, device.peak_bytes
@@ -80,9 +80,10 @@ def measured(work: Work, order: dict[str, Any]) -> dict[str, Any]:
     except Skip as skip:
         return {"end": "skipped", "why": str(skip)}
     except Exception as error:
-        traceback.print_exc()
+        lines = traceback.format_exc().splitlines()
+        print("\n".join(lines[-8:]), file=sys.stderr, flush=True)
         work.kept.clear()
-        return {"end": "failed", "why": one_line(error)}
+        return {"end": "failed", "why": one_line(error), "trace": lines[-60:]}
     finally:
         work.pretend_large = False
         gc.collect()
