@@ -145,3 +145,90 @@ def test_the_table():
     )
     assert lines[1][:2] == ("p", "SKIPPED: w") and not any(lines[1][2:])
     assert [table.seconds(x) for x in (None, 2000.0, 1.5, 3e-6)] == ["", "2,000 s", "1.5 s", "3 us"]
+
+
+# ---- what only an accelerator shows, with devices and memory that are made up
+
+
+class Device:
+    """A device that says what it was told to say of its memory."""
+
+    platform = "gpu"
+    device_kind = "NVIDIA H100 80GB HBM3"
+
+    def __init__(self, stats):
+        self.stats = stats
+
+    def memory_stats(self):
+        if isinstance(self.stats, Exception):
+            raise self.stats
+        return self.stats
+
+
+@pytest.mark.parametrize(
+    ("stats", "free", "peak"),
+    [
+        ({"bytes_limit": 70e9, "bytes_in_use": 20e9, "peak_bytes_in_use": 50e9}, 50e9, 50e9),
+        ({"bytes_limit": 70e9}, 70e9, None),
+        ({}, None, None),
+        (None, None, None),
+        (NotImplementedError("no statistics"), None, None),
+    ],
+)
+def test_memory_as_devices_tell_it(monkeypatch, stats, free, peak):
+    from accelerator_parts import device
+
+    monkeypatch.setattr(device, "first", lambda: Device(stats))
+    assert (device.free_bytes(), device.peak_bytes()) == (free, peak)
+    assert device.peaks(1.0, 2.0) == {
+        "flops": 989.4e12,
+        "hbm_rate": 3.35e12,
+        "source": "published of h100",
+    }
+    monkeypatch.setattr(Device, "device_kind", property(lambda self: 1 / 0))
+    assert device.peaks(1.0, 2.0) == {"flops": 2.0, "hbm_rate": 1.0, "source": "measured"}
+
+
+def test_an_update_that_runs_out_of_memory_is_tried_in_smaller_parts(monkeypatch):
+    import jax
+    from accelerator_parts import device, training, work
+
+    sent = []
+    doing = work.Work(plan.SIZES["tiny"], sent.append)
+    doing.begin(next(part for part in plan.PARTS if part.name == "update"), 100.0, {})
+    asked = []
+
+    def train_on(work, made, rows):
+        asked.append(made.config.training.micro_batches)
+        if len(asked) == 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        return {"loss/total": 0.0}
+
+    monkeypatch.setattr(training, "train_on", train_on)
+    with jax.set_mesh(device.make_mesh(devices=jax.devices()[:1])):
+        _, metrics, words = training.first_update(doing, None)
+        assert asked == [1, 4] and metrics == {"loss/total": 0.0}
+        assert words.startswith("remat ") and "micro-batches of 1 rows" in words
+        assert words.endswith("micro-batches of 4 rows: out of memory)")
+        # Nothing is hidden that is not about memory.
+        doing.kept.clear()
+        monkeypatch.setattr(training, "train_on", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            training.first_update(doing, None)
+    # Micro-batches by what is free beside 20 bytes a weight.
+    doing.size = plan.FULL
+    state = limits.update_bytes(plan.QWEN_1_5B)
+    assert state == pytest.approx(30.9e9, rel=0.01)
+    passes = [training.likely_passes(doing, free) for free in (None, 72e9, 45e9, 35e9, 1e9)]
+    assert passes == [1, 1, 2, 8, 64]
+
+
+def test_rollouts_that_would_take_too_long_are_cut(monkeypatch):
+    from accelerator_parts.rollouts import fitted
+    from accelerator_parts.work import Skip
+
+    # 31 steps took 0.31 s: 99 steps at half as much again are 1.5 s.
+    assert fitted([100, 50], 2, 0.31, 10.0) == ([100, 50], "")
+    assert fitted([100, 50], 2, 0.31, 0.93) == ([50, 25], "; lengths cut to 50% for time")
+    with pytest.raises(Skip, match="0 s left, needs about 1"):
+        fitted([100, 50], 2, 0.31, 0.1)
