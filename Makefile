@@ -20,11 +20,11 @@ BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo test lint oracles fit oldest bench kills long clean
+.PHONY: help setup demo test lint oracles fit oldest bench accelerator kills long clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
 	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) WORKERS=$(WORKERS) ARGS=..."
 
 setup: $(READY)  ## the environment in .venv (the other targets call this; done once)
@@ -81,6 +81,9 @@ oldest: $(OLDEST_READY)  ## tests of models and tokenizers with the oldest versi
 
 bench: $(READY)  ## side by side with transformers + TRL and Tunix (makes their environments; about an hour)
 	"$(BIN)/python" benchmarks/side_by_side.py $(ARGS)
+
+accelerator: $(READY)  ## everything on one GPU or TPU chip, eight minutes at most (EXTRAS=test,cuda or test,tpu)
+	"$(BIN)/python" benchmarks/accelerator.py $(ARGS)
 
 kills: $(READY)  ## tiny runs killed at random moments until they finish, against undisturbed ones (minutes)
 	@"$(BIN)/python" tests/kill_runs.py $(ARGS)
