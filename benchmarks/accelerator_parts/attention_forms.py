@@ -2,6 +2,7 @@
 jax.nn as a yardstick where they run."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,26 +27,34 @@ def run(part: Part, work: Work) -> None:
     most = max(rows * limits.pairs(positions) for rows, positions in size.whole_rows)
     work.need_memory(4 * 4 * 2 * most * shape.heads)
     for rows, positions in size.whole_rows:
-        forms = WHOLE | yardsticks()
+        forms = whole_forms() | yardsticks()
         seen = rows * limits.pairs(positions)
         compare(work, f"causal {rows} x {positions}", forms, draws(work, rows, positions), seen)
     W, M, C = size.packed_row
-    seen_P = jnp.full((1,), W, jnp.int32)
-    packed = {name: functools.partial(form, W, M, seen_P) for name, form in PACKED.items()}
     seen = limits.pairs(W) + M * limits.pairs(C, W)
     arrays = draws(work, 1, W + M * C)
-    compare(work, f"shared prompt {W} + {M} x {C}", packed, arrays, seen)
+    compare(work, f"shared prompt {W} + {M} x {C}", packed_forms(W, M), arrays, seen)
     decode(work, shape.heads // shape.kv_heads)
 
 
-def shared(W: int, M: int, seen_P: jax.Array, q: Any, k: Any, v: Any) -> jax.Array:
-    return attention.shared_prompt(q, k, v, W, M, seen_P)
+def whole_forms() -> dict[str, Form]:
+    """Those that the library has on this device. The others are compared with the first, which must
+    not fail."""
+    forms: dict[str, Form] = {"plain": attention.causal}
+    if (kernel := attention.kernel_here()) != "plain":
+        forms[kernel] = functools.partial(attention.causal, kernel=kernel)
+    return forms
 
 
-# The forms that the library has: of whole rows, and of packed ones. The others are compared with
-# the first, which must not fail.
-WHOLE: dict[str, Form] = {"library": attention.causal}
-PACKED: dict[str, Callable[..., jax.Array]] = {"library": shared}
+def packed_forms(W: int, M: int) -> dict[str, Form]:
+    """The same of packed rows: merged from two sources, or unpacked for the kernel."""
+    packed = attention.Packed(W, M, jnp.full((1,), W - 1, jnp.int32))
+
+    def form(kernel: attention.Kernel) -> Form:
+        return lambda q, k, v: attention.shared_prompt(q, k, v, packed, kernel=kernel)[:, W:]
+
+    kernels = dict.fromkeys(("plain", attention.kernel_here()))
+    return {kernel: form(kernel) for kernel in kernels}
 
 
 def draws(work: Work, rows: int, positions: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -122,23 +131,69 @@ def compare(
 
 
 def decode(work: Work, group: int) -> None:
-    """One query per row over a cache that is full."""
+    """One query per row over a cache that is full, and one of which rows fill a quarter to a half:
+    what the second costs of the first says whether a form reads what is there or all of it."""
     shape, (rows, positions) = work.shape, work.size.decode_step
     K, H, dtype = shape.kv_heads, shape.head_size, jnp.dtype(work.size.dtype)
     keys = jax.random.split(jax.random.key(1), 3)
     q = jax.random.normal(keys[0], (rows, K, group, H), dtype)
-    k, v = (jax.random.normal(key, (rows, K, positions, H), dtype) for key in keys[1:])
-    seen = jnp.ones((rows, positions), bool)
-    form = jax.jit(attention.cached)
-    compiling, _ = clocked(lambda: jax.block_until_ready(form(q, k, v, seen)))
-    seconds = repeated(form, q, k, v, seen)
-    read = rows * positions * limits.position_bytes(shape, work.size.dtype) / shape.layers
-    work.add(
-        f"decode step {rows} rows x {positions}, library",
-        seconds=seconds,
-        compile_seconds=compiling,
-        rate=read / seconds / 1e9,
-        rate_unit="GB/s",
-        share=read / seconds / work.peaks["hbm_rate"],
-        of="memory",
-    )
+    kept = tuple(jax.random.normal(key, (rows, K, positions, H), dtype) for key in keys[1:])
+    lengths = {
+        "full": jnp.full((rows,), positions, jnp.int32),
+        "part": jnp.linspace(positions // 4, positions // 2, rows).astype(jnp.int32),
+    }
+    for name, (layout, form) in decode_forms(rows).items():
+        cache = tuple(jnp.transpose(x, ["BKSH".index(axis) for axis in layout]) for x in kept)
+        try:
+            run = jax.jit(form)
+            compiling, _ = clocked(
+                lambda r=run, c=cache: jax.block_until_ready(r(q, *c, lengths["full"]))
+            )
+            for fill, length in lengths.items():
+                seconds = repeated(run, q, *cache, length)
+                there = float(jnp.sum(length))
+                read = there * limits.position_bytes(shape, work.size.dtype) / shape.layers
+                work.add(
+                    f"decode step {rows} rows x {positions}, {fill}, {name}",
+                    seconds=seconds,
+                    compile_seconds=compiling,
+                    rate=read / seconds / 1e9,
+                    rate_unit="GB/s",
+                    share=read / seconds / work.peaks["hbm_rate"],
+                    of="memory",
+                )
+        except Exception as error:
+            if name == "plain":
+                raise
+            work.say(f"decode step, {name}: {one_line(error)}")
+
+
+def decode_forms(rows: int) -> dict[str, tuple[str, Callable[..., jax.Array]]]:
+    """{name: (axes of keys and values, form(q, k, v, length))}; queries are [B, K, G, H]."""
+    layout = ("BKSH", "BKSH", "BKS")
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+        return attention.cached(q, (k, v, None, None), length, layout=layout)
+
+    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+        lanes = attention.Blocks(min(256, k.shape[2]), math.gcd(rows, 8))
+        return attention.blockwise(q, (k, v, None, None), length, lanes, layout=layout)
+
+    def heads_apart(q: jax.Array, k: jax.Array, v: jax.Array, length: jax.Array) -> jax.Array:
+        """Not the library's: each head a query of its own, as cuDNN is usually called."""
+        out = jax.nn.dot_product_attention(
+            q.reshape(rows, 1, -1, q.shape[-1]),
+            k,
+            v,
+            key_value_seq_lengths=length,
+            implementation="cudnn",
+        )
+        return out.reshape(q.shape)
+
+    forms: dict[str, tuple[str, Callable[..., jax.Array]]] = {"plain": ("BKSH", plain)}
+    if jax.default_backend() != "gpu":  # where each trip of such a loop waits for the host
+        forms["blocks"] = ("BKSH", blocks)
+    if attention.kernel_here() == "cudnn":
+        forms["cudnn"] = ("BSKH", attention.cudnn)
+        forms["cudnn, heads apart"] = ("BSKH", heads_apart)
+    return forms

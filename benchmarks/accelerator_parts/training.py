@@ -1,15 +1,15 @@
 """An update, a whole step and the scores of a process reward model, by the classes that a training
-run uses. Micro-batches and remat are what the library's settings say by default, as far as that
-fits into memory."""
+run uses: in micro-batches of a few rows, with the library's own choice of what is computed again; in
+smaller ones where that runs out of memory."""
 
 import types
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
 
 from accelerator_parts import limits
-from accelerator_parts.device import free_bytes, is_cpu, model_config
+from accelerator_parts.device import model_config
 from accelerator_parts.plan import Part
 from accelerator_parts.work import Work, clocked
 from scope_jax import learning, models, rollout
@@ -29,13 +29,13 @@ def run(part: Part, work: Work) -> None:
 # ---- the settings
 
 
+# Rows of a micro-batch: with few, what the layers hold fits and nothing is computed again.
+MICRO_BATCH = 8
+
+
 def settings(work: Work, passes: int) -> TrainConfig:
     """The config of a training run with these sizes."""
     size = work.size
-    default = sections.TrainingConfig()
-    # Where the library does not choose and its default keeps everything for the backward pass, a
-    # model of a real size does not fit.
-    plain = "auto" not in get_args(sections.Remat) and not is_cpu()
     return TrainConfig(
         dtype=size.dtype,
         rollout=sections.RolloutConfig(
@@ -44,23 +44,13 @@ def settings(work: Work, passes: int) -> TrainConfig:
             prompt_tokens=size.prompt_tokens,
             new_tokens=size.update_tokens,
         ),
-        training=sections.TrainingConfig(
-            micro_batches=passes, remat="layer" if plain else default.remat
-        ),
+        training=sections.TrainingConfig(micro_batches=passes),
     )
 
 
-def likely_passes(work: Work, free: float | None) -> int:
-    """As many micro-batches as the library has by default, or more where the layers' inputs and a
-    layer's own values, by a rough count, are more than is free beside the weights."""
-    size, shape = work.size, work.shape
-    rows, passes = size.update_prompts * size.group, sections.TrainingConfig().micro_batches
-    slots = size.update_prompts * (size.prompt_tokens + size.group * size.update_tokens)
-    each = 2 * (shape.layers * shape.hidden + 16 * shape.hidden + 6 * shape.ffn)
-    room = float("inf") if free is None else 0.8 * (free - limits.update_bytes(shape))
-    while passes < rows and rows % (2 * passes) == 0 and slots * each / passes > room:
-        passes *= 2
-    return passes
+def first_passes(work: Work) -> int:
+    """Micro-batches of MICRO_BATCH rows, or fewer."""
+    return max(work.size.update_prompts * work.size.group // MICRO_BATCH, 1)
 
 
 def learner(work: Work) -> tuple[Learner, str]:
@@ -69,19 +59,19 @@ def learner(work: Work) -> tuple[Learner, str]:
     work.only(name)
     if name not in work.kept:
         work.need_memory(1.1 * limits.update_bytes(work.shape))
-        work.kept[name] = new_learner(work, likely_passes(work, free_bytes()))
+        work.kept[name] = new_learner(work, first_passes(work))
     made = work.kept[name]
     rows = work.size.update_prompts * work.size.group
     training = made.config.training
     each = rows // training.micro_batches
-    return made, f"remat {training.remat}, micro-batches of {each} rows"
+    return made, f"remat {made.remat}, micro-batches of {each} rows"
 
 
 def new_learner(work: Work, passes: int) -> Learner:
     config, mesh = model_config(work.shape), current_mesh()
     params = models.init(config, jax.random.key(0), work.size.dtype, mesh)
     # Of the actors of a run, a learner takes the policy.
-    actors: Any = types.SimpleNamespace(config=config, params=params)
+    actors: Any = types.SimpleNamespace(config=config, params=params, teacher=None, localiser=None)
     return Learner(settings(work, passes), actors, mesh, jax.random.key(1))
 
 
