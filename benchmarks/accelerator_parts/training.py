@@ -1,5 +1,5 @@
 """An update, a whole step and the scores of a process reward model, by the classes that a training
-run uses: in micro-batches of a few rows, with the library's own choice of what is computed again; in
+run uses: in micro-batches of a few rows, the library choosing what is computed again; in
 smaller ones where that runs out of memory."""
 
 import types
