@@ -508,6 +508,8 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
         and by_name["evaluation"].facts.layer_cache > keys
     )
     assert by_name["update"].gone == {"policy for decoding", "teacher"}
+    # A layer's largest matrix: 256 x 512 in bfloat16, over two devices.
+    assert by_name["rollout"].facts.layer_weights == 256 * 512 * 2 / 2
 
 
 def test_more_programs_where_the_config_needs_them(tmp_path):
