@@ -101,10 +101,10 @@ def notes(topology: Topology, layers: int) -> list[str]:
 
 
 def cut(found: Models, layers: int) -> Models:
-    """The models with their first `layers` layers only. Raises ValueError for a number that is
-    none."""
-    if layers < 1:
-        raise ValueError(f"--layers={layers}: expected a number of layers from 1 on")
+    """The models with their first `layers` layers only. Raises ValueError for less than two: a loop
+    over one layer is no loop, and the programs would be others."""
+    if layers < 2:
+        raise ValueError(f"--layers={layers}: expected a number of layers from 2 on; 0: all")
 
     def first(model: ModelConfig | None) -> ModelConfig | None:
         if model is None:
@@ -182,7 +182,9 @@ FLAGS = (
     cli.Flag("topology", "TPU slice or GPUs, such as v5e:2x4, v5p:2x2x4, h100:8", required=True),
     cli.Flag("only", "Names of programs, such as rollout,update; default all", [], list),
     cli.Flag("largest", "Look for the largest micro-batch and seats that fit, too", False, bool),
-    cli.Flag("layers", "Cut the models to so many layers, to read the programs; 0: all", 0, int),
+    cli.Flag(
+        "layers", "Cut the models to so many layers (2 or more), to read the programs", 0, int
+    ),
     cli.Flag("json", "Print the report as JSON", False, bool),
 )
 

@@ -536,8 +536,9 @@ def test_models_are_cut_to_their_first_layers():
     assert cut.prm is None
     assert command.cut(Models(deep), 3).policy.local_layers == (False, False, True)
     assert command.cut(Models(TINY), 99).policy.num_layers == TINY.num_layers
-    with pytest.raises(ValueError, match="--layers=-1: expected a number"):
-        command.cut(Models(TINY), -1)
+    for wrong in (-1, 1):
+        with pytest.raises(ValueError, match=f"--layers={wrong}: expected a number"):
+            command.cut(Models(TINY), wrong)
     (note,) = command.notes(parse_topology("h100:8"), 2)
     assert note.startswith("models cut to 2 layers")
     assert command.notes(parse_topology("v5e:2x4"), 0) == []
@@ -650,15 +651,15 @@ def test_a_config_is_compiled_for_gpus(tmp_path, monkeypatch):
     monkeypatch.delenv(gpu.SHARE, raising=False)
     config = small_config(tmp_path)
     h100 = parse_topology("h100:8")
-    report = command.fit(config, h100, only=["decode_layout", "rollout"], layers=1)
+    report = command.fit(config, h100, only=["decode_layout", "rollout"], layers=2)
     assert report["fits"]
     assert report["limit"] == h100.limit
     assert report["programs"][1]["tokens_per_s"] > 0
     text = table.table(report)
     assert "h100:8: 8 devices of 59.33 GiB (75% of 79.11 GiB" in text
-    assert "note: models cut to 1 layers" in text
+    assert "note: models cut to 2 layers" in text
     # The compiler refuses nothing: a program is held against what the allocator takes.
     monkeypatch.setenv(gpu.SHARE, "0.00001")
-    report = command.fit(config, h100, only=["decode_layout"], layers=1)
+    report = command.fit(config, h100, only=["decode_layout"], layers=2)
     assert not report["fits"] and report["programs"][0]["error"] == ""
     assert "too much" in table.table(report)
