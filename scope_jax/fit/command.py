@@ -152,6 +152,9 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `fit`."""
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(given.topology)
+    if topology.on_gpu:
+        # Without a GPU a program for one cannot be taken out of a cache again.
+        jax.config.update("jax_enable_compilation_cache", False)
     if workdir:
         try_place(workdir, "fit.json")
 
