@@ -87,7 +87,7 @@ def measure(
     _time(line, program, text, traffic, topology)
     line.warnings = lint.lint(text, traffic, facts(program, made, memory))
     if line.fits and line.needed > TIGHT * limit:
-        line.warnings.append(f"uses {line.needed / limit:.0%} of {topology.limit_is}")
+        line.warnings.append(f"uses {line.needed / limit:.0%} of the limit ({topology.limit_is})")
     return line
 
 

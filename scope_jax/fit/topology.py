@@ -93,8 +93,7 @@ def parse_topology(name: str) -> Topology:
     known = "; ".join(f"{kind}:{', '.join(found.examples)}" for kind, found in KINDS.items())
     kind, _, sides = name.strip().lower().partition(":")
     found = KINDS.get(kind)
-    numbers = r"[1-9]\d*(x[1-9]\d*){0,2}" if kind in gpu.KINDS else r"[1-9]\d*(x[1-9]\d*){1,2}"
-    if found is None or not re.fullmatch(numbers, sides):
+    if found is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", sides):
         raise ValueError(
             f"--topology={name!r}: expected kind:AxB or kind:AxBxC of TPUs, kind:N of GPUs; known:"
             f" {known}"

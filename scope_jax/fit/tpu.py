@@ -40,7 +40,7 @@ class TpuKind:
         if len(shape) != self.dimensions:
             raise ValueError(
                 f"--topology={name}: {self.chip.name} is a torus of {self.dimensions} dimensions;"
-                f" some of its slices: {some}"
+                f" expected kind:{'x'.join('ABC'[: self.dimensions])}, some of its slices: {some}"
             )
         if math.prod(shape) > 1 and any(side % 2 for side in shape[:2]):
             raise ValueError(
