@@ -50,6 +50,7 @@ def fit(
 
     Raises ValueError for a config, mesh, slice or model that makes no sense.
     """
+    limit = topology.limit  # asked for first: it may be none, and compiling takes minutes
     settings = train_config(config)
     found, sources = find_models(settings)
     if layers:
@@ -70,7 +71,7 @@ def fit(
     report = {
         "topology": topology.name,
         "devices": topology.devices,
-        "limit": topology.limit,
+        "limit": limit,
         "limit_is": topology.limit_is,
         "mesh": dict(made.programs[0].mesh.shape),
         "models": sources,
