@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE_VENV ?= .venv-oracles
-FIT_VENV ?= .venv-fit
+# Whose compiler make fit installs: fit (TPUs), fit-gpu (NVIDIA GPUs). Each has its environment.
+FIT ?= fit
+FIT_VENV ?= .venv-$(FIT)
 OLDEST_VENV ?= .venv-oldest
 # What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
 EXTRAS ?= test
@@ -68,9 +70,9 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
 
 $(FIT_READY): pyproject.toml constraints.txt
-	$(call environment,$(FIT_VENV),fit$(comma)test,constraints.txt)
+	$(call environment,$(FIT_VENV),$(FIT)$(comma)test,constraints.txt)
 
-fit: $(FIT_READY)  ## compile for TPU slices without one: the environment of scope_jax.fit, and its tests
+fit: $(FIT_READY)  ## compile for TPU slices (FIT=fit-gpu: GPUs) without one: the environment of scope_jax.fit, and its tests
 	@"$(FIT_VENV)/bin/python" -m pytest tests/fit $(ARGS)
 
 $(OLDEST_READY): pyproject.toml constraints-oldest.txt
@@ -92,5 +94,5 @@ long: $(READY)  ## the tests that take long each
 	@"$(BIN)/python" -m pytest -m long -n $(WORKERS) --dist worksteal $(ARGS)
 
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
-	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" "$(OLDEST_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .venv-fit-gpu "$(OLDEST_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  scope_jax.egg-info build

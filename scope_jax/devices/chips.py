@@ -35,3 +35,8 @@ CHIPS = (
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that JAX calls `device_kind`, None where it is not listed (CPUs are not)."""
     return next((chip for chip in CHIPS if device_kind.startswith(chip.kinds)), None)
+
+
+def chip(name: str) -> Chip:
+    """The chip that is listed by `name`. Raises KeyError."""
+    return {chip.name: chip for chip in CHIPS}[name]

@@ -1,13 +1,14 @@
-"""Will a config fit on a TPU slice, and how fast could it be? Compiles every program of the config
-for the slice, without one.
+"""Will a config fit on a TPU slice or a host of GPUs, and how fast could it be? Compiles every
+program of the config for them, without one.
 
     python -m scope_jax.fit --config=scope,math_1_5b --topology=v5e:2x4 [--config.mesh.fsdp=8 ...]
-        [--only=rollout,update] [--largest] [--json] [--workdir=DIR]
+        [--only=rollout,update] [--layers=2] [--largest] [--json] [--workdir=DIR]
 
-Needs libtpu (`pip install "scope_jax[fit]"`), which holds the compiler. Memory is what that
-compiler decided, a fact about the program; nothing is run, and seconds are a roofline: what the
-operations, the bytes moved or the network take at least, at published peaks. docs/scaling.md says
-what the columns mean. Exit code 1 where something does not fit, 2 for bad input.
+Needs the compiler: libtpu for TPUs (`pip install "scope_jax[fit]"`), JAX's CUDA plugin for GPUs
+(`scope_jax[fit-gpu]`). Memory is what that compiler decided, a fact about the program; nothing is
+run, and seconds are a roofline: what the operations, the bytes moved or the network take at least,
+at published peaks. docs/scaling.md says what the columns mean. Exit code 1 where something does
+not fit, 2 for bad input.
 """
 
 import dataclasses
@@ -39,17 +40,22 @@ def fit(
     *,
     only: Sequence[str] = (),
     largest: bool = False,
+    layers: int = 0,
     texts: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The report on `config` and `topology` as a JSON object. `only`: names of programs;
-    `largest`: look for the largest micro-batch and number of seats that fit too. `texts`: a
-    directory for the compiled programs, as text. `say` is told what is being compiled.
+    `largest`: look for the largest micro-batch and number of seats that fit too. `layers`: cut the
+    models to so many (0: all). `texts`: a directory for the compiled programs, as text. `say` is
+    told what is being compiled.
 
     Raises ValueError for a config, mesh, slice or model that makes no sense.
     """
+    limit = topology.limit  # asked for first: it may be none, and compiling takes minutes
     settings = train_config(config)
     found, sources = find_models(settings)
+    if layers:
+        found = cut(found, layers)
     slice_devices = devices(topology)
     made = plan(settings, found, slice_devices, topology.chip.hbm)
     known = [program.name for program in made.programs]
@@ -66,11 +72,12 @@ def fit(
     report = {
         "topology": topology.name,
         "devices": topology.devices,
-        "limit": topology.chip.hbm,
+        "limit": limit,
+        "limit_is": topology.limit_is,
         "mesh": dict(made.programs[0].mesh.shape),
         "models": sources,
         "held": made.held,
-        "notes": made.notes,
+        "notes": [*made.notes, *notes(topology, layers)],
         "programs": [dataclasses.asdict(line) for line in lines],
         "fits": all(line.fits for line in lines),
         "seconds_per_step": None if only else sum(line.seconds * line.runs for line in lines),
@@ -78,6 +85,43 @@ def fit(
     if largest:
         report["largest"] = find_largest(config, found, slice_devices, topology, lines, say)
     return report
+
+
+def notes(topology: Topology, layers: int) -> list[str]:
+    """What a reader of the report has to know about it."""
+    found = []
+    if layers:
+        found.append(
+            f"models cut to {layers} layers: to read the programs; memory and seconds are not"
+            " those of the whole models"
+        )
+    if topology.on_gpu and len(topology.shape) > 1:
+        found.append(
+            "the network's floor is that of NVLink inside a host; what goes between hosts is slower"
+        )
+    return found
+
+
+def cut(found: Models, layers: int) -> Models:
+    """The models with their first `layers` layers only. Raises ValueError for less than two: a loop
+    over one layer is no loop, and the programs would be others."""
+    if layers < 2:
+        raise ValueError(f"--layers={layers}: expected a number of layers from 2 on; 0: all")
+
+    def first(model: ModelConfig | None) -> ModelConfig | None:
+        if model is None:
+            return None
+        local = model.local_layers[:layers]
+        return dataclasses.replace(
+            model,
+            num_layers=min(layers, model.num_layers),
+            local_layers=local,
+            window=model.window if any(local) else 0,
+        )
+
+    policy = first(found.policy)
+    assert policy is not None
+    return Models(policy, first(found.teacher), first(found.prm))
 
 
 def find_models(config: TrainConfig) -> tuple[Models, dict[str, str]]:
@@ -110,6 +154,9 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `fit`."""
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(given.topology)
+    if topology.on_gpu:
+        # Without a GPU a program for one cannot be taken out of a cache again.
+        jax.config.update("jax_enable_compilation_cache", False)
     if workdir:
         try_place(workdir, "fit.json")
 
@@ -117,7 +164,15 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
         print(f"fit: {line} ...", file=sys.stderr, flush=True)
 
     texts = Path(workdir) / "programs" if workdir else None
-    report = fit(config, topology, only=given.only, largest=given.largest, texts=texts, say=say)
+    report = fit(
+        config,
+        topology,
+        only=given.only,
+        largest=given.largest,
+        layers=given.layers,
+        texts=texts,
+        say=say,
+    )
     record = json.dumps(report, indent=2)
     if workdir:
         write_atomically(Path(workdir) / "fit.json", record + "\n")
@@ -129,9 +184,12 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
 
 
 FLAGS = (
-    cli.Flag("topology", "The slice: kind:AxB or kind:AxBxC, such as v5e:2x4", required=True),
+    cli.Flag("topology", "TPU slice or GPUs, such as v5e:2x4, v5p:2x2x4, h100:8", required=True),
     cli.Flag("only", "Names of programs, such as rollout,update; default all", [], list),
     cli.Flag("largest", "Look for the largest micro-batch and seats that fit, too", False, bool),
+    cli.Flag(
+        "layers", "Cut the models to so many layers (2 or more), to read the programs", 0, int
+    ),
     cli.Flag("json", "Print the report as JSON", False, bool),
 )
 

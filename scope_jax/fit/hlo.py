@@ -1,20 +1,29 @@
-"""Reading a compiled program: bytes between HBM and the chip, bytes over the network, and forms of
-code that are slow.
+"""Reading a compiled program: bytes between HBM and the chip, and bytes over the network.
 
 The compiler's own `cost_analysis()` counts the body of a loop once and mixes on-chip with HBM
-traffic, so the optimised HLO text is read instead. Counted are operands and results of each
-operation that do not live on the chip (memory space `S(..)`), a slice as the slice, an update in
-place as the update, a loop's body as often as it runs. A loop that ends on data (decoding) has no
-number of trips: it is reported by itself, per trip. Padding of tiles is not counted.
+traffic (and says nothing at all for GPUs), so the optimised HLO text is read instead. Counted are
+operands and results of each operation that do not live on the chip (memory space `S(..)`), a slice
+as the slice, an update in place as the update, a loop's body as often as it runs. A loop that ends
+on data (decoding) has no number of trips: it is reported by itself, per trip, and so is one that
+stands inside it (attention over the positions that are filled). Padding of tiles is not counted.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from scope_jax.fit.hlo_text import (
+    Operation,
+    arrays,
+    elements_bytes,
+    in_hbm,
+    read_program,
+    received,
+)
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Operations that move nothing, or are counted at their other half.
+# Operations that move nothing, or are counted where they start.
 FREE = frozenset(
     [
         "parameter",
@@ -27,53 +36,9 @@ FREE = frozenset(
         "replica-id",
         "iota",
         "opt-barrier",
-        "copy-done",
-        "slice-done",
-        "async-done",
-        "async-update",
-        "all-gather-done",
-        "all-reduce-done",
-        "collective-permute-done",
         "domain",
     ]
 )
-SIZES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "f64": 8,
-    "s64": 8,
-}
-
-_ARRAY = re.compile(r"\b(pred|bf16|f\d+\w*|[su]\d+)\[([\d,]*)\](\{[^}]*\})?")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"(calls|body|condition|to_apply)=%?([\w.\-]+)")
-_BRANCHES = re.compile(
-    r"branch_computations=\{([^}]*)\}|true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)"
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Operation:
-    """One line of a computation. shape: its text. rest: what follows the operands."""
-
-    name: str
-    shape: str
-    kind: str
-    operands: tuple[str, ...]
-    rest: str
-    root: bool
-
-    def called(self, role: str) -> str | None:
-        return next((name for key, name in _CALLED.findall(self.rest) if key == role), None)
 
 
 @dataclasses.dataclass
@@ -93,15 +58,24 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """A loop of a program. trips: None where it ends on data. path: the trips of the loops around
-    it. traffic: of one trip, without the loops that end on data inside; around_open: whether there
-    are any."""
+    """A loop of a program. trips: None where it ends on data (an open loop). path: the trips of the
+    loops around it. traffic: of one trip, without the open loops inside. parts: (loop, how often
+    one trip comes to it) for open loops that are a part of the trip's work, such as a layer's
+    attention. around_open: whether there are other open loops inside."""
 
     body: str
     trips: int | None
     path: tuple[int | None, ...]
     traffic: Traffic
+    parts: tuple[tuple["Loop", float], ...] = ()
     around_open: bool = False
+
+    def trip(self, trips: Callable[["Loop"], float]) -> Traffic:
+        """Of one trip, with `trips(part)` trips of each part whenever it is come to."""
+        total = dataclasses.replace(self.traffic)
+        for part, times in self.parts:
+            total.add(part.trip(trips), times * trips(part))
+        return total
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,62 +87,79 @@ class HloReport:
 
     @property
     def decode(self) -> Loop | None:
-        """The loop that ends on data and has no such loop inside, with the most traffic in a trip:
-        a token for every row."""
+        """The open loop that makes a token for every row: the one with the most traffic in a trip,
+        of those that have no open loop inside but parts of their own, and are no parts."""
+        parts = {part.body for loop in self.loops for part, _ in loop.parts}
         inner = [
             loop
             for loop in self.loops
-            if loop.trips is None and loop.traffic.hbm and not loop.around_open
+            if loop.trips is None
+            and loop.traffic.hbm
+            and not loop.around_open
+            and loop.body not in parts
         ]
         return max(inner, key=lambda loop: loop.traffic.hbm, default=None)
+
+
+# Open loops inside a computation, and how often it comes to each.
+_Open = list[tuple[Loop, float]]
 
 
 class HloProgram:
     """A compiled program, read from its text."""
 
     def __init__(self, text: str):
-        self.parts: dict[str, dict[str, Operation]] = {}
-        self.entry = ""
-        part: dict[str, Operation] = {}
-        for line in text.splitlines():
-            if head := _HEAD.match(line):
-                part = self.parts.setdefault(head[2], {})
-                self.entry = head[2] if head[1] else self.entry
-            elif found := _LINE.match(line):
-                operation = _read(found[2], found[3], bool(found[1]))
-                part[operation.name] = operation
+        self.parts, self.entry = read_program(text)
 
     # ---- what moves
 
     def report(self) -> HloReport:
         loops: list[Loop] = []
-        return HloReport(self._walk(self.entry, (), loops), loops)
+        return HloReport(self._walk(self.entry, (), loops)[0], loops)
 
-    def _walk(self, name: str, path: tuple[int | None, ...], loops: list[Loop]) -> Traffic:
-        total = Traffic()
+    def _walk(
+        self, name: str, path: tuple[int | None, ...], loops: list[Loop]
+    ) -> tuple[Traffic, _Open]:
+        """(traffic of a computation without open loops, the open loops that it comes to)."""
+        total, inside = Traffic(), _Open()
         for op in self.parts[name].values():
+            moved, opened, times = Traffic(), _Open(), 1
             if op.kind == "while":
-                body, trips = op.called("body") or "", self.trips(op)
-                place = len(loops)
-                inside = self._walk(body, (*path, trips), loops)
-                around_open = any(loop.trips is None for loop in loops[place:])
-                loops.insert(place, Loop(body, trips, path, inside, around_open))
-                if trips is not None:
-                    total.add(inside, trips)
+                moved, opened, times = self._loop(op, path, loops)
             elif op.kind == "conditional":
-                branches = [self._walk(branch, path, loops) for branch in _branches(op)]
-                total.add(max(branches, key=lambda traffic: traffic.hbm, default=Traffic()))
+                branches = [self._walk(branch, path, loops) for branch in op.branches]
+                moved, opened = max(branches, key=_weight, default=(Traffic(), _Open()))
             elif op.kind == "call":
-                total.add(
-                    self._walk(op.called("to_apply") or op.called("calls") or "", path, loops)
-                )
+                called = op.called("to_apply") or op.called("calls") or ""
+                moved, opened = self._walk(called, path, loops)
             else:
-                total.add(self.cost(op, name))
-        return total
+                moved = self.cost(op, name)
+            total.add(moved, times)
+            inside += [(loop, often * times) for loop, often in opened]
+        return total, inside
+
+    def _loop(
+        self, op: Operation, path: tuple[int | None, ...], loops: list[Loop]
+    ) -> tuple[Traffic, _Open, int]:
+        """(traffic of a trip, open loops that a trip comes to, trips) of a loop, as those around it
+        see it; it is put into `loops`, before those inside."""
+        body, trips = op.called("body") or "", self.trips(op)
+        place = len(loops)
+        inside, opened = self._walk(body, (*path, trips), loops)
+        parts = tuple(_parts(opened)) if trips is None else ()
+        loop = Loop(body, trips, path, inside, parts, around_open=len(parts) < len(opened))
+        loops.insert(place, loop)
+        if trips is None:
+            return Traffic(), [(loop, 1)], 1
+        return inside, opened, trips
 
     def cost(self, op: Operation, part: str) -> Traffic:
         """Of one operation of a computation, without loops and calls."""
-        if op.kind in FREE or op.name.startswith("async-collective-done"):
+        if (
+            op.kind in FREE
+            or op.kind.endswith(("-done", "-update"))
+            or op.name.startswith("async-collective-done")
+        ):
             return Traffic()
         moved = Traffic(hbm=self._hbm(op, part))
         for collective in self.collectives_of(op):
@@ -181,7 +172,7 @@ class HloProgram:
         with one that was started."""
         if op.kind.removesuffix("-start") in COLLECTIVES:
             yield op
-        elif op.kind in ("fusion", "async-start") and (inner := op.called("calls")):
+        elif inner := op.fused:
             starts = not op.name.startswith("async-collective-done")
             for held in self.parts.get(inner, {}).values():
                 going_on = "chain_id" in held.rest and "async-collective-start" not in op.name
@@ -189,19 +180,13 @@ class HloProgram:
                     yield held
 
     def _hbm(self, op: Operation, part: str) -> float:
+        if op.fused in self.parts:
+            return self.read(op, part) + self.written(op)
         shapes = [self._shape(part, name) for name in op.operands]
-        if op.kind in ("fusion", "async-start") and (inner := op.called("calls")) in self.parts:
-            read = sum(
-                min(in_hbm(shape), self._read_of(inner or "", n, shape))
-                for n, shape in enumerate(shapes)
-            )
-            return read + self._written(inner or "", op.shape)
         if op.kind == "copy-start":
             return in_hbm(op.shape)
         if op.kind == "slice-start":
-            # ((operand), result, ...)
-            result = op.shape[_closing(op.shape[1:], 0) + 2 :]
-            return elements_bytes(result) + in_hbm(result)
+            return elements_bytes(op.result) + in_hbm(op.result)
         if op.kind in ("dynamic-slice", "slice"):
             size = min([elements_bytes(op.shape), *(in_hbm(shape) for shape in shapes[:1])])
             return size + min(in_hbm(op.shape), size)
@@ -210,11 +195,19 @@ class HloProgram:
             return min(in_hbm(shapes[1]), update) + min(in_hbm(op.shape), update)
         if op.kind == "gather":
             return min(in_hbm(shapes[0]), elements_bytes(op.shape)) + in_hbm(op.shape)
-        return sum(in_hbm(shape) for shape in shapes) + in_hbm(op.shape)
+        return sum(in_hbm(shape) for shape in shapes) + in_hbm(op.result)
 
     def _shape(self, part: str, name: str) -> str:
         found = self.parts[part].get(name)
         return found.shape if found else ""
+
+    def read(self, op: Operation, part: str) -> float:
+        """How much a fusion, or what it starts, reads from HBM."""
+        shapes = [self._shape(part, name) for name in op.operands]
+        return sum(
+            min(in_hbm(shape), self._read_of(op.fused or "", n, shape))
+            for n, shape in enumerate(shapes)
+        )
 
     def _read_of(self, part: str, number: int, shape: str) -> float:
         """How much of its parameter `number` a fused computation reads: slices of it where that is
@@ -252,11 +245,12 @@ class HloProgram:
         root = next((o for o in self.parts[op.called("calls") or ""].values() if o.root), None)
         return root is not None and root.kind == "copy"
 
-    def _written(self, part: str, shape: str) -> float:
-        """How much of its results a fused computation writes to HBM: of one that is its parameter,
+    def written(self, op: Operation) -> float:
+        """How much a fusion, or what it starts, writes to HBM: of a result that is its parameter,
         updated in place, the update; of one that is its parameter, handed on, nothing."""
+        part, shape = op.fused or "", op.result
         root = next((op for op in self.parts[part].values() if op.root), None)
-        results = [f"{text}{layout}" for text, layout in _arrays(shape)]
+        results = [f"{text}{layout}" for text, layout in arrays(shape)]
         if root is None:
             return in_hbm(shape)
         if root.kind == "tuple" and len(results) == len(root.operands):
@@ -279,12 +273,13 @@ class HloProgram:
             return elements_bytes(
                 self._shape(part, op.operands[1 if op.kind == "dynamic-update-slice" else -1])
             )
-        inner = op.called("calls")
-        return (
-            self._written(inner, op.shape)
-            if op.kind == "fusion" and inner in self.parts
-            else elements_bytes(op.shape)
-        )
+        if op.kind == "get-tuple-element" and (maker := self.parts[part].get(op.operands[0])):
+            # The workspace of a library is none of its results.
+            number = re.search(r"index=(\d+)", op.rest)
+            made = len(arrays(maker.result))
+            return 0.0 if number and int(number[1]) >= made else elements_bytes(op.shape)
+        inner = op.fused
+        return self.written(op) if inner in self.parts else elements_bytes(op.result)
 
     # ---- loops
 
@@ -304,92 +299,42 @@ class HloProgram:
         )
         return int(number[1]) if number else None
 
-    def operations(self, body: str) -> Iterator[Operation]:
-        """Those of a computation, with those of the loops with a known end inside."""
+    def operations(self, body: str, times: int = 1) -> Iterator[tuple[Operation, str, int]]:
+        """(operation, the computation that it is in, how often it runs) of a computation, of the
+        loops inside (open ones with one trip), of what it calls and may branch to."""
         for op in self.parts[body].values():
-            yield op
-            if op.kind == "while" and self.trips(op) is not None:
-                yield from self.operations(op.called("body") or "")
+            yield op, body, times
+            inside, trips = op.branches, 1
+            if op.kind == "while":
+                inside, trips = [op.called("body") or ""], self.trips(op) or 1
+            elif op.kind == "call":
+                inside = [op.called("to_apply") or op.called("calls") or ""]
+            for name in inside:
+                if name in self.parts:
+                    yield from self.operations(name, times * trips)
+
+    def kernels(self, body: str) -> Iterator[tuple[Operation, int, float]]:
+        """(custom call, how often it runs, bytes of one run) of a computation and the loops inside:
+        kernels, and attention of a library. They are counted with all of their operands; one that
+        is told the lengths of the rows moves less."""
+        for op, part, times in self.operations(body):
+            if op.target and not op.target.startswith("__cublas"):
+                yield op, times, self.cost(op, part).hbm
 
 
-def received(op: Operation) -> float:
-    """Bytes that one device receives in a collective on a ring."""
-    n = group_size(op.rest)
-    size = elements_bytes(op.shape)
-    kind = op.kind.removesuffix("-start")
-    if op.kind.endswith("-start"):
-        # (operand, result, ...): the larger half.
-        size = max((elements_bytes(part[0]) for part in _arrays(op.shape)), default=0)
-    if kind == "collective-permute":
-        return size
-    if n <= 1:
-        return 0.0
-    share = (n - 1) / n
-    return {
-        "all-gather": share,
-        "all-reduce": 2 * share,
-        "reduce-scatter": n - 1.0,
-        "all-to-all": share,
-    }[kind] * size
+def _weight(walked: tuple[Traffic, _Open]) -> float:
+    """Bytes of a branch, with one trip of each open loop."""
+    traffic, opened = walked
+    return traffic.hbm + sum(loop.traffic.hbm * often for loop, often in opened)
 
 
-def group_size(text: str) -> int:
-    """Devices of one group of a collective: `{{0,1},{2,3}}`, `[4,2]<=[8]` or `mesh['a'=4,'b'=2]
-    {'b'}`."""
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-        return int(found[2])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*?\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    return 1
-
-
-def in_hbm(shape: str) -> float:
-    """Bytes of the arrays of a shape that are not in the chip's own memory."""
-    return float(sum(elements_bytes(text) for text, layout in _arrays(shape) if "S(" not in layout))
-
-
-def elements_bytes(shape: str) -> float:
-    """Bytes of all arrays of a shape."""
-    return float(
-        sum(
-            SIZES.get(dtype, 1) * math.prod(int(n) for n in extents.split(",") if n)
-            for dtype, extents, _ in _ARRAY.findall(shape)
+def _parts(opened: _Open) -> Iterator[tuple[Loop, float]]:
+    """Those of the open loops inside a trip that are a part of its work: a trip comes to them once
+    a layer. With layers in a loop that is one loop, come to several times; else there is one for
+    each layer, and they move the same bytes."""
+    for loop, times in opened:
+        alike = sum(
+            math.isclose(loop.traffic.hbm, other.traffic.hbm, rel_tol=0.01) for other, _ in opened
         )
-    )
-
-
-def _arrays(shape: str) -> list[tuple[str, str]]:
-    return [
-        (f"{dtype}[{extents}]", layout or "") for dtype, extents, layout in _ARRAY.findall(shape)
-    ]
-
-
-def _read(name: str, text: str, root: bool) -> Operation:
-    """`SHAPE kind(operands), rest`."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    shape, text = text[:end], text[end:].lstrip()
-    kind, _, text = text.partition("(")
-    end = _closing("(" + text, 0) - 1
-    operands = tuple(re.findall(r"%([\w.\-]+)", text[:end]))
-    # A constant's value and a parameter's number stand where operands do.
-    rest = text if kind in ("constant", "parameter") else text[end + 1 :]
-    return Operation(name, shape, kind, operands, rest, root)
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    return len(text)
-
-
-def _branches(op: Operation) -> list[str]:
-    found = _BRANCHES.search(op.rest)
-    if not found:
-        return []
-    return re.findall(r"[\w.\-]+", found[1]) if found[1] else [found[2], found[3]]
+        if not loop.around_open and (times > 1 or alike > 1):
+            yield loop, times

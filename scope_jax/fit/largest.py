@@ -52,7 +52,7 @@ def find_largest(
                 ).needed
             return compiled[rows]
 
-        answer[name] = search(sizes, line.rows, topology.chip.hbm, needed)
+        answer[name] = search(sizes, line.rows, topology.limit, needed)
     return answer
 
 

@@ -331,6 +331,8 @@ class _Maker:
         size = 1 if spec.cache == "int8" else self.dtype.itemsize
         facts = Facts(
             layer_cache=local * heads * keys * model.head_size * size,
+            layer_weights=max(map(local_bytes, jax.tree.leaves(writer.weights["layers"])))
+            / model.num_layers,
             rows=local,
             layers=model.num_layers,
         )

@@ -17,8 +17,9 @@ def table(report: dict[str, Any]) -> str:
     limit = report["limit"]
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     out = [
-        f"{report['topology']}: {report['devices']} devices of {limit / GIB:.2f} GiB, mesh {mesh}",
-        "compiled for the slice, not run; seconds are rooflines at published peaks",
+        f"{report['topology']}: {report['devices']} devices of {limit / GIB:.2f} GiB"
+        f" ({report['limit_is']}), mesh {mesh}",
+        "compiled for these devices, not run; seconds are rooflines at published peaks",
         *(f"  {who:<8} {source}" for who, source in report["models"].items()),
         "  resident "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in report["held"].items())
@@ -81,6 +82,16 @@ def figures(report: dict[str, Any]) -> list[str]:
             f" {step['hbm'] / 1e9:.2f} GB of HBM, {step['network'] / 1e6:.1f} MB of network in"
             f" {step['collectives']:.0f} collectives"
         )
+        if inner := sum(part["times"] * part["trips"] * part["hbm"] for part in step["parts"]):
+            out.append(
+                f"rollout: {inner / 1e9:.2f} GB of it in loops that end on data, taken to read the"
+                " cache whole"
+            )
+        for name, kernel in step["kernels"].items():
+            out.append(
+                f"rollout: {kernel['hbm'] / 1e9:.2f} GB of it in {kernel['times']:.0f} calls of"
+                f" {name}, taken to read their operands whole"
+            )
     if (update := lines.get("update")) and update["mfu"]:
         out.append(
             f"update: {update['mfu']:.0%} of the peak put to use at most, {update['rows']} rows in"

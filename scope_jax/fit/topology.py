@@ -1,91 +1,57 @@
-"""TPU slices that programs can be compiled for without having one, and what their makers publish
-about them."""
+"""Machines that programs can be compiled for without having one: TPU slices and hosts of GPUs."""
 
 import dataclasses
-import importlib.util
-import math
-import os
 import re
-from typing import Any
+from typing import Any, Protocol
+
+from scope_jax.devices.chips import Chip
+from scope_jax.fit import gpu, tpu
 
 GIB = 1 << 30
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device of a kind (half a chip for tpu7x). hbm: bytes that the compiler allows a program,
-    as libtpu 0.0.42 refuses larger ones. flops: bfloat16, per second. hbm_rate, link_rate: bytes
-    per second, the latter of one link in one direction. dimensions: of the torus. wraps: the sides
-    of a slice from which on its ends are joined. shapes: some slices, for messages."""
+class Kind(Protocol):
+    """What is asked about a kind of device. `shape`: the numbers behind the colon."""
 
-    hbm: int
-    flops: float
-    hbm_rate: float
-    link_rate: float
-    dimensions: int
-    wraps: int
-    shapes: tuple[str, ...]
+    @property
+    def chip(self) -> Chip:
+        """The published peaks of one device."""
+
+    @property
+    def limit(self) -> float:
+        """Bytes that a program and what else is resident may take on one device."""
+
+    @property
+    def limit_is(self) -> str:
+        """Who says so."""
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """Some shapes, for messages."""
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ValueError (one line) for a shape that is none of this kind."""
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Number of devices."""
+        raise NotImplementedError
+
+    def axis_rate(self, shape: tuple[int, ...]) -> float:
+        """Bytes per second that a device receives in a collective along one axis of the mesh."""
+        raise NotImplementedError
+
+    def devices(self, name: str, shape: tuple[int, ...]) -> list[Any]:
+        """The devices, to compile for. Raises ValueError (one line) where the compiler is not
+        installed or refuses."""
+        raise NotImplementedError
 
 
-# Published peaks per chip, bfloat16 | HBM | interconnect in one direction over all its ports (4 on
-# a 2-D, 6 on a 3-D torus):
-#   v5e    197 TFLOP/s |  819 GB/s | 1600 Gbit/s   cloud.google.com/tpu/docs/v5e
-#   v5p    459 TFLOP/s | 2765 GB/s | 4800 Gbit/s   cloud.google.com/tpu/docs/v5p
-#   v6e    918 TFLOP/s | 1638 GB/s | 3200 Gbit/s   cloud.google.com/tpu/docs/v6e and tpu7x
-#   tpu7x 2307 TFLOP/s | 7380 GB/s | 4800 Gbit/s   cloud.google.com/tpu/docs/tpu7x
-#                                                  (two devices a chip)
-# v4 and older ones have other rules for their two cores and are left out.
-CHIPS = {
-    "v5e": Chip(
-        int(15.75 * GIB),
-        197e12,
-        819e9,
-        1600e9 / 8 / 4,
-        2,
-        16,
-        ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    ),
-    "v5p": Chip(
-        int(95.73 * GIB),
-        459e12,
-        2765e9,
-        4800e9 / 8 / 6,
-        3,
-        4,
-        ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8", "8x8x8"),
-    ),
-    "v6e": Chip(
-        int(31.24 * GIB),
-        918e12,
-        1638e9,
-        3200e9 / 8 / 4,
-        2,
-        16,
-        ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    ),
-    "tpu7x": Chip(
-        int(94.74 * GIB),
-        2307e12 / 2,
-        7380e9 / 2,
-        4800e9 / 8 / 6,
-        3,
-        4,
-        ("2x2x1", "2x2x2", "2x2x4", "4x4x4"),
-    ),
-}
-# What libtpu asks its surroundings for, answered, so that it starts where there is no TPU.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+KINDS: dict[str, Kind] = {**tpu.KINDS, **gpu.KINDS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: `kind:AxB[xC]`."""
+    """A machine: `kind:AxB[xC]` for a TPU slice, `kind:N` or `kind:HxN` for hosts with GPUs."""
 
     kind: str
     shape: tuple[int, ...]
@@ -96,68 +62,57 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        return CHIPS[self.kind]
+        return KINDS[self.kind].chip
+
+    @property
+    def limit(self) -> float:
+        """Bytes that a program and what else is resident may take on one device."""
+        return KINDS[self.kind].limit
+
+    @property
+    def limit_is(self) -> str:
+        return KINDS[self.kind].limit_is
 
     @property
     def devices(self) -> int:
-        return math.prod(self.shape) * (2 if self.kind == "tpu7x" else 1)
+        return KINDS[self.kind].count(self.shape)
 
     @property
     def axis_rate(self) -> float:
-        """Bytes per second that a device receives in a collective along one side of the torus:
-        over both of its links; over one where no side is long enough to be a ring."""
-        return self.chip.link_rate * (2 if max(self.shape) >= self.chip.wraps else 1)
+        """Bytes per second that a device receives in a collective along one axis."""
+        return KINDS[self.kind].axis_rate(self.shape)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.kind in gpu.KINDS
 
 
 def parse_topology(name: str) -> Topology:
-    """Topology of `kind:AxB[xC]`. Raises ValueError (one line, with what is known) for any other
-    text."""
-    known = "; ".join(f"{kind}:{', '.join(chip.shapes)}" for kind, chip in CHIPS.items())
+    """Topology of `kind:AxB[xC]` or `kind:N`. Raises ValueError (one line, with what is known) for
+    any other text."""
+    known = "; ".join(f"{kind}:{', '.join(found.examples)}" for kind, found in KINDS.items())
     kind, _, sides = name.strip().lower().partition(":")
-    chip = CHIPS.get(kind)
-    if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sides):
-        raise ValueError(f"--topology={name!r}: expected kind:AxB or kind:AxBxC; known: {known}")
+    found = KINDS.get(kind)
+    if found is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", sides):
+        raise ValueError(
+            f"--topology={name!r}: expected kind:AxB or kind:AxBxC of TPUs, kind:N of GPUs; known:"
+            f" {known}"
+        )
     shape = tuple(int(side) for side in sides.split("x"))
-    if len(shape) != chip.dimensions:
-        raise ValueError(
-            f"--topology={name}: {kind} is a torus of {chip.dimensions} dimensions; some of its"
-            f" slices: {', '.join(chip.shapes)}"
-        )
-    single = math.prod(shape) == 1
-    if not single and any(side % 2 for side in shape[:2]):
-        raise ValueError(
-            f"--topology={name}: the first two sides are even (a host holds 2 x 2); some:"
-            f" {', '.join(chip.shapes)}"
-        )
+    found.check(name, shape)
     return Topology(kind, shape)
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices of a slice that is not there: programs can be compiled for them, nothing can
-    run. Sets libtpu's environment.
+    """The devices of a machine that is not there: programs can be compiled for them, nothing can
+    run.
 
-    Raises ValueError where libtpu is not installed, or does not know the slice.
+    Raises ValueError (one line) where the compiler is not installed, or does not know the machine.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    found = KINDS[topology.kind].devices(topology.name, topology.shape)
+    if len(found) != topology.devices:
         raise ValueError(
-            'libtpu is not installed, and it holds the compiler: pip install "scope_jax[fit]" (or:'
-            " make fit)"
-        )
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    more = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(topology.shape) == 1 else {}
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **more)
-    except Exception as error:  # whatever libtpu raises
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"--topology={topology.name}: libtpu does not know this slice ({reason[:200]})"
-        ) from error
-    if len(found.devices) != topology.devices:
-        raise ValueError(
-            f"--topology={topology.name}: libtpu gives it {len(found.devices)} devices,"
+            f"--topology={topology.name}: the compiler gives it {len(found)} devices,"
             f" {topology.devices} expected"
         )
-    return list(found.devices)
+    return found

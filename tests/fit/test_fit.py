@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh
+from support.small_config import SMALL, small_config
 
 from scope_jax import learning, models
 from scope_jax.configuration import default_config, set_method, train_config
 from scope_jax.devices.memory import local_bytes
-from scope_jax.fit import command, hlo, largest, lint, measure, table, topology
+from scope_jax.fit import command, hlo, hlo_text, largest, lint, measure, table, topology, tpu
 from scope_jax.fit.costs import (
     attention_flops,
     generate_work,
@@ -44,38 +45,6 @@ from scope_jax.training.recompute import update_shapes
 # The function of this name hides its module in the package.
 generate_module = importlib.import_module("scope_jax.rollout.generate")
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
-# Two layers whose key and value heads can be split in two, of a size that a cache is more than a
-# few tiles.
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "intermediate_size": 512,
-    "vocab_size": 2048,
-    "tie_word_embeddings": True,
-    "eos_token_id": 1,
-}
-
-
-def small_config(directory: Path):
-    """A config whose policy and teacher are `SMALL`, written into `directory`."""
-    (directory / "config.json").write_text(json.dumps(SMALL))
-    config = default_config("scope")
-    config.dtype = "bfloat16"
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 4, 2
-    config.task.name, config.task.data = "math", "data"
-    config.task.train = {"some": {"path": "x", "fields": {"prompt": "p"}, "answer_from": "boxed"}}
-    config.models.policy = config.models.teacher = str(directory)
-    config.localiser.kind = "oracle"
-    config.rollout.prompts, config.rollout.group, config.rollout.seats = 16, 4, None
-    config.rollout.prompt_tokens, config.rollout.new_tokens = 64, 192
-    config.training.micro_batches, config.training.remat = 4, "layer"
-    return config
-
-
 # ---- slices
 
 
@@ -123,7 +92,7 @@ def test_a_ring_needs_a_side_that_closes():
 
 
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tpu.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "scope_jax\[fit\]"'):
         topology.devices(parse_topology("v5e:2x4"))
 
@@ -337,7 +306,7 @@ def test_tiles_that_are_read_as_others_move_nothing():
     ],
 )
 def test_groups_of_a_collective_are_read_in_every_form(text, size):
-    assert hlo.group_size(text) == size
+    assert hlo_text.group_size(text) == size
 
 
 def test_the_decode_loop_is_the_innermost_that_ends_on_data():
@@ -564,6 +533,8 @@ def test_a_plan_names_what_stays_in_memory(tmp_path):
         and by_name["evaluation"].facts.layer_cache > keys
     )
     assert by_name["update"].gone == {"policy for decoding", "teacher"}
+    # A layer's largest matrix: 256 x 512 in bfloat16, over two devices.
+    assert by_name["rollout"].facts.layer_weights == 256 * 512 * 2 / 2
 
 
 def test_more_programs_where_the_config_needs_them(tmp_path):
@@ -703,7 +674,7 @@ def test_the_largest_sizes_are_compiled_with_the_config_resized(tmp_path, monkey
             program.name,
             True,
             program.rows * 0.5 * 2**30,
-            topology.chip.hbm,
+            topology.limit,
             0.0,
             rows=program.rows,
         )
@@ -745,11 +716,14 @@ def test_the_table_says_what_fits_and_by_how_much():
         "network": 11e6,
         "collectives": 59.0,
         "steps": 100,
+        "parts": [{"times": 28, "trips": 10.0, "hbm": 5e6}],
+        "kernels": {"ragged": {"times": 28, "hbm": 2.5e9}},
     }
     report = {
         "topology": "v5e:2x4",
         "devices": 8,
         "limit": 16 * 2**30,
+        "limit_is": "what the compiler allows",
         "mesh": {"data": 1, "fsdp": 4, "tensor": 2},
         "models": {"policy": "models/some: published some"},
         "held": {"weights": 2**30},
@@ -805,6 +779,9 @@ def test_the_table_says_what_fits_and_by_how_much():
     for said in (
         "mesh data 1 x fsdp 4 x tensor 2",
         "rollout: 64,000 tokens/s at most; a decode step of 256 rows takes 4.00 ms (HBM)",
+        "rollout: 1.40 GB of it in loops that end on data",
+        "rollout: 2.50 GB of it in 28 calls of ragged",
+        "8 devices of 16.00 GiB (what the compiler allows)",
         "update: 75% of the peak",
         "largest micro-batch that fits: 16 rows (12.00 GiB)",
         "no number of seats fits",
@@ -837,7 +814,7 @@ def test_the_exit_code_says_whether_it_fits(tmp_path, monkeypatch, capsys):
         return {"fits": len(asked) == 1}
 
     monkeypatch.setattr(command, "fit", found)
-    given = SimpleNamespace(topology="v5e:2x4", only=["update"], largest=True, json=True)
+    given = SimpleNamespace(topology="v5e:2x4", only=["update"], largest=True, layers=0, json=True)
     assert json.loads(command.command(default_config(), str(tmp_path), given)) == {"fits": True}
     assert json.loads((tmp_path / "fit.json").read_text()) == {"fits": True}
     with pytest.raises(SystemExit) as ended:
