@@ -119,22 +119,26 @@ def _time(
 def decode_step(
     program: Planned, text: hlo.HloProgram, loop: hlo.Loop, topology: Topology
 ) -> dict[str, Any]:
-    """One token for every row. hbm, network, collectives: with `parts`, the loops inside that end
-    on data: {times: how often a step comes to it, trips: taken to be as many as read a layer's keys
-    and values once, hbm: bytes of one trip}. kernels: {name of a custom call: {times, hbm}}, its
-    runs in a step and their bytes, all its operands counted."""
+    """One token for every row, where rows hold what they hold in the mean. hbm, network,
+    collectives: with `parts`, the loops inside that end on data: {times: how often a step comes to
+    it, trips: as many as read the live keys and values of all layers once, hbm: bytes of one trip}.
+    kernels: {name of a custom call: {times, hbm}}, its runs in a step and their bytes; of one that
+    is told how long rows are, and takes a layer's cache, the live part of that."""
+    facts = program.facts
+    cache, at_once = 2 * facts.layer_cache, sum(n * part.traffic.hbm for part, n in loop.parts)
 
     def trips(part: hlo.Loop) -> float:
-        cache = 2 * program.facts.layer_cache
-        return max(cache / part.traffic.hbm, 1.0) if part.traffic.hbm else 1.0
+        return max(facts.layers * facts.live * cache / at_once, 1.0) if at_once else 1.0
 
     moved = loop.trip(trips)
-    seconds, bound = roofline(program.work.step_flops, moved.hbm, moved.network, topology)
     kernels: dict[str, dict[str, float]] = {}
     for op, times, size in text.kernels(loop.body):
+        unread = (1 - facts.live) * cache if cache and size >= cache else 0.0
+        moved.hbm -= times * unread
         found = kernels.setdefault(op.target, {"times": 0, "hbm": 0.0})
         found["times"] += times
-        found["hbm"] += times * size
+        found["hbm"] += times * (size - unread)
+    seconds, bound = roofline(program.work.step_flops, moved.hbm, moved.network, topology)
     return {
         "seconds": seconds,
         "bound": bound,

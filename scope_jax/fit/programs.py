@@ -8,7 +8,7 @@ have.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,15 @@ from jax.sharding import Mesh
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
 from scope_jax.devices.memory import device_memory, local_bytes
-from scope_jax.devices.mesh import make_mesh, own_mesh, platform, row_devices
+from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
+from scope_jax.fit.records import Plan, Planned, RowCounts, Writer
 from scope_jax.fit.shapes import (
     Models,
+    decoding,
     for_decoding,
     request_structs,
     row_struct,
@@ -34,7 +36,7 @@ from scope_jax.fit.shapes import (
     whole,
     with_weights,
 )
-from scope_jax.models.decoder import decode_form, for_prefill
+from scope_jax.models.decoder import for_prefill
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
     TEMPLATE_TOKENS,
@@ -54,54 +56,6 @@ from scope_jax.training.recompute import chosen_remat, update_shape
 STOP_STATES = 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Planned:
-    """One compiled program. lower: gives what can be compiled; called with `mesh` set. uses: names
-    of `held` that are its arguments. gone: names that are not alive meanwhile. runs: how often it
-    runs in a step. rows: what its memory grows with."""
-
-    name: str
-    mesh: Mesh
-    lower: Callable[[], Any]
-    work: Work
-    uses: frozenset[str]
-    gone: frozenset[str] = frozenset()
-    runs: float = 1.0
-    rows: int = 0
-    aliased: bool = False  # whether it is to write its result over its arguments
-    facts: Facts = dataclasses.field(default_factory=Facts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """held: bytes of one device that stay between programs, by name. notes: what was taken for
-    granted."""
-
-    held: dict[str, float]
-    programs: list[Planned]
-    notes: list[str]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Writer:
-    """A model that writes tokens, in shapes."""
-
-    config: models.ModelConfig
-    weights: models.Params  # laid out for decoding
-    mesh: Mesh
-    uses: frozenset[str]  # names of `Plan.held` that are its arguments
-
-
-@dataclasses.dataclass(frozen=True)
-class RowCounts:
-    """The rows of one call of `rollout.generate`."""
-
-    count: int
-    buffer: int  # positions of a row
-    longest: int  # tokens of the longest row at the start
-    shared: int = 1  # consecutive rows with the same prefix
-
-
 def mesh_of(config: TrainConfig, devices: list[Any]) -> Mesh:
     """The mesh of a run. Raises ValueError where it does not match the devices."""
     sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
@@ -117,17 +71,6 @@ def plan(
     rollout.check_heads(found.policy, mesh, "the policy")
     make = _Maker(config, found, mesh, limit)
     return Plan(make.held, list(make.programs()), make.notes)
-
-
-def _decoding(
-    model: models.ModelConfig, dtype: Any, sampling: rollout.SampleSpec, mesh: Mesh
-) -> dict[str, Any]:
-    """How a cache is kept and read on the devices of a mesh."""
-    with jax.set_mesh(mesh):
-        return {
-            "form": decode_form(model, dtype, sampling.cache == "int8"),
-            "by_blocks": platform() != "gpu",
-        }
 
 
 class _Maker:
@@ -307,7 +250,7 @@ class _Maker:
             buffer=rows.buffer,
             longest=rows.longest,
             shared_prefix=rows.shared,
-            **_decoding(model, self.dtype, sampling, mesh),
+            **decoding(model, self.dtype, sampling, mesh),
         )
 
         def lower() -> Any:
@@ -316,7 +259,11 @@ class _Maker:
             config = for_prefill(model)
             return rollout.generate_program.lower(writer.weights, request, config, spec)
 
-        keys = min(spec.width + spec.max_new_tokens, rows.buffer)
+        # Rows are as long as they may be at the end; what they hold grows until then.
+        keys = min(rows.longest + spec.max_new_tokens, rows.buffer)
+        mean = keys - spec.max_new_tokens / 2
+        follows = spec.block is not None or spec.form == "by_position"
+        read = min(mean + (spec.block or 0) / 2, spec.positions) if follows else spec.positions
         work = generate_work(
             model,
             prompts=rows.count // rows.shared,
@@ -324,13 +271,14 @@ class _Maker:
             rows=rows.count,
             seats=spec.seats,
             tokens=spec.max_new_tokens,
-            keys=keys,
+            keys=round(mean),
         )
         local = spec.seats // row_devices(mesh)
         heads = model.num_kv_heads // mesh.shape["tensor"]
         size = 1 if spec.cache == "int8" else self.dtype.itemsize
         facts = Facts(
-            layer_cache=local * heads * keys * model.head_size * size,
+            layer_cache=local * heads * spec.positions * model.head_size * size,
+            live=read / spec.positions,
             layer_weights=max(map(local_bytes, jax.tree.leaves(writer.weights["layers"])))
             / model.num_layers,
             rows=local,

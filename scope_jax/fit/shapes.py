@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scope_jax import learning, models
 from scope_jax.configuration import TrainConfig
-from scope_jax.devices.mesh import sharding
+from scope_jax.devices.mesh import platform, sharding
 from scope_jax.learning.update import TrainState
+from scope_jax.models.decoder import decode_form
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings
-from scope_jax.rollout import Request
+from scope_jax.rollout import Request, SampleSpec
 from scope_jax.types import Rollout
 
 
@@ -72,6 +73,17 @@ def row_structs(rows: int, buffer: int, mesh: Mesh) -> Rollout:
         finished_B=struct((rows,), jnp.bool_),
         row_id_B=struct((rows,), jnp.int32),
     )
+
+
+def decoding(
+    config: models.ModelConfig, dtype: Any, sampling: SampleSpec, mesh: Mesh
+) -> dict[str, Any]:
+    """How a cache is kept and read on the devices of a mesh; for `rollout.decode_spec`."""
+    with jax.set_mesh(mesh):
+        return {
+            "form": decode_form(config, dtype, sampling.cache == "int8"),
+            "by_blocks": platform() != "gpu",
+        }
 
 
 def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh) -> models.Params:
