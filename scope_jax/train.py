@@ -28,7 +28,7 @@ from scope_jax.configuration.renamed import upgraded
 from scope_jax.correction import Groups, rescue
 from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
-from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.mesh import make_mesh, platform
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
@@ -49,7 +49,7 @@ from scope_jax.run.session import (
     write_summary,
 )
 from scope_jax.text import save_tokenizer
-from scope_jax.training.actors import Actors, load_actors
+from scope_jax.training.actors import Actors, attention_line, load_actors
 from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
@@ -106,6 +106,8 @@ def train(
             if actors.task.contamination is not None:
                 text = json.dumps(actors.task.contamination, indent=2) + "\n"
                 write_atomically(workdir / "decontamination.json", text)
+            if is_main() and platform() != "cpu":
+                print(attention_line(actors, settings.dtype), flush=True)
             root = jax.random.key(settings.seed)
             learner = Learner(settings, actors, mesh, root)
             return _train(settings, written, workdir, actors, learner, stop)

@@ -70,6 +70,8 @@ class ModelsConfig:
     prm: str | None = None
     prm_format: Literal["auto", "qwen", "math_shepherd", "skywork"] = "auto"
     prm_weights: FrozenWeights = "auto"
+    # auto: the kernel of the device where it serves the model; plain: products of arrays.
+    attention: Literal["auto", "plain"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

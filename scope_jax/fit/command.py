@@ -32,6 +32,7 @@ from scope_jax.fit.table import table
 from scope_jax.fit.topology import Topology, devices, parse_topology
 from scope_jax.models.config import ModelConfig
 from scope_jax.run import try_place, write_atomically
+from scope_jax.training.actors import attention_of
 
 
 def fit(
@@ -142,6 +143,7 @@ def find_models(config: TrainConfig) -> tuple[Models, dict[str, str]]:
         if not directory:
             raise ValueError(f"config.models.{name} is None; this config needs it")
         shapes[name], origin = model_shapes(directory)
+        shapes[name] = dataclasses.replace(shapes[name], attention=attention_of(config))
         sources[name] = f"{directory}: {origin}"
         if name != "prm" and shapes[name].head != "lm":
             raise ValueError(

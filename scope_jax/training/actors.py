@@ -3,7 +3,7 @@ config says."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -13,6 +13,7 @@ from scope_jax.correction import Localiser, make_localiser
 from scope_jax.correction.localisers import PRM
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import own_mesh, to_host_memory
+from scope_jax.models import attention
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.text import end_ids, load_tokenizer
 from scope_jax.types import imported
@@ -49,7 +50,9 @@ def load_actors(
     tokenizer = load_tokenizer(config.models.policy)
     # A base model's files often name one end token only; in a chat its turns end with another.
     model_config = dataclasses.replace(
-        model_config, end_ids=end_ids(tokenizer, model_config.end_ids)
+        model_config,
+        end_ids=end_ids(tokenizer, model_config.end_ids),
+        attention=attention_of(config),
     )
     task = load_task(config.task, tokenizer)
     teacher = localiser = None
@@ -59,6 +62,26 @@ def load_actors(
         prm = load_prm(config, mesh) if config.uses_prm else None
         localiser = make_localiser(config.localiser, prm)
     return Actors(model_config, params, tokenizer, task, teacher, localiser)
+
+
+def attention_of(config: TrainConfig) -> Literal["plain"] | None:
+    """`ModelConfig.attention` of every model of a run."""
+    return "plain" if config.models.attention == "plain" else None
+
+
+def attention_line(actors: Actors, dtype: str) -> str:
+    """Which form of attention each model of a run takes on the devices of the mesh that is set."""
+    found = {"policy": actors.config}
+    if isinstance(actors.teacher, teachers.ModelTeacher) and actors.teacher.generator is not None:
+        found["teacher"] = actors.teacher.generator.config
+    if isinstance(actors.localiser, PRM):
+        found["PRM"] = actors.localiser.model.config
+    who: dict[str, list[str]] = {}
+    for name, config in found.items():
+        choice = attention.choose(models.with_kernel(config), dtype)
+        reason = f" ({choice.reason})" if choice.reason else ""
+        who.setdefault(f"{choice.kernel}{reason}", []).append(name)
+    return "attention: " + "; ".join(f"{form} for {', '.join(n)}" for form, n in who.items())
 
 
 def resident_models(actors: Actors) -> list[models.Params]:
@@ -83,6 +106,9 @@ def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel
         mesh=_own_mesh(config, "prm", mesh),
         format=config.models.prm_format,
         weights=config.models.prm_weights,
+    )
+    prm = dataclasses.replace(
+        prm, config=dataclasses.replace(prm.config, attention=attention_of(config))
     )
     if config.placement.prm == "host":
         prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
@@ -138,6 +164,7 @@ def load_teacher(
     teacher_config, params = models.load(
         directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
     )
+    teacher_config = dataclasses.replace(teacher_config, attention=attention_of(config))
     rollout.check_heads(teacher_config, where)
     if teacher_config.head != "lm":
         raise ValueError(

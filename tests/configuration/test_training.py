@@ -325,7 +325,7 @@ def test_todays_names_are_names_of_today():
 
 
 # What that version did not have; a workdir of it goes on with the defaults.
-SINCE = {"models.teacher_weights", "models.prm_weights"}
+SINCE = {"models.teacher_weights", "models.prm_weights", "models.attention"}
 
 
 def known_then(config) -> dict:

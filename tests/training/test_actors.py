@@ -19,7 +19,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import Task
 from scope_jax.tasks import Domain, Problem
 from scope_jax.text import save_tokenizer
-from scope_jax.training.actors import load_actors, load_prm, load_teacher
+from scope_jax.training.actors import attention_line, load_actors, load_prm, load_teacher
 
 
 def config_of(method: str = "scope", **settings: Any) -> TrainConfig:
@@ -220,3 +220,23 @@ def test_a_policy_needs_a_directory_and_a_vocabulary(folder, tmp_path, policy, m
     settings = {} if policy is None else {"models__policy": str(folder / policy)}
     with pytest.raises(ValueError, match=re.escape(message)):
         loaded(tmp_path, "grpo", **settings)
+
+
+def test_the_form_of_attention_is_said_for_each_model(folder: Path, tmp_path: Path):
+    names = {
+        f"models__{who}": str(folder / name)
+        for who, name in (("policy", "policy"), ("teacher", "other"), ("prm", "prm"))
+    }
+    settings = {**names, "teacher__kind": "model", "localiser__kind": "prm"}
+    actors = loaded(tmp_path, "scope", **settings)
+    assert attention_line(actors, "float32") == (
+        "attention: plain (plain products are what this device has, or was asked for) for policy,"
+        " teacher, PRM"
+    )
+    # A device with a kernel, which takes heads of 4 only from multiples of 8 on.
+    actors.config = dataclasses.replace(actors.config, attention="cudnn", head_size=64)
+    assert attention_line(actors, "bfloat16").startswith("attention: cudnn for policy; plain (")
+    assert "not cudnn: float32 would be rounded" in attention_line(actors, "float32")
+    plain = loaded(tmp_path, "scope", models__attention="plain", **settings)
+    assert plain.config.attention == plain.teacher.generator.config.attention == "plain"
+    assert plain.localiser.model.config.attention == "plain"
