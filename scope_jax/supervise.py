@@ -36,6 +36,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import load_task
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.run import StopSignal, prepare_workdir
@@ -83,7 +84,8 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if (done := finished_summary(workdir, needed={"kind": str})) is not None:
         return done
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-    with locked(workdir), jax.set_mesh(mesh):
+    precision = matmul_precision(settings.matmul_precision)
+    with locked(workdir), jax.set_mesh(mesh), precision:
         if isinstance(settings.target, PolicyTarget):
             summary = _train_policy(settings, settings.target, workdir, mesh)
         else:

@@ -29,6 +29,7 @@ from scope_jax.correction import Groups, rescue
 from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
@@ -90,7 +91,8 @@ def train(
     written = config.to_dict()
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     compared = same_config(settings)
-    with StopSignal(any_process) as stop, jax.set_mesh(mesh):
+    precision = matmul_precision(settings.matmul_precision)
+    with StopSignal(any_process) as stop, jax.set_mesh(mesh), precision:
         done = finished_summary(
             workdir, lambda: not config_changes(workdir, written, **compared), TRAINED
         )

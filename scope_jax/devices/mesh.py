@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scope_jax.devices.current import current_mesh
 from scope_jax.devices.programs import wait_on_cpu
 
 AXES = ("data", "fsdp", "tensor")
@@ -109,19 +110,6 @@ def own_mesh(mesh: Mesh, shape: dict[str, int | None], setting: str) -> Mesh:
         return reshape_mesh(mesh, **{axis: size or 0 for axis, size in shape.items()})
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
-
-
-def current_mesh() -> Mesh | None:
-    """The mesh entered with `jax.set_mesh`, or None. Not for use inside jit."""
-    mesh = jax.sharding.get_mesh()
-    return None if mesh.empty else mesh
-
-
-def platform() -> str:
-    """Either "cpu", "tpu" or "gpu": that of the mesh that is set, else of the default device. Not
-    for use inside jit."""
-    mesh = current_mesh()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def partition_spec(
