@@ -301,6 +301,8 @@ def step_figures(
         "data/prompts": float(progress.position),
         "data/dropped": float(progress.dropped),
         "compile/count": float(compiles.count),
+        "compile/from_cache": float(compiles.from_cache),
+        "compile/seconds": compiles.seconds,
         "compile/evaluation": float(compiles.of["evaluation"]),
         "compile/checkpoint": float(compiles.of["checkpoint"]),
     }

@@ -139,4 +139,4 @@ FLAGS = (
 
 def main() -> None:
     """`python -m scope_jax.fit`."""
-    cli.run(command, TrainConfig, file="run.py", workdir=False, more=FLAGS)
+    cli.run(command, TrainConfig, file="run.py", workdir=False, more=FLAGS, caches=False)
