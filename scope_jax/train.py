@@ -29,6 +29,7 @@ from scope_jax.correction import Groups, rescue
 from scope_jax.data.load import domain_of
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.peaks import peaks
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
@@ -52,6 +53,7 @@ from scope_jax.run.session import (
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, load_actors
 from scope_jax.training.ahead import compile_ahead
+from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
     Progress,
@@ -137,6 +139,8 @@ def _train(
         wait_for_all("the folder is there")
         if session.start < config.steps:
             compile_ahead(actors, learner, config, jax.random.fold_in(root, session.start))
+            with session.compiles.apart("peaks"):
+                peaks()
         for number in session.steps():
             seed = streams.step_seed(config.seed, number)
             step = Step(number, jax.random.fold_in(root, number), seed, session.timer)
@@ -146,6 +150,7 @@ def _train(
                 )
             write_samples(workdir, number, gallery, config)
             metrics |= step_figures(metrics, progress, session.compiles, session.timer.pop())
+            metrics |= step.figures.metrics(peaks(), jax.device_count()) | peak_memory()
             session.record(
                 number, metrics, skipped=metrics["grad/skipped_now"] > 0, shown=one_line(metrics)
             )
@@ -187,13 +192,14 @@ def train_step(
         problems, _ = draw(actors, config, progress, count)
         shown = collect_demonstrations(actors, config, problems, step)
         safe_point()
-        with timer("update"):
+        with timer("update"), step.figures.updating(learner, shown.rollout, 1):
             parts = config.training.mini_batches
             return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts), gallery
 
     # ---- Rollouts and verdicts.
     with timer("rollout"):
         policy = learner.publish()
+        jax.block_until_ready(policy.params)  # where the clock is read
     groups = collect_rollouts(actors, policy, config, progress, step)
 
     # ---- Demonstrations among them (LUFFY).
@@ -219,14 +225,16 @@ def train_step(
         advantage, more = advantages(
             final, scene, credit, config.advantage, max_new_tokens=config.rollout.new_tokens
         )
+        jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
-    with timer("update"):
+    written, times = final.rollout, config.training.epochs
+    with timer("update"), step.figures.updating(learner, written, final.group, times):
         metrics |= learner.update(
-            final.rollout, final.group, advantage, final.include_B, step.key, step.number
+            written, final.group, advantage, final.include_B, step.key, step.number
         )
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
@@ -260,7 +268,7 @@ def clone_failures(
     while len(progress.waiting) >= size:
         asked, progress.waiting = progress.waiting[:size], progress.waiting[size:]
         shown = collect_demonstrations(actors, config, asked, step, first_row=rows)
-        with step.timer("update"):
+        with step.timer("update"), step.figures.updating(learner, shown.rollout, 1):
             cloned = learner.clone(shown.rollout, shown.include_B)
         metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
         metrics |= shown.metrics
@@ -331,7 +339,9 @@ def one_line(metrics: dict[str, float]) -> str:
     return reward + " ".join(
         f"{name.split('/')[1]} {value:.2f}s"
         for name, value in metrics.items()
-        if name.startswith("time/") and name not in ("time/total", "time/per_salvage")
+        if name.startswith("time/")
+        and name not in ("time/total", "time/per_salvage")
+        and not name.endswith("_program")
     )
 
 

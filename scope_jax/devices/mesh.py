@@ -269,3 +269,13 @@ def assert_sharded(tree: Any, expected: Any) -> None:
                 f"{jax.tree_util.keystr(path)}: laid out as {leaf.sharding.spec}, should be"
                 f" {want.spec}"
             )
+
+
+def local_bytes(tree: Any) -> float:
+    """Bytes that one device holds of a tree of laid-out shapes."""
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+    )

@@ -18,14 +18,12 @@ from jax.sharding import Mesh
 
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
-from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
+from scope_jax.devices.mesh import local_bytes, make_mesh, own_mesh, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
-from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.shapes import (
     for_decoding,
-    local_bytes,
     request_structs,
     row_struct,
     row_structs,
@@ -33,6 +31,7 @@ from scope_jax.fit.shapes import (
     whole,
 )
 from scope_jax.learning.packing import rows_together
+from scope_jax.models.costs import Work, generate_work, score_work, update_work
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (
     TEMPLATE_TOKENS,

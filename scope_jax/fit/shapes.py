@@ -1,7 +1,6 @@
 """Shapes, types and layouts of what a run holds, in place of the arrays."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -116,13 +115,3 @@ def laid_out_like(state: Any, trained: models.Params, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, state)
-
-
-def local_bytes(tree: Any) -> float:
-    """Bytes that one device holds of a tree of laid-out shapes."""
-    return float(
-        sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-            for x in jax.tree.leaves(tree)
-        )
-    )
