@@ -38,11 +38,13 @@ from scope_jax.run import (
     StopSignal,
     config_changes,
     prepare_workdir,
+    profile,
     record_config,
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.lock import locked
+from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import (
     TRAINED,
     Keeping,
@@ -76,12 +78,17 @@ MAY_DIFFER = (
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    allow_changed: Sequence[str] = (),
+    profile_steps: str | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) the training that `config` describes; returns the summary that
     `workdir/summary.json` holds. A finished run is left as it is. `allow_changed`: settings (dotted
     names, "all") in which the config may differ from the one that the run was started with; what
-    changed is written to `workdir/config_changes.jsonl`.
+    changed is written to `workdir/config_changes.jsonl`. `profile_steps`: "A:B", a trace of steps A
+    to B - 1 in `workdir/profile`.
 
     Raises ValueError for a config that makes no sense, a workdir of another config or one in which
     another process works,
@@ -90,6 +97,7 @@ def train(
     to stop: it has a checkpoint then, and the same call goes on.
     """
     settings, workdir = train_config(config), Path(workdir)
+    profiled = profiled_steps(profile_steps, settings.steps)
     written = config.to_dict()
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     compared = same_config(settings)
@@ -111,7 +119,7 @@ def train(
                 write_atomically(workdir / "decontamination.json", text)
             root = jax.random.key(settings.seed)
             learner = Learner(settings, actors, mesh, root)
-            return _train(settings, written, workdir, actors, learner, stop)
+            return _train(settings, written, workdir, actors, learner, stop, profiled)
 
 
 def _train(
@@ -121,6 +129,7 @@ def _train(
     actors: Actors,
     learner: Learner,
     stop: StopSignal,
+    profiled: range,
 ) -> dict[str, Any]:
     root, progress = jax.random.key(config.seed), Progress()
 
@@ -128,7 +137,8 @@ def _train(
         params = learner.publish().params
         return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
 
-    with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
+    kept = Session(workdir, keeping(config), stop, evaluate=evaluate, profiled=profiled)
+    with kept as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
@@ -350,7 +360,12 @@ def one_line(metrics: dict[str, float]) -> str:
 
 def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `train`: the lines to print at the end."""
-    summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
+    summary = train(
+        config,
+        workdir or "",
+        allow_changed=given.allow_changed_config,
+        profile_steps=given.profile_steps,
+    )
     names = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
     final = summary["final"]
     figures = "  ".join(
@@ -366,5 +381,8 @@ if __name__ == "__main__":
         command,
         TrainConfig,
         file="run.py",
-        more=[cli.Flag("allow_changed_config", changed, [], list)],
+        more=[
+            cli.Flag("allow_changed_config", changed, [], list),
+            cli.Flag("profile_steps", profile.HELP),
+        ],
     )

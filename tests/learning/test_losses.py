@@ -193,7 +193,7 @@ def test_clipped_surrogate_by_hand(pi, old, advantage, value, gradient, clipped)
 
 
 def test_the_gap_between_sampler_and_trainer_by_hand():
-    """Over POLICY tokens whose log-prob the sampler recorded; of several micro-batches as of one."""
+    """Over POLICY tokens that the sampler recorded; of several micro-batches as of one."""
     trained = np.array([[-1.0, -2.0, -3.0], [-0.5, -0.25, -9.0]], np.float32)
     sampled = np.array([[-1.5, np.nan, -2.0], [-0.5, -0.5, -1.0]], np.float32)
     on = np.array([[1, 1, 1], [1, 1, 0]], np.float32)  # the last position is padding
