@@ -16,7 +16,7 @@ from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
-from scope_jax.run import Stopped, failures
+from scope_jax.run import Stopped, compile_cache, failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Flag:
     words: tuple[str, ...] = ()  # the values that it may have
 
 
+CACHE_FLAG = Flag("compilation_cache", compile_cache.HELP)
+
+
 def run(
     entry: Callable[[ConfigDict, str | None, Any], str],
     schema: type,
@@ -39,6 +42,7 @@ def run(
     file: str,
     workdir: bool = True,
     more: Sequence[Flag] = (),
+    caches: bool = True,
 ) -> None:
     """A program that takes a config: parse `--config=NAME [--config.key=value ...] --workdir=DIR`,
     call `entry(config, workdir, flag values)` and print what it returns. An error ends the program
@@ -46,7 +50,7 @@ def run(
 
     `schema`: the dataclass that the config describes. `file`: the shipped config file that NAME is
     looked up in where it is no file itself (`read_config`). `workdir`: whether the flag must be
-    given. `more`: further flags.
+    given. `more`: further flags. `caches`: whether compiled programs are kept.
     """
     overrides, arguments = split_overrides(sys.argv[1:])
     config_help = (
@@ -61,11 +65,14 @@ def run(
         Flag("config", config_help),
         Flag("workdir", "Directory that this command writes"),
         Flag("distributed", distributed_help),
+        *([CACHE_FLAG] if caches else []),
         *more,
     ]
 
     def checked(values: Any) -> str:
         use_cpu_cores()  # before `connect`, which asks for the devices
+        if caches:
+            compile_cache.keep_compiled_programs(values.compilation_cache)
         hosts.connect(values.distributed)
         if values.config is None:
             raise ValueError(
@@ -87,11 +94,19 @@ def program(
     entry: Callable[[Any], str | None],
     known: Sequence[Flag],
     arguments: Sequence[str] | None = None,
+    compiled: Callable[[Any], str | Path] = lambda values: compile_cache.DEFAULT,
 ) -> None:
     """A program that takes no config: parse its flags, call `entry(flag values)` and print what it
     returns. An error ends the program as the table in `scope_jax.run.failures` says. `arguments`:
-    in place of those of the command line."""
-    _end(entry, parse_or_exit(sys.argv[1:] if arguments is None else arguments, known), ".")
+    in place of those of the command line. `compiled`: of the flag values, where compiled programs
+    are kept unless somebody says otherwise."""
+
+    def with_cache(values: Any) -> str | None:
+        compile_cache.keep_compiled_programs(values.compilation_cache, compiled(values))
+        return entry(values)
+
+    given = sys.argv[1:] if arguments is None else arguments
+    _end(with_cache, parse_or_exit(given, [*known, CACHE_FLAG]), ".")
 
 
 def parse_or_exit(arguments: Sequence[str], known: Sequence[Flag]) -> Any:

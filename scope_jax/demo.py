@@ -342,9 +342,6 @@ def command(args: Any) -> None:
         raise ValueError(f"--steps={args.steps} must be at least 1")
     logging.set_verbosity(logging.ERROR)  # TFDS warns of a data set of one's own
     use_cpu_cores()
-    # Both arms and all seeds run the same programs.
-    jax.config.update("jax_compilation_cache_dir", str(args.cache.absolute() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     demo(
         [int(seed) for seed in seeds],
         args.workdir,
@@ -362,4 +359,5 @@ FLAGS = (
 )
 
 if __name__ == "__main__":
-    cli.program(command, FLAGS)
+    # Both arms and all seeds run the same programs.
+    cli.program(command, FLAGS, compiled=lambda values: values.cache / "xla")

@@ -24,6 +24,7 @@ from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.hosts import is_main
 from scope_jax.devices.mesh import make_mesh, to_host
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
 from scope_jax.run import progress, try_place, write_atomically
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
@@ -166,7 +167,7 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     if workdir and is_main():
         try_place(workdir, RECORD)
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), matmul_precision(settings.matmul_precision):
         directory = values.model or settings.models.policy
         if not directory:
             raise ValueError("--model is missing, and config.models.policy is None; give one")

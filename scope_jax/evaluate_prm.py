@@ -28,7 +28,7 @@ from scope_jax.data.processbench import LabelledSolution, Subset, load_processbe
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report import tables
-from scope_jax.run import failures, progress, try_place, write_atomically
+from scope_jax.run import compile_cache, failures, progress, try_place, write_atomically
 
 UNSCORED = -2  # a prediction that equals no label
 GRID = tuple(float(x) for x in np.arange(1, 100) / 100)
@@ -203,6 +203,7 @@ FLAGS = (
     cli.Flag("fsdp", "devices over which the parameters are split", 1, int),
     cli.Flag("tensor", "devices over which heads and feed-forward are split", 1, int),
     cli.Flag("json", "file to write the record to", ""),
+    cli.CACHE_FLAG,
 )
 
 
@@ -217,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         ]
     if given.json:
         try_place(Path(given.json).parent, Path(given.json).name)
+    compile_cache.keep_compiled_programs(given.compilation_cache)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
         prm = ProcessRewardModel.load(

@@ -32,7 +32,7 @@ from scope_jax.evaluation import (
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.report.samples import markdown_table
 from scope_jax.report.voting import AGGREGATES
-from scope_jax.run import failures, try_place, write_atomically
+from scope_jax.run import compile_cache, failures, try_place, write_atomically
 from scope_jax.run.lock import locked
 from scope_jax.tasks.graders import Grader
 from scope_jax.text import load_tokenizer
@@ -62,6 +62,7 @@ def _flags() -> list[cli.Flag]:
         cli.Flag("prm", "directory of a process reward model: adds bon@n and vote@n"),
         cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
         cli.Flag("prm_aggregate", "of a sample's step scores", "product", words=AGGREGATES),
+        cli.CACHE_FLAG,
     ]
 
 
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         if grader_name is not None:
             with Grader(grader_name) as grader:
                 grader.start()
+    compile_cache.keep_compiled_programs(given.compilation_cache)
     workdir = Path(given.workdir)
     try_place(workdir, RECORDS, TABLE)
     try_place(workdir / "samples")

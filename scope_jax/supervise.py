@@ -36,10 +36,12 @@ from scope_jax.data import Problems
 from scope_jax.data.load import load_task
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
 from scope_jax.prm import ProcessRewardModel
-from scope_jax.run import StopSignal, prepare_workdir
+from scope_jax.run import StopSignal, prepare_workdir, profile
 from scope_jax.run.lock import locked
+from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
 from scope_jax.streams import LABELLED
 from scope_jax.supervision.batches import (
@@ -67,10 +69,14 @@ STOP_AFTER_SKIPPED = 5  # updates in a row that were not finite, before a run gi
 SHOWN_LOSSES = 20  # updates, the last ones, whose mean loss is in the summary
 
 
-def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train as `config` says; returns the summary. Raises ValueError, FileNotFoundError,
+def supervise(
+    config: ConfigDict, workdir: str | Path, *, profile_steps: str | None = None
+) -> dict[str, Any]:
+    """Train as `config` says; returns the summary. `profile_steps`: "A:B", a trace of updates A to
+    B - 1 in `workdir/profile`. Raises ValueError, FileNotFoundError,
     RuntimeError and, with a checkpoint to go on from, Stopped as `scope_jax.train` does."""
     settings, workdir = supervise_config(config), Path(workdir)
+    profiled = profiled_steps(profile_steps, settings.steps)
     prepare_workdir(
         workdir,
         config.to_dict(),
@@ -83,11 +89,12 @@ def supervise(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if (done := finished_summary(workdir, needed={"kind": str})) is not None:
         return done
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
-    with locked(workdir), jax.set_mesh(mesh):
+    precision = matmul_precision(settings.matmul_precision)
+    with locked(workdir), jax.set_mesh(mesh), precision:
         if isinstance(settings.target, PolicyTarget):
-            summary = _train_policy(settings, settings.target, workdir, mesh)
+            summary = _train_policy(settings, settings.target, workdir, mesh, profiled)
         else:
-            summary = _train_prm(settings, settings.target, workdir, mesh)
+            summary = _train_prm(settings, settings.target, workdir, mesh, profiled)
     summary = write_summary(workdir, summary)
     if is_main():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
@@ -133,6 +140,7 @@ def _fit(
     model_config: models.ModelConfig,
     params: Callable[[], models.Params],
     batches: DemonstrationBatches | LabelledSteps,
+    profiled: range,
 ) -> tuple[models.Params, float]:
     """(trained parameters, mean loss of the last updates). `params()`: what to start from; nobody
     else holds on to it, so that its memory is free once the state is a copy of it."""
@@ -146,11 +154,17 @@ def _fit(
     keeping = Keeping(
         config.steps, config.checkpoint.every, stop_after_skipped=STOP_AFTER_SKIPPED, at_end=False
     )
-    with StopSignal(any_process) as stop, Session(workdir, keeping, stop, metrics=False) as session:
+    with (
+        StopSignal(any_process) as stop,
+        Session(workdir, keeping, stop, metrics=False, profiled=profiled) as session,
+    ):
         session.restore(learned, place, learning.abstract_state(learned.state))
         for step in session.steps():
-            learned.state, stats = update(learned.state, put_rows(next(batches)), {})
-            place.losses = [*place.losses[1 - SHOWN_LOSSES :], float(stats["loss"])]
+            with session.timer("batch"):
+                rows = put_rows(next(batches))
+            with session.timer("update"):
+                learned.state, stats = update(learned.state, rows, {})
+                place.losses = [*place.losses[1 - SHOWN_LOSSES :], float(stats["loss"])]
             skipped = bool(int(stats["skipped"]))
             session.record(step, {}, skipped=skipped, shown=f"loss {place.losses[-1]:.3f}")
     return models.in_dtype(learned.state.params, config.dtype), float(np.mean(place.losses))
@@ -168,7 +182,11 @@ def _problems(config: SuperviseConfig, tokenizer: Any) -> tuple[tasks.Domain, Pr
 
 
 def _train_policy(
-    config: SuperviseConfig, target: PolicyTarget, workdir: Path, mesh: jax.sharding.Mesh
+    config: SuperviseConfig,
+    target: PolicyTarget,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    profiled: range,
 ) -> dict[str, Any]:
     params: Callable[[], models.Params]
     if config.start:
@@ -226,7 +244,7 @@ def _train_policy(
         width=width,
     )
     objective = learning.cloning_objective(dataclasses.replace(model_config, remat=config.remat))
-    trained, loss = _fit(config, workdir, objective, model_config, params, batches)
+    trained, loss = _fit(config, workdir, objective, model_config, params, batches, profiled)
     models.save(workdir, model_config, trained)
     if is_main():
         save_tokenizer(tokenizer, workdir)
@@ -248,7 +266,11 @@ def _lm_config(directory: str) -> models.ModelConfig:
 
 
 def _train_prm(
-    config: SuperviseConfig, target: PrmTarget, workdir: Path, mesh: jax.sharding.Mesh
+    config: SuperviseConfig,
+    target: PrmTarget,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    profiled: range,
 ) -> dict[str, Any]:
     (train_rows, train_counts), (held_out, _) = _labelled(config, target, workdir, mesh)
     labels, start = target.labels, config.start or target.rollouts.policy
@@ -265,7 +287,7 @@ def _train_prm(
         return {name: trunk.get(name, value) for name, value in fresh.items()}
 
     objective = learning.step_label_objective(dataclasses.replace(prm_config, remat=config.remat))
-    trained, loss = _fit(config, workdir, objective, prm_config, params, batches)
+    trained, loss = _fit(config, workdir, objective, prm_config, params, batches, profiled)
     models.save(workdir, prm_config, trained)
     if is_main():
         save_tokenizer(tokenizer, workdir)
@@ -374,9 +396,9 @@ def _labelled(
 
 def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `supervise`: the summary as JSON."""
-    del given
-    return json.dumps(supervise(config, workdir or ""))
+    return json.dumps(supervise(config, workdir or "", profile_steps=given.profile_steps))
 
 
 if __name__ == "__main__":
-    cli.run(command, SuperviseConfig, file="checkpoints.py")
+    more = [cli.Flag("profile_steps", profile.HELP)]
+    cli.run(command, SuperviseConfig, file="checkpoints.py", more=more)

@@ -27,8 +27,11 @@ from scope_jax.configuration import (
 from scope_jax.configuration.renamed import upgraded
 from scope_jax.correction import Groups, rescue
 from scope_jax.data.load import domain_of
+from scope_jax.devices.current import platform
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
-from scope_jax.devices.mesh import make_mesh, platform
+from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.peaks import peaks
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
@@ -36,11 +39,13 @@ from scope_jax.run import (
     StopSignal,
     config_changes,
     prepare_workdir,
+    profile,
     record_config,
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.lock import locked
+from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import (
     TRAINED,
     Keeping,
@@ -51,6 +56,7 @@ from scope_jax.run.session import (
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import Actors, attention_line, load_actors
 from scope_jax.training.ahead import compile_ahead
+from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
     Progress,
@@ -74,12 +80,17 @@ MAY_DIFFER = (
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, allow_changed: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    allow_changed: Sequence[str] = (),
+    profile_steps: str | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) the training that `config` describes; returns the summary that
     `workdir/summary.json` holds. A finished run is left as it is. `allow_changed`: settings (dotted
     names, "all") in which the config may differ from the one that the run was started with; what
-    changed is written to `workdir/config_changes.jsonl`.
+    changed is written to `workdir/config_changes.jsonl`. `profile_steps`: "A:B", a trace of steps A
+    to B - 1 in `workdir/profile`.
 
     Raises ValueError for a config that makes no sense, a workdir of another config or one in which
     another process works,
@@ -88,10 +99,12 @@ def train(
     to stop: it has a checkpoint then, and the same call goes on.
     """
     settings, workdir = train_config(config), Path(workdir)
+    profiled = profiled_steps(profile_steps, settings.steps)
     written = config.to_dict()
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     compared = same_config(settings)
-    with StopSignal(any_process) as stop, jax.set_mesh(mesh):
+    precision = matmul_precision(settings.matmul_precision)
+    with StopSignal(any_process) as stop, jax.set_mesh(mesh), precision:
         done = finished_summary(
             workdir, lambda: not config_changes(workdir, written, **compared), TRAINED
         )
@@ -110,7 +123,7 @@ def train(
                 print(attention_line(actors, settings.dtype), flush=True)
             root = jax.random.key(settings.seed)
             learner = Learner(settings, actors, mesh, root)
-            return _train(settings, written, workdir, actors, learner, stop)
+            return _train(settings, written, workdir, actors, learner, stop, profiled)
 
 
 def _train(
@@ -120,6 +133,7 @@ def _train(
     actors: Actors,
     learner: Learner,
     stop: StopSignal,
+    profiled: range,
 ) -> dict[str, Any]:
     root, progress = jax.random.key(config.seed), Progress()
 
@@ -127,7 +141,8 @@ def _train(
         params = learner.publish().params
         return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
 
-    with Session(workdir, keeping(config), stop, evaluate=evaluate) as session:
+    kept = Session(workdir, keeping(config), stop, evaluate=evaluate, profiled=profiled)
+    with kept as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
         (workdir / "samples").mkdir(exist_ok=True)
@@ -138,6 +153,8 @@ def _train(
         wait_for_all("the folder is there")
         if session.start < config.steps:
             compile_ahead(actors, learner, config, jax.random.fold_in(root, session.start))
+            with session.compiles.apart("peaks"):
+                peaks()
         for number in session.steps():
             seed = streams.step_seed(config.seed, number)
             step = Step(number, jax.random.fold_in(root, number), seed, session.timer)
@@ -147,6 +164,7 @@ def _train(
                 )
             write_samples(workdir, number, gallery, config)
             metrics |= step_figures(metrics, progress, session.compiles, session.timer.pop())
+            metrics |= step.figures.metrics(peaks(), jax.device_count()) | peak_memory()
             session.record(
                 number, metrics, skipped=metrics["grad/skipped_now"] > 0, shown=one_line(metrics)
             )
@@ -188,13 +206,14 @@ def train_step(
         problems, _ = draw(actors, config, progress, count)
         shown = collect_demonstrations(actors, config, problems, step)
         safe_point()
-        with timer("update"):
+        with timer("update"), step.figures.updating(learner, shown.rollout, 1):
             parts = config.training.mini_batches
             return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts), gallery
 
     # ---- Rollouts and verdicts.
     with timer("rollout"):
         policy = learner.publish()
+        jax.block_until_ready(policy.params)  # where the clock is read
     groups = collect_rollouts(actors, policy, config, progress, step)
 
     # ---- Demonstrations among them (LUFFY).
@@ -220,14 +239,16 @@ def train_step(
         advantage, more = advantages(
             final, scene, credit, config.advantage, max_new_tokens=config.rollout.new_tokens
         )
+        jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
-    with timer("update"):
+    written, times = final.rollout, config.training.epochs
+    with timer("update"), step.figures.updating(learner, written, final.group, times):
         metrics |= learner.update(
-            final.rollout, final.group, advantage, final.include_B, step.key, step.number
+            written, final.group, advantage, final.include_B, step.key, step.number
         )
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
@@ -261,7 +282,7 @@ def clone_failures(
     while len(progress.waiting) >= size:
         asked, progress.waiting = progress.waiting[:size], progress.waiting[size:]
         shown = collect_demonstrations(actors, config, asked, step, first_row=rows)
-        with step.timer("update"):
+        with step.timer("update"), step.figures.updating(learner, shown.rollout, 1):
             cloned = learner.clone(shown.rollout, shown.include_B)
         metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
         metrics |= shown.metrics
@@ -302,6 +323,8 @@ def step_figures(
         "data/prompts": float(progress.position),
         "data/dropped": float(progress.dropped),
         "compile/count": float(compiles.count),
+        "compile/from_cache": float(compiles.from_cache),
+        "compile/seconds": compiles.seconds,
         "compile/evaluation": float(compiles.of["evaluation"]),
         "compile/checkpoint": float(compiles.of["checkpoint"]),
     }
@@ -330,7 +353,9 @@ def one_line(metrics: dict[str, float]) -> str:
     return reward + " ".join(
         f"{name.split('/')[1]} {value:.2f}s"
         for name, value in metrics.items()
-        if name.startswith("time/") and name not in ("time/total", "time/per_salvage")
+        if name.startswith("time/")
+        and name not in ("time/total", "time/per_salvage")
+        and not name.endswith("_program")
     )
 
 
@@ -339,7 +364,12 @@ def one_line(metrics: dict[str, float]) -> str:
 
 def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
     """The command line's `train`: the lines to print at the end."""
-    summary = train(config, workdir or "", allow_changed=given.allow_changed_config)
+    summary = train(
+        config,
+        workdir or "",
+        allow_changed=given.allow_changed_config,
+        profile_steps=given.profile_steps,
+    )
     names = ("reward/mean", "eval/pass@1", "eval/pass@8", "eval_ood/pass@1", "scope/accepted_share")
     final = summary["final"]
     figures = "  ".join(
@@ -355,5 +385,8 @@ if __name__ == "__main__":
         command,
         TrainConfig,
         file="run.py",
-        more=[cli.Flag("allow_changed_config", changed, [], list)],
+        more=[
+            cli.Flag("allow_changed_config", changed, [], list),
+            cli.Flag("profile_steps", profile.HELP),
+        ],
     )

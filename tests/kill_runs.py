@@ -56,7 +56,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
     "dapo": ("dapo", {"method.resample": 2, "checkpoint.every": 3}),
 }
-MACHINE = ("time/", "throughput/", "compile/")  # what two runs of the same numbers need not share
+MACHINE = (
+    "time/",
+    "throughput/",
+    "compile/",
+    "memory/",
+)  # what two runs of the same numbers need not share
 
 
 def arguments(tiny: Tiny, case: str, workdir: Path) -> list[str]:

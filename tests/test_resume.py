@@ -38,7 +38,7 @@ from scope_jax.supervise import supervise
 from scope_jax.train import train
 from scope_jax.training import learner, rollouts
 
-MACHINE = ("time/", "throughput/", "compile/")
+MACHINE = ("time/", "throughput/", "compile/", "memory/")
 NO_EVALUATION = {"evaluation.problems": 0, "evaluation.ood_problems": 0}
 
 pytestmark = pytest.mark.usefixtures("interruptible")

@@ -34,6 +34,7 @@ MACHINE = (
     "time/",
     "throughput/",
     "compile/",
+    "memory/",
 )  # what may differ between two runs of the same numbers
 ALWAYS = {
     "reward/mean",
@@ -52,7 +53,15 @@ ALWAYS = {
     "time/verify",
     "time/update",
     "throughput/rollout_tokens_per_s",
+    "throughput/rollout_tokens_per_s_per_device",
+    "throughput/decode_roofline_share",
+    "throughput/update_tokens_per_s_per_device",
+    "throughput/update_mfu",
+    "memory/process_peak_gb",
+    "sampler/logp_gap_max",
+    "sampler/logp_gap_mean",
     "compile/count",
+    "compile/from_cache",
 }
 SCOPE = {
     "scope/failed_share",

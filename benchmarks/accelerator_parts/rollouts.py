@@ -13,7 +13,7 @@ from accelerator_parts.device import model_config
 from accelerator_parts.plan import Part, long_lengths
 from accelerator_parts.work import Skip, Work, clocked
 from scope_jax import models, rollout
-from scope_jax.devices.mesh import current_mesh
+from scope_jax.devices.current import current_mesh
 from scope_jax.types import Rollout
 
 PROBE = 32  # tokens by which the time of a long rollout is foretold

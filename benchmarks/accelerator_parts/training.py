@@ -14,7 +14,8 @@ from accelerator_parts.plan import Part
 from accelerator_parts.work import Work, clocked
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import TrainConfig, sections
-from scope_jax.devices.mesh import current_mesh, put_rows
+from scope_jax.devices.current import current_mesh
+from scope_jax.devices.mesh import put_rows
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.training.learner import Learner
 from scope_jax.types import Owner, Rollout

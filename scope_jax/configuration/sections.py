@@ -8,6 +8,7 @@ Those that a room below has use for as they are stand there: `AdvantageSpec`, `L
 import dataclasses
 from typing import Literal
 
+from scope_jax.devices.precision import MatmulPrecision as MatmulPrecision
 from scope_jax.models import LoraSpec
 from scope_jax.rollout import SampleSpec
 from scope_jax.teachers import EndpointSpec, TeacherSpec

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration.renamed import SUPERVISED_NAMES, renamed_to
 from scope_jax.configuration.schema import from_dict, leaves, to_config_dict
-from scope_jax.configuration.sections import Dtype, MasterWeights
+from scope_jax.configuration.sections import Dtype, MasterWeights, MatmulPrecision
 from scope_jax.data.load import GENERATED, TaskSpec, generated_domain
 from scope_jax.learning import OptimizerSpec, Remat
 from scope_jax.supervision.labels import LabelSpec
@@ -121,6 +121,7 @@ class SuperviseConfig:
     batch: int = 64  # rows per update
     micro_batches: int = 4  # passes per update
     dtype: Dtype = "float32"  # what weights are used and exported in
+    matmul_precision: MatmulPrecision = "float32"  # of float32 products on accelerators
     master_weights: MasterWeights = "float32"  # what they are kept in; none: `dtype`
     remat: Remat = "none"  # what is computed again in the backward pass
     mesh: SupervisedMesh = SupervisedMesh()

@@ -20,6 +20,7 @@ from scope_jax.configuration.sections import (
     Dtype,
     EvaluationConfig,
     LoraConfig,
+    MatmulPrecision,
     MeshConfig,
     ModelsConfig,
     PlacementConfig,
@@ -46,6 +47,7 @@ class TrainConfig:
     seed: int = 0  # of every random draw of the run
     steps: int = 100  # rollout batches; one update each unless `training` says otherwise
     dtype: Dtype = "float32"  # what weights are used in
+    matmul_precision: MatmulPrecision = "float32"  # of float32 products on accelerators
     mesh: MeshConfig = MeshConfig()
     placement: PlacementConfig = PlacementConfig()
     task: TaskSpec = field(default_factory=TaskSpec)

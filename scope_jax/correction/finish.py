@@ -40,6 +40,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
             longer = extend_rows(corrected, scene, spec, open_R, streams.TAIL + attempts)
+            jax.block_until_ready(longer)  # where the clock is read
         with scene.timer("verify"):
             ended, length, before = to_host(
                 (longer.finished_B, longer.length_B, corrected.rows.length_B)

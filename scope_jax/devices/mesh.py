@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scope_jax.devices.current import current_mesh
 from scope_jax.devices.programs import wait_on_cpu
 
 AXES = ("data", "fsdp", "tensor")
@@ -109,24 +110,6 @@ def own_mesh(mesh: Mesh, shape: dict[str, int | None], setting: str) -> Mesh:
         return reshape_mesh(mesh, **{axis: size or 0 for axis, size in shape.items()})
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
-
-
-def current_mesh() -> Mesh | None:
-    """The mesh entered with `jax.set_mesh`, or None. Not for use inside jit."""
-    mesh = jax.sharding.get_mesh()
-    return None if mesh.empty else mesh
-
-
-def first_device() -> Any:
-    """Of the mesh that is set, else the default device. Not for use inside jit."""
-    mesh = current_mesh()
-    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-
-
-def platform() -> str:
-    """Either "cpu", "tpu" or "gpu": that of `first_device`. Not for use inside jit."""
-    name = first_device().platform
-    return name if name in ("cpu", "tpu") else "gpu"
 
 
 def partition_spec(

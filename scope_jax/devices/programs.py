@@ -5,6 +5,8 @@ at the same time, and where their collectives meet in a different order on anoth
 process or of another one), all wait for ever. So on several CPU devices a program starts when its
 arguments are there, and returns when its results are. Accelerators run their programs one after
 the other, and nothing is waited for.
+
+It is also where products of float32 arrays are told to be in float32 (`precision.py`).
 """
 
 import functools
@@ -13,21 +15,29 @@ from typing import Any
 
 import jax
 
+from scope_jax.devices.precision import asks_for_float32, in_float32
+
 
 class Program:
-    """`jax.jit(function, **options)` that is safe to call on several CPU devices."""
+    """`jax.jit(function, **options)` that is safe to call on several CPU devices, and whose
+    float32 products are in float32 on accelerators."""
 
     def __init__(self, function: Callable[..., Any], **options: Any):
-        self._jitted = jax.jit(function, **options)
+        # Two functions, because jit keeps what it traced by function.
+        self._plain = jax.jit(function, **options)
+        self._exact = jax.jit(in_float32(function), **options)
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         wait_on_cpu((arguments, keywords))
-        return wait_on_cpu(self._jitted(*arguments, **keywords))
+        return wait_on_cpu(self._jitted()(*arguments, **keywords))
 
     def lower(self, *arguments: Any, **keywords: Any) -> Any:
         """The program for arguments, or shapes, like these: `jax.stages.Lowered`."""
-        return self._jitted.lower(*arguments, **keywords)
+        return self._jitted().lower(*arguments, **keywords)
+
+    def _jitted(self) -> Any:
+        return self._exact if asks_for_float32() else self._plain
 
 
 def program(function: Callable[..., Any], **options: Any) -> Program:

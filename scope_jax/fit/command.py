@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from scope_jax import cli
 from scope_jax.configuration import TrainConfig, train_config
+from scope_jax.devices.precision import matmul_precision
 from scope_jax.fit.known_models import model_shapes
 from scope_jax.fit.largest import find_largest
 from scope_jax.fit.measure import measure
@@ -166,15 +167,16 @@ def command(config: ConfigDict, workdir: str | None, given: Any) -> str:
         print(f"fit: {line} ...", file=sys.stderr, flush=True)
 
     texts = Path(workdir) / "programs" if workdir else None
-    report = fit(
-        config,
-        topology,
-        only=given.only,
-        largest=given.largest,
-        layers=given.layers,
-        texts=texts,
-        say=say,
-    )
+    with matmul_precision(train_config(config).matmul_precision):
+        report = fit(
+            config,
+            topology,
+            only=given.only,
+            largest=given.largest,
+            layers=given.layers,
+            texts=texts,
+            say=say,
+        )
     record = json.dumps(report, indent=2)
     if workdir:
         write_atomically(Path(workdir) / "fit.json", record + "\n")
@@ -198,4 +200,4 @@ FLAGS = (
 
 def main() -> None:
     """`python -m scope_jax.fit`."""
-    cli.run(command, TrainConfig, file="run.py", workdir=False, more=FLAGS)
+    cli.run(command, TrainConfig, file="run.py", workdir=False, more=FLAGS, caches=False)

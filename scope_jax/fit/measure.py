@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from scope_jax.fit import hlo, lint
-from scope_jax.fit.costs import roofline
 from scope_jax.fit.programs import Plan, Planned
 from scope_jax.fit.topology import Topology
 from scope_jax.run import write_atomically
@@ -169,3 +168,15 @@ def refused(message: str) -> float | None:
     sizes = re.findall(r"([\d.]+)([KMGT])\b", message)
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     return max((float(number) * units[unit] for number, unit in sizes), default=math.inf)
+
+
+def roofline(flops: float, hbm: float, network: float, topology: Topology) -> tuple[float, str]:
+    """(seconds, what they are spent on) of `flops` on all devices, and `hbm` and `network` bytes
+    on each."""
+    parts = {
+        "compute": flops / topology.devices / topology.chip.flops,
+        "HBM": hbm / topology.chip.hbm_rate,
+        "network": network / topology.axis_rate,
+    }
+    bound = max(parts, key=lambda name: parts[name])
+    return parts[bound], bound

@@ -22,7 +22,6 @@ from scope_jax.devices.memory import device_memory, local_bytes
 from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
-from scope_jax.fit.costs import Work, generate_work, score_work, update_work
 from scope_jax.fit.lint import Facts
 from scope_jax.fit.records import Plan, Planned, RowCounts, Writer
 from scope_jax.fit.shapes import (
@@ -36,6 +35,7 @@ from scope_jax.fit.shapes import (
     whole,
     with_weights,
 )
+from scope_jax.models.costs import Work, generate_work, score_work, update_work
 from scope_jax.models.decoder import for_prefill
 from scope_jax.models.weights import abstract, shardings
 from scope_jax.prm.model import (

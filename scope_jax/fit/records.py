@@ -7,8 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from scope_jax import models
-from scope_jax.fit.costs import Work
 from scope_jax.fit.lint import Facts
+from scope_jax.models.costs import Work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scope_jax import learning, models
 from scope_jax.configuration import TrainConfig
-from scope_jax.devices.mesh import platform, sharding
+from scope_jax.devices.current import platform
+from scope_jax.devices.mesh import sharding
 from scope_jax.learning.update import TrainState
 from scope_jax.models.decoder import decode_form
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings

@@ -257,7 +257,10 @@ def policy_loss(
     if sampler_logp_BT is not None:
         sampler = fixed("sampler_logp_BT", sampler_logp_BT)
         known = is_on & ~jnp.isnan(sampler)
-        stats["gap_max"] = jnp.max(only(known, jnp.abs(logp_on - sampler)), initial=0.0)
+        gap = only(known, jnp.abs(logp_on - sampler))
+        stats["gap_max"] = jnp.max(gap, initial=0.0)
+        stats["gap_sum"] = jnp.sum(gap)
+        stats["gap_count"] = jnp.sum(known).astype(jnp.float32)
     if spec.tis_cap is not None:
         stats["tis_sum"] = masked_sum(tis, is_on)
     if reference_logp_BT is not None:
@@ -296,8 +299,9 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     where `policy_loss` was given them.
 
     Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such
-    token. `sampler/logp_gap_max` is the largest |log pi - log pi_sampler|: of the statistics of the
-    first update on a batch, whose weights the sampler had, the gap between sampler and trainer.
+    token. `sampler/logp_gap_max` is the largest |log pi - log pi_sampler|, `sampler/logp_gap_mean`
+    its mean: of the statistics of the first update on a batch, whose weights the sampler had, the
+    gap between sampler and trainer.
     `policy/logp_move_max` is the largest |log pi - log pi_old|: how far updates on the same batch
     have moved the policy. `policy/clip_share` is the share of POLICY tokens
     whose gradient the clip (or dual clip) took away. `loss/policy` and `loss/teacher`, the latter
@@ -322,6 +326,7 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
             metrics[metric] = stats[name] / on
     if "gap_max" in stats:
         metrics["sampler/logp_gap_max"] = stats["gap_max"]
+        metrics["sampler/logp_gap_mean"] = stats["gap_sum"] / jnp.maximum(stats["gap_count"], 1)
     return metrics
 
 

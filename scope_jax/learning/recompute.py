@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from scope_jax.devices.mesh import AXES, current_mesh, partition_spec
+from scope_jax.devices.current import current_mesh
+from scope_jax.devices.mesh import AXES, partition_spec
 from scope_jax.models import LoraSpec, ModelConfig, abstract, lora_table
 from scope_jax.models.decoder import completion_states, with_kernel
 from scope_jax.models.heads import LOGITS_BUDGET, chunk_size

@@ -13,7 +13,8 @@ import optax
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scope_jax.devices.mesh import constrain, current_mesh
+from scope_jax.devices.current import current_mesh
+from scope_jax.devices.mesh import constrain
 from scope_jax.devices.programs import Program, program
 from scope_jax.learning.losses import LossSpec, merge_stats
 from scope_jax.learning.objectives import Loss, policy_objective

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scope_jax.devices.mesh import constrain, platform
+from scope_jax.devices.current import platform
+from scope_jax.devices.mesh import constrain
 from scope_jax.models import attention
 from scope_jax.models.cache import (
     Cache,

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from scope_jax.devices.current import current_mesh
 from scope_jax.devices.hosts import is_main, wait_for_all
-from scope_jax.devices.mesh import assert_sharded, current_mesh, make_mesh, sharding, to_host
+from scope_jax.devices.mesh import assert_sharded, make_mesh, sharding, to_host
 from scope_jax.models.config import ModelConfig, config_to_json, read_config
 from scope_jax.models.int8 import quantise
 from scope_jax.models.kinds import read_object

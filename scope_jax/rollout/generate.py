@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scope_jax.devices.mesh import constrain, current_mesh, platform, put_rows, to_host
+from scope_jax.devices.current import current_mesh, platform
+from scope_jax.devices.mesh import constrain, put_rows, to_host
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import half_or_all
 from scope_jax.models.cache import FORMS, decode_cache, stored

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from scope_jax.devices.mesh import constrain, current_mesh, to_device_memory, to_mesh
+from scope_jax.devices.current import current_mesh
+from scope_jax.devices.mesh import constrain, to_device_memory, to_mesh
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.models.config import ModelConfig

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from scope_jax.devices.hosts import is_main
 from scope_jax.run.failures import quiet_threads
 from scope_jax.run.workdir import write_atomically
@@ -176,7 +178,7 @@ class PhaseTimer:
     """Wall seconds by phase, accumulated: `with timer("rollout"): ...`, then `timer.pop()`.
 
     JAX returns before the device is done: a phase that ends on a device must block on its result
-    inside the `with`.
+    inside the `with`. A trace (`--profile_steps`) shows the phases by these names.
     """
 
     def __init__(self):
@@ -187,7 +189,8 @@ class PhaseTimer:
         """Adds the wall time of the `with` body to `phase`, also where the body raises."""
         start = time.perf_counter()
         try:
-            yield
+            with jax.profiler.TraceAnnotation(phase):
+                yield
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 

@@ -29,6 +29,7 @@ from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
+from scope_jax.run.profile import Profile
 from scope_jax.run.stop import Stopped, StopSignal
 from scope_jax.run.workdir import write_atomically
 
@@ -72,7 +73,8 @@ class Keeping:
 
 class Session:
     """The keeping of one run in `workdir`. `metrics`: whether it has metrics.jsonl and TensorBoard
-    events. `evaluate()`: metrics of an evaluation, which go into those of the step before it."""
+    events. `evaluate()`: metrics of an evaluation, which go into those of the step before it.
+    `profiled`: steps whose trace goes into its folder `profile`."""
 
     def __init__(
         self,
@@ -82,9 +84,11 @@ class Session:
         *,
         metrics: bool = True,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        profiled: range = range(0),
     ):
         self.workdir, self.keeping, self.stop = workdir, keeping, stop
         self.timer, self.compiles = PhaseTimer(), Compiles()
+        self._profile = Profile(profiled, workdir / "profile")
         self.start = 0  # steps that were done before this process
         self.last: dict[str, Any] = {}  # metrics of the last step
         self._with_metrics, self._evaluate = metrics, evaluate
@@ -107,6 +111,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._profile.close()
         self._opened.__exit__(kind, error, trace)
 
     # ---- going on
@@ -158,7 +163,9 @@ class Session:
         for step in range(self.start, keeping.steps):
             self._before = self._place.to_json()
             self.safe_point()
+            self._profile.begin(step)
             yield step
+            self._profile.end(step)
             bar.set_postfix_str(self._shown, refresh=False)
             bar.update(1)
         bar.close()

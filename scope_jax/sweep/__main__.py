@@ -31,6 +31,7 @@ FLAGS = (
     cli.Flag("only", "pattern of names", "*"),
     cli.Flag("keep", "keep the workdirs of finished runs", False, bool),
     cli.Flag("list", "print names and whether they are done; run nothing", False, bool),
+    cli.CACHE_FLAG,
     cli.Flag("stage", "of the processes that this program starts itself", "all"),
 )
 
@@ -108,6 +109,7 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
     from absl import logging
 
     from scope_jax.devices.mesh import use_cpu_cores
+    from scope_jax.run.compile_cache import keep_compiled_programs
 
     # Ctrl-C reaches every process of a terminal. The parent ends this one, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -116,9 +118,7 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
     if args.stage != "prepare" and args.jobs > 1:
         pin(int(args.stage), args.jobs)
     use_cpu_cores()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path("cache/xla").absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled_programs(args.compilation_cache)
     try:
         jax.devices()  # a machine without its accelerator would fail every run
         if args.stage == "prepare":

@@ -310,7 +310,7 @@ class Learner:
             )
         )
         if "gap_max" in stats:  # later updates see other weights than the sampler had
-            stats["gap_max"] = step_stats[0]["gap_max"]
+            stats |= {k: v for k, v in step_stats[0].items() if k.startswith("gap_")}
         metrics |= {name: float(value) for name, value in learning.finish_stats(stats).items()}
         for name in ("loss/policy", "loss/teacher"):
             metrics[name] /= len(step_stats)

@@ -1,6 +1,7 @@
 """The rows of one training step: problems drawn, rollouts written and judged, demonstrations."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from scope_jax.report import SampleGroup, group_metrics
 from scope_jax.run import PhaseTimer
 from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
+from scope_jax.training.figures import StepFigures
 from scope_jax.types import Rollout
 
 _take_rows, _place_rows = program(rollout.take_rows), program(rollout.place_rows)
@@ -51,6 +53,7 @@ class Step:
     key: jax.Array  # of random draws on the devices
     seed: int  # of random draws on the host
     timer: PhaseTimer
+    figures: StepFigures = dataclasses.field(default_factory=StepFigures)
 
 
 def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, step: Step) -> Scene:
@@ -145,7 +148,11 @@ def collect_rollouts(
         with step.timer("rollout"):
             first_row = attempt * P * M
             batch = rollout.from_prompts(ids, M, config.rollout.length, first_row=first_row)
+            start = time.perf_counter()
             batch = policy.extend(batch, step.key, sampling, shared_prefix=M)
+            jax.block_until_ready(batch)
+            seconds = time.perf_counter() - start
+            step.figures.rolled_out(policy, sampling, batch, M, seconds)
             own = rollout.completion_ids(batch)
         with step.timer("verify"):
             words = rollout.texts(own, actors.tokenizer)
@@ -223,6 +230,7 @@ def collect_demonstrations(
         rows = rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row)
         job = demonstration_job(actors, config, problems, rows, step)
         demonstrated = actors.teacher.demonstrate(job)
+        jax.block_until_ready(demonstrated.rollout)
     with step.timer("verify"):
         given = np.array([reason is None for reason in demonstrated.failed])
         texts = rollout.completion_texts(demonstrated.rollout, actors.tokenizer)

@@ -19,7 +19,7 @@ from support.tiny_runs import Tiny
 from scope_jax.devices import hosts, watch
 from scope_jax.run import STOPPED, read_metrics
 
-MACHINE = ("time/", "throughput/", "compile/")
+MACHINE = ("time/", "throughput/", "compile/", "memory/")
 # What a process does in the small programs below, before and after it has joined.
 JOIN = """
 import os, sys, time

@@ -22,21 +22,21 @@ from scope_jax import learning, models
 from scope_jax.configuration import default_config, set_method, train_config
 from scope_jax.devices.memory import local_bytes
 from scope_jax.fit import command, hlo, hlo_text, largest, lint, measure, table, topology, tpu
-from scope_jax.fit.costs import (
+from scope_jax.fit.known_models import model_shapes
+from scope_jax.fit.measure import roofline
+from scope_jax.fit.programs import plan
+from scope_jax.fit.shapes import Models, for_decoding, laid_out_like, train_state
+from scope_jax.fit.topology import parse_topology
+from scope_jax.learning.recompute import Used, temporaries
+from scope_jax.models.costs import (
     attention_flops,
     generate_work,
     head_flops,
-    roofline,
     score_work,
     seen,
     token_flops,
     update_work,
 )
-from scope_jax.fit.known_models import model_shapes
-from scope_jax.fit.programs import plan
-from scope_jax.fit.shapes import Models, for_decoding, laid_out_like, train_state
-from scope_jax.fit.topology import parse_topology
-from scope_jax.learning.recompute import Used, temporaries
 from scope_jax.models.weights import weight_table
 from scope_jax.rollout import SampleSpec, from_prompts
 from scope_jax.sweep.runs import config_of

@@ -16,9 +16,9 @@ from support.fixtures import TINY
 from support.small_config import small_config
 
 from scope_jax.fit import command, gpu, hlo, hlo_text, lint, measure, table, topology
-from scope_jax.fit.costs import Work
 from scope_jax.fit.programs import Models
 from scope_jax.fit.topology import parse_topology
+from scope_jax.models.costs import Work
 
 # Programs for GPUs that are not here are put into the tests' cache, and cannot be taken out again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")

@@ -192,6 +192,24 @@ def test_clipped_surrogate_by_hand(pi, old, advantage, value, gradient, clipped)
     )  # statistics count tokens, not weights
 
 
+def test_the_gap_between_sampler_and_trainer_by_hand():
+    """Over POLICY tokens that the sampler recorded; of several micro-batches as of one."""
+    trained = np.array([[-1.0, -2.0, -3.0], [-0.5, -0.25, -9.0]], np.float32)
+    sampled = np.array([[-1.5, np.nan, -2.0], [-0.5, -0.5, -1.0]], np.float32)
+    on = np.array([[1, 1, 1], [1, 1, 0]], np.float32)  # the last position is padding
+    zeros = np.zeros_like(on)
+
+    def statistics(rows):
+        given = (trained[rows], sampled[rows], zeros[rows], on[rows], zeros[rows])
+        return policy_loss(given[0], None, *given[2:], LossSpec(), sampler_logp_BT=given[1])[1]
+
+    merged = merge_stats(statistics(slice(0, 1)), statistics(slice(1, 2)))
+    for stats in (statistics(slice(None)), merged):
+        metrics = finish_stats(stats)
+        assert float(metrics["sampler/logp_gap_max"]) == 1.0
+        assert float(metrics["sampler/logp_gap_mean"]) == pytest.approx((0.5 + 1 + 0 + 0.25) / 4)
+
+
 def test_dual_clip_bounds_a_bad_token():
     spec = LossSpec(dual_clip=3.0)
     got = one_token(spec, 0.8, 0.1, -2.0)  # rho 8: without the bound the loss is 16

@@ -225,6 +225,7 @@ def test_an_update_pushes_up_what_was_better_than_the_group():
     )
     assert metrics["policy/ratio_mean"] == pytest.approx(1, abs=1e-4)
     assert metrics["sampler/logp_gap_max"] < 1e-3 and metrics["grad/norm"] > 0
+    assert 0 < metrics["sampler/logp_gap_mean"] <= metrics["sampler/logp_gap_max"]
 
     with jax.set_mesh(made.mesh):
         run = learning.make_logprobs(PLAIN, temperature=1.0)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from scope_jax.devices.mesh import first_device
+from scope_jax.devices.current import first_device
 from scope_jax.models.config import ModelConfig
 
 Kernel = Literal["plain", "cudnn", "splash"]

@@ -1,13 +1,15 @@
-"""What a program has to do at least, from the shapes of its model; and how long that takes by a
-roofline.
+"""What programs have to do at least, from the shapes of a model and of its rows.
 
 A multiplication and an addition are two operations. Of attention only what is seen is counted, so
-a program that also multiplies masked scores does more than this.
+a program that also multiplies masked scores does more than this. `fit` counts the largest shapes
+that a config allows, a run the rows that it really had.
 """
 
 import dataclasses
+from typing import Any
 
-from scope_jax.fit.topology import Topology
+import numpy as np
+
 from scope_jax.models.config import ModelConfig
 
 
@@ -40,15 +42,16 @@ def head_flops(config: ModelConfig) -> float:
     )
 
 
-def seen(length: int, window: int = 0) -> float:
-    """Pairs of query and key in causal attention of a row of `length` positions."""
-    inner = min(length, window or length)
+def seen(length: Any, window: int = 0) -> Any:
+    """Pairs of query and key in causal attention of a row of `length` positions; of rows, where
+    that is an array."""
+    inner = np.minimum(length, window or length)
     return inner * (inner + 1) / 2 + (length - inner) * inner
 
 
-def attention_flops(config: ModelConfig, queries: int, keys: int | None = None) -> float:
+def attention_flops(config: ModelConfig, queries: Any, keys: int | None = None) -> Any:
     """Of a row's attention in all layers, forward: causal within it, or of `queries` queries
-    that see `keys` keys each."""
+    that see `keys` keys each. Of rows, where `queries` is an array."""
     local = sum(config.local_layers)
     near = (
         seen(queries, config.window) if keys is None else queries * min(keys, config.window or keys)
@@ -117,13 +120,61 @@ def update_work(
     return Work(useful + again + head, useful=useful)
 
 
-def roofline(flops: float, hbm: float, network: float, topology: Topology) -> tuple[float, str]:
-    """(seconds, what they are spent on) of `flops` on all devices, and `hbm` and `network` bytes
-    on each."""
-    parts = {
-        "compute": flops / topology.devices / topology.chip.flops,
-        "HBM": hbm / topology.chip.hbm_rate,
-        "network": network / topology.axis_rate,
-    }
-    bound = max(parts, key=lambda name: parts[name])
-    return parts[bound], bound
+# ---- rows as they were
+
+
+def prefill_flops(config: ModelConfig, prompt_P: np.ndarray) -> float:
+    """Of distinct prompts of these lengths, each read once and followed by one token's logits."""
+    return float(
+        np.sum(prompt_P) * token_flops(config)
+        + np.sum(attention_flops(config, prompt_P))
+        + len(prompt_P) * head_flops(config)
+    )
+
+
+def trained_flops(
+    config: ModelConfig, prompt_P: np.ndarray, written_PM: np.ndarray, *, frozen: bool = False
+) -> float:
+    """Of an update on `written_PM` tokens behind prompts of `prompt_P` tokens, each prompt once for
+    its M rows: forward, and twice that backward; once where the weights are `frozen` (adapters),
+    which have no gradient. This is the 6 N D of the layers' N weights and the D tokens of prompts
+    and rows, the head for the tokens that were written, and attention. Nothing is counted twice
+    that a program computes again, and no padding."""
+    prompt_P1 = prompt_P[:, None]
+    tokens = np.sum(prompt_P) + np.sum(written_PM)
+    # A row's own queries see the prompt and what stands before them.
+    own = attention_flops(config, prompt_P1 + written_PM) - attention_flops(config, prompt_P1)
+    forward = (
+        tokens * token_flops(config)
+        + np.sum(attention_flops(config, prompt_P))
+        + np.sum(own)
+        + np.sum(written_PM) * head_flops(config)
+    )
+    return float((2 if frozen else 3) * forward)
+
+
+def decode_steps(written_B: np.ndarray, seats: int) -> float:
+    """The fewest steps that write rows of these lengths on `seats` seats. The first token of a row
+    comes out of the prefill; a step writes one token in each seat."""
+    left_B = np.maximum(written_B - 1, 0)
+    return float(max(np.max(left_B), -(-np.sum(left_B) // seats)))
+
+
+def cache_bytes(config: ModelConfig, kept_in: int, *, int8: bool = False) -> float:
+    """Of the keys and values of one position in one layer, in numbers of `kept_in` bytes; `int8`:
+    in one byte, with a float32 scale for each head."""
+    head = config.head_size + 4 if int8 else kept_in * config.head_size
+    return 2.0 * config.num_kv_heads * head
+
+
+def live_positions(config: ModelConfig, prompt_B: np.ndarray, written_B: np.ndarray) -> float:
+    """Positions, summed over layers, rows and decode steps, whose keys and values a step needs: the
+    step that writes token j of a row (from 2) sees its prompt and j - 1 tokens, or the last of
+    them that a layer's window leaves. Each row has the prompt for itself."""
+
+    def positions(window: int) -> float:
+        last = prompt_B + np.maximum(written_B - 1, 0)
+        return float(np.sum(seen(last, window) - seen(prompt_B, window)))
+
+    local = sum(config.local_layers)
+    return local * positions(config.window) + (config.num_layers - local) * positions(0)
