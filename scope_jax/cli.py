@@ -16,6 +16,8 @@ from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.devices import hosts, watch
 from scope_jax.devices.mesh import use_cpu_cores
+from scope_jax.models.config import read_config as read_model_config
+from scope_jax.models.weights import count_weights
 from scope_jax.run import Stopped, compile_cache, failures
 
 
@@ -70,10 +72,8 @@ def run(
     ]
 
     def checked(values: Any) -> str:
-        use_cpu_cores()  # before `connect`, which asks for the devices
         if caches:
             compile_cache.keep_compiled_programs(values.compilation_cache)
-        hosts.connect(values.distributed)
         if values.config is None:
             raise ValueError(
                 "--config is missing; give a config file, or words for a shipped one such as"
@@ -82,12 +82,28 @@ def run(
         config = read_config(values.config, file)
         for name, text in overrides:
             set_value(schema, config, name, text)
+        use_cpu_cores(weights_of(model_of(config)))  # before `connect`, which asks for the devices
+        hosts.connect(values.distributed)
         if workdir and not values.workdir:
             raise ValueError("--workdir is missing; give the directory to write")
         return entry(config, values.workdir, values)
 
     values = parse_or_exit(arguments, known)
     _end(checked, values, values.workdir or ".")
+
+
+def model_of(config: ConfigDict) -> str | None:
+    """The directory of the model that a config trains, where it names one."""
+    return config.models.policy if "models" in config else config.get("start")
+
+
+def weights_of(directory: str | Path | None) -> int:
+    """Numbers in the weights of a model by its config.json; 0 where that cannot be read, which is
+    said when the model is loaded."""
+    try:
+        return count_weights(read_model_config(directory)) if directory else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def program(

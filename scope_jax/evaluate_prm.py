@@ -246,6 +246,12 @@ def main(argv: Sequence[str] | None = None) -> str:
     return markdown(result)
 
 
+def _program() -> str:
+    """`main`, after the devices are decided."""
+    given = cli.parse(sys.argv[1:], FLAGS)
+    use_cpu_cores(cli.weights_of(given.model))
+    return main()
+
+
 if __name__ == "__main__":
-    use_cpu_cores()
-    failures.run_main(main)
+    failures.run_main(_program)

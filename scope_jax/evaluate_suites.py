@@ -176,6 +176,12 @@ def _with_record(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> l
     return kept if record in kept else [*kept, record]
 
 
+def _program() -> str:
+    """`main`, after the devices are decided."""
+    given = cli.parse(sys.argv[1:], _flags())
+    use_cpu_cores(cli.weights_of(given.model))
+    return main()
+
+
 if __name__ == "__main__":
-    use_cpu_cores()
-    failures.run_main(main)
+    failures.run_main(_program)

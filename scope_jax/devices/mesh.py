@@ -37,14 +37,19 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def use_cpu_cores(most: int = 8) -> None:
-    """Make each core a CPU device of its own, at most `most`, if the programs will run on CPU. For
-    entry points, before the first device is asked for, and before other processes are joined;
-    JAX_NUM_CPU_DEVICES or XLA's own flag overrule it.
+# A model of more weights than this has products that fill several cores by themselves.
+SMALL_MODEL = 8_000_000
+
+
+def use_cpu_cores(weights: int = 0, most: int = 8) -> None:
+    """Make each core a CPU device of its own, at most `most`, if the programs will run on CPU and
+    the model is small; one device of all cores where it has more than SMALL_MODEL `weights` (0:
+    not known, taken for few). For entry points, before the first device is asked for, and before
+    other processes are joined; JAX_NUM_CPU_DEVICES or XLA's own flag overrule it.
 
     XLA runs many of a program's small operations on one thread: with rows split over devices,
-    every core has work. The sums of the gradient are then taken in an order that depends on the
-    number of devices.
+    every core has work. With large products that is of no use, each device holds all weights, and
+    the gradient is summed over devices, in an order that depends on their number.
     """
     given = (
         "JAX_NUM_CPU_DEVICES" in os.environ
@@ -56,7 +61,7 @@ def use_cpu_cores(most: int = 8) -> None:
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count() or 1
         )
-        jax.config.update("jax_num_cpu_devices", min(cores, most))
+        jax.config.update("jax_num_cpu_devices", 1 if weights > SMALL_MODEL else min(cores, most))
 
 
 def make_mesh(

@@ -84,8 +84,8 @@ def figures(report: dict[str, Any]) -> list[str]:
         )
         if inner := sum(part["times"] * part["trips"] * part["hbm"] for part in step["parts"]):
             out.append(
-                f"rollout: {inner / 1e9:.2f} GB of it in loops that end on data, taken to read the"
-                " cache whole"
+                f"rollout: {inner / 1e9:.2f} GB of it in loops that end on data, which read what"
+                " rows hold in the mean"
             )
         for name, kernel in step["kernels"].items():
             out.append(

@@ -8,6 +8,7 @@ a scale beside each weight that is kept so.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -146,6 +147,11 @@ def _with_scales(table: dict[str, Weight], config: ModelConfig) -> dict[str, Wei
         else:
             scaled[path] = weight
     return scaled
+
+
+def count_weights(config: ModelConfig) -> int:
+    """Numbers in all weights of a model."""
+    return sum(math.prod(weight.shape) for weight in weight_table(config).values())
 
 
 def nest(flat: dict[str, Any]) -> Params:

@@ -164,8 +164,20 @@ def _in_order(state: DecodeState, parts: int) -> DecodeState:
 def _move(state: DecodeState, order_PR: jax.Array) -> DecodeState:
     """The seats named by `order_PR`, see `_keep_seats`."""
     seats = jax.tree.map(lambda x: constrain(_keep_seats(x, order_PR, 0), "batch"), state.seats)
-    cache = map_arrays(lambda c, rows, positions: _keep_seats(c, order_PR, rows), state.cache)
-    return DecodeState(state.written, seats, laid_out(cache))
+    stacked = not state.cache.axes.apart
+
+    def move(c: jax.Array, rows: int, positions: int) -> jax.Array:
+        if not stacked:
+            return _keep_seats(c, order_PR, rows)
+        if order_PR.size < c.shape[rows]:
+            return jax.lax.map(lambda layer: _keep_seats(layer, order_PR, rows - 1), c)
+        # Layer by layer and in place: a second cache beside the first may be more than there is
+        # room for.
+        return jax.lax.fori_loop(
+            0, len(c), lambda n, c: c.at[n].set(_keep_seats(c[n], order_PR, rows - 1)), c
+        )
+
+    return DecodeState(state.written, seats, laid_out(map_arrays(move, state.cache)))
 
 
 def _keep_seats(x: jax.Array, order_PR: jax.Array, axis: int) -> jax.Array:

@@ -2,6 +2,10 @@
 micro-batches."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
 from support.one_update import GROUP, adam_state, batch, direct_gradient, numbers, objective
 
-from scope_jax import learning, models
+from scope_jax import cli, learning, models
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec, put_rows
 
 # A large eps keeps Adam's step smooth where a gradient is nearly 0, so that rounding is not blown
@@ -214,3 +218,34 @@ def test_initial_weights_do_not_depend_on_the_mesh():
         np.testing.assert_allclose(value, plain[key], atol=1e-6, err_msg=key)
     assert np.std(plain["['layers']['down']"]) == pytest.approx(64**-0.5, rel=0.05)
     assert (plain["['final_norm']"] == 1).all() and (plain["['layers']['key_bias']"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "devices"),
+    [(0, "cores"), (8_000_000, "cores"), (8_000_001, 1), (135_000_000, 1)],
+)
+def test_a_large_model_has_one_cpu_device(weights, devices):
+    """In a process of its own: devices are decided before the first is asked for."""
+    code = (
+        "import jax, os; from scope_jax.devices.mesh import use_cpu_cores\n"
+        f"use_cpu_cores({weights}); print(jax.device_count(), len(os.sched_getaffinity(0)))"
+    )
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    found, cores = map(int, done.stdout.split())
+    assert found == (min(cores, 8) if devices == "cores" else devices)
+
+
+def test_the_weights_of_a_directory_are_counted_by_its_config(tmp_path):
+    save_tiny = {"model_type": "qwen2", "hidden_size": 8, "intermediate_size": 16, "vocab_size": 32}
+    save_tiny |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    save_tiny |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(save_tiny | {"rope_theta": 10000.0}))
+    # embedding; per layer q, k, v, their biases, o, gate, up, down, two norms; last norm
+    layer = 8 * 8 + 2 * 8 * 4 + (8 + 4 + 4) + 8 * 8 + 3 * 8 * 16 + 2 * 8
+    assert cli.weights_of(tmp_path) == 32 * 8 + 2 * layer + 8
+    assert cli.weights_of(None) == cli.weights_of(tmp_path / "none") == 0
