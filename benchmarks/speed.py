@@ -30,6 +30,7 @@ import numpy as np
 
 from scope_jax import learning, models, rollout
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
+from scope_jax.devices.shapes import fine_width
 from scope_jax.learning.optimizer import MOMENTS
 from scope_jax.types import Rollout
 
@@ -167,6 +168,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         )
         update = learning.make_update(objective, optimizer, config, passes, dtype=args.dtype)
         state, positions = learning.init_state(params, optimizer, "float32"), 0
+        shares = {fine_width(-(-args.new_tokens * n // buckets)) for n in range(1, buckets + 1)}
+        sizes = learning.PackSizes((fine_width(args.prompt_length),), tuple(sorted(shares)))
 
         def train_on(batch: Rollout) -> None:
             nonlocal state, positions
@@ -179,7 +182,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             if buckets > 1:
                 order, unit = learning.length_order(batch, args.group, buckets)
                 parts = [jax.tree.map(lambda x, index=index: x[index], parts[0]) for index in order]
-            packed = [learning.pack(*part, unit, passes, coarse=buckets > 1) for part in parts]
+            packed = [learning.pack(*part, unit, passes, sizes) for part in parts]
             positions = sum(batch["prompt"].size + batch["completion"].size for batch in packed)
             state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})
             jax.block_until_ready((state, stats))

@@ -5,7 +5,6 @@ Softmax and log-probs run in float32.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -191,9 +190,10 @@ class _Reading:
 
     def products(self, hidden_BTD: jax.Array, head: jax.Array) -> jax.Array:
         """Logits before the cap, float32[B, T, V]."""
-        form = "BTD,VD->BTV" if self.vocab_axis == 0 else "BTD,DV->BTV"
-        out = jnp.einsum(form, hidden_BTD, head, preferred_element_type=wide(hidden_BTD.dtype))
-        return constrain(out, *LOGITS_AXES)
+        B, T, D = hidden_BTD.shape
+        columns = head.T if self.vocab_axis == 0 else head
+        out = _product(hidden_BTD.reshape(-1, D), columns)
+        return constrain(out.reshape(B, T, -1), *LOGITS_AXES)
 
     def split(self, x: jax.Array) -> jax.Array:
         """[B, T, ..] -> [chunks, B, chunk, ..]"""
@@ -209,6 +209,11 @@ class _Reading:
         return capped * self.scale
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b, summed in float32 at least."""
+    return jnp.dot(a, b, preferred_element_type=wide(a.dtype))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _read(
     how: _Reading, entropy: bool, hidden_BTD: jax.Array, head: jax.Array, target_BT: jax.Array
@@ -216,46 +221,49 @@ def _read(
     """(log-prob of the target, entropy or zeros), float32[B, T].
 
     With a gradient of its own: logits are there for one chunk at a time and computed again for
-    it, the head is cast once, products of the backward pass are of the hidden states' dtype, and
-    the head's gradient is summed over chunks in float32.
+    it, where there is more than one; the head is cast once, products of the backward pass are of
+    the hidden states' dtype, and the head's gradient is summed over chunks in float32.
     """
-    head = head.astype(hidden_BTD.dtype)
+    return _read_forward(how, entropy, hidden_BTD, head, target_BT)[0]
 
-    def chunk(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
-        hidden, target = xs
-        scaled = how.scaled(how.products(hidden, head))
+
+def _read_forward(
+    how: _Reading, entropy: bool, hidden_BTD: jax.Array, head: jax.Array, target_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    narrow = head.astype(hidden_BTD.dtype)
+
+    def chunk(hidden: jax.Array, target: jax.Array) -> tuple[tuple, jax.Array]:
+        products = how.products(hidden, narrow)
+        scaled = how.scaled(products)
         normaliser = jax.nn.logsumexp(scaled, axis=-1)
         chosen = jnp.take_along_axis(scaled, target[..., None], axis=-1)[..., 0]
         spread = jnp.zeros_like(chosen)
         if entropy:
             probability = jnp.exp(scaled - normaliser[..., None])
             spread = normaliser - jnp.sum(probability * scaled, axis=-1)
-        return None, (chosen - normaliser, spread)
+        return (chosen - normaliser, spread), products
 
     hidden_BTD = constrain(hidden_BTD, *LOGITS_AXES[:2], None)
+    kept = hidden_BTD, head, target_BT
     if how.chunk >= target_BT.shape[1]:
-        return chunk(None, (hidden_BTD, target_BT))[1]
-    _, out = jax.lax.scan(chunk, None, (how.split(hidden_BTD), how.split(target_BT)))
-    return how.join(out[0]), how.join(out[1])
-
-
-def _read_forward(
-    how: _Reading, entropy: bool, hidden_BTD: jax.Array, head: jax.Array, target_BT: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    return _read(how, entropy, hidden_BTD, head, target_BT), (hidden_BTD, head, target_BT)
+        out, products = chunk(hidden_BTD, target_BT)
+        return out, (*kept, products)
+    parts_of_rows = how.split(hidden_BTD), how.split(target_BT)
+    _, out = jax.lax.scan(lambda _, xs: (None, chunk(*xs)[0]), None, parts_of_rows)
+    return (how.join(out[0]), how.join(out[1])), (*kept, None)
 
 
 def _read_backward(how: _Reading, entropy: bool, kept: tuple, grads: tuple) -> tuple:
     """With p = softmax(s) and entropy E: d logp / ds_j = [j is the target] - p_j and
     dE / ds_j = -p_j (log p_j + E)."""
-    hidden_BTD, head, target_BT = kept
+    hidden_BTD, head, target_BT, products = kept
     dtype = hidden_BTD.dtype
     narrow = head.astype(dtype)
     vocab_first = how.vocab_axis == 0
 
     def chunk(head_grad: jax.Array, xs: tuple) -> tuple[jax.Array, jax.Array]:
-        hidden, target, logp_grad, spread_grad = xs
-        products = how.products(hidden, narrow)
+        hidden, target, logp_grad, spread_grad, products = xs
+        products = how.products(hidden, narrow) if products is None else products
         scaled = how.scaled(products)
         logp = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
         probability = jnp.exp(logp)
@@ -268,20 +276,17 @@ def _read_backward(how: _Reading, entropy: bool, kept: tuple, grads: tuple) -> t
         if how.cap:
             grad *= 1 - jnp.square(jnp.tanh(products / how.cap))
         grad = constrain(grad.astype(dtype), *LOGITS_AXES)
-        form = "BTV,VD->BTD" if vocab_first else "BTV,DV->BTD"
-        hidden_grad = jnp.einsum(form, grad, narrow, preferred_element_type=wide(dtype))
-        form = "BTV,BTD->VD" if vocab_first else "BTD,BTV->DV"
-        pair = (grad, hidden) if vocab_first else (hidden, grad)
-        more = jnp.einsum(form, *pair, preferred_element_type=wide(dtype))
+        flat, rows = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+        hidden_grad = _product(flat, narrow if vocab_first else narrow.T).reshape(hidden.shape)
+        more = _product(flat.T, rows) if vocab_first else _product(rows.T, flat)
         axes = ("vocab", None) if vocab_first else (None, "vocab")
         return constrain(head_grad + more, *axes), hidden_grad.astype(dtype)
 
-    hidden_BTD = constrain(hidden_BTD, *LOGITS_AXES[:2], None)
     xs, zero = (hidden_BTD, target_BT, *grads), jnp.zeros(head.shape, wide(head.dtype))
-    if how.chunk >= target_BT.shape[1]:
-        head_grad, hidden_grad = chunk(zero, xs)
+    if products is not None:
+        head_grad, hidden_grad = chunk(zero, (*xs, products))
     else:
-        split = tuple(how.split(x) for x in xs)
+        split = (*(how.split(x) for x in xs), None)
         head_grad, parts_of_grad = jax.lax.scan(chunk, zero, split)
         hidden_grad = how.join(parts_of_grad)
     return hidden_grad, head_grad.astype(head.dtype), None
