@@ -139,7 +139,6 @@ def _language_model() -> ConfigDict:
     config.rollout.chat = True
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
-    config.training.remat = "layer"
     config.evaluation.every = 50
     config.evaluation.samples = 4
     return config
