@@ -341,10 +341,15 @@ def known_then(config) -> dict:
     return known | {"training.remat": "none"}
 
 
+def supervised_then(target: str = "policy") -> dict:
+    """The same of a supervised run."""
+    known = flat(supervision.default_config(target))
+    return {name: value for name, value in known.items() if name not in SINCE}
+
+
 def test_the_defaults_of_an_earlier_version_are_those_of_today():
     assert upgraded(old("old_config.json")) == known_then(default_config())
-    today = {k: v for k, v in flat(supervision.default_config()).items() if k not in SINCE}
-    assert upgraded_supervised(old("old_training.json")) == today
+    assert upgraded_supervised(old("old_training.json")) == supervised_then()
 
 
 @pytest.mark.parametrize(
@@ -393,7 +398,7 @@ def test_a_config_of_an_earlier_version_under_todays_names(method, before, now):
 def test_a_supervised_directory_of_an_earlier_version():
     before = {"kind": "prm", "threshold": 0.4, "rollouts__policy": "p", "labels__continuations": 3}
     got = upgraded_supervised(old("old_training.json", **before, rollouts__new_tokens=9))
-    assert got == flat(supervision.default_config("prm")) | {
+    assert got == supervised_then("prm") | {
         "target.threshold": 0.4,
         "target.rollouts.policy": "p",
         "target.rollouts.new_tokens": 9,
@@ -402,7 +407,7 @@ def test_a_supervised_directory_of_an_earlier_version():
     got = upgraded_supervised(
         old("old_training.json", demonstrations__anyones_prefix=True, task__lengths=[2, 3])
     )
-    assert got == flat(supervision.default_config()) | {
+    assert got == supervised_then() | {
         "target.foreign_prefix": True,
         "fresh.lengths": [2, 3],
     }
