@@ -83,7 +83,7 @@ def decoding(
     with jax.set_mesh(mesh):
         return {
             "form": decode_form(config, dtype, sampling.cache == "int8"),
-            "by_blocks": platform() != "gpu",
+            "on_gpu": platform() == "gpu",
         }
 
 

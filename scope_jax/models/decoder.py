@@ -29,6 +29,7 @@ from scope_jax.models.layers import (
     Rotation,
     embed,
     finish_layer,
+    merge_projections,
     project,
     rms_norm,
     rotation_of,
@@ -261,12 +262,13 @@ def _attend_cached(
     return attention.blockwise(q, arrays, length_B, blocks, layout=layout, layer=number, **how)
 
 
-def decode_layers(params: Params, config: ModelConfig, apart: bool) -> Any:
+def decode_layers(params: Params, config: ModelConfig, apart: bool, merged: bool = False) -> Any:
     """The layer weights in the form that `decode_step` loops over: stacked, or a list sliced once,
-    before the loop."""
+    before the loop. merged: see `merge_projections`."""
     if not apart:
         return params["layers"]
-    return [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
+    layers = [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(config.num_layers)]
+    return [merge_projections(layer) for layer in layers] if merged else layers
 
 
 def _run_layers(

@@ -3,10 +3,12 @@
 Projections are 2-D matrix products ([rows x positions, in] @ [in, out]); norms run in float32.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from scope_jax.devices.mesh import constrain
+from scope_jax.devices.mesh import constrain, parts
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params
@@ -68,9 +70,8 @@ def project(
     h = rms_norm(x_BTD, layer["attention_norm"], config)
     B, T, _ = h.shape
     K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
-    q = _linear(h, layer, "query").reshape(B, T, K * G, H)
-    k = _linear(h, layer, "key").reshape(B, T, K, H)
-    v = _linear(h, layer, "value").reshape(B, T, K, H)
+    q, k, v = _linears(h, layer, ("query", "key", "value"), (K * G * H, K * H, K * H))
+    q, k, v = q.reshape(B, T, K * G, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
     if config.family.qk_norm:
         q, k = rms_norm(q, layer["query_norm"], config), rms_norm(k, layer["key_norm"], config)
     return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
@@ -83,9 +84,9 @@ def finish_layer(
     attended = _linear(attended, layer, "output")
     x = x + (rms_norm(attended, layer["attended_norm"], config) if gemma else attended)
     h = rms_norm(x, layer["ffn_norm"], config)
-    gate = _linear(h, layer, "gate")
+    gate, up = _linears(h, layer, ("gate", "up"), (config.ffn_size, config.ffn_size))
     gate = jax.nn.gelu(gate, approximate=True) if gemma else jax.nn.silu(gate)
-    fed = _linear(gate * _linear(h, layer, "up"), layer, "down")
+    fed = _linear(gate * up, layer, "down")
     return x + (rms_norm(fed, layer["fed_norm"], config) if gemma else fed)
 
 
@@ -107,6 +108,42 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     if config.family.gemma:
         return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
     return normed.astype(x.dtype) * scale
+
+
+def merge_projections(layer: Params) -> Params:
+    """A layer whose projections of the same input are one weight each, under their names joined by
+    "+": one product in place of two or three. (Left to itself, XLA joins the weights on a GPU, in
+    every step of a loop.)"""
+    merged = dict(layer)
+    for names in (("query", "key", "value"), ("gate", "up")):
+        devices = _devices([layer[name].shape[-1] for name in names])
+        for end in ("", "_bias", "_scale"):
+            found = [merged.pop(name + end) for name in names if name + end in layer]
+            if found:
+                # What a device has of each stands together.
+                split = [w.reshape(*w.shape[:-1], devices, -1) for w in found]
+                joined = jnp.concatenate(split, axis=-1).reshape(*found[0].shape[:-1], -1)
+                axes = (None,) * (joined.ndim - 1)
+                merged["+".join(names) + end] = constrain(joined, *axes, "heads")
+    return merged
+
+
+def _linears(
+    x: jax.Array, layer: Params, names: tuple[str, ...], sizes: tuple[int, ...]
+) -> tuple[jax.Array, ...]:
+    """Projections of the same input, of these sizes."""
+    name = "+".join(names)
+    if name not in layer:
+        return tuple(_linear(x, layer, name) for name in names)
+    devices, lead = _devices(sizes), x.shape[:-1]
+    out = _linear(x, layer, name).reshape(*lead, devices, -1)
+    ends = [sum(sizes[:n]) // devices for n in range(1, len(sizes))]
+    return tuple(part.reshape(*lead, -1) for part in jnp.split(out, ends, axis=-1))
+
+
+def _devices(sizes: Sequence[int]) -> int:
+    """How many devices the columns of weights of these sizes are split over."""
+    return min(parts(("heads",), (size,)) for size in sizes)
 
 
 def _linear(x: jax.Array, layer: Params, name: str) -> jax.Array:

@@ -44,6 +44,7 @@ class DecodeSpec:
     positions: int  # of a row in the cache
     form: FormName  # of the cache
     block: int | None  # positions that are read at once; None: all of them
+    merged: bool  # projections of the same input are one product
     shared_prefix: int  # consecutive rows with the same prefix, which is prefilled once
     seats: int  # R
 
@@ -56,14 +57,14 @@ def decode_spec(
     longest: int,
     shared_prefix: int,
     form: FormName = "stacked",
-    by_blocks: bool = True,
+    on_gpu: bool = False,
 ) -> DecodeSpec:
     """The spec for `rows` rows of `buffer` positions, with at most `longest` tokens in each at the
-    start. form: from `decode_form`. by_blocks: whether a long cache is read by blocks where the
-    form allows it; a GPU waits for the host in every such loop."""
+    start. form: from `decode_form`. on_gpu: projections of the same input are merged, and the cache
+    is not read by blocks, as each trip of such a loop would wait for the host."""
     width = min(round_up(longest), buffer)
     positions = cache_positions(width, sampling.max_new_tokens, buffer)
-    by_blocks = by_blocks and form != "by_position" and positions > 2 * BLOCK
+    by_blocks = not on_gpu and positions > 2 * BLOCK
     return DecodeSpec(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -75,6 +76,7 @@ def decode_spec(
         positions=round_up(positions, BLOCK) if by_blocks else positions,
         form=form,
         block=BLOCK if by_blocks else None,
+        merged=on_gpu,
         shared_prefix=shared_prefix,
         seats=rows if sampling.seats is None else min(sampling.seats, rows),
     )

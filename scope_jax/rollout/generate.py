@@ -147,7 +147,7 @@ def run_request(
         longest=longest,
         shared_prefix=shared_prefix,
         form=decode_form(config, params["final_norm"].dtype, spec.cache == "int8"),
-        by_blocks=platform() != "gpu",
+        on_gpu=platform() == "gpu",
     )
     params = decode_layout(config, params, current_mesh())
     return generate_program(params, request, for_prefill(config), static)
@@ -163,7 +163,7 @@ def generate_program(
     start_B = rollout.length_B
     decoder = Decoder(
         params=params,
-        layers=decode_layers(params, config, FORMS[spec.form].apart),
+        layers=decode_layers(params, config, FORMS[spec.form].apart, spec.merged),
         config=config,
         spec=spec,
         key_B=row_keys(request.key, request.stream, rollout.row_id_B),

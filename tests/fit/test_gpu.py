@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from support.fixtures import TINY
 from support.small_config import small_config
 
+from scope_jax.configuration import train_config
 from scope_jax.fit import command, gpu, hlo, hlo_text, lint, measure, table, topology
-from scope_jax.fit.programs import Models
+from scope_jax.fit.programs import Models, plan
 from scope_jax.fit.topology import parse_topology
 from scope_jax.models.costs import Work
 
@@ -673,3 +674,55 @@ def test_a_config_is_compiled_for_gpus(tmp_path, monkeypatch):
     report = command.fit(config, h100, only=["decode_layout"], layers=2)
     assert not report["fits"] and report["programs"][0]["error"] == ""
     assert "too much" in table.table(report)
+
+
+def planned(config, on: str):
+    """{name: Planned} of a config's programs for `on`."""
+    settings = train_config(config)
+    found, _ = command.find_models(settings)
+    made = plan(settings, found, topology.devices(parse_topology(on)))
+    return {program.name: program for program in made.programs}
+
+
+def compiled_text(program, **options) -> str:
+    with jax.set_mesh(program.mesh):
+        return program.lower().compile(compiler_options=options).as_text()
+
+
+@needs_plugin
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize(("on", "tensor"), [("h100:1", 1), ("h100:8", 2)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_decoding_copies_no_layer(tmp_path, on, tensor, dtype, triton):
+    """Neither keys, values nor weights of a layer, by either kind of products; bfloat16 is attended
+    to by cuDNN, float32, which that would round, is not."""
+    config = small_config(tmp_path)
+    config.dtype, config.rollout.new_tokens = dtype, 960
+    config.mesh.fsdp, config.mesh.tensor = 1, tensor
+    config.mesh.data = -1
+    rollout = planned(config, on)["rollout"]
+    text = compiled_text(rollout, xla_gpu_enable_triton_gemm=triton)
+    program = hlo.HloProgram(text)
+    report, facts = program.report(), rollout.facts
+    assert report.decode is not None
+    assert lint.decode_copies(program, report, min(facts.layer_cache, facts.layer_weights)) == []
+    attends = [op for op, _, _ in program.kernels(report.decode.body) if "fmha" in op.target]
+    assert len(attends) == (2 if dtype == "bfloat16" else 0)
+
+
+@needs_plugin
+def test_an_update_attends_by_a_kernel_forward_and_backward(tmp_path):
+    """One call for each of two layers and each way; the only loops are micro-batches, and chunks
+    of logits where there is more than one."""
+    config = small_config(tmp_path)
+    config.rollout.new_tokens = 1984
+    config.mesh.fsdp, config.mesh.tensor, config.training.remat = 1, 1, "none"
+    text = compiled_text(planned(config, "h100:1")["update"])
+    assert len(re.findall(r'custom_call_target="__cudnn\$fmhaSoftmax"', text)) == 2
+    assert len(re.findall(r'custom_call_target="__cudnn\$fmhaSoftmaxBackward"', text)) == 2
+    report = hlo.HloProgram(text).report()
+    assert sorted(loop.trips for loop in report.loops) == [4]
+    # float32 master weights, and not one product of float32 arrays.
+    for line in text.splitlines():
+        if " dot(" in line or "__cublas" in line:
+            assert "f32[" not in line.split("(", 1)[1].split(")")[0], line

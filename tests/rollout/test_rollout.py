@@ -20,7 +20,7 @@ from support.fixtures import MESHES, TINY, make_params, mesh_of, on_mesh, tiny_p
 from scope_jax import models, rollout
 from scope_jax.devices.mesh import put_rows
 from scope_jax.devices.programs import program
-from scope_jax.models import attention
+from scope_jax.models import attention, decoder
 from scope_jax.rollout import cut, decoding, refill
 from scope_jax.rollout.sampling import row_keys, sample
 from scope_jax.types import Owner, Rollout
@@ -816,3 +816,21 @@ def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
         if kind == "all-gather"
     ]
     assert max(gathered) >= WIDE.hidden_size * WIDE.ffn_size // 2
+
+
+@pytest.mark.parametrize("name", list(MESHES))
+def test_merged_projections_write_the_same(name, monkeypatch):
+    """As decoding on a GPU has them: layers apart, queries, keys and values by one product, gate and
+    up by another; split over the tensor axis, too."""
+    monkeypatch.setattr(generate_module, "platform", lambda: "gpu")
+    seen = []
+    merge = decoder.merge_projections
+    monkeypatch.setattr(
+        decoder, "merge_projections", lambda layer: seen.append(merge(layer)) or seen[-1]
+    )
+    monkeypatch.setattr(generate_module, "generate_program", traced_anew())
+    with on_mesh(name) as params:
+        assert_same(run(fresh_rows(), params=params, unrolled=True), free_run())
+    merged = set(seen[0])
+    assert {"query+key+value", "gate+up", "output", "down"} <= merged
+    assert not {"query", "key", "value", "gate", "up"} & merged
