@@ -90,7 +90,7 @@ def figures(report: dict[str, Any]) -> list[str]:
         for name, kernel in step["kernels"].items():
             out.append(
                 f"rollout: {kernel['hbm'] / 1e9:.2f} GB of it in {kernel['times']:.0f} calls of"
-                f" {name}, taken to read their operands whole"
+                f" {name}, which read what rows hold in the mean"
             )
     if (update := lines.get("update")) and update["mfu"]:
         out.append(
