@@ -173,23 +173,23 @@ def math_1_5b() -> ConfigDict:
 
         program        GiB of 15.75  seconds   x  bound
         decode_layout    10.6 (67%)     0.02   1  network
-        rollout          13.4 (85%)    34.61   1  HBM
-        PRM               9.7 (62%)     0.58  32  compute
-        teacher          13.0 (82%)     5.07   2  HBM
-        tails            10.4 (66%)     8.45   2  HBM
-        update           12.5 (79%)    13.95   1  compute
-        rollout at most 45,449 tokens/s, update at most 75% of the peak, a step at least 94 s
+        rollout          12.8 (81%)    24.92   1  HBM
+        PRM               9.6 (61%)     0.51  32  compute
+        teacher          13.0 (82%)     5.03   2  HBM
+        tails            10.4 (66%)     7.21   2  HBM
+        update           12.3 (78%)    13.95   1  compute
+        rollout at most 63,119 tokens/s, update at most 75% of the peak, a step at least 80 s
 
     python -m scope_jax.fit --config=scope,math_1_5b --topology=v6e:2x4
 
         program        GiB of 31.24  seconds   x  bound
         decode_layout    10.6 (34%)     0.01   1  network
-        rollout          13.4 (43%)    17.30   1  HBM
-        PRM               9.7 (31%)     0.17  32  HBM
-        teacher          14.0 (45%)     2.34   2  HBM
-        tails            10.9 (35%)     4.24   2  HBM
-        update           12.2 (39%)     3.97   1  HBM
-        rollout at most 90,923 tokens/s, update at most 57% of the peak, a step at least 40 s
+        rollout          12.8 (41%)    12.43   1  HBM
+        PRM               9.6 (31%)     0.11  32  network
+        teacher          14.0 (45%)     2.22   2  HBM
+        tails            10.9 (35%)     3.51   2  HBM
+        update           12.3 (40%)     3.93   1  HBM
+        rollout at most 126,514 tokens/s, update at most 57% of the peak, a step at least 32 s
     """
     config = _language_model()
     config.steps = 500
