@@ -180,8 +180,11 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
             arrays = {"advantage": advantage, "on": on, "off": off, "old_logp": batch.logp_BT}
             parts, unit = [(batch, arrays)], args.group
             if buckets > 1:
-                order, unit = learning.length_order(batch, args.group, buckets)
-                parts = [jax.tree.map(lambda x, index=index: x[index], parts[0]) for index in order]
+                order = learning.length_order(batch, unit, buckets)
+                parts = [
+                    jax.tree.map(lambda x, index=index: jnp.asarray(x)[index], parts[0])
+                    for index in order
+                ]
             packed = [learning.pack(*part, unit, passes, sizes) for part in parts]
             positions = sum(batch["prompt"].size + batch["completion"].size for batch in packed)
             state, stats = update(state, packed, {"teacher_weight": jnp.float32(0.0)})

@@ -820,8 +820,8 @@ def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
 
 @pytest.mark.parametrize("name", list(MESHES))
 def test_merged_projections_write_the_same(name, monkeypatch):
-    """As decoding on a GPU has them: layers apart, queries, keys and values by one product, gate and
-    up by another; split over the tensor axis, too."""
+    """As decoding on a GPU has them: layers apart; queries, keys and values by one product, gate
+    and up by another; split over the tensor axis, too."""
     monkeypatch.setattr(generate_module, "platform", lambda: "gpu")
     seen = []
     merge = decoder.merge_projections
