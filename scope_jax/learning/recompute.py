@@ -29,7 +29,7 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "layer")
 # A foretold peak may fill this share of a device's memory.
 FILLED = 0.9
 # Float32 arrays of the size of a chunk's logits that are there at once, forward and backward.
-LOGITS = 3
+LOGITS = 2
 # Arrays with a number for each token of an update, about.
 ARRAYS = 8
 # Bytes of a layer's activations, as multiples of what `none` keeps of it, that are there while it
