@@ -24,11 +24,17 @@ def start(chosen: bool) -> None:
     GPU that jax does not see, and the size was not `chosen`: a call for a GPU would be spent."""
     jax.set_mesh(make_mesh(devices=jax.devices()[:1]))
     asked_for = os.environ.get("JAX_PLATFORMS", "") == "cpu"
-    if is_cpu() and not chosen and not asked_for and Path("/dev/nvidia0").exists():
+    if is_cpu() and not chosen and not asked_for and nvidia_device(Path("/dev")):
         raise RuntimeError(
-            "an NVIDIA GPU is here, and jax runs on the CPU: install the extra [cuda], or give"
-            " --tiny to measure the CPU"
+            "an NVIDIA GPU is here, and jax runs on the CPU: install the extra [cuda] (its CUDA 13"
+            " needs driver 580 or later), or give --tiny to measure the CPU"
         )
+
+
+def nvidia_device(folder: Path) -> bool:
+    """Whether a GPU stands in /dev. A container that is given one has it under the number that it
+    has on the machine."""
+    return any(folder.glob("nvidia[0-9]*"))
 
 
 def first() -> Any:

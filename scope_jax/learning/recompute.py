@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh
 
 from scope_jax.devices.current import current_mesh
 from scope_jax.devices.mesh import AXES, partition_spec
-from scope_jax.models import LoraSpec, ModelConfig, abstract, lora_table
+from scope_jax.models import LoraSpec, ModelConfig, abstract, attention, lora_table
 from scope_jax.models.decoder import completion_states, with_kernel
 from scope_jax.models.heads import LOGITS_BUDGET, chunk_size
 from scope_jax.models.weights import Weight, weight_table
@@ -131,9 +131,10 @@ def batch_bytes(shape: UpdateShape, used: Used) -> float:
 
 def temporaries(config: ModelConfig, remat: Remat, shape: UpdateShape, used: Used) -> float:
     """Bytes of one device that an update of these rows needs beside its arguments."""
-    sizes = dict(used.sizes)
-    here = on_one_device(config, shape, sizes)
-    dtype = jnp.dtype(used.dtype)
+    sizes, dtype = dict(used.sizes), jnp.dtype(used.dtype)
+    # Decided with the model's windows, which `on_one_device` leaves out: a kernel keeps no scores.
+    kernel = attention.choose(config, dtype).kernel
+    here = on_one_device(dataclasses.replace(config, attention=kernel), shape, sizes)
     layers = kept(dataclasses.replace(here.model, remat=remat), here.shape, dtype.name)
     one = dataclasses.replace(here.model, num_layers=1, remat="none")
     layer = kept(one, here.shape, dtype.name)

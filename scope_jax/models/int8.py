@@ -54,7 +54,7 @@ def full_weights(config: ModelConfig, params: Params, dtype: Any) -> Params:
             scale = scale[:, None] if path == "embed" else jnp.expand_dims(scale, -2)
             full[path] = (flat[path].astype(jnp.float32) * scale).astype(dtype)
         elif weight.hf:
-            full[path] = flat[path]
+            full[path] = flat[path].astype(dtype)
     return nest(full)
 
 

@@ -189,6 +189,15 @@ def test_memory_as_devices_tell_it(monkeypatch, stats, free, peak):
     assert device.peaks(1.0, 2.0) == {"flops": 2.0, "hbm_rate": 1.0, "source": "measured"}
 
 
+def test_a_gpu_is_seen_whatever_its_number(tmp_path):
+    from accelerator_parts import device
+
+    (tmp_path / "nvidiactl").touch()
+    assert not device.nvidia_device(tmp_path)
+    (tmp_path / "nvidia3").touch()
+    assert device.nvidia_device(tmp_path)
+
+
 def test_an_update_that_runs_out_of_memory_is_tried_in_smaller_parts(monkeypatch):
     import jax
     from accelerator_parts import device, training, work

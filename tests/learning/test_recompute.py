@@ -170,6 +170,20 @@ def test_rows_heads_and_vocabulary_are_divided():
     assert (one.model.num_heads, one.model.num_kv_heads) == (1, 1)
 
 
+@pytest.mark.parametrize(("local", "same"), [((True, False) * 2, True), ((), False)])
+def test_a_kernel_that_the_windows_rule_out_is_not_counted_on(local, same):
+    """The update of a model with and without windows takes plain products and keeps their scores,
+    whatever kernel the device has."""
+    model = dataclasses.replace(SMALL, head_size=128, window=32 * bool(local), local_layers=local)
+    shape = UpdateShape(1, 64, 4, 64)
+    used = Used((("data", 1), ("fsdp", 1), ("tensor", 1)), "bfloat16", "float32")
+    with_kernel, plain = (
+        recompute.temporaries(dataclasses.replace(model, attention=kernel), "none", shape, used)
+        for kernel in ("splash", "plain")
+    )
+    assert (with_kernel == plain) is same and with_kernel <= plain
+
+
 def test_gradients_and_copies_by_hand():
     """Of 5.3 million float32 bytes of weights, all but the embedding and the head in the layers."""
     shape = UpdateShape(8, 64, 32, 64)

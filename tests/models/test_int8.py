@@ -67,6 +67,14 @@ def test_rounding_by_hand():
     assert found.dtype == np.int8 and scale.dtype == np.float32
 
 
+def test_full_weights_are_of_one_dtype():
+    """Norms and biases too, so that the model can be run with them."""
+    config, int8 = in_int8(UNTIED, models.in_dtype(make_params(UNTIED, 5), jnp.dtype("bfloat16")))
+    assert {w.dtype for w in flatten(full_weights(config, int8, jnp.float32)).values()} == {
+        jnp.dtype("float32")
+    }
+
+
 def test_no_weight_is_off_by_more_than_half_a_step():
     params = make_params(UNTIED, 5)
     config, int8 = in_int8(UNTIED, params)
