@@ -82,7 +82,8 @@ def run(
         config = read_config(values.config, file)
         for name, text in overrides:
             set_value(schema, config, name, text)
-        use_cpu_cores(weights_of(model_of(config)))  # before `connect`, which asks for the devices
+        # Before `connect`, which asks for the devices.
+        use_cpu_cores(0 if divides_devices(config) else weights_of(model_of(config)))
         hosts.connect(values.distributed)
         if workdir and not values.workdir:
             raise ValueError("--workdir is missing; give the directory to write")
@@ -95,6 +96,11 @@ def run(
 def model_of(config: ConfigDict) -> str | None:
     """The directory of the model that a config trains, where it names one."""
     return config.models.policy if "models" in config else config.get("start")
+
+
+def divides_devices(config: ConfigDict) -> bool:
+    """Whether a config's mesh asks for several devices by a number."""
+    return any(isinstance(size, int) and size > 1 for size in (config.get("mesh") or {}).values())
 
 
 def weights_of(directory: str | Path | None) -> int:

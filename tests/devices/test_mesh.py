@@ -17,6 +17,7 @@ from support.fixtures import TINY, mesh_of, on_mesh, tiny_params
 from support.one_update import GROUP, adam_state, batch, direct_gradient, numbers, objective
 
 from scope_jax import cli, learning, models
+from scope_jax.configuration import default_config
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec, put_rows
 
 # A large eps keeps Adam's step smooth where a gradient is nearly 0, so that rounding is not blown
@@ -249,3 +250,10 @@ def test_the_weights_of_a_directory_are_counted_by_its_config(tmp_path):
     layer = 8 * 8 + 2 * 8 * 4 + (8 + 4 + 4) + 8 * 8 + 3 * 8 * 16 + 2 * 8
     assert cli.weights_of(tmp_path) == 32 * 8 + 2 * layer + 8
     assert cli.weights_of(None) == cli.weights_of(tmp_path / "none") == 0
+
+
+def test_a_mesh_that_names_several_devices_has_them():
+    config = default_config()
+    assert not cli.divides_devices(config)
+    config.mesh.fsdp = 2
+    assert cli.divides_devices(config)
