@@ -32,15 +32,17 @@ def decode_with_refill(
     Seats are refilled once an eighth of them is free, so that the copy of prefix keys and values is
     paid once for several rows; where the cache is read by blocks, they are then put in the order of
     their lengths, so that a lane holds like ones. When no row waits any more and half of the seats
-    are empty, the batch is halved, at most twice: each size is one more copy of the loop to
+    are empty, the batch of refilled seats is halved, at most twice: each size is one more copy of the loop to
     compile.
     """
     spec = decoder.spec
     parts = row_parts(spec.seats)
-    sizes = _batch_sizes(spec.seats, parts)
+    sorts, everyone = spec.block is not None, spec.seats == first.on_R.shape[0]
+    # With a seat for each row, ended ones cost next to nothing where the cache is read by blocks,
+    # and half of the cache beside all of it would be more memory than the rows were given.
+    sizes = [spec.seats] if everyone else _batch_sizes(spec.seats, parts)
     smaller = sizes[1] if len(sizes) > 1 else 0
     few = max(spec.seats // 8, 1)
-    sorts, everyone = spec.block is not None, spec.seats == first.on_R.shape[0]
     queue = _Queue(
         # Rows with work to do first.
         order_B=jnp.argsort(~first.on_R, stable=True),
