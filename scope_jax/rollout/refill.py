@@ -32,8 +32,8 @@ def decode_with_refill(
     Seats are refilled once an eighth of them is free, so that the copy of prefix keys and values is
     paid once for several rows; where the cache is read by blocks, they are then put in the order of
     their lengths, so that a lane holds like ones. When no row waits any more and half of the seats
-    are empty, the batch of refilled seats is halved, at most twice: each size is one more copy of the loop to
-    compile.
+    are empty, the batch of refilled seats is halved, at most twice: each size is one more copy of
+    the loop to compile.
     """
     spec = decoder.spec
     parts = row_parts(spec.seats)
