@@ -1,4 +1,4 @@
-"""MatmulPrecision of float32 arrays in float32.
+"""Products of float32 arrays in float32.
 
 Left to themselves, accelerators multiply float32 matrices in less: NVIDIA GPUs in TF32 (10 bits of
 mantissa), TPUs in one pass of bfloat16 (7 bits). Results are then off by some 1e-3 where float32
