@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from scope_jax.tasks.answers import last_boxed
 
-_ANSWER_IS = re.compile(r"\banswer is\b[ \t]*:?[ \t]*([^\n]*)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer is\b", re.IGNORECASE)
+_LONGEST_LINE = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,10 @@ def _tagged(text: str) -> str | None:
 
 
 def _stated(text: str) -> str | None:
-    found = None
+    line = ""
     for match in _ANSWER_IS.finditer(text):
-        found = match.group(1).strip()
-    return (found or "").removesuffix(".").strip() or None
+        line = text[match.end() : match.end() + _LONGEST_LINE].partition("\n")[0]
+    return line.strip().removeprefix(":").removesuffix(".").strip() or None
 
 
 def _last_line(text: str) -> str | None:

@@ -49,13 +49,16 @@ _FORMULA = re.compile(r"(?:[\s+\-*/()^,!]|\d++(?:\.\d*+)?+|\.\d++|[A-Za-z_]\w*+)
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-def safe_answer(generator: str, answer: str) -> bool:
-    """Whether this answer may be shown to the generator's scorer, which would evaluate it."""
+def safe_answer(generator: str, settings: Mapping[str, Any], answer: str) -> bool:
+    """Whether this answer may be shown to the generator's scorer, which would evaluate it. In a
+    formula, letters, known functions and the symbols of the settings are names."""
     if generator in ARITHMETIC:
         return _ARITHMETIC.fullmatch(answer) is not None
     if generator in FORMULAS:
+        symbols = (*settings.get("symbols", ()), *settings.get("variables", ()))
         return _FORMULA.fullmatch(answer) is not None and all(
-            len(name) == 1 or name in _FUNCTIONS for name in _NAME.findall(answer)
+            len(name) == 1 or name in _FUNCTIONS or name in symbols
+            for name in _NAME.findall(answer)
         )
     return True
 
@@ -68,7 +71,8 @@ def config_of(generator: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {
         name: tuple(value)
-        if isinstance(value, list) and "tuple" in str(hints.get(name, "")).lower()
+        if isinstance(value, list)
+        and tuple in (hints.get(name), typing.get_origin(hints.get(name)))
         else value
         for name, value in settings.items()
     }
@@ -117,7 +121,7 @@ class Entries:
         making the entry and scoring. An answer that makes the scorer raise is wrong."""
         generator, answer = request["generator"], request["answer"]
         dataset, entry = self._entry(request)
-        if not safe_answer(generator, answer):
+        if not safe_answer(generator, request["settings"], answer):
             return 0.0, ""
         start()
         try:

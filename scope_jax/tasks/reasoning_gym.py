@@ -27,7 +27,7 @@ _HASHES = re.compile(r"^####.*$", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class ReasoningGym(Domain):
-    r"""Problems of reasoning-gym; `generators` are those whose problems may be asked about, and all
+    """Problems of reasoning-gym; `generators` are those whose problems may be asked about, and all
     other fields are `task.options`."""
 
     format: Literal["answer_tag", "boxed", "answer_is", "last_line", "whole"] = "answer_tag"

@@ -32,10 +32,12 @@ class OutOfTime(BaseException):
     """Raised by the alarm; not an Exception, so that a library's own handlers let it pass."""
 
 
-def arm(seconds: float) -> None:
+def arm(seconds: float, patience: float = 1.0) -> None:
     """(Re)start the alarm of the item at work. It repeats, in case some handler in between
-    swallows the first."""
+    swallows the first. Should it find the interpreter inside C code, the process ends `patience`
+    seconds later, without needing the interpreter or the parent."""
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 0.1)
+    faulthandler.dump_traceback_later(max(seconds, 0.001) + patience, exit=True, file=sys.stderr)
 
 
 def quiet() -> tuple[BinaryIO, BinaryIO]:
@@ -84,11 +86,8 @@ def _answer(
             raise OutOfTime
 
     signal.signal(signal.SIGALRM, out_of_time)
-    # Should the alarm find the interpreter inside C code and the parent be gone, this ends the
-    # process without needing the interpreter.
-    faulthandler.dump_traceback_later(seconds + 5, exit=True, file=sys.stderr)
     try:
-        arm(0.9 * seconds)
+        arm(0.9 * seconds, 0.1 * seconds + 5)  # the parent's deadline comes first
         verdict, reason = decide(request)
         armed = False
         if rang:  # a handler in between took it for an error of its own
