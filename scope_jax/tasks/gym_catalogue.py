@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ _EVALUATE = (
     "check_output",
 )
 _SET_BY_THE_TASK = ("seed", "size")
+# Scorers that accept what is wrong (found with version 0.1.25).
+WEAK = {
+    "game_of_life_halting": "its scorer gives 1 to any text",
+    "puzzle24": "its scorer does not look which numbers are used, so 6*4*1*1 is always right",
+}
 
 
 def generators() -> tuple[str, ...]:
@@ -70,6 +76,8 @@ def check_generator(where: str, name: str, settings: Mapping[str, Any], run_code
             f"{where}: {name} runs code that nobody has read for this project; to run it all the"
             " same, in a process with your rights, set config.task.options.run_code = True"
         )
+    if name in WEAK:
+        warnings.warn(f"{where}: {name}: {WEAK[name]}; a policy will learn that", stacklevel=2)
 
 
 @functools.cache

@@ -250,8 +250,8 @@ def write_policy(folder):
 
 
 def test_a_tiny_run_learns_the_most_frequent_answer(tmp_path):
-    """GRPO on greatest common divisors, nearly all of which are 1, beside palindromes, whose scorer gives
-    0.02 to a text that is none: rewards are real numbers, the policy comes to write 1, and is
+    """GRPO on greatest common divisors, nearly all of which are 1, beside palindromes, whose scorer
+    gives 0.02 to a text that is none: rewards are real numbers, the policy comes to write 1, and is
     evaluated on held-out problems."""
     from scope_jax.run import read_metrics
     from scope_jax.train import train

@@ -249,6 +249,14 @@ def test_bad_names_and_settings_are_one_line():
     check_generator("config.here", "codeio", {}, run_code=True)
 
 
+def test_scorers_that_accept_what_is_wrong_are_named(pool):
+    for name, answer in (("game_of_life_halting", "no idea"), ("puzzle24", "6*4*1*1")):
+        entries = [Entry(Generator(name), 0, index) for index in range(5)]
+        assert pool.scores(entries, [answer] * 5, 5.0, 60.0) == [1.0] * 5
+        with pytest.warns(UserWarning, match=f"config.here: {name}: its scorer"):
+            check_generator("config.here", name, {}, run_code=False)
+
+
 def test_lists_become_the_tuples_that_a_generator_wants():
     assert gym_entries.config_of("simple_equations", {"operators": ["+", "*"], "min_value": 2}) == {
         "operators": ("+", "*"),
