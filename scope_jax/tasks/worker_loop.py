@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 # (verdict, reason where it is None)
@@ -62,10 +63,10 @@ def serve(
     memory_bytes: int,
     library: str,
 ) -> None:
-    """Answer requests until there are no more. `memory_bytes`: address space, 0 for no limit.
+    """Answer requests until there are no more. `memory_bytes`: address space beyond what the
+    process has by now (imports start threads by the number of cores, each with space of its own).
     `library`: whose exceptions they are that `decide` lets pass."""
-    if memory_bytes:
-        _limit(memory_bytes)
+    _limit(memory_bytes)
     # Until here the parent could read why the start failed.
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     _send(sink, {"ready": True})
@@ -124,8 +125,11 @@ def _send(sink: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
+    taken = 0
+    with contextlib.suppress(OSError, ValueError):  # a system without /proc
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for what, most in (
-        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_AS, taken + memory_bytes),
         (resource.RLIMIT_FSIZE, 0),  # no answer has a reason to write a file
         (resource.RLIMIT_CORE, 0),
     ):

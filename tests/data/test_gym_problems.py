@@ -219,6 +219,27 @@ def test_the_config_of_the_command_line():
         train_config(config)
 
 
+# ---- solutions
+
+
+def test_worked_solutions_can_be_learned_from():
+    """gsm_symbolic's own, ended in the format; a mixture's problems without one are counted."""
+    from support.tokenizer_fixtures import byte_level
+
+    from scope_jax.supervision.batches import BatchSpec, DemonstrationBatches
+
+    made = task({"test_problems": 1}, {"gsm_symbolic": {}, "chain_sum": {}})
+    tokenizer = byte_level(["<|endoftext|>"], bos=None, eos="<|endoftext|>")
+    spec = BatchSpec("", False, True, False, 2000, 0)
+    batches = DemonstrationBatches(made.domain, made.train, tokenizer, spec, batch=3, seed=1)
+    batch = next(batches)
+    texts = [tokenizer.decode(t[w > 0]) for t, w in zip(batch["tokens"], batch["weight"])]
+    problems = [p for p in made.train.draw(1, 0, batches.position) if p.solution is not None]
+    assert len(texts) == 3 and batches.dropped["no_solution"] == batches.position - 3
+    plain = [text.removesuffix("<|endoftext|>") for text in texts]
+    assert made.domain.verify(problems[:3], plain) == [True] * 3
+
+
 # ---- a tiny run
 
 

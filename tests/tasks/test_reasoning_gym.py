@@ -1,6 +1,9 @@
 """reasoning-gym's generators and scorers in worker processes."""
 
 import ast
+import importlib.metadata
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 pytest.importorskip("reasoning_gym")
 import reasoning_gym
 
-from scope_jax.tasks import gym_catalogue, gym_entries, verdicts
+from scope_jax.tasks import gym_catalogue, gym_entries, verdicts, worker_loop
 from scope_jax.tasks.gym_catalogue import check_generator, generators, runs_code
 from scope_jax.tasks.gym_pool import Entry, Generator, GymPool
 from scope_jax.tasks.reasoning_gym import LONGEST_ANSWER, ReasoningGym
@@ -148,13 +151,29 @@ def test_a_scorer_that_raises_says_wrong():
 
 
 def test_a_scorer_that_never_ends_costs_its_row():
-    """The power keeps C code busy, which no alarm interrupts."""
+    """Powers that nobody can write down; one after another, each at most `seconds`."""
     domain = gym("puzzle24", format="whole", seconds=1.0)
     problem = problem_of(domain)
     start = time.monotonic()
     texts = ["7**7**10", problem.answer, "9**9**9**9", "1"]
     assert domain.verify([problem] * 4, texts) == [None, True, None, pytest.approx(0.01)]
     assert time.monotonic() - start < 30
+
+
+def test_a_worker_stuck_in_c_code_ends_itself():
+    """`sum` of a range looks at no signal: the alarm rings unheard, and the process ends later."""
+    file = Path(worker_loop.__file__)
+    program = (
+        "import runpy, signal\n"
+        f"loop = runpy.run_path({str(file)!r})\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "loop['arm'](0.2, 0.3)\n"
+        "sum(range(10**11))\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == 1 and b"Timeout" in done.stderr
+    assert time.monotonic() - start < 20
 
 
 def test_ids_of_another_task_are_refused():
@@ -268,8 +287,23 @@ def test_lists_become_the_tuples_that_a_generator_wants():
 
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(gym_catalogue.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not installed; pip install 'scope_jax\[real\]'"):
+    with pytest.raises(ValueError, match="not installed; pip install 'reasoning-gym>="):
         check_generator("config.here", "chain_sum", {}, run_code=False)
+
+
+def test_the_table_of_the_page_is_that_of_the_package():
+    page = (Path(__file__).parents[2] / "docs" / "reasoning_gym.md").read_text()
+    table = page.split("<!-- gym_table -->")[1].split("<!-- /gym_table -->")[0]
+    rows = {
+        cells[0]: cells
+        for line in table.splitlines()
+        if line.startswith("| ") and len(cells := line.strip("| ").split(" | ")) > 3
+    }
+    rows.pop("generator")
+    if f"reasoning-gym {importlib.metadata.version('reasoning-gym')}," in table:
+        assert tuple(rows) == generators()
+    guarded = {name for name, cells in rows.items() if cells[-1].endswith(("only", "`run_code`"))}
+    assert guarded == {*EVALUATED, *gym_entries.RUNS_CODE}
 
 
 @pytest.mark.parametrize(
