@@ -11,6 +11,7 @@ from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, answers_and_paths, verdicts
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.verify_math import MathVerifier, verify_math
+from scope_jax.tasks.word_problems import WordProblems
 from scope_jax.text import encode_prompts, load_tokenizer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "MathVerifier",
     "Mathematics",
     "Problem",
+    "WordProblems",
     "answers_and_paths",
     "encode_prompts",
     "load_tokenizer",
