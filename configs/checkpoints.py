@@ -147,7 +147,6 @@ def word_problems_base():
 def word_problems_teacher():
     """The teacher of word problems: the base, trained further on other problems."""
     config = word_problems_base()
-    config.seed = 1
     config.steps = 70
     config.start = f"{CACHE}/word_problems/base"
     config.fresh.seed = 2

@@ -131,7 +131,7 @@ def wins(runs: Runs) -> list[str]:
         sign = 1.0 if more_is_better else -1.0
         ranked = [tuple(-np.inf if np.isnan(v) else sign * v for v in pair) for pair in pairs]
         ahead = sum(ours > theirs for ours, theirs in ranked)
-        lines.append(f"SCOPE {claim}: {ahead} of {count(len(pairs), "seed")}")
+        lines.append(f"SCOPE {claim}: {ahead} of {count(len(pairs), 'seed')}")
     return lines
 
 
