@@ -96,21 +96,21 @@ class RewardSpec:
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The parts of the sum."""
+        """The parts of the sum, by name: a config knows no other order."""
         if self.function is not None and self.functions:
             raise ValueError(
                 "reward.function and reward.functions: one of them; put the function among the"
                 " others"
             )
         if self.function is not None:
-            name = re.split(r"[:.]", self.function)[-1]
+            name = re.split(r"[:.]", _function(self.function, "reward.function"))[-1]
             name = "function" if name in RESERVED else name
             return (_part(name, self.function, "reward.function"),)
         if not self.functions:
             return (Part("outcome", "outcome"),)
         return tuple(
             _part(name, settings, f"reward.functions.{name}")
-            for name, settings in self.functions.items()
+            for name, settings in sorted(self.functions.items())
         )
 
     @property
