@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -40,13 +41,25 @@ MIXTURE = {
 }
 
 
-@pytest.fixture
-def mine(checkpoints: Tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def mine(checkpoints: Tiny) -> Iterator[Path]:
+    """The folder of the functions, which can be imported."""
     folder = checkpoints.folder / "functions"
     folder.mkdir(exist_ok=True)
     (folder / "my_rewards_run.py").write_text(MINE)
-    monkeypatch.syspath_prepend(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoints: Tiny, mine: Path) -> Path:
+    """A run of SCOPE by the mixture that nobody disturbed."""
+    workdir = checkpoints.folder / "mixture"
+    before = set(_children())
+    train(checkpoints.config("scope", MIXTURE), workdir)
+    assert set(_children()) <= before  # no process of a function is left
+    return workdir
 
 
 def learned(workdir: Path) -> list[dict]:
@@ -56,13 +69,7 @@ def learned(workdir: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith(machine)} for row in rows]
 
 
-def test_scope_by_a_mixture_stopped_and_by_two_processes(
-    checkpoints: Tiny, mine: Path, tmp_path: Path
-):
-    whole = tmp_path / "whole"
-    before = set(_children())
-    train(checkpoints.config("scope", MIXTURE), whole)
-    assert set(_children()) <= before  # no process of a function is left
+def test_scope_rescues_by_a_mixture(whole: Path):
     rows = learned(whole)
     weights = {"outcome": 0.5, "totals": 1.0, "brief": 0.25, "format": 0.1, "prm": 0.0}
     for row in rows:
@@ -78,15 +85,21 @@ def test_scope_by_a_mixture_stopped_and_by_two_processes(
     # The functions see what the verifier sees: some rewards lie between 0 and 1.
     assert any(row["reward/totals"] > row["reward/accepted_share"] for row in rows)
 
-    # Stopped after the first step, and gone on with: the same numbers.
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(
+    checkpoints: Tiny, whole: Path, tmp_path: Path
+):
     stopped = tmp_path / "stopped"
     config = checkpoints.config("scope", MIXTURE | {"checkpoint.every": 1})
     train(checkpoints.config("scope", MIXTURE | {"steps": 1, "checkpoint.every": 1}), stopped)
     (stopped / "summary.json").unlink()
     train(config, stopped, allow_changed=["steps"])
-    assert learned(stopped) == rows
+    assert learned(stopped) == learned(whole)
 
-    # Each of two processes judges half of the rows.
+
+def test_each_of_two_processes_judges_its_share(
+    checkpoints: Tiny, mine: Path, whole: Path, tmp_path: Path
+):
     two = tmp_path / "two"
     running = run_processes.start(
         checkpoints.program("scope", two, MIXTURE),
@@ -97,9 +110,25 @@ def test_scope_by_a_mixture_stopped_and_by_two_processes(
     )
     codes, said = run_processes.wait(running, tmp_path / "processes", 300)
     assert codes == [0, 0], said
-    for row, other in zip(rows, learned(two), strict=True):
-        exact = [name for name in row if name.startswith(("reward/", "scope/"))]
-        assert {k: other[k] for k in exact} == pytest.approx({k: row[k] for k in exact}, abs=1e-5)
+    for row, other in zip(learned(whole), learned(two), strict=True):
+        names = [name for name in row if name.startswith(("reward/", "scope/"))]
+        assert {k: other[k] for k in names} == pytest.approx({k: row[k] for k in names}, abs=1e-5)
+
+
+def test_scores_of_a_prm_are_a_reward_of_grpo(checkpoints: Tiny, tmp_path: Path):
+    """Nobody else asks the model: it is loaded and compiled for the reward alone."""
+    more = {
+        "models.prm": str(checkpoints.prm),
+        "reward.function": "prm",
+        "evaluation.problems": 0,
+        "evaluation.ood_problems": 0,
+    }
+    train(checkpoints.config("grpo", more), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 < row["reward/mean"] < 1 for row in rows)
+    assert all(row["reward/prm"] == pytest.approx(row["reward/mean"]) for row in rows)
+    assert all(row["reward/accepted_share"] == 0 and row["grad/norm"] > 0 for row in rows)
+    assert len({row["compile/count"] for row in rows}) == 1  # nothing compiled after the first step
 
 
 def _children() -> list[int]:
