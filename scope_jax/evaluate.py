@@ -88,7 +88,7 @@ def evaluate(
         finished = to_host(batch.finished_B)[: size * samples]
         owners = [p for p in kept[start : start + size] for _ in range(samples)]
         verdicts = tasks.verdicts(domain, owners, text)
-        right = np.array([v is True for v in verdicts]) & finished
+        right = np.array([tasks.is_right(v) for v in verdicts]) & finished
         truncated += int(np.sum(~finished))
         unscored += sum(v is None for v in verdicts)
         correct.append(right.reshape(size, samples))
