@@ -293,6 +293,30 @@ def math_7b() -> ConfigDict:
     return config
 
 
+# ---- problems of a program
+
+
+def reasoning_gym() -> ConfigDict:
+    """A generator of reasoning-gym with Qwen2.5-0.5B-Instruct; another one by
+    --config.task.options.dataset=NAME, a mixture by task.train (docs/reasoning_gym.md).
+
+    Not run with real weights here. Methods with a teacher need models/Qwen2.5-1.5B-Instruct, with a
+    PRM models/Qwen2.5-Math-PRM-7B.
+    """
+    config = _language_model()
+    config.steps = 300
+    config.task.name = "reasoning_gym"
+    config.task.data = None
+    config.task.options = {"dataset": "chain_sum", "settings": {}, "reward": "score"}
+    config.models.policy = "models/Qwen2.5-0.5B-Instruct"
+    config.rollout.prompt_tokens = 512
+    config.rollout.new_tokens = 512
+    config.training.micro_batches = 8
+    config.evaluation.problems = 500
+    config.evaluation.rows_at_once = 512
+    return config
+
+
 def _mesh_of_teacher(data: int, fsdp: int, tensor: int) -> dict[str, int]:
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     return {f"mesh.teacher.{axis}": size for axis, size in sizes.items()}
@@ -324,6 +348,13 @@ TASKS = {
         teacher={"models.teacher": "models/Qwen2.5-1.5B-Instruct"},
         prm=QWEN_PRM,
         rescue={"teacher.step_tokens": 128},
+    ),
+    "reasoning_gym": Task(
+        reasoning_gym,
+        teacher={"models.teacher": "models/Qwen2.5-1.5B-Instruct"},
+        prm=QWEN_PRM,
+        # What is nearly right has failed too, and may be rescued.
+        rescue={"teacher.step_tokens": 128, "task.options.reward": "right"},
     ),
     "math_1_5b": Task(
         math_1_5b,

@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from scope_jax.data import gym_problems
 from scope_jax.data.decontaminate import decontaminated
 from scope_jax.data.mixture import mix
 from scope_jax.data.problems import Problems
@@ -23,7 +24,7 @@ GENERATED: dict[str, tuple[type[GeneratedDomain], str]] = {
     "countdown": (Countdown, "scope_jax.data.countdown_tfds"),
     "word_problems": (WordProblems, "scope_jax.data.word_problems_tfds"),
 }
-NAMES = (*GENERATED, "math")
+NAMES = (*GENERATED, "math", gym_problems.NAME)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,15 +49,17 @@ class TaskSpec:
     Raises ValueError for what makes no sense; reads no data.
     """
 
-    name: str = "arithmetic"  # arithmetic | countdown | math
+    name: str = "arithmetic"  # arithmetic | countdown | math | reasoning_gym
     # Directory of a generated data set, made there first (None: cache/tfds); of math: where
     # relative paths start.
     data: str | None = None
     train_split: str = "train"  # of a generated data set
-    # Fields of the data set's settings (`SignedTermsConfig`, ...), or of `Mathematics`.
+    # Fields of the data set's settings (`SignedTermsConfig`, ...), of `Mathematics`, or of
+    # `GymOptions` and `ReasoningGym`.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    train: dict[str, Any] = dataclasses.field(default_factory=dict)  # of math: `Source`s by name
-    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)  # of math: the same
+    # Of math: `Source`s by name; of reasoning_gym: generators.
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both: the same
     decontaminate: Literal["off", "report", "remove"] = "off"
     decontaminate_words: int = 13  # words in a row that make an overlap
 
@@ -72,6 +75,9 @@ def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
     """
     name, data, options = task.name, task.data, task.options
     domain: Domain
+    if name == gym_problems.NAME:
+        plan = gym_problems.plan_of(options, task.train, task.evaluation)
+        return Task(plan.domain, *gym_problems.gym_task(plan))
     if name in GENERATED:
         domain, parts, sets = _generated(name, data, task.train_split, options)
         weights = {"train": 1.0}
@@ -104,6 +110,10 @@ def _check_task(task: TaskSpec) -> None:
     name, options, train, evaluation = task.name, task.options, task.train, task.evaluation
     if name not in NAMES:
         raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(NAMES)}")
+    if name == gym_problems.NAME:
+        gym_problems.check_unused(task.data, task.train_split, task.decontaminate)
+        gym_problems.plan_of(options, train, evaluation)
+        return
     if name in GENERATED:
         if train or evaluation:
             raise ValueError(
@@ -136,6 +146,8 @@ def _check_task(task: TaskSpec) -> None:
 
 def domain_of(task: TaskSpec) -> Domain:
     """The domain of a task; reads no data."""
+    if task.name == gym_problems.NAME:
+        return gym_problems.plan_of(task.options, task.train, task.evaluation).domain
     if task.name in GENERATED:
         config = importlib.import_module(GENERATED[task.name][1]).CONFIG
         return config(**_tuples(task.options)).domain()

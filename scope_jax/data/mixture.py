@@ -9,7 +9,7 @@ n, rounded up or down. So the mixture of any stretch of training is the one aske
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -78,12 +78,17 @@ def turns_of(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def mixture_indices(
-    seed: int, position: int, count: int, sizes: Sequence[int], turns: Sequence[int]
+    seed: int,
+    position: int,
+    count: int,
+    sizes: Sequence[int],
+    turns: Sequence[int],
+    order_of: Callable[..., np.ndarray] = epoch_order,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(source int64[count], item int64[count]) of the problems that follow the first `position`.
 
     Each source has epochs of its own, each in an order that is a pure function of (seed, source,
-    epoch) and does not depend on the other sources.
+    epoch) and does not depend on the other sources: `order_of(seed, epoch, size, stream=source)`.
     """
     if min(sizes) < 1 or position < 0 or count < 0:
         raise ValueError(
@@ -100,9 +105,8 @@ def mixture_indices(
         epochs, offsets = np.divmod(used[here], sizes[source])
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            items[here[chosen]] = epoch_order(seed, int(epoch), sizes[source], stream=int(source))[
-                offsets[chosen]
-            ]
+            whole = order_of(seed, int(epoch), sizes[source], stream=int(source))
+            items[here[chosen]] = whole[offsets[chosen]]
     return sources, items
 
 

@@ -13,11 +13,22 @@ from scope_jax.devices.mesh import use_cpu_cores
 __doc__ = scope_jax.demo.__doc__
 
 FLAGS = (
-    cli.Flag("real", "a language model on word problems, in place of the embedded task", False, bool),
-    cli.Flag("model", "with --real: Hugging Face directory to start from (default: SmolLM2)", None, Path),
+    cli.Flag(
+        "real", "a language model on word problems, in place of the embedded task", False, bool
+    ),
+    cli.Flag(
+        "model", "with --real: Hugging Face directory to start from (default: SmolLM2)", None, Path
+    ),
     cli.Flag("seeds", "of the runs (default: 0,1,2; with --real 0)", None, list),
-    cli.Flag("workdir", "directory of the runs and the report (default: runs/demo, runs/real)", None, Path),
-    cli.Flag("cache", "directory of models, checkpoints, data and compiled programs", "cache", Path),
+    cli.Flag(
+        "workdir",
+        "directory of the runs and the report (default: runs/demo, runs/real)",
+        None,
+        Path,
+    ),
+    cli.Flag(
+        "cache", "directory of models, checkpoints, data and compiled programs", "cache", Path
+    ),
     cli.Flag("steps", "batches of each run (default: 25; with --real 20)", None, int),
 )
 

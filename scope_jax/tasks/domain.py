@@ -18,6 +18,9 @@ import numpy as np
 
 from scope_jax.tasks.answers import equations_in
 
+# Right, wrong, a share of what is right (a number below 1), not judged.
+Verdict = bool | float | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -71,7 +74,7 @@ class Domain(abc.ABC):
         return problem.prompt
 
     @abc.abstractmethod
-    def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+    def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> Sequence[Verdict]:
         """Whether each completion reaches its problem's answer (outcome only); None where it could
         not be judged. A number in [0, 1] is partial credit: only 1 is right (`is_right`)."""
 
@@ -163,12 +166,12 @@ class GeneratedDomain(Domain):
 
 def verdicts(
     domain: Domain, problems: Sequence[Problem], completions: Sequence[str]
-) -> list[bool | None]:
+) -> list[Verdict]:
     """`domain.verify`; each process judges its share of the rows. Raises ValueError where it does
-    not give one verdict (True, False or None) for each completion."""
+    not give one verdict (True, False, a number or None) for each completion."""
     from scope_jax.devices.hosts import by_share
 
-    def judge(problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
+    def judge(problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
         return _checked(domain, domain.verify(problems, completions), len(completions))
 
     return by_share(judge, problems, completions)
@@ -180,7 +183,7 @@ def is_right(verdict: bool | float | None) -> bool:
     return verdict is not None and math.isfinite(verdict) and verdict >= 1
 
 
-def _checked(domain: Domain, found: Any, count: int) -> list[bool | None]:
+def _checked(domain: Domain, found: Any, count: int) -> list[Verdict]:
     expected = f"domain {domain.name!r}: verify: expected a list of {count} verdicts"
     if not isinstance(found, list | tuple | np.ndarray):
         raise ValueError(f"{expected}, found {type(found).__name__}")

@@ -425,7 +425,8 @@ def _any_line(state: State, labels: dict, unit: str, rng: np.random.Generator) -
     chosen = int(rng.integers(len(products) + len(pairs)))
     if chosen < len(products):
         return _product(products[chosen], labels, unit)
-    return _combined(*pairs[chosen - len(products)], unit)
+    a, b = pairs[chosen - len(products)]
+    return _combined(a, b, unit)
 
 
 def _line_in_order(
@@ -455,7 +456,7 @@ def _line_in_order(
             return _product(other, labels, unit)
         if held[0] == other[0] or _taken(held, other)[0] >= _taken(held, other)[1]:
             return _combined(held, other, unit)
-    return _combined(*ordered[:2], unit)
+    return _combined(ordered[0], ordered[1], unit)
 
 
 def _taken(a: tuple, b: tuple) -> tuple[int, int]:

@@ -49,6 +49,7 @@ class WorkerPool:
     seconds           default time limit of one item
     items_per_worker  a worker is replaced after this many items
     start_seconds     time limit for the start of a worker
+    program           of the workers, a file of this folder; None: that of mathematics
 
     A worker that the system kills while it starts is started again; where that goes on, nothing
     can be judged, and MachineError ends it. One that ends by itself, because a function cannot be
@@ -62,6 +63,7 @@ class WorkerPool:
         seconds: float,
         items_per_worker: int,
         start_seconds: float,
+        program: str | None = None,
     ):
         for name, value in (
             ("workers", workers),
@@ -73,6 +75,7 @@ class WorkerPool:
                     f"{type(self).__name__}: {name} is {value}; a positive number is needed"
                 )
         self._arguments, self._most, self._seconds = tuple(arguments), workers, seconds
+        self._program = program
         self._items_per_worker, self._start_seconds = items_per_worker, start_seconds
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
@@ -180,7 +183,7 @@ class WorkerPool:
     def _add_worker(self) -> None:
         while True:
             try:
-                self._pool.append(_Worker(self._arguments, self._start_seconds))
+                self._pool.append(_Worker(self._program, self._arguments, self._start_seconds))
                 return
             except OSError as error:  # no memory, process or pipe to be had
                 self._try_again(error.strerror or str(error))
@@ -246,13 +249,18 @@ def _of_the_system(words: str) -> bool:
 class _Worker:
     """One process and its messages. `deadline` is infinite while no answer is expected."""
 
-    def __init__(self, arguments: Sequence[str], start_seconds: float):
+    def __init__(self, program: str | None, arguments: Sequence[str], start_seconds: float):
         # A file, not a pipe: an import may say more than a pipe holds, and nobody reads meanwhile.
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  Closed by end().
         # By path, with -P: the package is not imported in the child, nor can its files shadow
         # other modules there.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), *arguments],
+            [
+                sys.executable,
+                "-P",
+                str(_WORKER.with_name(program) if program else _WORKER),
+                *arguments,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,

@@ -124,8 +124,8 @@ def test_weights_config_and_tokenizer(tmp_path):
 
 
 def test_rows_of_a_head_turn_as_before():
-    """Rotary positions in GGUF turn neighbours (0, 1), (2, 3); in Hugging Face (0, H/2), ...: scores
-    of queries and keys are the same where both are put into the other order."""
+    """Rotary positions in GGUF turn neighbours (0, 1), (2, 3); in Hugging Face (0, H/2), ...: the
+    scores of queries and keys are the same where both are put into the other order."""
     rng = np.random.default_rng(1)
     pairs_q, pairs_k = rng.normal(size=(2, HEAD, D))
     x, y = rng.normal(size=(2, D))
@@ -174,7 +174,7 @@ def test_a_tensor_that_is_not_known_is_named(tmp_path):
     with pytest.raises(ValueError, match="scaled rotary positions"):
         convert(write(tmp_path / "m.gguf", more), tmp_path / "m")
     more = weights() | {"blk.0.ffn_gate_inp.weight": np.ones((2, D), np.float32)}
-    with pytest.raises(ValueError, match="'blk.0.ffn_gate_inp.weight' is none of Llama's"):
+    with pytest.raises(ValueError, match=r"'blk\.0\.ffn_gate_inp\.weight' is none of Llama's"):
         convert(write(tmp_path / "m.gguf", more), tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
