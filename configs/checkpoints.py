@@ -121,6 +121,56 @@ def countdown_prm():
     return config
 
 
+def _word_problems(config):
+    config.batch = 16
+    config.micro_batches = 2
+    config.chat = True
+    config.task.name = "word_problems"
+    config.fresh.lengths = (2, 3)
+    config.optimizer.warmup_steps = 5
+    config.checkpoint.every = 20
+    return config
+
+
+def word_problems_base():
+    """The base policy of word problems: SmolLM2-135M-Instruct (`make real` makes its directory from
+    a package) after a short supervised start, 60 updates of 16 solutions."""
+    config = _word_problems(default_config())
+    config.steps = 60
+    config.start = "cache/models/SmolLM2-135M-Instruct"
+    config.target.style = "varied"
+    config.target.max_tokens = 176
+    config.optimizer.learning_rate = 5e-4
+    return config
+
+
+def word_problems_teacher():
+    """The teacher of word problems: the base, trained further on other problems."""
+    config = word_problems_base()
+    config.steps = 70
+    config.start = f"{CACHE}/word_problems/base"
+    config.fresh.seed = 2
+    return config
+
+
+def word_problems_prm():
+    """The process reward model of word problems: rollouts of the base, each step checked, on the
+    teacher's trunk."""
+    config = _word_problems(default_config("prm"))
+    config.steps = 50
+    config.start = f"{CACHE}/word_problems/teacher"
+    config.target.rollouts.policy = f"{CACHE}/word_problems/base"
+    config.target.rollouts.problems = 96
+    config.target.rollouts.held_out = 32
+    config.target.rollouts.group = 4
+    config.target.rollouts.problems_at_once = 32
+    config.target.rollouts.lengths = (2, 3)
+    config.target.rollouts.prompt_tokens = 96
+    config.target.rollouts.new_tokens = 112
+    config.optimizer.learning_rate = 2e-4
+    return config
+
+
 def _math(config):
     config.batch = 64
     config.micro_batches = 16
@@ -194,6 +244,9 @@ CHECKPOINTS = {
     "base,countdown": countdown_base,
     "teacher,countdown": countdown_teacher,
     "prm,countdown": countdown_prm,
+    "base,word_problems": word_problems_base,
+    "teacher,word_problems": word_problems_teacher,
+    "prm,word_problems": word_problems_prm,
     "sft,math": math_sft,
     "prm,math": math_prm,
 }

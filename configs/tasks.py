@@ -86,6 +86,35 @@ def countdown() -> ConfigDict:
     return config
 
 
+def word_problems() -> ConfigDict:
+    """Word problems in English for a small language model: two or three events, three to seven
+    lines of solution; two updates for each batch."""
+    config = default_config()
+    config.steps = 20
+    config.task.name = "word_problems"
+    config.task.data = "cache/tfds"
+    config.task.options = {"lengths": (2, 3), "ood_lengths": (4,)}
+    config.models.policy = f"{CACHE}/word_problems/base"
+    config.rollout.chat = True
+    config.rollout.prompts = 6
+    config.rollout.group = 8
+    config.rollout.prompt_tokens = 96
+    config.rollout.new_tokens = 112
+    config.loss.normaliser = "token"
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.warmup_steps = 3
+    config.optimizer.b2 = 0.98
+    config.training.mini_batches = 2
+    config.training.micro_batches = 3
+    config.evaluation.problems = 64
+    config.evaluation.ood_problems = 0
+    config.evaluation.more_temperatures = (0.6,)
+    config.evaluation.rows_at_once = 256
+    config.checkpoint.every = 5
+    config.samples.every = 5
+    return config
+
+
 # ---- published problems
 
 
@@ -307,6 +336,12 @@ TASKS = {
         countdown,
         teacher={"models.teacher": f"{CACHE}/countdown/teacher"},
         prm={"models.prm": f"{CACHE}/countdown/prm"},
+    ),
+    "word_problems": Task(
+        word_problems,
+        teacher={"models.teacher": f"{CACHE}/word_problems/teacher"},
+        prm={"models.prm": f"{CACHE}/word_problems/prm"},
+        rescue={"teacher.step_tokens": 32},
     ),
     "gsm8k": Task(
         gsm8k,

@@ -88,7 +88,7 @@ def evaluate(
         finished = to_host(batch.finished_B)[: size * samples]
         owners = [p for p in kept[start : start + size] for _ in range(samples)]
         verdicts = tasks.verdicts(domain, owners, text)
-        right = np.array([v is True for v in verdicts]) & finished
+        right = np.array([tasks.is_right(v) for v in verdicts]) & finished
         truncated += int(np.sum(~finished))
         unscored += sum(v is None for v in verdicts)
         correct.append(right.reshape(size, samples))
@@ -139,7 +139,8 @@ def evaluate_splits(
 ) -> dict[str, float]:
     """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in
     distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
-    set. The same problems and random keys at every call."""
+    set; `eval_t0.6/...` and so on at further temperatures. The same problems and random keys at
+    every call."""
     settings = config.evaluation
     out: dict[str, float] = {}
     spec = EvaluateSpec(
@@ -156,8 +157,11 @@ def evaluate_splits(
         if count == 0:
             continue
         chosen = problems[: min(count, len(problems))]
-        metrics = evaluate(params, model_config, chosen, task.domain, tokenizer, spec, desc=prefix)
-        out |= {f"{prefix}/{name}": value for name, value in metrics.items()}
+        for place, temperature in enumerate((spec.temperature, *settings.more_temperatures)):
+            named = f"{prefix}_t{temperature:g}" if place else prefix
+            at = dataclasses.replace(spec, temperature=temperature)
+            metrics = evaluate(params, model_config, chosen, task.domain, tokenizer, at, desc=named)
+            out |= {f"{named}/{name}": value for name, value in metrics.items()}
     return out
 
 

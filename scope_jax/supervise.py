@@ -217,8 +217,8 @@ def _train_policy(
         def params() -> models.Params:
             return models.init(model_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
 
-    width = None
-    if problems is None:
+    width = round_up(target.max_tokens) if target.max_tokens else None
+    if problems is None and width is None:
         assert isinstance(domain, tasks.GeneratedDomain)
         longest = max(config.fresh.lengths)
         width = round_up(domain.prompt_length(longest) + domain.completion_length(longest))

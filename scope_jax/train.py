@@ -6,6 +6,7 @@
 same command resumes a run that was stopped, and goes on bit for bit (CPU) as if it never had been.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         actors = load_actors(settings, mesh, workdir)
-        with locked(workdir):
+        with contextlib.closing(actors.reward), locked(workdir):
             workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
             if actors.task.contamination is not None:
                 text = json.dumps(actors.task.contamination, indent=2) + "\n"
@@ -275,7 +276,7 @@ def clone_failures(
     """Collect the prompts whose group failed altogether, and learn from demonstrations of them
     once there are `method.buffer`; adds to the step's metrics."""
     assert isinstance(config.method, Relift)
-    failed = np.all(groups.reward_B.reshape(-1, groups.group) == 0, axis=1)
+    failed = np.all(groups.failed_B.reshape(-1, groups.group), axis=1)
     prompts = groups.problems[:: groups.group]
     progress.waiting += [problem for problem, bad in zip(prompts, failed, strict=True) if bad]
     size, rows = config.method.buffer, len(groups.reward_B)

@@ -177,6 +177,8 @@ class EvaluationConfig:
     ood_problems: int = 1000  # of test_ood; 0: none
     samples: int = 8  # rollouts per problem
     temperature: float = 1.0
+    # Further ones; their metrics are called eval_t0.6/... and so on.
+    more_temperatures: tuple[float, ...] = ()
     prompt_tokens: int | None = None  # longer prompts are dropped and counted; None: as in rollout
     new_tokens: int | None = None  # None: as in rollout
     rows_at_once: int = 1024  # decoded together
@@ -185,6 +187,12 @@ class EvaluationConfig:
         counts = ("every", "samples", "prompt_tokens", "new_tokens", "rows_at_once")
         check_least(self, "evaluation", 1, *counts)
         check_least(self, "evaluation", 0, "problems", "ood_problems", "temperature")
+        temperatures = [self.temperature, *self.more_temperatures]
+        if not all(t >= 0 for t in temperatures) or len({*temperatures}) < len(temperatures):
+            raise ValueError(
+                f"evaluation.more_temperatures = {self.more_temperatures}: expected numbers from 0"
+                f" that differ from each other and from evaluation.temperature = {self.temperature}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

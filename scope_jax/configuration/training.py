@@ -34,6 +34,7 @@ from scope_jax.correction import LocaliserSpec
 from scope_jax.data.load import TaskSpec
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
 from scope_jax.learning.credit import Credit, GoodPrefix, OutcomeCredit, SummedSteps
+from scope_jax.rewards import RewardSpec
 from scope_jax.teachers import DemonstrationSpec
 from scope_jax.types import check_least
 
@@ -53,6 +54,7 @@ class TrainConfig:
     task: TaskSpec = field(default_factory=TaskSpec)
     models: ModelsConfig = ModelsConfig()
     rollout: RolloutConfig = RolloutConfig()
+    reward: RewardSpec = field(default_factory=RewardSpec)  # what a row is worth
     method: Method = Grpo()
     localiser: LocaliserSpec = LocaliserSpec()  # of `scope` and of methods that score steps
     teacher: TeacherConfig = TeacherConfig()  # of `scope`, `luffy`, `relift` and `sft`
@@ -99,7 +101,7 @@ class TrainConfig:
     @property
     def uses_prm(self) -> bool:
         """Whether the run scores steps with a process reward model."""
-        return self.localiser.kind == "prm" and self.uses_localiser
+        return (self.localiser.kind == "prm" and self.uses_localiser) or self.reward.uses_prm
 
     @property
     def resample(self) -> int:
@@ -183,6 +185,8 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
             f"config.advantage.overlong_tokens = {config.advantage.overlong_tokens} is more than"
             f" rollout.new_tokens = {config.rollout.new_tokens}"
         )
+    if config.reward.uses_prm and not config.models.prm:
+        yield "config.models.prm is None; a part of the reward is 'prm', a process reward model"
     if config.resample < 0:
         yield f"config.method.resample = {config.resample} must be 0 or more"
     yield from _uneven(config)

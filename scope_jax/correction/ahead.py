@@ -25,4 +25,5 @@ def compile_ahead(groups: Groups, scene: Scene, spec: CorrectionSpec) -> None:
     if spec.tail != "none":
         longer = extend_rows(corrected, scene, spec, nobody_R, streams.TAIL)
         rows = select_rows(jnp.asarray(nobody_R), longer, rows)
-    place(Attempts(corrected, rows, nobody_R, spec, {}), groups, spec, scene.seed)
+    worth_R = np.zeros(len(nobody_R), np.float32)
+    place(Attempts(corrected, rows, nobody_R, worth_R, spec, {}), groups, spec, scene.seed)

@@ -63,7 +63,8 @@ def select(
     """Row numbers (int64[R], group by group, best first) of the rows to correct.
 
     eligible_B bool: rows that may be corrected. quality_B float: prefix quality. failed_B bool:
-    rows with reward 0. Rows of a group are `group` consecutive ones. Ties go to the lower row.
+    rows judged and not accepted. Rows of a group are `group` consecutive ones. Ties go to the lower
+    row.
     """
     eligible = np.asarray(eligible_B, bool)
     quality = np.asarray(quality_B, np.float64)

@@ -1,5 +1,6 @@
 """Stage 4: the policy goes on after the teacher's step, and the verifier decides."""
 
+import collections
 import dataclasses
 
 import jax
@@ -12,8 +13,8 @@ from scope_jax.correction.records import Scene
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
-from scope_jax.rollout import Generator, completion_texts
-from scope_jax.tasks import verdicts
+from scope_jax.rewards import Judged, Rows, by_reason
+from scope_jax.rollout import Generator, completion_ids, texts
 from scope_jax.types import Owner, Rollout
 
 
@@ -26,6 +27,7 @@ class Attempts:
     # report.
     rows: Rollout
     accepted_R: np.ndarray  # bool: rows that go into the final groups
+    reward_R: np.ndarray  # float32: what these are worth; read with a tail only
     spec: CorrectionSpec
     metrics: dict[str, float]  # of this stage and those before
 
@@ -36,22 +38,19 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     tail = spec.tail
     usable, rows, job = corrected.usable_R, corrected.rows, corrected.job
     accepted = usable.copy() if tail == "none" else np.zeros(len(usable), bool)
+    reward_R, not_judged = np.ones(len(usable), np.float32), collections.Counter[str]()
     attempts = tokens = 0
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
             longer = extend_rows(corrected, scene, spec, open_R, streams.TAIL + attempts)
             jax.block_until_ready(longer)  # where the clock is read
         with scene.timer("verify"):
-            ended, length, before = to_host(
-                (longer.finished_B, longer.length_B, corrected.rows.length_B)
-            )
+            length, before = to_host((longer.length_B, corrected.rows.length_B))
             tokens += int(np.sum(length - before))
-            text = completion_texts(longer, scene.policy.tokenizer)[: len(job.asks)]
-            judged_as = verdicts(scene.domain, [ask.problem for ask in job.asks], text)
-            right = np.zeros(len(usable), bool)
-            right[: len(judged_as)] = [verdict is True for verdict in judged_as]
+            judged = judge_open(longer, corrected, scene, open_R)
+            not_judged.update(judged.reasons)
         rows = select_rows(jnp.asarray(open_R), longer, rows)
-        accepted |= right & ended & open_R
+        reward_R[open_R], accepted[open_R] = judged.reward_B, judged.right_B
         attempts += 1
     teacher_tokens = corrected.metrics["cost/teacher_tokens"]
     metrics = corrected.metrics | {
@@ -60,8 +59,20 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
         "scope/accepted": float(np.sum(accepted)),
         "scope/accepted_share": float(np.sum(accepted)) / len(job.asks),
         "scope/tail_tries": float(attempts),
+        **by_reason("scope/not_judged", not_judged),
     }
-    return Attempts(corrected, rows, accepted, spec, metrics)
+    return Attempts(corrected, rows, accepted, reward_R, spec, metrics)
+
+
+def judge_open(
+    longer: Rollout, corrected: CorrectedRows, scene: Scene, open_R: np.ndarray
+) -> Judged:
+    """The rewards of the rows where `open_R`, in their order."""
+    rows, finished = np.flatnonzero(open_R), to_host(longer.finished_B)
+    every, asks = completion_ids(longer), corrected.job.asks
+    ids = [every[r] for r in rows]
+    text, problems = texts(ids, scene.policy.tokenizer), [asks[int(r)].problem for r in rows]
+    return scene.reward.judge(Rows(scene.domain, problems, text, ids, finished[rows]))
 
 
 def extend_rows(

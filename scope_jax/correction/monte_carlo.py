@@ -18,9 +18,10 @@ from scope_jax.correction.records import Scene
 from scope_jax.correction.steps import StepRows, pad_rows
 from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
-from scope_jax.rollout import completion_texts
+from scope_jax.rewards import Rows
+from scope_jax.rollout import completion_ids, texts
 from scope_jax.rollout.rows import cut
-from scope_jax.tasks import Problem, verdicts
+from scope_jax.tasks import Problem
 from scope_jax.types import Rollout
 
 # probe(rows, prefix): for each of `rows`, whether the policy ever succeeds after its first
@@ -47,7 +48,7 @@ def successes(
     continuations: int,
     stream: int = streams.MONTE_CARLO,
 ) -> tuple[np.ndarray, int]:
-    """(int[R]: how many of `continuations` samples of the policy end in the right answer, tokens
+    """(int[R]: how many of `continuations` samples of the policy are accepted, tokens
     generated): rows `rows_R` of `rollout`, each at most once, cut to `length_R` tokens, prompt
     included, and continued.
 
@@ -69,15 +70,15 @@ def successes(
         batch, spent = _continued(rollout, rows, length_R[part], scene, continuations, stream)
         tokens += spent
         ended = to_host(batch.finished_B)[: len(rows) * continuations]
-        text = completion_texts(batch, policy.tokenizer)
         judged = np.flatnonzero(ended)
-        judged_as = verdicts(
-            scene.domain,
-            [problems[int(rows[n // continuations])] for n in judged],
-            [text[n] for n in judged],
-        )
+        every = completion_ids(batch)
+        ids = [every[n] for n in judged]
+        asked = [problems[int(rows[n // continuations])] for n in judged]
+        finished = np.ones(len(judged), bool)
         right = np.zeros(len(ended), np.int64)
-        right[judged] = [verdict is True for verdict in judged_as]
+        right[judged] = scene.reward.accepts(
+            Rows(scene.domain, asked, texts(ids, policy.tokenizer), ids, finished)
+        )
         won[part] = right.reshape(len(rows), continuations).sum(axis=1)
     return won, tokens
 

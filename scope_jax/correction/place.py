@@ -20,7 +20,7 @@ _place_rows = program(place_rows)
 
 def place(attempts: Attempts, groups: Groups, spec: CorrectionSpec, seed: int) -> Groups:
     """The final groups: accepted rows in the place of their parents, of failures drawn at random,
-    or appended to larger groups. A verified row has reward 1; an unverified one
+    or appended to larger groups. A verified row has its own reward; an unverified one
     (tail `none`) does not count in the group's mean."""
     final = prepare(groups, spec)
     rows_N = attempts.corrected.chosen.rows_N
@@ -31,13 +31,17 @@ def place(attempts: Attempts, groups: Groups, spec: CorrectionSpec, seed: int) -
         attempts.rows,
         jnp.asarray(attempts.accepted_R),
     )
-    reward, include = final.reward_B.copy(), final.include_B.copy()
-    taken = target_N[attempts.accepted_R[: len(target_N)]]
+    reward, right, include = (x.copy() for x in (final.reward_B, final.right_B, final.include_B))
+    accepted_N = attempts.accepted_R[: len(target_N)]
+    taken = target_N[accepted_N]
     if spec.tail == "none":
         include[taken] = False
     else:
-        reward[taken], include[taken] = 1.0, True
-    return dataclasses.replace(final, rollout=placed, reward_B=reward, include_B=include)
+        reward[taken] = attempts.reward_R[: len(target_N)][accepted_N]
+        right[taken] = include[taken] = True
+    return dataclasses.replace(
+        final, rollout=placed, reward_B=reward, right_B=right, include_B=include
+    )
 
 
 def prepare(groups: Groups, spec: CorrectionSpec) -> Groups:
@@ -78,6 +82,7 @@ def _with_free_rows(groups: Groups, free: int) -> Groups:
         group=group + free,
         problems=[groups.problems[b] for b in index],
         reward_B=reward,
+        right_B=groups.right_B[index] & ~is_free,
         own_B=groups.own_B[index],
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from scope_jax.rewards import Reward
 from scope_jax.rollout import Policy
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers import Teacher
@@ -24,7 +25,8 @@ class Groups:
     rollout: Rollout
     group: int
     problems: list[Problem]  # one per row
-    reward_B: np.ndarray  # 1 right, 0 wrong, NaN where there is no verdict
+    reward_B: np.ndarray  # float32: what a row is worth, NaN where there is no verdict
+    right_B: np.ndarray  # bool: rows with a verdict, and a good one
     include_B: np.ndarray  # bool: rows that count in the group's mean and in the update
     own_B: np.ndarray  # bool: rows that the policy wrote; the others are demonstrations
     metrics: dict[str, float]
@@ -32,7 +34,7 @@ class Groups:
     @property
     def failed_B(self) -> np.ndarray:
         """bool[B]: rows with a verdict, and a bad one."""
-        return self.reward_B == 0
+        return ~np.isnan(self.reward_B) & ~self.right_B
 
 
 def _no_timer(phase: str) -> contextlib.AbstractContextManager[None]:
@@ -50,3 +52,4 @@ class Scene:
     localiser: "Localiser | None" = None
     seed: int = 0  # of what does not draw by key
     timer: Callable[[str], Any] = _no_timer  # `with timer(phase)` around each phase
+    reward: Reward = dataclasses.field(default_factory=Reward)  # and who is accepted

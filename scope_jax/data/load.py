@@ -14,6 +14,7 @@ from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
 from scope_jax.tasks.mathematics import Mathematics
+from scope_jax.tasks.word_problems import WordProblems
 from scope_jax.types import check_choices
 
 # A domain whose problems come from a program: its class, and the module of its data set (`CONFIG`
@@ -21,6 +22,7 @@ from scope_jax.types import check_choices
 GENERATED: dict[str, tuple[type[GeneratedDomain], str]] = {
     "arithmetic": (Arithmetic, "scope_jax.data.arithmetic_tfds"),
     "countdown": (Countdown, "scope_jax.data.countdown_tfds"),
+    "word_problems": (WordProblems, "scope_jax.data.word_problems_tfds"),
 }
 NAMES = (*GENERATED, "math", gym_problems.NAME)
 

@@ -135,8 +135,8 @@ class WorstStep(SummedSteps):
 
 @dataclasses.dataclass(frozen=True)
 class GoodPrefix:
-    """VPPO: the good prefix of a failed row is worth `alpha`. It replaces the outcome's advantage,
-    and takes neither a std nor punished rewards."""
+    """VPPO: the good prefix of a failed row is worth `alpha`, a right row 1, whatever their
+    rewards. It replaces the outcome's advantage, and takes neither a std nor punished rewards."""
 
     scores_steps: ClassVar[bool] = True
 
@@ -163,9 +163,10 @@ class GoodPrefix:
         located = locate(groups, groups.failed_B, scene)
         end = rows.prompt_length_B.copy()
         end[located.rows.rows_R] += located.good_tokens_R
+        verdict_B = np.where(np.isnan(groups.reward_B), np.nan, groups.right_B)
         token = prefix_advantages(
             rows,
-            groups.reward_B,
+            verdict_B,
             end,
             alpha=self.alpha,
             shorten=self.shorten,

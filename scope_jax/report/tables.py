@@ -9,14 +9,8 @@ _Rows = Sequence[Sequence[str]]
 
 def markdown(columns: Sequence[str], rows: _Rows) -> str:
     """A Markdown table without padding, so that one long cell does not widen every row."""
-    return tabulate.tabulate(
-        rows,
-        columns,
-        tablefmt=_COMPACT,
-        stralign=None,
-        disable_numparse=True,
-        preserve_whitespace=True,
-    )
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 def plain(columns: Sequence[str], rows: _Rows, left: Collection[int] = (0,)) -> str:
@@ -25,19 +19,3 @@ def plain(columns: Sequence[str], rows: _Rows, left: Collection[int] = (0,)) -> 
     return tabulate.tabulate(
         rows, columns, tablefmt="simple", colalign=align if rows else None, disable_numparse=True
     )
-
-
-def _rule(widths: Sequence[int], alignments: Sequence[str]) -> str:
-    return "|---" * len(widths) + "|"
-
-
-_COMPACT = tabulate.TableFormat(
-    lineabove=None,
-    linebelowheader=_rule,
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=tabulate.DataRow("| ", " | ", " |"),
-    datarow=tabulate.DataRow("| ", " | ", " |"),
-    padding=0,
-    with_header_hide=None,
-)

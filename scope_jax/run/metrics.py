@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -183,10 +183,13 @@ class PhaseTimer:
 
     def __init__(self):
         self._seconds: dict[str, float] = {}
+        # Told the name of each phase as it begins.
+        self.begins: Callable[[str], None] = lambda phase: None
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Adds the wall time of the `with` body to `phase`, also where the body raises."""
+        self.begins(phase)
         start = time.perf_counter()
         try:
             with jax.profiler.TraceAnnotation(phase):
@@ -221,7 +224,7 @@ def progress(total: int, initial: int = 0, desc: str = ""):
     if not is_main():
         return tqdm(disable=True)
 
-    if sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"):
+    if _redraws():
         return tqdm(
             total=total,
             initial=initial,
@@ -241,6 +244,18 @@ def progress(total: int, initial: int = 0, desc: str = ""):
         position=0,
         file=_Lines(),
     )
+
+
+def say_phase(bar: Any, phase: str, before: str = "") -> None:
+    """Show on a terminal's bar what its step is doing, and `before`, what it said of the last one.
+    A log gets no line for it."""
+    if not bar.disable and _redraws():
+        bar.set_postfix_str(f"{phase} ... {before}".rstrip(), refresh=True)
+
+
+def _redraws() -> bool:
+    """Whether standard error is a place where a line can be drawn again."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
 class _Lines:

@@ -28,7 +28,13 @@ from scope_jax.devices.hosts import from_main, is_main
 from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.compiles import Compiles
-from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
+from scope_jax.run.metrics import (
+    MetricsWriter,
+    PhaseTimer,
+    progress,
+    read_metrics,
+    say_phase,
+)
 from scope_jax.run.profile import Profile
 from scope_jax.run.stop import Stopped, StopSignal
 from scope_jax.run.workdir import write_atomically
@@ -157,6 +163,7 @@ class Session:
         bar = self._opened.enter_context(
             progress(keeping.steps, initial=self.start, desc=self.workdir.name)
         )
+        self.timer.begins = lambda phase: say_phase(bar, phase, self._shown)
         if self._pending is not None:
             self.last = self._evaluated(self.start, self._pending)
             self._write(self.start - 1, self.last)

@@ -253,7 +253,7 @@ def monte_carlo_labels(
     """
     hard, count = spec.estimate == "hard", rows.count_R
     verdicts = tasks.verdicts(scene.domain, rows.problems_R, ["".join(row) for row in rows.steps])
-    right = np.array([verdict is True for verdict in verdicts], bool)
+    right = np.array([tasks.is_right(verdict) for verdict in verdicts], bool)
     alive = np.array([verdict is not None for verdict in verdicts], bool)
     labels = [[float(hard and right[r])] * len(row) for r, row in enumerate(rows.steps)]
     prompt_length = to_host(rows.rollout.prompt_length_B)[rows.rows_R]

@@ -8,9 +8,17 @@ know them by.
 
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
-from scope_jax.tasks.domain import Domain, GeneratedDomain, Problem, answers_and_paths, verdicts
+from scope_jax.tasks.domain import (
+    Domain,
+    GeneratedDomain,
+    Problem,
+    answers_and_paths,
+    is_right,
+    verdicts,
+)
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.verify_math import MathVerifier, verify_math
+from scope_jax.tasks.word_problems import WordProblems
 from scope_jax.text import encode_prompts, load_tokenizer
 
 __all__ = [
@@ -21,8 +29,10 @@ __all__ = [
     "MathVerifier",
     "Mathematics",
     "Problem",
+    "WordProblems",
     "answers_and_paths",
     "encode_prompts",
+    "is_right",
     "load_tokenizer",
     "verdicts",
     "verify_math",

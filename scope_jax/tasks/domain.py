@@ -9,6 +9,7 @@ the same loop.
 
 import abc
 import dataclasses
+import math
 import re
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -75,7 +76,7 @@ class Domain(abc.ABC):
     @abc.abstractmethod
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> Sequence[Verdict]:
         """Whether each completion reaches its problem's answer (outcome only); None where it could
-        not be judged. A number is a reward for what is not right: only True is right."""
+        not be judged. A number in [0, 1] is partial credit: only 1 is right (`is_right`)."""
 
     def answer_of(self, completion: str) -> str | None:
         """The final answer as a normalised string (for the entropy of answers); None where there
@@ -174,6 +175,12 @@ def verdicts(
         return _checked(domain, domain.verify(problems, completions), len(completions))
 
     return by_share(judge, problems, completions)
+
+
+def is_right(verdict: bool | float | None) -> bool:
+    """Whether a verdict of `Domain.verify` says that the completion is right: True, or the whole
+    of the credit."""
+    return verdict is not None and math.isfinite(verdict) and verdict >= 1
 
 
 def _checked(domain: Domain, found: Any, count: int) -> list[Verdict]:

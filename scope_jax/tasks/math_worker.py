@@ -12,6 +12,13 @@ With a function's name ("module:function") and the folders to import from as fur
 request has "problem" (an object) instead of "gold", and the verdict is what that function says,
 which may be a number in [0, 1] too.
 
+    reward BYTES module:function FOLDERS...   as above, with "tokens" (a list of ids) beside
+        "problem"; the verdict is any number that the function returns, and "detail" in the reply
+        says more of the reason
+    format BYTES PATTERN                      whether the pattern matches the whole "prediction"
+
+BYTES is the memory that the process may take beyond what its imports took.
+
 It ends when stdin does.
 """
 
@@ -20,6 +27,7 @@ import faulthandler
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import math
@@ -206,6 +214,52 @@ def ask(
     return None, f"{name} gave no bool, no number in [0, 1] and no None"
 
 
+def reward(
+    function: Callable[..., Any], name: str, request: dict[str, Any]
+) -> tuple[float | None, str, str]:
+    """(number that a user's reward function gives, reason where it gives none, details of that).
+    Nothing that it raises or returns is an error here."""
+    try:
+        value = function(request["problem"], request["prediction"], request["tokens"])
+        if hasattr(value, "item"):
+            value = value.item()  # a scalar of numpy and its like
+    except (OutOfTime, MemoryError):
+        raise
+    except BaseException as error:  # SystemExit too
+        return None, "exception", f"{type(error).__name__} in {name}: {_in_words(str, error)}"
+    if value is None:
+        return None, "none", f"None from {name}"
+    if isinstance(value, (int, float)):
+        with contextlib.suppress(OverflowError):  # an integer past every float
+            if math.isfinite(value):
+                return float(value), "", ""
+    return None, "not_a_number", f"{name} gave {_in_words(repr, value)}"
+
+
+def _in_words(words: Callable[[Any], str], thing: Any) -> str:
+    """The first words of what an object says of itself, if it can."""
+    try:
+        return " ".join(words(thing)[:200].split())
+    except (OutOfTime, MemoryError):
+        raise
+    except BaseException:
+        return f"a {type(thing).__name__}"
+
+
+def check_takes_three(function: Callable[..., Any], name: str) -> None:
+    """Raise TypeError unless a reward function can be called with its three arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # built in: the first call will tell
+    try:
+        signature.bind({}, "", [])
+    except TypeError as error:
+        raise TypeError(
+            f"{name}{signature} cannot be called as (problem, completion, token_ids): {error}"
+        ) from None
+
+
 def load_function(name: str, search: list[str]) -> Callable[..., Any]:
     """The function called "module:function", imported from the folders `search`."""
     sys.path[:] = search
@@ -219,10 +273,11 @@ def load_function(name: str, search: list[str]) -> Callable[..., Any]:
 
 
 def _answer(
-    request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[bool | float | None, str]]
+    request: dict[str, Any], decide: Callable[[dict[str, Any]], tuple[Any, ...]]
 ) -> dict[str, Any]:
     seconds = float(request["seconds"])
     armed = True
+    detail: list[str] = []
 
     def out_of_time(signum: int, frame: object) -> None:
         if armed:
@@ -236,7 +291,7 @@ def _answer(
         # math_verify's own time limits share this timer and take whole seconds per call: one limit
         # per item instead. It repeats, in case some handler in between swallows the first.
         signal.setitimer(signal.ITIMER_REAL, 0.9 * seconds, 0.1)
-        verdict, reason = decide(request)
+        verdict, reason, *detail = decide(request)
         armed = False
     except OutOfTime:
         armed = False
@@ -251,7 +306,8 @@ def _answer(
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
-    return {"verdict": verdict, "reason": reason, "retire": reason == "out of memory"}
+    reply = {"verdict": verdict, "reason": reason, "retire": reason == "out of memory"}
+    return reply | ({"detail": detail[0]} if detail else {})
 
 
 def _receive(source: BinaryIO) -> dict[str, Any] | None:
@@ -281,6 +337,38 @@ def _limit(memory_bytes: int) -> None:
             resource.setrlimit(what, (most, most))
 
 
+def _limit_growth(memory_bytes: int) -> None:
+    """Let the process take this much more address space than it has. Where the system does not say
+    how much that is (no /proc), nothing is limited; the deadline still holds."""
+    with contextlib.suppress(ValueError, OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _decider(arguments: list[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """What judges a request, as the arguments of the program say; its limits are set."""
+    if arguments[0] == "reward":
+        memory, name, *search = arguments[1:]
+        function = load_function(name, search)
+        check_takes_three(function, name)
+        _limit_growth(int(memory))
+        return lambda request: reward(function, name, request)
+    if arguments[0] == "format":
+        pattern = re.compile(arguments[2])
+        _limit_growth(int(arguments[1]))
+        return lambda request: (float(bool(pattern.fullmatch(request["prediction"]))), "")
+    if len(arguments) > 1:
+        name = arguments[1]
+        function = load_function(name, arguments[2:])
+        return lambda request: ask(function, name, request["problem"], request["prediction"])
+    # So that the first item does not pay for the first use of the reader.
+    judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")
+    _limit(int(arguments[0]))
+    return lambda request: judge(request["prediction"], request["gold"])
+
+
 def main() -> None:
     # The parent may have blocked or ignored signals (preemption notices); here they must work.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -291,20 +379,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):  # what the libraries print must not end up among the verdicts
         os.dup2(null, standard)
-    if len(sys.argv) > 2:
-        name = sys.argv[2]
-        function = load_function(name, sys.argv[3:])
-
-        def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
-            return ask(function, name, request["problem"], request["prediction"])
-    else:
-
-        def decide(request: dict[str, Any]) -> tuple[bool | float | None, str]:
-            return judge(request["prediction"], request["gold"])
-
-        # So that the first item does not pay for the first use of the reader.
-        judge("\\boxed{2\\sqrt{x}}", "\\sqrt{4x}")
-        _limit(int(sys.argv[1]))
+    decide = _decider(sys.argv[1:])
     os.dup2(null, 2)  # until here the parent could read why the start failed
     _send(sink, {"ready": True})
     while (request := _receive(source)) is not None:

@@ -141,6 +141,7 @@ class WorkerPool:
                     item = waiting.popleft()
                     request = requests[item]
                     if isinstance(request, str):
+                        verdicts[item] = self._result(None, request)
                         self.counts[request] += 1
                     else:
                         worker.ask(item, {**request, "seconds": limit})
@@ -162,14 +163,22 @@ class WorkerPool:
         item, worker.item, worker.deadline = worker.item, None, math.inf
         if reply is None:
             if item is not None:
-                self.counts["crash" if worker.closed else "timeout"] += 1
+                reason = "crash" if worker.closed else "timeout"
+                verdicts[item] = self._result(None, reason)
+                self.counts[reason] += 1
             self._end([worker])
         elif item is not None:
-            verdicts[item] = reply["verdict"]
+            detail = reply.get("detail", "")
+            verdicts[item] = self._result(reply["verdict"], reply["reason"], detail)
             self.counts["judged" if reply["verdict"] is not None else reply["reason"]] += 1
             worker.served += 1
             if reply["retire"] or worker.served >= self._items_per_worker:
                 self._end([worker])
+
+    def _result(self, verdict: Any, reason: str, detail: str = "") -> Any:
+        """What `_judge` says of an item, from its verdict and, where that is None, the reason:
+        here the verdict alone."""
+        return verdict
 
     def _add_worker(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """Who takes part in a training run: policy, teacher, process reward model, task, loaded as a
 config says."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.models import attention
 from scope_jax.prm import ProcessRewardModel
+from scope_jax.rewards import Reward
 from scope_jax.text import end_ids, load_tokenizer
 from scope_jax.types import imported
 
@@ -29,17 +31,33 @@ class Actors:
     task: Task
     teacher: teachers.Teacher | None  # where the method asks one
     localiser: Localiser | None  # where the method looks for wrong steps
+    # Who says what a row is worth; to be closed.
+    reward: Reward = dataclasses.field(default_factory=Reward)
 
 
 def load_actors(
     config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None = None
 ) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
-    answers are kept in `workdir` where the config names no other place."""
+    answers are kept in `workdir` where the config names no other place. Functions of the reward
+    are imported before the first weight is read."""
     if not config.models.policy:
         raise ValueError(
             "config.models.policy is None; give the Hugging Face directory of the policy to train"
         )
+    rows = config.rollout.prompts * config.rollout.group
+    with contextlib.ExitStack() as opened:
+        reward = opened.enter_context(Reward(config.reward, None, rows, config.rollout.length))
+        reward.start()
+        actors = _loaded(config, mesh, workdir, reward)
+        opened.pop_all()  # all went well: whoever has the actors closes it
+    return actors
+
+
+def _loaded(
+    config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None, reward: Reward
+) -> Actors:
+    assert config.models.policy
     model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
     rollout.check_heads(model_config, mesh)
     if model_config.head != "lm":
@@ -58,10 +76,17 @@ def load_actors(
     teacher = localiser = None
     if config.uses_teacher:
         teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
+    prm = load_prm(config, mesh) if config.uses_prm else None
     if config.uses_localiser:
-        prm = load_prm(config, mesh) if config.uses_prm else None
         localiser = make_localiser(config.localiser, prm)
-    return Actors(model_config, params, tokenizer, task, teacher, localiser)
+    reward.prm = prm if config.reward.uses_prm else None
+    return Actors(model_config, params, tokenizer, task, teacher, localiser, reward)
+
+
+def prm_of(actors: Actors) -> ProcessRewardModel | None:
+    """The process reward model of a run, whoever asks it."""
+    localiser = actors.localiser
+    return localiser.model if isinstance(localiser, PRM) else actors.reward.prm
 
 
 def attention_of(config: TrainConfig) -> Literal["plain"] | None:
@@ -74,8 +99,8 @@ def attention_line(actors: Actors, dtype: str) -> str:
     found = {"policy": actors.config}
     if isinstance(actors.teacher, teachers.ModelTeacher) and actors.teacher.generator is not None:
         found["teacher"] = actors.teacher.generator.config
-    if isinstance(actors.localiser, PRM):
-        found["PRM"] = actors.localiser.model.config
+    if (prm := prm_of(actors)) is not None:
+        found["PRM"] = prm.config
     who: dict[str, list[str]] = {}
     for name, config in found.items():
         choice = attention.choose(models.with_kernel(config), dtype)
@@ -89,8 +114,8 @@ def resident_models(actors: Actors) -> list[models.Params]:
     found = []
     if isinstance(actors.teacher, teachers.ModelTeacher) and actors.teacher.generator is not None:
         found.append(actors.teacher.generator.params)
-    if isinstance(actors.localiser, PRM):
-        found.append(actors.localiser.model.params)
+    if (prm := prm_of(actors)) is not None:
+        found.append(prm.params)
     return found
 
 

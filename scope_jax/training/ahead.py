@@ -12,10 +12,11 @@ import numpy as np
 from scope_jax import correction, rollout
 from scope_jax.configuration import Relift, Scope, TrainConfig
 from scope_jax.correction import Groups, Scene
+from scope_jax.correction.localisers import PRM
 from scope_jax.devices.mesh import put_rows
 from scope_jax.learning.credit import OutcomeCredit, advantages
 from scope_jax.run import PhaseTimer
-from scope_jax.training.actors import Actors
+from scope_jax.training.actors import Actors, prm_of
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
     Step,
@@ -30,6 +31,8 @@ from scope_jax.types import Rollout
 def compile_ahead(actors: Actors, learner: Learner, config: TrainConfig, key: jax.Array) -> None:
     """Run the programs that later steps may need. The learner is the same afterwards."""
     later = config.sft.steps > 0  # rollouts begin after steps on demonstrations
+    if prm_of(actors) is not None and not isinstance(actors.localiser, PRM):
+        actors.reward.compile_ahead()  # otherwise the localiser has the same programs
     if later or config.resample or config.uses_localiser:
         step = Step(0, key, 0, PhaseTimer())
         _of_rollouts(actors, config, scene_of(actors, learner.publish(), config, step))
@@ -49,6 +52,7 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
     prompts, group = config.rollout.prompts, config.rollout.group
     problems = [actors.task.train[0]] * (prompts * group)
     reward, everyone = np.ones(len(problems), np.float32), np.ones(len(problems), bool)
+    judged = (reward, everyone, everyone, everyone)  # all of them right
     ahead = getattr(scene.localiser, "compile_ahead", None)
     # Rows of one token, and rows that are nearly full: what goes on from either is of one of the
     # two widths.
@@ -62,9 +66,9 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
         if ahead is not None:
             ahead(rows, scene)
         if isinstance(config.method, Scope):
-            groups = Groups(rows, group, problems, reward, everyone, everyone, {})
+            groups = Groups(rows, group, problems, *judged, {})
             correction.compile_ahead(groups, scene, config.method)
-    groups = Groups(rows, group, problems, reward, everyone, everyone, {})
+    groups = Groups(rows, group, problems, *judged, {})
     advantages(
         groups, scene, OutcomeCredit(), config.advantage, max_new_tokens=config.rollout.new_tokens
     )

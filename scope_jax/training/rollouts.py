@@ -16,6 +16,7 @@ from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import put_rows, to_host
 from scope_jax.devices.programs import program
 from scope_jax.report import SampleGroup, group_metrics
+from scope_jax.rewards import Judged, Rows, by_reason
 from scope_jax.run import PhaseTimer
 from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
@@ -67,6 +68,7 @@ def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, ste
         localiser=actors.localiser,
         seed=step.seed,
         timer=step.timer,
+        reward=actors.reward,
     )
 
 
@@ -124,8 +126,8 @@ def collect_rollouts(
     progress: Progress,
     step: Step,
 ) -> Groups:
-    """One step's rollouts with their verdicts: an unfinished row is wrong, a row that could not be
-    judged has reward NaN.
+    """One step's rollouts with their rewards and verdicts (`scope_jax.rewards`): an unfinished row
+    is wrong, a row that could not be judged has reward NaN.
 
     With `method.resample`, up to that many further batches of prompts are rolled out until
     `rollout.prompts` groups with two different rewards are found (DAPO, arXiv 2503.14476, section
@@ -141,7 +143,7 @@ def collect_rollouts(
     problems: list[tasks.Problem] = []
     written: list[list[int]] = []
     text: list[str] = []
-    rewards: list[np.ndarray] = []
+    judged: list[Judged] = []
     finished: list[np.ndarray] = []
     for attempt in range(1 + config.resample):
         drawn, ids = draw(actors, config, progress, P)
@@ -158,26 +160,29 @@ def collect_rollouts(
             words = rollout.texts(own, actors.tokenizer)
             rows = [problem for problem in drawn for _ in range(M)]
             ended = to_host(batch.finished_B)
-            rewards.append(judge(domain, rows, words, ended))
+            judged.append(actors.reward.judge(Rows(domain, rows, words, own, ended)))
             finished.append(ended)
         parts.append(batch)
         problems += rows
         written += own
         text += words
-        reward = np.concatenate(rewards)
+        every = Judged.joined(judged)
+        reward, right = every.reward_B, every.right_B
         informative = np.flatnonzero(~learning.zero_groups(reward, M))
         if len(informative) >= P:
             break
-    metrics = rollout_metrics(np.concatenate(finished), reward, written, text, problems, M, domain)
+    metrics = rollout_metrics(np.concatenate(finished), every, written, text, problems, M, domain)
+    if not actors.reward.spec.is_default:
+        metrics |= every.metrics()
     metrics["rollout/batches"] = float(len(parts))
     metrics["cost/rollout_tokens"] = float(sum(len(x) for x in written))
     batch = parts[0]
     if len(parts) > 1:
         index = _kept_rows(informative, P, len(parts) * P, M)
         batch = rows_of(parts, index)
-        problems, reward = [problems[b] for b in index], reward[index]
+        problems, reward, right = [problems[b] for b in index], reward[index], right[index]
     own_B = np.ones(len(reward), bool)
-    return Groups(batch, M, problems, reward, ~np.isnan(reward), own_B, metrics)
+    return Groups(batch, M, problems, reward, right, ~np.isnan(reward), own_B, metrics)
 
 
 def rollout_sampling(actors: Actors, config: TrainConfig) -> rollout.SampleSpec:
@@ -220,8 +225,8 @@ def collect_demonstrations(
     first_row: int = 0,
 ) -> Groups:
     """The teacher's demonstrations, one row for each problem, with their verdicts. Rows without a
-    demonstration, and with `demonstrations.verified` those that the verifier does not accept, are
-    not included and hold the prompt alone."""
+    demonstration, and with `demonstrations.verified` those that are not accepted, are not included
+    and hold the prompt alone."""
     spec, domain = config.demonstrations, actors.task.domain
     assert actors.teacher is not None
     with step.timer("demonstrate"):
@@ -233,18 +238,20 @@ def collect_demonstrations(
         jax.block_until_ready(demonstrated.rollout)
     with step.timer("verify"):
         given = np.array([reason is None for reason in demonstrated.failed])
-        texts = rollout.completion_texts(demonstrated.rollout, actors.tokenizer)
-        reward = judge(domain, problems, texts, given)
-    reward[~given] = np.nan
-    include = given & ((reward == 1) if spec.verified else ~np.isnan(reward))
-    right = float(np.mean(reward[given] == 1)) if given.any() else 0.0
+        written = rollout.completion_ids(demonstrated.rollout)
+        texts = rollout.texts(written, actors.tokenizer)
+        judged = actors.reward.judge(Rows(domain, problems, texts, written, given))
+    reward, right_B = np.where(given, judged.reward_B, np.float32(np.nan)), judged.right_B
+    include = given & (right_B if spec.verified else ~np.isnan(reward))
+    right = float(np.mean(right_B[given])) if given.any() else 0.0
     metrics = demonstrated.metrics | {
         "demonstrations/right_share": right,
         "demonstrations/used": float(include.sum()),
+        **by_reason("demonstrations/unscored", judged.reasons),
     }
     rows = teachers.without(demonstrated.rollout, jnp.asarray(~include))
     own_B = np.zeros(len(reward), bool)
-    return Groups(rows, 1, list(problems), reward, include, own_B, metrics)
+    return Groups(rows, 1, list(problems), reward, right_B, include, own_B, metrics)
 
 
 def demonstration_job(
@@ -291,32 +298,16 @@ def with_demonstrations(own: Groups, shown: Groups) -> Groups:
         M + d,
         [problems[b] for b in index],
         both(own.reward_B, shown.reward_B),
+        both(own.right_B, shown.right_B),
         both(own.include_B, shown.include_B),
         both(own.own_B, shown.own_B),
         own.metrics | shown.metrics,
     )
 
 
-def judge(
-    domain: tasks.Domain,
-    problems: Sequence[tasks.Problem],
-    texts: Sequence[str],
-    finished_B: np.ndarray,
-) -> np.ndarray:
-    """float32[B]: 1 right, 0 wrong or unfinished, NaN where the verifier could not say; an
-    infinite verdict says nothing either."""
-    verdicts = tasks.verdicts(domain, problems, texts)
-    reward = np.array(
-        [np.nan if verdict is None else float(verdict) for verdict in verdicts], np.float32
-    )
-    reward[~np.isfinite(reward)] = np.nan
-    reward[~finished_B] = 0.0
-    return reward
-
-
 def rollout_metrics(
     finished: np.ndarray,
-    reward: np.ndarray,
+    rows: Judged,
     written: list[list[int]],
     text: list[str],
     problems: list[tasks.Problem],
@@ -325,9 +316,10 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """What the policy wrote by itself, before any correction: reward, lengths, diversity, groups
     without an advantage."""
+    reward, right = rows.reward_B, rows.right_B.tolist()
     judged = ~np.isnan(reward)
     length = np.array([len(x) for x in written])
-    answers, paths = tasks.answers_and_paths(domain, problems, text, (reward == 1).tolist())
+    answers, paths = tasks.answers_and_paths(domain, problems, text, right)
     groups = []
     for start in range(0, len(reward), group):
         part = slice(start, start + group)
@@ -335,7 +327,7 @@ def rollout_metrics(
             SampleGroup(
                 tokens=written[part],
                 answers=answers[part],
-                correct=(reward[part] == 1).tolist(),
+                correct=right[part],
                 paths=paths[part],
                 texts=text[part],
             )

@@ -330,6 +330,13 @@ SINCE = {
     "models.attention",
     "models.prm_weights",
     "models.teacher_weights",
+    "reward.accept",
+    "reward.accept_by",
+    "reward.function",
+    "reward.functions",
+    "reward.memory_mb",
+    "reward.seconds",
+    "reward.workers",
 }
 
 

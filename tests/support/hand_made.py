@@ -143,6 +143,7 @@ def groups_of(batch: Rollout, reward: list[float], problem: Problem = PROBLEM) -
         GROUP,
         [problem] * len(reward),
         rewards,
+        rewards >= 1,
         ~np.isnan(rewards),
         np.ones(len(reward), bool),
         {},

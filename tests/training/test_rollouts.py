@@ -1,5 +1,6 @@
 """The rows of a step, by hand: problems drawn, rollouts judged, demonstrations beside them."""
 
+import collections
 import dataclasses
 import json
 from typing import Any
@@ -32,6 +33,7 @@ from scope_jax.configuration import default_config, train_config
 from scope_jax.correction import Groups
 from scope_jax.data import Problems, batch_indices
 from scope_jax.data.load import Task
+from scope_jax.rewards import Judged, Reward, Rows
 from scope_jax.run import PhaseTimer
 from scope_jax.tasks import Problem
 from scope_jax.text import character_tokenizer
@@ -148,6 +150,10 @@ def test_prompts_that_are_too_long_have_their_place_and_no_ids():
 # ---- verdicts
 
 
+def judge(domain: Any, problems: Any, texts: Any, finished: np.ndarray) -> np.ndarray:
+    return Reward().judge(Rows(domain, problems, texts, [[]] * len(texts), finished)).reward_B
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
     class Odd(tasks.Arithmetic):
@@ -156,7 +162,7 @@ def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
 
     domain = Odd(start="zero")
     problems = [domain.problem(0, "train", n, 2) for n in range(4)]
-    reward = rollouts.judge(domain, problems, [""] * 4, np.array([True, True, True, False]))
+    reward = judge(domain, problems, [""] * 4, np.array([True, True, True, False]))
     np.testing.assert_array_equal(
         reward, [1, np.nan, 0, 0]
     )  # an unfinished row is wrong, whatever the verifier says
@@ -165,23 +171,24 @@ def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
 def test_a_verdict_is_1_or_0_and_no_verdict_is_nan():
     problems = [PROBLEM] * 4
     texts, finished = [RIGHT, WRONG_2, RIGHT, "+198"], np.array([True, True, False, True])
-    reward = rollouts.judge(DOMAIN, problems, texts, finished)
+    reward = judge(DOMAIN, problems, texts, finished)
     assert reward.dtype == np.float32 and reward.tolist() == [1, 0, 0, 1]
 
     class Silent(tasks.Arithmetic):
         def verify(self, problems: Any, texts: Any) -> Any:
             return [None] * len(texts)
 
-    reward = rollouts.judge(Silent(start="zero"), problems, texts, finished)
+    reward = judge(Silent(start="zero"), problems, texts, finished)
     np.testing.assert_array_equal(reward, [NAN, NAN, 0, NAN])
 
 
 def test_metrics_speak_of_all_rows():
     """Four groups of two: one with two rewards, one all right, one all wrong, one without a
     verdict for one row."""
+    reward = np.array([1, 0, 1, 1, 0, 0, NAN, 1], np.float32)
     found = rollout_metrics(
         finished=np.array([True, True, True, True, True, False, True, True]),
-        reward=np.array([1, 0, 1, 1, 0, 0, NAN, 1], np.float32),
+        rows=Judged(reward, reward == 1, {}, collections.Counter()),
         written=[[1] * n for n in (4, 4, 6, 6, 8, 8, 5, 5)],
         text=[RIGHT, WRONG_3, RIGHT, RIGHT, WRONG_3, WRONG_3, RIGHT, RIGHT],
         problems=[PROBLEM] * 8,
@@ -203,8 +210,9 @@ def test_metrics_speak_of_all_rows():
 
 
 def test_without_any_verdict_the_mean_reward_is_0():
+    nothing = Judged(np.full(2, NAN), np.zeros(2, bool), {}, collections.Counter())
     found = rollout_metrics(
-        np.ones(2, bool), np.full(2, NAN), [[1], [1]], ["x", "x"], [PROBLEM] * 2, 2, DOMAIN
+        np.ones(2, bool), nothing, [[1], [1]], ["x", "x"], [PROBLEM] * 2, 2, DOMAIN
     )
     assert (found["reward/mean"], found["reward/unscored"]) == (0, 2)
 

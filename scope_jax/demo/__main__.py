@@ -1,0 +1,63 @@
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+import scope_jax.demo
+from scope_jax import cli
+from scope_jax.demo.play import play
+from scope_jax.demo.settings import EMBEDDED, REAL
+from scope_jax.demo.smollm2 import smollm2
+from scope_jax.devices.mesh import use_cpu_cores
+
+__doc__ = scope_jax.demo.__doc__
+
+FLAGS = (
+    cli.Flag(
+        "real", "a language model on word problems, in place of the embedded task", False, bool
+    ),
+    cli.Flag(
+        "model", "with --real: Hugging Face directory to start from (default: SmolLM2)", None, Path
+    ),
+    cli.Flag("seeds", "of the runs (default: 0,1,2; with --real 0)", None, list),
+    cli.Flag(
+        "workdir",
+        "directory of the runs and the report (default: runs/demo, runs/real)",
+        None,
+        Path,
+    ),
+    cli.Flag(
+        "cache", "directory of models, checkpoints, data and compiled programs", "cache", Path
+    ),
+    cli.Flag("steps", "batches of each run (default: 25; with --real 20)", None, int),
+)
+
+
+def command(args: Any) -> None:
+    """The command line's `demo`."""
+    shown = REAL if args.real else EMBEDDED
+    seeds = shown.seeds if args.seeds is None else args.seeds
+    if not seeds or not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(f"--seeds={','.join(seeds)}: expected different numbers, as in 0,1,2")
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps={args.steps} must be at least 1")
+    if args.model is not None and not args.real:
+        raise ValueError("--model is for --real; the embedded task makes its own")
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of a data set of one's own
+    model = None
+    if args.real:
+        model = args.model or smollm2(args.cache / "models" / "SmolLM2-135M-Instruct")
+    use_cpu_cores(cli.weights_of(model))
+    play(
+        shown,
+        [int(seed) for seed in seeds],
+        args.workdir or Path(shown.workdir),
+        args.cache,
+        steps=args.steps,
+        model=model,
+    )
+
+
+if __name__ == "__main__":
+    # Both arms and all seeds run the same programs.
+    cli.program(command, FLAGS, compiled=lambda values: values.cache / "xla")

@@ -1,0 +1,85 @@
+"""The two demonstrations: what is trained on what, and what their reports say of it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from scope_jax.configs.checkpoints import get_config as checkpoint_config
+from scope_jax.configs.run import get_config as run_config
+
+CHECKPOINTS = ("base", "teacher", "prm")
+ARMS = ("grpo", "scope")
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """GRPO and SCOPE on one task."""
+
+    task: str  # of configs/run.py
+    title: str
+    intro: str  # what is rescued, in a sentence or two
+    seeds: tuple[str, ...]
+    workdir: str
+    steps: int  # batches of each run
+    checkpoints: str = ""  # folder in the cache's
+
+    def folder(self, cache: Path) -> Path:
+        """Where its checkpoints are."""
+        return cache / "checkpoints" / self.checkpoints
+
+    def checkpoint_config(self, name: str, folder: Path, model: Path | None = None) -> Any:
+        """How one of `CHECKPOINTS` is made; the base starts from `model`, where there is one."""
+        config = checkpoint_config(f"{name},{self.task}")
+        if name == "base" and model is not None:
+            config.start = str(model)
+        if name == "teacher":
+            config.start = str(folder / "base")
+        if name == "prm":
+            config.start = str(folder / "teacher")
+            config.target.rollouts.policy = str(folder / "base")
+        return config
+
+    def arm_config(self, arm: str, seed: int, cache: Path, steps: int | None) -> Any:
+        """The config of one run."""
+        config, folder = run_config(f"{arm},{self.task}"), self.folder(cache)
+        config.seed = seed
+        config.task.data = str(cache / "tfds")
+        config.models.policy = str(folder / "base")
+        if arm == "scope":
+            config.models.teacher = str(folder / "teacher")
+            config.models.prm = str(folder / "prm")
+        config.steps = steps or self.steps
+        return config
+
+
+_RESCUE = (
+    "Failed rollouts are rescued at their first wrong step: a process reward model finds it, a"
+    " teacher corrects that one step, the policy goes on from there. GRPO and SCOPE start from the"
+    " same base, with equal rollouts and updates (two for each batch)."
+)
+
+EMBEDDED = Demonstration(
+    task="arithmetic",
+    title="SCOPE on signed terms",
+    intro=_RESCUE,
+    seeds=("0", "1", "2"),
+    workdir="runs/demo",
+    steps=25,
+)
+
+REAL = Demonstration(
+    task="word_problems",
+    title="SCOPE on word problems, with a language model",
+    intro=(
+        "A small language model solves word problems step by step, and makes mistakes. "
+        + _RESCUE
+        + " The base is SmolLM2-135M-Instruct (or the model that was given) after a short"
+        " supervised start, which taught it how a solution is laid out; the teacher is that base"
+        " trained further, the process reward model learned from the base's own rollouts. Both"
+        " were made by this command."
+    ),
+    seeds=("0",),
+    workdir="runs/real",
+    steps=20,
+    checkpoints="word_problems",
+)
