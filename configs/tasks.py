@@ -307,7 +307,7 @@ def reasoning_gym() -> ConfigDict:
     config.steps = 300
     config.task.name = "reasoning_gym"
     config.task.data = None
-    config.task.options = {"dataset": "chain_sum", "settings": {}, "reward": "score"}
+    config.task.options = {"dataset": "chain_sum", "settings": {}}
     config.models.policy = "models/Qwen2.5-0.5B-Instruct"
     config.rollout.prompt_tokens = 512
     config.rollout.new_tokens = 512
@@ -353,8 +353,7 @@ TASKS = {
         reasoning_gym,
         teacher={"models.teacher": "models/Qwen2.5-1.5B-Instruct"},
         prm=QWEN_PRM,
-        # What is nearly right has failed too, and may be rescued.
-        rescue={"teacher.step_tokens": 128, "task.options.reward": "right"},
+        rescue={"teacher.step_tokens": 128},
     ),
     "math_1_5b": Task(
         math_1_5b,

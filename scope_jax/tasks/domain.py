@@ -18,7 +18,7 @@ import numpy as np
 
 from scope_jax.tasks.answers import equations_in
 
-# Right, wrong, a share of what is right (a number below 1), not judged.
+# Right, wrong, partial credit (a number in [0, 1]), not judged.
 Verdict = bool | float | None
 
 

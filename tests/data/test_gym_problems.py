@@ -202,7 +202,7 @@ def test_mistakes_are_one_line_before_anything_is_loaded(settings, message):
 def test_the_config_of_the_command_line():
     config = get_config("scope,reasoning_gym")
     made = train_config(config).task
-    assert domain_of(made).reward == "right"  # so that what is nearly right may be rescued
+    assert domain_of(made).reward == "score"
     for name, text in (
         ("task.options.dataset", "None"),
         ("task.train", "{'chain_sum': {'weight': 2.0}, 'gcd': {}}"),
@@ -305,3 +305,18 @@ def test_a_tiny_run_learns_the_most_frequent_answer(tmp_path):
     assert np.mean(reward[-5:]) > 1.5 * np.mean(reward[:5])
     assert rows[-1]["eval/problems"] == 16 and rows[-1]["eval_gcd/problems"] == 24
     assert rows[-1]["data/prompts"] == 160 and rows[-1]["data/dropped"] == 0
+
+
+def test_what_is_partly_right_has_failed_and_keeps_its_reward():
+    """The reward of a run: three rows of one problem, the second of which holds the answer in a
+    longer text."""
+    from scope_jax.rewards import Reward, Rows
+
+    made = task({"dataset": "chain_sum", "test_problems": 1, "format": "whole"})
+    [problem] = made.train.draw(0, 0, 1)
+    texts = [problem.answer, f"{problem.answer} or so", "none"]
+    share = len(problem.answer) / len(texts[1])
+    rows = Rows(made.domain, [problem] * 3, texts, [[1]] * 3, np.ones(3, bool))
+    judged = Reward().judge(rows)
+    assert judged.reward_B.tolist() == pytest.approx([1.0, share, 0.0]) and 0 < share < 1
+    assert judged.right_B.tolist() == [True, False, False]
