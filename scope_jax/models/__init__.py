@@ -15,7 +15,7 @@ from scope_jax.models.heads import (
     token_logprobs,
     value_logits,
 )
-from scope_jax.models.hf import load, save
+from scope_jax.models.hf import check_files, load, save
 from scope_jax.models.int8 import in_int8
 from scope_jax.models.lora import (
     LoraSpec,
@@ -27,6 +27,7 @@ from scope_jax.models.lora import (
     save_lora,
 )
 from scope_jax.models.rope import RopeScaling
+from scope_jax.models.vocabulary import with_more_rows, with_room_for
 from scope_jax.models.weights import (
     Params,
     abstract,
@@ -46,6 +47,7 @@ __all__ = [
     "RopeScaling",
     "abstract",
     "attach",
+    "check_files",
     "completion_logprobs",
     "config_from_json",
     "decode_layout",
@@ -71,4 +73,6 @@ __all__ = [
     "value_logits",
     "weight_table",
     "with_kernel",
+    "with_more_rows",
+    "with_room_for",
 ]

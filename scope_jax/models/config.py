@@ -184,9 +184,15 @@ def read_config(directory: str | Path) -> ModelConfig:
     `rope_theta` and `rope_scaling` at the top level (published checkpoints) and `rope_parameters`
     (transformers 5).
 
-    Raises FileNotFoundError without `config.json`, ValueError for what is not supported.
+    Raises FileNotFoundError without the directory or its `config.json`, ValueError for what is
+    not supported.
     """
     path = Path(directory) / "config.json"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{directory}: no such model directory; give a Hugging Face directory (config.json,"
+            " *.safetensors)"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{directory}: no config.json; a model directory holds config.json, *.safetensors and a"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -122,7 +122,7 @@ def _tensors(
         if kind in heads:
             values = halves_from_pairs(values, heads[kind])
         prefix = "" if layer is None else f"model.layers.{layer}."
-        yield f"{prefix}{name}.weight", np.ascontiguousarray(values.astype(ml_dtypes.bfloat16))
+        yield f"{prefix}{name}.weight", np.ascontiguousarray(values.astype(jnp.bfloat16))
 
 
 def halves_from_pairs(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -73,18 +73,11 @@ def load(
     where one is missing, too many, of another shape or not finite.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"{directory}: no such model directory; give a Hugging Face directory (config.json,"
-            " *.safetensors)"
-        )
     config = read_config(directory)
     mesh = mesh or current_mesh()
-    files = _tensor_files(directory, config)
-    stored_table = weight_table(config)
+    files, skipped = _checked(directory, config)
     config = dataclasses.replace(config, weights=weights)
     table = weight_table(config)
-    skipped = _check_tensors(directory, config, stored_table, files)
     if skipped:
         warnings.warn(
             f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}",
@@ -110,6 +103,18 @@ def load(
     if mesh is not None:
         assert_sharded(params, shardings(config, mesh))
     return config, params
+
+
+def check_files(directory: str | Path) -> None:
+    """What `load` refuses before it reads a weight: `config.json`, and the names, shapes and dtypes
+    of the tensors in the files' headers. Raises as `load` does."""
+    _checked(Path(directory), read_config(directory))
+
+
+def _checked(directory: Path, config: ModelConfig) -> tuple[dict[str, tuple[Path, str]], list[str]]:
+    """(tensor name -> (file, its name there), names of those that are skipped)."""
+    files = _tensor_files(directory, config)
+    return files, _check_tensors(directory, config, weight_table(config), files)
 
 
 def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: Any = None) -> None:

@@ -72,6 +72,38 @@ class ProcessRewardModel:
         object.__setattr__(self, "format", name)
 
     @classmethod
+    def described(cls, directory: str | Path, format: str = "auto") -> "ProcessRewardModel":
+        """The PRM of a Hugging Face directory without its weights (no parameters): it can encode,
+        not score. Raises as `models.read_config`, `load_tokenizer` do, and ValueError naming the
+        directory where it is none of the formats, its chat template cannot write one down, or the
+        step mark has no row in the embedding."""
+        config, tokenizer = models.read_config(directory), load_tokenizer(directory)
+        try:
+            prm = cls({}, config, tokenizer, format)
+            ids, marks = prm.encode("1+1?", ["2"])
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+        if len(marks) != 1 or max(ids) >= config.vocab_size:
+            raise ValueError(
+                f"{directory}: a solution of one step has {len(marks)} step marks and ids up to"
+                f" {max(ids, default=0)}, the embedding {config.vocab_size} rows; are tokenizer and"
+                " weights of one process reward model?"
+            )
+        return prm
+
+    def with_weights(
+        self,
+        directory: str | Path,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        weights: Literal["auto", "int8"] = "auto",
+    ) -> "ProcessRewardModel":
+        """The same PRM with its weights, laid out on `mesh`, as `models.load` reads them."""
+        config, params = models.load(directory, dtype=dtype, mesh=mesh, weights=weights)
+        return dataclasses.replace(self, params=params, config=config, mesh=mesh)
+
+    @classmethod
     def load(
         cls,
         directory: str | Path,
@@ -81,17 +113,10 @@ class ProcessRewardModel:
         format: str = "auto",
         weights: Literal["auto", "int8"] = "auto",
     ) -> "ProcessRewardModel":
-        """The PRM of a Hugging Face directory, laid out on `mesh`, with `weights` as in
-        `models.load`. Raises as `models.load` and
-        `load_tokenizer` do, and ValueError naming the directory where it is none of the formats;
-        before any weight is read."""
-        config, tokenizer = models.read_config(directory), load_tokenizer(directory)
-        try:
-            prm = cls({}, config, tokenizer, format)
-        except ValueError as error:
-            raise ValueError(f"{directory}: {error}") from error
-        config, params = models.load(directory, dtype=dtype, mesh=mesh, weights=weights)
-        return dataclasses.replace(prm, params=params, config=config, mesh=mesh)
+        """The PRM of a Hugging Face directory: `described`, then `with_weights`, and raises what
+        they raise."""
+        prm = cls.described(directory, format)
+        return prm.with_weights(directory, dtype=dtype, mesh=mesh, weights=weights)
 
     def encode(self, prompt: str, steps: Sequence[str]) -> Row:
         """(ids, positions of the step marks). Steps are stripped of the separators around them. An

@@ -9,6 +9,7 @@ from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (
+    check_workdir,
     config_changes,
     prepare_workdir,
     record_config,
@@ -26,6 +27,7 @@ __all__ = [
     "StopSignal",
     "Stopped",
     "StorageError",
+    "check_workdir",
     "config_changes",
     "prepare_workdir",
     "progress",

@@ -40,9 +40,42 @@ def prepare_workdir(
     Raises ValueError, and changes nothing, for the config of another run (up to five keys are
     named, with both values) and for a `config` that is not JSON.
     """
-    workdir = pathlib.Path(workdir)
-    path = workdir / name
+    path = pathlib.Path(workdir) / name
     text = _as_text(config, path)
+    changed = check_workdir(
+        workdir,
+        config,
+        may_differ=may_differ,
+        defaults=defaults,
+        upgrade=upgrade,
+        allow=allow,
+        name=name,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not changed:
+        write_atomically(path, text + "\n")
+    return path.parent
+
+
+def check_workdir(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_differ: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = dict,
+    allow: Sequence[str] | None = None,
+    name: str = "config.json",
+) -> dict[str, tuple[str, str]]:
+    """What `prepare_workdir` refuses, and a place where no folder can be made; writes nothing.
+    Returns the changes that are allowed, as `config_changes` does."""
+    path = pathlib.Path(workdir) / name
+    _as_text(config, path)
+    there = next(p for p in (path.parent.absolute(), *path.parent.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
     changed = config_changes(
         workdir, config, may_differ=may_differ, defaults=defaults, upgrade=upgrade, name=name
     )
@@ -67,10 +100,7 @@ def prepare_workdir(
         raise ValueError(
             f"{path}: the workdir of a run with another config ({'; '.join(shown)}{more}); {ways}"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not changed:
-        write_atomically(path, text + "\n")
-    return workdir
+    return changed
 
 
 def config_changes(

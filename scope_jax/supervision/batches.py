@@ -241,29 +241,24 @@ def end_token(tokenizer: Any, chat: bool) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def with_step_mark(tokenizer: Any, vocab_size: int, name: str = "") -> Any:
-    """The tokenizer, able to write the format of Qwen2.5-Math-PRM: with its step mark, on a free
-    row of the embedding where it had none, and a chat template. Raises ValueError where no row is
-    free."""
+def with_step_mark(tokenizer: Any, name: str = "") -> tuple[Any, int]:
+    """(the tokenizer, able to write the format of Qwen2.5-Math-PRM: with its step mark, added where
+    it had none, and a chat template; the mark's id). The embedding needs a row of that id. Raises
+    ValueError where the new token does not come after all others."""
     mark = tokenizer.convert_tokens_to_ids(STEP_MARK)
     if mark is None or mark == tokenizer.unk_token_id:
         from transformers import AddedToken
 
         highest = max(tokenizer.get_vocab().values())
-        if highest + 1 >= vocab_size:
-            raise ValueError(
-                f"{name}: its tokenizer has no {STEP_MARK!r} token and its embedding of"
-                f" {vocab_size} rows no free one; start from a model with a larger vocabulary"
-            )
         tokenizer.add_tokens(
             [AddedToken(STEP_MARK, special=True, normalized=False)], special_tokens=True
         )
         mark = tokenizer.convert_tokens_to_ids(STEP_MARK)
-        if not highest < mark < vocab_size:
+        if mark <= highest:
             raise ValueError(
-                f"{name}: its tokenizer puts the new token {STEP_MARK!r} at id {mark}, not on a"
-                " free row of the embedding"
+                f"{name}: its tokenizer puts the new token {STEP_MARK!r} at id {mark}, not behind"
+                f" its last one, {highest}; add the token to its files, at a free id"
             )
     if not tokenizer.chat_template:
         tokenizer.chat_template = CONTENTS_ONLY
-    return tokenizer
+    return tokenizer, int(mark)

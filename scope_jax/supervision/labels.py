@@ -44,6 +44,14 @@ class LabelSpec:
         if self.continuations < 1:
             raise ValueError(f"labels.continuations = {self.continuations} must be at least 1")
 
+    def check(self, domain: tasks.Domain) -> None:
+        """Raise ValueError where the domain has no step check and one is asked for."""
+        if self.kind == "oracle" and not domain.checks_steps:
+            raise ValueError(
+                f"labels.kind 'oracle': domain {domain.name!r} cannot check steps; use"
+                " 'monte_carlo'"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSpec:

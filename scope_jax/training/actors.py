@@ -1,8 +1,10 @@
 """Who takes part in a training run: policy, teacher, process reward model, task, loaded as a
-config says."""
+config says. Everything that can be refused without weights is refused before the first is read:
+a function `planned_...` checks, and returns what loads."""
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from scope_jax.configuration import Scope, TrainConfig
 from scope_jax.correction import Localiser, make_localiser
 from scope_jax.correction.localisers import PRM
 from scope_jax.data.load import Task, load_task
+from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.mesh import own_mesh, to_host_memory
 from scope_jax.models import attention
 from scope_jax.prm import ProcessRewardModel
@@ -39,47 +42,33 @@ def load_actors(
     config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None = None
 ) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
-    answers are kept in `workdir` where the config names no other place. Functions of the reward
-    are imported before the first weight is read."""
-    if not config.models.policy:
-        raise ValueError(
-            "config.models.policy is None; give the Hugging Face directory of the policy to train"
-        )
+    answers are kept in `workdir` where the config names no other place. Who has the actors closes
+    their reward."""
+    model_config, tokenizer = described_policy(config, mesh)
+    task = load_task(config.task, tokenizer)
+    _check_task_prompts(config, task, tokenizer, model_config)
+    read_teacher = read_prm = None
+    if config.uses_teacher:
+        read_teacher = planned_teacher(config, model_config, tokenizer, task, mesh, workdir)
+    if config.uses_prm:
+        read_prm = planned_prm(config, mesh)
+    if config.uses_localiser:
+        _check_localiser(config, task)
+    # Headers of all files, before the weights of the first.
+    models.check_files(config.models.policy or "")
+    for directory in _weights_beside(config, read_prm is not None):
+        models.check_files(directory)
+
     rows = config.rollout.prompts * config.rollout.group
     with contextlib.ExitStack() as opened:
         reward = opened.enter_context(Reward(config.reward, None, rows, config.rollout.length))
-        reward.start()
-        actors = _loaded(config, mesh, workdir, reward)
-        opened.pop_all()  # all went well: whoever has the actors closes it
-    return actors
-
-
-def _loaded(
-    config: TrainConfig, mesh: jax.sharding.Mesh, workdir: Path | None, reward: Reward
-) -> Actors:
-    assert config.models.policy
-    model_config, params = models.load(config.models.policy, dtype=config.dtype, mesh=mesh)
-    rollout.check_heads(model_config, mesh)
-    if model_config.head != "lm":
-        raise ValueError(
-            f"{config.models.policy}: head {model_config.head!r}; a policy needs a vocabulary head"
-            " ('lm')"
-        )
-    tokenizer = load_tokenizer(config.models.policy)
-    # A base model's files often name one end token only; in a chat its turns end with another.
-    model_config = dataclasses.replace(
-        model_config,
-        end_ids=end_ids(tokenizer, model_config.end_ids),
-        attention=attention_of(config),
-    )
-    task = load_task(config.task, tokenizer)
-    teacher = localiser = None
-    if config.uses_teacher:
-        teacher = load_teacher(config, model_config, tokenizer, task, mesh, workdir)
-    prm = load_prm(config, mesh) if config.uses_prm else None
-    if config.uses_localiser:
-        localiser = make_localiser(config.localiser, prm)
-    reward.prm = prm if config.reward.uses_prm else None
+        reward.start()  # its functions are imported: what is wrong with them is said here
+        params = models.load(config.models.policy or "", dtype=config.dtype, mesh=mesh)[1]
+        teacher = read_teacher() if read_teacher is not None else None
+        prm = read_prm() if read_prm is not None else None
+        localiser = make_localiser(config.localiser, prm) if config.uses_localiser else None
+        reward.prm = prm if config.reward.uses_prm else None
+        opened.pop_all()  # all went well
     return Actors(model_config, params, tokenizer, task, teacher, localiser, reward)
 
 
@@ -87,6 +76,65 @@ def prm_of(actors: Actors) -> ProcessRewardModel | None:
     """The process reward model of a run, whoever asks it."""
     localiser = actors.localiser
     return localiser.model if isinstance(localiser, PRM) else actors.reward.prm
+
+
+def described_policy(
+    config: TrainConfig, mesh: jax.sharding.Mesh
+) -> tuple[models.ModelConfig, Any]:
+    """(config of the policy as a run uses it, its tokenizer); no weight is read."""
+    directory = config.models.policy
+    if not directory:
+        raise ValueError(
+            "config.models.policy is None; give the Hugging Face directory of the policy to train"
+        )
+    model_config = models.read_config(directory)
+    rollout.check_heads(model_config, mesh)
+    if model_config.head != "lm":
+        raise ValueError(
+            f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
+        )
+    tokenizer = load_tokenizer(directory)
+    check_vocabulary(tokenizer, model_config.vocab_size, directory)
+    # A base model's files often name one end token only; in a chat its turns end with another.
+    ends = end_ids(tokenizer, model_config.end_ids)
+    attention = attention_of(config)
+    return dataclasses.replace(model_config, end_ids=ends, attention=attention), tokenizer
+
+
+def _check_localiser(config: TrainConfig, task: Task) -> None:
+    if config.localiser.kind == "oracle" and not task.domain.checks_steps:
+        raise ValueError(
+            f"localiser.kind 'oracle': domain {task.domain.name!r} cannot check steps; use 'prm' or"
+            " 'monte_carlo'"
+        )
+
+
+def _check_task_prompts(
+    config: TrainConfig, task: Task, tokenizer: Any, model: models.ModelConfig
+) -> None:
+    """Raise ValueError where training problems, or those of an evaluation set, cannot be shown to
+    the policy."""
+    settings, evaluation = config.rollout, config.evaluation
+    sets = {split: problems for split, problems in task.evaluation.items() if len(problems)}
+    for problems in (task.train, *sets.values()):
+        trained = problems is task.train
+        tokens = settings.prompt_tokens if trained else evaluation.prompt_tokens
+        check_prompts(
+            problems,
+            task.domain,
+            tokenizer,
+            max_tokens=tokens or settings.prompt_tokens,
+            chat=settings.chat,
+            vocab_size=model.vocab_size,
+            setting="rollout.prompt_tokens" if trained else "",
+        )
+
+
+def _weights_beside(config: TrainConfig, prm: bool) -> list[str]:
+    """Directories of the models beside the policy."""
+    teacher = config.uses_teacher and config.teacher.kind == "model"
+    named = (config.models.teacher if teacher else None, config.models.prm if prm else None)
+    return [directory for directory in named if directory]
 
 
 def attention_of(config: TrainConfig) -> Literal["plain"] | None:
@@ -121,23 +169,32 @@ def resident_models(actors: Actors) -> list[models.Params]:
 
 def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel:
     """The process reward model that the config names."""
-    if not config.models.prm:
+    return planned_prm(config, mesh)()
+
+
+def planned_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[], ProcessRewardModel]:
+    """What loads the process reward model that the config names, once all else about it is
+    checked."""
+    directory = config.models.prm
+    if not directory:
         raise ValueError(
             "config.models.prm is None; this config scores steps with a process reward model"
         )
-    prm = ProcessRewardModel.load(
-        config.models.prm,
-        dtype=config.dtype,
-        mesh=_own_mesh(config, "prm", mesh),
-        format=config.models.prm_format,
-        weights=config.models.prm_weights,
-    )
-    prm = dataclasses.replace(
-        prm, config=dataclasses.replace(prm.config, attention=attention_of(config))
-    )
-    if config.placement.prm == "host":
-        prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
-    return prm
+    where = _own_mesh(config, "prm", mesh)
+    described = ProcessRewardModel.described(directory, config.models.prm_format)
+
+    def load() -> ProcessRewardModel:
+        prm = described.with_weights(
+            directory, dtype=config.dtype, mesh=where, weights=config.models.prm_weights
+        )
+        prm = dataclasses.replace(
+            prm, config=dataclasses.replace(prm.config, attention=attention_of(config))
+        )
+        if config.placement.prm == "host":
+            prm = dataclasses.replace(prm, params=to_host_memory(prm.params))
+        return prm
+
+    return load
 
 
 def load_teacher(
@@ -149,8 +206,29 @@ def load_teacher(
     workdir: Path | None = None,
 ) -> teachers.Teacher:
     """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
+    return planned_teacher(config, policy, tokenizer, task, mesh, workdir)()
+
+
+def planned_teacher(
+    config: TrainConfig,
+    policy: models.ModelConfig,
+    tokenizer: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    workdir: Path | None = None,
+) -> Callable[[], teachers.Teacher]:
+    """What gives the teacher that the config describes, once all else about it is checked. One
+    without weights is there at once."""
+    if config.teacher.kind == "model":
+        return _planned_model_teacher(config, policy, tokenizer, mesh)
+    found = _teacher_without_weights(config, task, workdir)
+    return lambda: found
+
+
+def _teacher_without_weights(
+    config: TrainConfig, task: Task, workdir: Path | None
+) -> teachers.Teacher:
     spec, endpoint = config.teacher, config.teacher.endpoint
-    teacher_writes_tails = isinstance(config.method, Scope) and config.method.tail == "teacher"
     if ":" in spec.kind:
         return imported(spec.kind, "teacher.kind")(spec)
     if spec.kind == "endpoint":
@@ -172,45 +250,67 @@ def load_teacher(
                 f" {', '.join(styles)}"
             )
         return teachers.ProgramTeacher(spec)
-    if spec.kind == "reference":
-        if not any(problem.solution for problem in task.train[:16]):
-            raise ValueError(
-                f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a"
-                " solution"
-            )
-        return teachers.ReferenceTeacher(spec)
-    directory = config.models.teacher
+    # What is left is a reference.
+    if not any(problem.solution for problem in task.train[:16]):
+        raise ValueError(
+            f"teacher.kind 'reference': {task.train.name}: none of the problems looked at has a"
+            " solution"
+        )
+    return teachers.ReferenceTeacher(spec)
+
+
+def _planned_model_teacher(
+    config: TrainConfig, policy: models.ModelConfig, tokenizer: Any, mesh: jax.sharding.Mesh
+) -> Callable[[], teachers.Teacher]:
+    spec, directory = config.teacher, config.models.teacher
     if not directory:
         raise ValueError(
             "config.models.teacher is None; the correction needs a teacher (a Hugging Face"
             " directory)"
         )
     where = _own_mesh(config, "teacher", mesh)
-    teacher_config, params = models.load(
-        directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
-    )
-    teacher_config = dataclasses.replace(teacher_config, attention=attention_of(config))
-    rollout.check_heads(teacher_config, where)
-    if teacher_config.head != "lm":
+    described = models.read_config(directory)
+    rollout.check_heads(described, where)
+    if described.head != "lm":
         raise ValueError(
-            f"{directory}: head {teacher_config.head!r}; a teacher needs a vocabulary head ('lm')"
+            f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
+    own = _own_tokenizer(config, described, policy, tokenizer)
+
+    def load() -> teachers.Teacher:
+        teacher_config, params = models.load(
+            directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
+        )
+        teacher_config = dataclasses.replace(teacher_config, attention=attention_of(config))
+        params = models.decode_layout(teacher_config, params, where)
+        if config.placement.teacher == "host":
+            params = to_host_memory(params)
+        writer = rollout.Generator(params, teacher_config, where)
+        return teachers.ModelTeacher(writer, spec, own)
+
+    return load
+
+
+def _own_tokenizer(
+    config: TrainConfig, teacher: models.ModelConfig, policy: models.ModelConfig, tokenizer: Any
+) -> Any:
+    """The teacher's tokenizer; None where it is the policy's."""
+    spec, directory = config.teacher, config.models.teacher or ""
+    writes_tails = isinstance(config.method, Scope) and config.method.tail == "teacher"
     try:
         own = load_tokenizer(directory)
         same = own.get_vocab() == tokenizer.get_vocab()
     except FileNotFoundError:
-        own, same = None, teacher_config.vocab_size == policy.vocab_size
-    if not same and (own is None or not spec.prompted or teacher_writes_tails):
+        own, same = None, teacher.vocab_size == policy.vocab_size
+    if not same and (own is None or not spec.prompted or writes_tails):
         raise ValueError(
             f"{directory}: another tokenizer than the policy's (vocabulary of"
-            f" {teacher_config.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
+            f" {teacher.vocab_size}, the policy has {policy.vocab_size}); a teacher that"
             " continues rows must share it: set teacher.template to 'wrong_step'"
         )
-    params = models.decode_layout(teacher_config, params, where)
-    if config.placement.teacher == "host":
-        params = to_host_memory(params)
-    writer = rollout.Generator(params, teacher_config, where)
-    return teachers.ModelTeacher(writer, spec, None if same else own)
+    if own is not None:
+        check_vocabulary(own, teacher.vocab_size, directory)
+    return None if same else own
 
 
 def _own_mesh(config: TrainConfig, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:

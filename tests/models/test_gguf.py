@@ -3,7 +3,7 @@
 import json
 
 import gguf
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -22,7 +22,7 @@ def weights(seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
-        return rng.normal(size=shape).astype(ml_dtypes.bfloat16).astype(np.float32)
+        return rng.normal(size=shape).astype(jnp.bfloat16).astype(np.float32)
 
     found = {"model.embed_tokens.weight": draw(len(WORDS), D), "model.norm.weight": draw(D)}
     for n in range(LAYERS):
@@ -108,7 +108,7 @@ def test_weights_config_and_tokenizer(tmp_path):
     found = load_file(tmp_path / "m" / "model.safetensors")
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        assert value.dtype == ml_dtypes.bfloat16
+        assert value.dtype == jnp.bfloat16
         np.testing.assert_array_equal(value.astype(np.float32), expected[name], err_msg=name)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config["rms_norm_eps"] == 1e-5 and config["rope_theta"] == 10000.0

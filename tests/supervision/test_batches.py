@@ -227,16 +227,13 @@ def test_soft_labels_stay_shares():
 def test_a_trunk_without_the_step_mark():
     tokenizer = metaspace_tokenizer()
     size = len(tokenizer)
-    with pytest.raises(
-        ValueError,
-        match=f"some/dir: its tokenizer has no '<extra_0>' token and its embedding of {size} rows",
-    ):
-        with_step_mark(tokenizer, size, "some/dir")
-    assert len(with_step_mark(tokenizer, size + 8)) == size + 1
+    same, mark = with_step_mark(tokenizer, "some/dir")
+    assert same is tokenizer and mark == size and len(tokenizer) == size + 1
     assert tokenizer.convert_tokens_to_ids("<extra_0>") == size and tokenizer.chat_template
     prm = ProcessRewardModel({}, dataclasses.replace(_config(size + 8), head="prm"), tokenizer)
     ids, marks = prm.encode("1+2", ["Add 1.\n\n", "It is 3."])
     assert [ids[m] for m in marks] == [size, size] and ids.count(size) == 2
     known = byte_level_tokenizer()
     before = len(known)
-    assert len(with_step_mark(known, before)) == before  # it has one: nothing is added
+    assert with_step_mark(known) == (known, 3)  # it has one: nothing is added
+    assert len(known) == before
