@@ -65,13 +65,14 @@ _BEGINNINGS = _words(
     " If In It Its Let Next Note Now On Once Our Second She Similarly Since So Solve Step The Their"
     " Then There Therefore These They This Thus To Using We What When Where Which You Your"
 )
-# A number, or a letter, that begins an item of a list.
+# A number, or a letter, that begins an item of a list; behind a full stop, unless that is open too.
 _ITEM = re.compile(
-    r"(?:\A|\n|[.!?:;]\s|\s\s|[\"(])[^\S\n]{0,8}(?:[#>*_-]{1,6}[^\S\n]?)?\d{1,3}\Z"
-    r"|(?:\A|\n|\()[^\S\n]{0,8}[a-zA-Z]\Z"
+    r"(?:\A|\n|(?<!\.)(?P<stop>[.!?]\s)|[:;]\s(?=1\Z)|\s\s)[^\S\n]{0,8}"
+    r"(?:[#>*_-]{1,6}[^\S\n]?)?\d{1,3}\Z"
+    r"|(?:\A|\n)[^\S\n]{0,8}[a-zA-Z]\Z"
     r"|\b(?i:step|case|part|question|problem|method|option|example)\s\d{1,3}\Z"
 )
-_UNITS = re.compile(r"\d[^\S\n]?(?:ft|gal|hrs?|in|lbs?|mins?|oz|pt|qt|secs?|yds?)\Z")
+_UNITS = _words("ft gal hr hrs in lb lbs min mins oz pt qt sec secs yd yds")
 _WORD = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]+\Z")
 _INITIALS = re.compile(r"(?:[A-Z]\.)*[A-Z]|Ph\.D\Z")
 _BEFORE_INITIAL = re.compile(
@@ -140,12 +141,10 @@ def _display(inside: str | None, mark: str) -> str | None:
 def _ends_sentence(text: str, place: re.Match[str], blank: bool) -> bool:
     """Whether a sentence ends at a full stop (or "!", "?") that white space follows."""
     start, end = place.span()
-    before = text[max(0, start - _WINDOW) : start]
-    if start > _WINDOW:
-        before = "\0" + before  # what stands further left is not the start of the text
+    before = _tail(text[max(0, start - _WINDOW - 1) : start], _WINDOW)
     mark = place.group().rstrip()
     one_dot = mark.startswith(".") and not mark.startswith("..")
-    if one_dot and _ITEM.search(before):
+    if one_dot and _begins_item(before):
         return False
     after = text[end : end + _WINDOW].lstrip()
     if blank or not after:
@@ -157,14 +156,31 @@ def _ends_sentence(text: str, place: re.Match[str], blank: bool) -> bool:
     return not (one_dot and _is_open(before, after))
 
 
+def _tail(text: str, size: int) -> str:
+    """The end of a text, behind a mark that it is not all of it where it is not."""
+    return text if len(text) <= size else "\0" + text[-size:]
+
+
+def _begins_item(before: str) -> bool:
+    """Whether `before` ends with the number of an item of a list, or of a step."""
+    if not before[-1:].isalnum():
+        return False
+    tail = _tail(before, 24)
+    item = _ITEM.search(tail)
+    if item is None or item["stop"] is None:
+        return item is not None
+    return item["stop"][0] != "." or not _is_open(tail[: item.start()], tail[item.end("stop") :])
+
+
 def _is_open(before: str, after: str) -> bool:
     """Whether the full stop behind `before` is that of an abbreviation or an initial, with more to
     come."""
-    found = _WORD.search(before)
-    if _UNITS.search(before):
-        return after[:1].isdigit()
-    if found is None or before[: found.start()][-1:].isdigit():
+    tail = before[-16:]
+    found = _WORD.search(tail)
+    if found is None:
         return False
+    if tail[: found.start()][-2:].strip()[-1:].isdigit():
+        return found.group() in _UNITS and after[:1].isdigit()
     word = found.group()
     if word.lower() in _ALWAYS_OPEN:
         return True
@@ -186,7 +202,7 @@ def _ends_line(text: str, place: re.Match[str]) -> bool:
     """Whether a line without a full stop is a piece of its own: by how the next line begins."""
     start, end = place.span()
     before = text[max(0, start - _WINDOW) : start]
-    if _UNFINISHED.search(before):
+    if _UNFINISHED.search(before[-12:]):
         return False
     if _NEW_LINE.match(text, end):
         return True

@@ -131,7 +131,7 @@ def test_reference_solutions_with_other_newlines():
     assert reference_steps("a\rb\rc", "\n\n") == ["a\n\n", "b\n\n", "c"]
 
 
-@pytest.mark.parametrize("boundary", ["", r"(?<=[.!?])\s+", r"(?=Step \d+:)"])
+@pytest.mark.parametrize("boundary", ["", r"(?<=[.!?])\s+", r"(?=Step \d+:)", "sentences"])
 @pytest.mark.parametrize(
     "piece",
     [
