@@ -15,6 +15,7 @@ from scope_jax.rollout import completion_ids, texts
 from scope_jax.rollout.rows import cut, take_rows
 from scope_jax.teachers.base import Ask, Corrected, Job, failure_counts
 from scope_jax.teachers.replies import gives_answer_away
+from scope_jax.text.boundaries import places
 from scope_jax.types import Rollout
 
 _cut_rows, _take_rows = program(cut), program(take_rows)
@@ -92,7 +93,8 @@ def _check_steps(answer: Corrected, job: Job) -> tuple[np.ndarray, list[str], di
             answer.shows_answer and gives_answer_away(text, ask.problem.answer)
         )
         # Where steps end in several ways the teacher has seen to it that this one does.
-        ends = finished[n] or bool(job.domain.boundary) or job.domain.separator in text
+        divided = bool(job.domain.boundary) or any(places(text, job.domain.divider))
+        ends = finished[n] or divided
         if not ends or not text.strip():
             incomplete += 1
         elif told and not ask.last:

@@ -10,7 +10,8 @@ from scope_jax.devices.hosts import by_share
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.tasks import Problem
 from scope_jax.text import step_ends
-from scope_jax.text.steps import Separator
+from scope_jax.text.boundaries import Separator
+from scope_jax.text.steps import token_bytes
 from scope_jax.types import Rollout
 
 
@@ -66,7 +67,20 @@ def in_steps(
     ]
     flat = iter(texts([piece for row in pieces for piece in row], tokenizer))
     steps = [[next(flat) for _ in row] for row in pieces]
+    for texts_, row in zip(steps, pieces):
+        texts_[1:] = [
+            _with_first_blank(text, piece, tokenizer)
+            for text, piece in zip(texts_[1:], row[1:], strict=True)
+        ]
     return StepRows(rollout, problems, rows_R, steps, ends)
+
+
+def _with_first_blank(text: str, ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of ids that others precede: with the blank of its first word, which a tokenizer of
+    sentencepiece's kind leaves off where it decodes them alone."""
+    pieces = token_bytes(tokenizer)
+    lost = ids[0] < len(pieces) and pieces[ids[0]].startswith(b" ") and not text.startswith(" ")
+    return " " + text if lost else text
 
 
 def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from scope_jax.report.samples import Result, ResultsFile, summarise
 from scope_jax.report.voting import aggregate
 from scope_jax.run import progress
 from scope_jax.tasks.graders import Grader
-from scope_jax.text import encode_prompts, end_ids
+from scope_jax.text import BLANK_LINE, encode_prompts, end_ids, split_steps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -261,7 +261,7 @@ def step_weights(
 ) -> list[float | None]:
     """The aggregated step scores of each text, whose steps stand between blank lines; None where
     the PRM could not score it. `rows` as in `ProcessRewardModel.score`."""
-    steps = [[step for step in text.split("\n\n") if step.strip()] for text in texts]
+    steps = [[step for step in split_steps(text, BLANK_LINE) if step.strip()] for text in texts]
     score_BJ, valid_BJ, _ = prm.score(questions, steps, rows)
     return [
         aggregate(score[valid].tolist(), how) if valid.any() else None

@@ -23,6 +23,8 @@ __all__ = [
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s$.,]+)")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+# How the step begins that states the answer of a reference solution without a box.
+CLOSING = "The final answer is $\\boxed{"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -81,7 +83,7 @@ def boxed_solution(solution: str, answer: str) -> str:
         return solution
     lines = _CALCULATOR.sub("", solution).split("\n")
     body = "\n".join(line for line in lines if not _after_hashes(line)).rstrip()
-    return f"{body}\n\nThe final answer is $\\boxed{{{answer}}}$."
+    return f"{body}\n\n{CLOSING}{answer}}}$."
 
 
 def normal_boxed(completion: str) -> str | None:

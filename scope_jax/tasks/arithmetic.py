@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scope_jax.tasks.domain import GeneratedDomain, Problem
-from scope_jax.text.steps import split_steps
+from scope_jax.text.boundaries import split_steps
 
 CHARACTERS = "0123456789+-:=\n"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")

@@ -10,13 +10,13 @@ the same loop.
 import abc
 import dataclasses
 import math
-import re
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from scope_jax.tasks.answers import equations_in
+from scope_jax.text.boundaries import Separator, divider
 
 # Right, wrong, partial credit (a number in [0, 1]), not judged.
 Verdict = bool | float | None
@@ -38,8 +38,8 @@ class Domain(abc.ABC):
 
     Completions and steps are texts without end-of-text tokens. A step is a piece of a completion
     that ends with `separator`, which belongs to it; the last step of a finished solution has none.
-    Where steps end in more than one way, `boundary`, a pattern of `re`, says where a text is
-    divided; `separator` then only closes a step that lacks an end.
+    Where steps end in more than one way, `boundary`, a name of `text.boundaries.NAMED` or a pattern
+    of `re`, says where a text is divided; `separator` then only closes a step that lacks an end.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Domain(abc.ABC):
     system: str | None = None  # the system turn of the policy's chat template
 
     @property
-    def divider(self) -> str | re.Pattern[str]:
+    def divider(self) -> Separator:
         """What divides a text into steps."""
-        return re.compile(self.boundary) if self.boundary else self.separator
+        return divider(self.separator, self.boundary)
 
     @property
     def writes_steps(self) -> bool:

@@ -6,6 +6,7 @@ to find, and the only demonstration is the reference solution that came with the
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 from scope_jax.tasks.answers import boxed_solution, normal_boxed
 from scope_jax.tasks.domain import Domain, Problem
 from scope_jax.tasks.verify_math import verify_math
+from scope_jax.text.boundaries import NAMED
 
 # What Qwen2.5-Math and its PRMs were trained with.
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -32,8 +34,8 @@ class Mathematics(Domain):
     separator: str = "\n\n"
     """Closes a step; a single newline makes lines steps."""
     boundary: str = ""
-    r"""A pattern of `re` that divides solutions into steps in place of `separator`, such as
-    `(?<=[.!?])\s+` for sentences; "" is none."""
+    """What divides solutions into steps in place of `separator`: sentences, numbered_steps, lines,
+    blank_lines, or a pattern of `re`; "" is none."""
 
     name = "math"
 
@@ -41,6 +43,13 @@ class Mathematics(Domain):
         if not self.separator or "\0" in self.separator:
             raise ValueError(
                 f"math: separator {self.separator!r}: expected a non-empty text without NUL"
+            )
+        if self.boundary not in NAMED and (
+            near := difflib.get_close_matches(self.boundary, NAMED, 1, 0.75)
+        ):
+            raise ValueError(
+                f"math: boundary {self.boundary!r}: unknown name; the nearest known one is"
+                f" {near[0]!r} (known: {', '.join(NAMED)}, or a pattern of re)"
             )
         try:
             pattern = re.compile(self.boundary)

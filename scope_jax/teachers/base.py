@@ -21,7 +21,12 @@ from scope_jax.rollout import Generator, Policy
 from scope_jax.rollout.rows import splice
 from scope_jax.tasks import Domain, Problem
 from scope_jax.teachers.demonstrations import DemonstrationJob, Demonstrations
-from scope_jax.teachers.replies import encode_step, most_characters, special_texts
+from scope_jax.teachers.replies import (
+    encode_step,
+    most_characters,
+    opening_blanks,
+    special_texts,
+)
 from scope_jax.text.steps import token_bytes
 from scope_jax.types import Owner, Rollout, check_choices, check_kind
 
@@ -145,9 +150,11 @@ def encode_reply(
     job: Job,
     sampled: tuple[list[int], list[float]] | None = None,
     most: int | None = None,
+    ask: Ask | None = None,
 ) -> WrittenStep | str:
     """The step that `read_reply` found, in the policy's ids; a reason stays what it is. One longer
     than `most` characters (default: what a row of the job may hold) is not encoded ("too_long").
+    With `ask`, the blanks that it needs after the steps before it (`opening_blanks`) come first.
 
     `sampled`: ids and log-probs that were drawn for the reply. They are used as they are where
     their text is the step, with the separator's ids added where only that is missing.
@@ -155,6 +162,8 @@ def encode_reply(
     if isinstance(found, str):
         return found
     (step, ends), tokenizer = found, job.policy.tokenizer
+    if ask is not None and not step[:1].isspace():
+        step = opening_blanks(ask.kept, ask.wrong, job.domain.divider) + step
     if most is None:
         most = most_characters(tokenizer, int(job.limit_B.max(initial=0)))
     if len(step) > most:
@@ -178,7 +187,8 @@ def encode_known(step: str, final: bool, ask: Ask, job: Job) -> WrittenStep | st
         return "leak"
     if not step.strip():
         return "empty"
-    return encode_reply((step.removesuffix(job.domain.separator) if final else step, final), job)
+    step = step.removesuffix(job.domain.separator) if final else step
+    return encode_reply((step, final), job, ask=ask)
 
 
 def write_steps(

@@ -15,7 +15,12 @@ from scope_jax.devices.programs import program
 from scope_jax.rollout import SampleSpec, solution_end
 from scope_jax.rollout.rows import cut, splice
 from scope_jax.tasks import Domain, Problem
-from scope_jax.teachers.replies import encode_step, most_characters, special_texts
+from scope_jax.teachers.replies import (
+    encode_step,
+    most_characters,
+    special_texts,
+    unix_newlines,
+)
 from scope_jax.types import Owner, Rollout
 
 _splice_rows = program(splice, static_argnames="owner")
@@ -101,6 +106,7 @@ def write_solutions(
 def _solution_ids(text: str, job: DemonstrationJob) -> list[int] | str:
     """The ids of a solution, without the end token; or why there are none."""
     tokenizer, separator, most = job.tokenizer, job.domain.separator, job.sampling.max_new_tokens
+    text = unix_newlines(text)
     text = text.strip(" \n") if separator.isspace() else text
     if not text:
         return "empty"

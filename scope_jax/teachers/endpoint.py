@@ -22,6 +22,7 @@ from scope_jax.teachers.demonstrations import (
 )
 from scope_jax.teachers.prompts import prompt_text
 from scope_jax.teachers.replies import most_characters, read_reply, without_thoughts
+from scope_jax.text.steps import can_stop
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class EndpointTeacher:
         steps = [
             reply
             if isinstance(reply, str)
-            else encode_reply(self._read(reply, ask, job, most), job, most=most)
+            else encode_reply(self._read(reply, ask, job, most), job, most=most, ask=ask)
             for ask, reply in zip(job.asks, replies, strict=True)
         ]
         return write_steps(
@@ -77,8 +78,9 @@ class EndpointTeacher:
             body["messages"] = [{"role": "user", "content": prompt_text(ask, self.spec)}]
         else:
             body |= {"prompt": ask.problem.prompt + "".join(ask.kept)}
-            if not job.domain.boundary:
-                body["stop"] = [job.domain.separator]
+            divider = job.domain.divider
+            if can_stop(divider):
+                body["stop"] = [divider if isinstance(divider, str) else "\n\n"]
         if self.spec.temperature > 0:
             body["seed"] = request_seed(job.seed, ask.row)
         return body | settings.extra_fields()

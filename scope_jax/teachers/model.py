@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from scope_jax.devices.programs import program
 from scope_jax.rollout import Generator, SampleSpec, completion_ids, from_prompts, texts
 from scope_jax.rollout.rows import cut
 from scope_jax.tasks import Domain
+from scope_jax.tasks.visible import is_visible
 from scope_jax.teachers.base import (
     Corrected,
     Job,
@@ -34,6 +34,8 @@ from scope_jax.teachers.demonstrations import (
 from scope_jax.teachers.prompts import prompt_text
 from scope_jax.teachers.replies import most_characters, read_reply
 from scope_jax.text import encode_in_place, step_ends, stop_table
+from scope_jax.text.boundaries import Separator, places
+from scope_jax.text.steps import can_stop
 from scope_jax.types import Owner, Rollout
 
 _cut_rows = program(cut)
@@ -60,11 +62,12 @@ class ModelTeacher:
         generator = self.generator or job.policy.generator
         if self.spec.prompted:
             return self._prompted(job, generator)
+        stop = _stop_table(job.policy.tokenizer, job.domain, generator.config.vocab_size)
         spec = SampleSpec(
             temperature=self.spec.temperature,
             max_new_tokens=self.spec.step_tokens,
             end_ids=job.policy.sampling.end_ids,
-            stop=_stop_table(job.policy.tokenizer, job.domain, generator.config.vocab_size),
+            stop=stop,
         )
         rollout = generator.extend(
             job.rows,
@@ -75,7 +78,7 @@ class ModelTeacher:
             limit_B=jnp.asarray(job.limit_B),
             at_once=job.rows_at_once,
         )
-        if not job.domain.boundary:
+        if stop is not None:
             return Corrected(rollout, _foreign_ids(rollout, generator, job))
         rollout, endless = _first_step_only(rollout, job)
         foreign = _foreign_ids(rollout, generator, job)
@@ -147,7 +150,7 @@ class ModelTeacher:
             sampled = None
             if self.tokenizer is None:
                 sampled = (ids[n], logp[n, start[n] : start[n] + len(ids[n])].tolist())
-            steps.append(encode_reply(found, job, sampled, most))
+            steps.append(encode_reply(found, job, sampled, most, ask))
         return write_steps(job, steps, self.spec, shows_answer=self.spec.shows_answer)
 
     def _own_words(self, job: DemonstrationJob, generator: Generator) -> list[str | Refused]:
@@ -202,11 +205,12 @@ def _foreign_ids(rollout: Rollout, generator: Generator, job: Job) -> list[str |
 def _stop_table(tokenizer: Any, domain: Domain, vocab_size: int) -> np.ndarray | None:
     """What stops a teacher after one step. A pattern stops nobody: what is written past the step
     is cut off afterwards."""
-    return None if domain.boundary else _kept_table(tokenizer, domain.separator, vocab_size)
+    divider = domain.divider
+    return _kept_table(tokenizer, divider, vocab_size) if can_stop(divider) else None
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_table(tokenizer: Any, separator: str, vocab_size: int) -> np.ndarray:
+def _kept_table(tokenizer: Any, separator: Separator, vocab_size: int) -> np.ndarray:
     return stop_table(tokenizer, separator, vocab_size)
 
 
@@ -227,7 +231,8 @@ def _first_step_only(rollout: Rollout, job: Job) -> tuple[Rollout, set[int]]:
         if len(ends) > 1:
             length[n] = job.kept_B[n] + ends[0]
         elif not finished[n] and not any(
-            match.group() for match in re.finditer(job.domain.boundary, text)
+            match.group() and is_visible(text[: match.end()])
+            for match in places(text, job.domain.divider)
         ):
             endless.add(n)
     return _cut_rows(rollout, jnp.asarray(length)), endless

@@ -17,15 +17,16 @@ from scope_jax.teachers.demonstrations import (
     Refused,
     write_solutions,
 )
-from scope_jax.teachers.replies import reference_steps, without_thoughts
+from scope_jax.teachers.replies import reference_steps, unix_newlines, without_thoughts
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceTeacher:
     """The step of the reference solution that has the number of the wrong one, capped at the last.
-    Steps that the policy already wrote, blanks aside, are passed over, and thoughts
-    (`<think>...</think>`) are no steps. The step that ends the solution corrects a last step
-    only."""
+    The solution is in the domain's own form (`Domain.reference_solution`): of GSM8K without its
+    calculator notes and hashes. Steps that the policy already wrote, blanks aside, are passed over,
+    and thoughts (`<think>...</think>`) are no steps. The step that ends the solution corrects a
+    last step only."""
 
     spec: TeacherSpec = dataclasses.field(default_factory=lambda: TeacherSpec(kind="reference"))
     generator: None = None
@@ -43,9 +44,13 @@ class ReferenceTeacher:
     def _step(self, ask: Ask, job: Job) -> WrittenStep | str:
         if not ask.problem.solution:
             return "no_solution"
-        solution = without_thoughts(ask.problem.solution)
-        if solution is None:
+        bare = without_thoughts(ask.problem.solution)
+        if bare is None:
             return "thinking"
+        problem = dataclasses.replace(ask.problem, solution=unix_newlines(bare))
+        solution = job.domain.reference_solution(problem)
+        if not solution:
+            return "no_solution"
         steps = reference_steps(solution, job.domain.separator, job.domain.divider)
         covered = {_without_blanks(step) for step in ask.kept}
         start = max(min(len(ask.kept), len(steps) - 1), 0)

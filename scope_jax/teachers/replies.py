@@ -2,12 +2,14 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from scope_jax.tasks import Domain
+from scope_jax.tasks.answers import CLOSING
 from scope_jax.tasks.visible import BLANKS, is_visible
-from scope_jax.text import split_steps
-from scope_jax.text.steps import Separator, token_bytes
+from scope_jax.text.boundaries import SENTENCES, Separator, places, split_steps
+from scope_jax.text.steps import token_bytes
 
 # A tag has nothing but its name, or attributes: "if x<think and y>z" is a comparison.
 _ATTRIBUTES = (
@@ -53,13 +55,13 @@ def read_reply(
 
     Thoughts (`<think>...</think>`, and other marks of them) are taken out, and marks around the
     answer (`<answer>`) are taken off, unless the reply goes on (`continued`) inside of those of the
-    text before it. The step is what stands before the first
-    separator (or match of the domain's `boundary`); blank lines before it are dropped, further
-    steps are cut. It ends the solution exactly where the wrong step was the rollout's last
-    (`last`) and the step carries the domain's answer marker; it then stands without a separator.
-    In all other cases it closes as it was written, or with the separator where the reply lacks an
-    end: that a reply is over (`complete`: by an end token or a stop text) does not tell the end of
-    a step from that of a solution. Takes time in proportion to the reply.
+    text before it. The step is what stands before the first match of the domain's divider; blank
+    lines before it are dropped, further steps are cut. It ends the solution exactly where the wrong
+    step was the rollout's last (`last`) and the step carries the domain's answer marker; it then
+    stands without a separator. In all other cases it closes as it was written (of a boundary
+    without the blanks before the next word, which belong to that word), or with the separator
+    where the reply lacks an end: that a reply is over (`complete`: by an end token or a stop text)
+    does not tell the end of a step from that of a solution. Takes time in proportion to the reply.
     """
     answer = reply if continued else without_thoughts(reply)
     if answer is None:
@@ -69,7 +71,8 @@ def read_reply(
     text = _from_the_first_line(unix_newlines(answer))
     cut = most is not None and len(text) > most
     text = text[:most]
-    step, found = _first_step(text, re.compile(domain.boundary or re.escape(domain.separator)))
+    divider = domain.divider
+    step, found = _first_step(text, divider)
     if not is_visible(step):
         return "empty"
     if found is None and cut:
@@ -80,9 +83,12 @@ def read_reply(
         step = step.rstrip()
     end = found.group() if found else ""
     if last and domain.answer_marker(step + end):
-        return step, True
+        # A pattern's match may hold the full stop too.
+        return step if isinstance(divider, str) else step + end.rstrip(), True
     closed = end or (found and step[-1].isspace())
-    return step + (end if closed else domain.separator), False
+    if not closed:
+        return step + domain.separator, False
+    return step + end if isinstance(divider, str) else _without_last_blanks(step + end), False
 
 
 def without_thoughts(text: str) -> str | None:
@@ -123,10 +129,31 @@ def unix_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _first_step(text: str, pattern: re.Pattern[str]) -> tuple[str, re.Match[str] | None]:
+def opening_blanks(kept: Sequence[str], wrong: str, divider: Separator) -> str:
+    """The white space that a step needs before it after `kept`: what stands between these steps and
+    the boundary, and was cut off with the wrong step because it belongs to its first token
+    (" First"). Mostly none."""
+    if not kept:
+        return ""
+    end, before = 0, len(kept[-1])
+    for part in split_steps(kept[-1] + wrong, divider):
+        end += len(part)
+        if end >= before:
+            break
+    blanks = wrong[: end - before]
+    return blanks if end < before + len(wrong) and not blanks.strip() else ""
+
+
+def _without_last_blanks(step: str) -> str:
+    """The step without blanks at its end; with them where an end of a line is among them."""
+    bare = step.rstrip()
+    return step if "\n" in step[len(bare) :] else bare
+
+
+def _first_step(text: str, divider: Separator) -> tuple[str, re.Match[str] | None]:
     """(the first part between separators with a visible character, its separator)."""
     start = 0
-    for match in pattern.finditer(text):
+    for match in places(text, divider):
         if match.end() <= start:
             continue
         if is_visible(text[start : match.start()]):
@@ -147,7 +174,10 @@ def gives_answer_away(step: str, answer: str) -> bool:
     its last sentence ends with it and either says "answer" or begins with a word of conclusion
     (so, thus, hence, therefore, finally)."""
     target = _bare(answer)
-    sentences = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", step) if part.strip()]
+    lines = step.split("\n")
+    sentences = [
+        part.strip() for line in lines for part in split_steps(line, SENTENCES) if part.strip()
+    ]
     if not target or not sentences:
         return False
     if _bare(step) == target:
@@ -183,15 +213,23 @@ def _unboxed(text: str) -> str:
 
 def reference_steps(solution: str, separator: str, divider: Separator | None = None) -> list[str]:
     """The steps of a reference solution: the parts between separators (or where `divider` divides
-    it); where there is one part its lines, and where there is one line its sentences. Each but the
-    last closes with the separator."""
-    solution = unix_newlines(solution)
+    it); where there is one part its lines, and where there is one line its sentences. What a domain
+    put behind a solution to state its answer (`answers.boxed_solution`) is a step of its own and
+    does not count as a part. Each step but the last closes with the separator."""
+    body, closing = _without_closing(unix_newlines(solution))
     parts: list[str] = []
-    for pattern in (divider or separator, "\n", re.compile(r"(?<=[.!?])\s")):
-        parts = [part.strip() for part in split_steps(solution, pattern) if part.strip()]
+    for pattern in (divider or separator, "\n", SENTENCES):
+        parts = [part.strip() for part in split_steps(body, pattern) if part.strip()]
         if len(parts) > 1:
             break
+    parts += closing
     return [part + separator for part in parts[:-1]] + parts[-1:]
+
+
+def _without_closing(solution: str) -> tuple[str, list[str]]:
+    """(a solution without the step that states its answer, that step where there is one)."""
+    body, found, answer = solution.rpartition("\n\n" + CLOSING)
+    return (body, [CLOSING + answer.strip()]) if found else (solution, [])
 
 
 def encode_step(step: str, tokenizer: Any, separator: str = "\n") -> list[int] | None:

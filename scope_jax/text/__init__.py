@@ -4,7 +4,8 @@ In: texts, token ids, a tokenizer. Out: ids, texts, positions of step ends. Know
 task; importing it is cheap (transformers is imported where a tokenizer is loaded).
 """
 
-from scope_jax.text.steps import split_steps, step_ends, stop_table
+from scope_jax.text.boundaries import BLANK_LINE, SENTENCES, divider, split_steps
+from scope_jax.text.steps import step_ends, stop_table
 from scope_jax.text.tokenizers import (
     character_tokenizer,
     encode_in_place,
@@ -15,7 +16,10 @@ from scope_jax.text.tokenizers import (
 )
 
 __all__ = [
+    "BLANK_LINE",
+    "SENTENCES",
     "character_tokenizer",
+    "divider",
     "encode_in_place",
     "encode_prompts",
     "end_ids",

@@ -1,9 +1,9 @@
 """Where the steps of a completion end, as positions in the token ids that were sampled.
 
 Nothing is decoded and re-encoded: every token of the vocabulary has a piece of text (bytes), the
-pieces of a row are laid end to end, and a separator found in that text is carried back to the
-token in which it ends. A token is never split, so a merged token such as ".\\n\\n" closes the step
-it stands in.
+pieces of a row are laid end to end, and a boundary found in that text is carried back to the token
+in which it lies. A token is never split: it opens the next step where only white space of it lies
+before the boundary (" First", "\\n\\nFirst"), and else closes the step it stands in (".\\n\\n").
 """
 
 import functools
@@ -17,24 +17,25 @@ from typing import Any
 
 import numpy as np
 
+from scope_jax.text.boundaries import BLANK_LINE, Separator
 from scope_jax.text.probe import check_ids
-
-Separator = str | re.Pattern[str]
 
 # Stands for a special token in the text of a row: one byte, so that no separator is found across
 # it; not whitespace, and not printable either, so that an end token alone makes no step.
 _SPECIAL = b"\0"
 
 
-def step_ends(ids: Sequence[int], tokenizer: Any, separator: Separator = "\n\n") -> list[int]:
+def step_ends(ids: Sequence[int], tokenizer: Any, separator: Separator = BLANK_LINE) -> list[int]:
     """Exclusive end positions in `ids` of the steps of one completion; strictly increasing, the
     last is len(ids).
 
     ids        token ids as sampled (a list or an int array [T]), without the prompt; an end token
                may be among them
-    separator  a literal string, or a pattern of `re` over text. It belongs to the step before it,
-               as do blank lines that follow it; a match of width 0 (a look-ahead) divides without
-               belonging to either side
+    separator  a literal string, a pattern of `re` over text, or a boundary of `text.boundaries`. It
+               belongs to the step before it, as do blank lines that follow it; a match of width 0
+               (a look-ahead) divides without belonging to either side. Where it ends inside of a
+               token, that token opens the next step if it has nothing but white space before the
+               end, and else closes this one
 
     A step without a visible character (separators do not count) joins the step before it, or the
     one after it if it is the first. No ids, no steps. Raises ValueError if the separator or an id
@@ -49,14 +50,17 @@ def step_ends(ids: Sequence[int], tokenizer: Any, separator: Separator = "\n\n")
     boundaries = []
     for start, end, reach in _matches(text, separator):
         masked[start:end] = b" " * (end - start)
-        # The token in which the separator ends closes the step; tokens wholly inside the blank
-        # lines after it follow.
-        boundaries.append(max(bisect_left(token_ends, end) + 1, bisect_right(token_ends, reach)))
+        # Tokens wholly inside the blank lines after the separator follow it.
+        boundaries.append(
+            max(_token_boundary(text, token_ends, end), bisect_right(token_ends, reach))
+        )
     boundaries.append(len(token_ends))
 
     ends: list[int] = []
     start_byte, seen = 0, False
     for boundary in boundaries:
+        if not boundary:
+            continue  # before the first token
         end_byte = token_ends[boundary - 1]
         visible = _visible(masked[start_byte:end_byte])
         if seen and not visible:
@@ -70,25 +74,28 @@ def step_ends(ids: Sequence[int], tokenizer: Any, separator: Separator = "\n\n")
     return ends
 
 
-def stop_table(tokenizer: Any, separator: str, vocab_size: int) -> np.ndarray:
-    """int32[states, vocab_size]: the next state after (state, token), to stop a row after its
-    separator.
+def _token_boundary(text: bytes, token_ends: list[int], end: int) -> int:
+    """The number of tokens before a boundary at byte `end` of the text."""
+    token = bisect_left(token_ends, end)
+    first = token_ends[token - 1] if token else 0
+    opens = end < token_ends[token] and text[first:end].decode("utf-8", "replace").isspace()
+    return token if opens else token + 1
 
-    States count the bytes of the UTF-8 separator matched so far (Knuth-Morris-Pratt automaton): 0
-    is the start, the last row accepts and is never left. states = bytes of the separator + 1. A
-    separator that is completed anywhere inside a token accepts. Special tokens, and ids past the
-    tokenizer's vocabulary, lead back to 0. Unlike `step_ends`, the table also stops at a separator
-    with nothing visible before it. Raises ValueError where `separator` is not a non-empty literal
-    string.
+
+def stop_table(tokenizer: Any, separator: Separator, vocab_size: int) -> np.ndarray:
+    """int32[states, vocab_size]: the next state after (state, token), to stop a row after its
+    separator: a literal string, or `BLANK_LINE`.
+
+    States count the bytes of the UTF-8 separator matched so far (Knuth-Morris-Pratt automaton; of a
+    blank line, its newlines): 0 is the start, the last row accepts and is never left. A separator
+    that is completed anywhere inside a token accepts. Special tokens, and ids past the tokenizer's
+    vocabulary, lead back to 0. Unlike `step_ends`, the table also stops at a separator with nothing
+    visible before it, and a token that goes on behind the separator is written whole. Raises
+    ValueError where `separator` is neither.
     """
-    if not isinstance(separator, str):
-        raise ValueError(
-            f"stop_table: separator is a {type(separator).__name__}; a literal string is needed"
-        )
-    pattern = _separator_bytes(separator)
-    accept = len(pattern)
-    step = _automaton(pattern)
-    wanted = set(pattern)
+    step = _automaton(separator)
+    accept = len(step)
+    wanted = set().union(*step)
     table = np.zeros((accept + 1, vocab_size), np.int32)
     table[accept] = accept
     for token, piece in enumerate(token_bytes(tokenizer)[:vocab_size]):
@@ -148,10 +155,7 @@ def _matches(text: bytes, separator: Separator) -> Iterable[tuple[int, int, int]
             yield start, end, _blank_lines_end(text, end)
             start = text.find(pattern, end)
         return
-    if not isinstance(separator, re.Pattern) or not isinstance(separator.pattern, str):
-        raise ValueError(
-            f"step_ends: separator {separator!r}; a string or a compiled pattern over str is needed"
-        )
+    _check_boundary(separator)
     # Each byte of an incomplete character becomes one lone surrogate: characters map back to bytes
     # exactly.
     decoded = text.decode("utf-8", "surrogateescape")
@@ -163,6 +167,16 @@ def _matches(text: bytes, separator: Separator) -> Iterable[tuple[int, int, int]
         end = begin + len(match.group().encode("utf-8", "surrogateescape"))
         at_char, at_byte = match.end(), end
         yield begin, end, _blank_lines_end(text, end) if end > begin else end
+
+
+def _check_boundary(separator: Any) -> None:
+    """Raises ValueError where `separator` cannot be searched for in text."""
+    over_text = isinstance(getattr(separator, "pattern", ""), str)
+    if not hasattr(separator, "finditer") or not over_text:
+        raise ValueError(
+            f"step_ends: separator {separator!r}; a string, a compiled pattern over str or a"
+            " boundary of text.boundaries is needed"
+        )
 
 
 def _blank_lines_end(text: bytes, end: int) -> int:
@@ -187,11 +201,24 @@ def _separator_bytes(separator: str) -> bytes:
     return separator.encode("utf-8")
 
 
-def _automaton(pattern: bytes) -> list[dict[int, int]]:
+def can_stop(separator: Separator) -> bool:
+    """Whether `stop_table` can stop a row at this separator."""
+    return isinstance(separator, str) or separator is BLANK_LINE
+
+
+def _automaton(separator: Separator) -> list[dict[int, int]]:
     """Transitions of the states before acceptance; a byte that is missing leads to 0."""
+    if separator is BLANK_LINE:
+        newline = ord("\n")
+        return [{newline: 1}, {newline: 2} | dict.fromkeys(b" \t\r\f\v", 1)]
+    if not isinstance(separator, str):
+        raise ValueError(
+            f"stop_table: separator is a {type(separator).__name__}; a literal string or BLANK_LINE"
+            " is needed"
+        )
     step: list[dict[int, int]] = []
     fallback = 0  # state of the longest proper suffix that is also a prefix
-    for state, byte in enumerate(pattern):
+    for state, byte in enumerate(_separator_bytes(separator)):
         step.append({**(step[fallback] if state else {}), byte: state + 1})
         if state:
             fallback = step[fallback].get(byte, 0)
@@ -302,14 +329,3 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {
         chr(256 + n): byte for n, byte in enumerate(others)
     }
-
-
-def split_steps(text: str, divider: str | re.Pattern[str]) -> list[str]:
-    """The steps of a text, each with its separator; the pieces join to the text. An empty tail is
-    no step. A match of width 0 (a look-ahead) divides without belonging to either side."""
-    steps, start = [], 0
-    for match in re.finditer(re.escape(divider) if isinstance(divider, str) else divider, text):
-        if match.end() > start:
-            steps.append(text[start : match.end()])
-            start = match.end()
-    return [*steps, text[start:]] if text[start:] else steps

@@ -70,3 +70,39 @@ def byte_level(
         pad_token=eos,
         clean_up_tokenization_spaces=False,
     )
+
+
+# Words with the blank before them, and marks with the newlines after them, as published byte-level
+# vocabularies have them.
+WORDS = [
+    *(" First", " First,", " we", " add", " step", " by", " Then", " Al", "right", ",", " so"),
+    *(" Step", "Step", " Dr", " Smith", " has", "\n", "\n\n", " \n", "Then", "First", "We"),
+]
+WORDS_OF_QWEN = [".\n\n", "!\n\n", ":\n\n", " \n\n", *WORDS]
+# How the two kinds take a text apart before they merge.
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def word_level_bpe(kind: str):
+    """A byte-level BPE whose words are whole tokens: of kind "smollm" (digits one by one, then
+    GPT-2's pattern) or "qwen" (its pattern, by which newlines merge with the mark before them)."""
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merges: list[tuple[str, str]] = []
+    for word in WORDS_OF_QWEN if kind == "qwen" else WORDS:
+        spelt = letters.pre_tokenize_str(word)[0][0]
+        merges += [(spelt[:n], spelt[n]) for n in range(1, len(spelt))]
+    merges = list(dict.fromkeys(merges))
+    tokenizer = byte_level(["<|end|>"], bos=None, eos="<|end|>", merges=merges)
+    pattern = tokenizers.Regex(_QWEN if kind == "qwen" else _GPT2)
+    digits = [] if kind == "qwen" else [pre_tokenizers.Digits(individual_digits=True)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*digits, pre_tokenizers.Split(pattern, "isolated"), letters]
+    )
+    return tokenizer

@@ -7,7 +7,7 @@ import pytest
 from scope_jax.report.diversity import equation_diversity
 from scope_jax.tasks.arithmetic import TERMS, Arithmetic, Problem, applies, split_of
 from scope_jax.tasks.domain import Domain
-from scope_jax.text.steps import split_steps
+from scope_jax.text.boundaries import split_steps
 
 DOMAIN = Arithmetic()
 # 47 +7 -> 1,5   -3 -> 8,2   +9 -> 7,2   -1 -> 6,1

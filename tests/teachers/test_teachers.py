@@ -137,7 +137,7 @@ def test_answers_given_away_literal(step, answer, told):
 @pytest.mark.parametrize(
     ("boundary", "reply", "complete", "found"),
     [
-        (r"(?<=[.!?])\s+", "We add. Then more.", True, ("We add. ", False)),
+        (r"(?<=[.!?])\s+", "We add. Then more.", True, ("We add.", False)),  # the blank is "Then"'s
         (r"(?<=[.!?])\s+", "\n We add.\n\nThen more.", True, (" We add.\n\n", False)),
         (r"(?<=[.!?])\s+", "We add", True, ("We add\n", False)),  # closed by the separator
         (r"(?<=[.!?])\s+", "We add", False, "incomplete"),

@@ -11,6 +11,7 @@ from support.tokenizer_fixtures import write_sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from scope_jax.text.boundaries import BLANK_LINE
 from scope_jax.text.steps import step_ends, stop_table, token_bytes
 from scope_jax.text.tokenizers import load_tokenizer
 
@@ -134,9 +135,12 @@ def test_merged_separator_closes_the_step_it_stands_in(byte_level):
 def test_separator_in_two_tokens_and_inside_a_token(byte_level):
     assert step_ends(_ids(byte_level, "a", "Ċ", "Ċ", "b"), byte_level) == [3, 4]
     # "\ny" completes the separator and carries the first character of the next line: the token is
-    # not split.
-    assert step_ends(_ids(byte_level, "a", "Ċ", "Ċy", "b", "c"), byte_level) == [3, 5]
-    assert step_ends(_ids(byte_level, "a", "Ċ", "Ċy"), byte_level) == [3]
+    # not split, and opens the next step, so that nothing that can be seen of it is kept with "a".
+    for separator in ("\n\n", BLANK_LINE, re.compile("\n\n")):
+        ids = _ids(byte_level, "a", "Ċ", "Ċy", "b", "c")
+        assert step_ends(ids, byte_level, separator) == [2, 5]
+        assert step_ends(ids[:3], byte_level, separator) == [2, 3]
+        assert step_ends(ids[1:], byte_level, separator) == [4]  # nothing stands before it
 
 
 def test_blank_lines_belong_to_the_step_before(byte_level):
@@ -272,6 +276,14 @@ def test_stop_table_by_hand(byte_level):
     assert table[:, len(byte_level) :].tolist() == [[0] * (300 - len(byte_level))] * 2 + [
         [2] * (300 - len(byte_level))
     ]
+    # A blank line may have blanks on it: they keep what was matched.
+    table = stop_table(byte_level, BLANK_LINE, 300)
+    ids = _ids(byte_level, "a", "Ċ", "ĊĊ", ".ĊĊ", "Ċy", "<eos>", "Ġ", "č", "Ġ=")
+    assert table[:, ids].tolist() == [
+        [0, 1, 2, 2, 0, 0, 0, 0, 0],
+        [0, 2, 2, 2, 2, 0, 1, 1, 0],
+        [2] * 9,
+    ]
     # A separator with a repeated beginning: after "aab" fails at "aaa", two characters are still
     # matched.
     table = stop_table(byte_level, "aab", 260)
@@ -378,23 +390,22 @@ def test_properties(name, data, request):
         text = b"".join(pieces[j] for j in ids[: position + 1])
         assert (state == len(mark)) == (mark in text)
         if state == len(mark):
-            visible = (
-                b"".join(pieces[j] for j in ids[: position + 1])
-                .replace(mark, b"")
-                .strip(b" \n\r\t\0")
-            )
+            # The token that completes it opens the next step where only white space of it lies
+            # before the separator's end.
+            done = text.index(mark) + len(mark)
+            head = text[len(text) - len(pieces[i]) : done]
+            opens = done < len(text) and head.decode("utf-8", "replace").isspace()
+            least = position + (not opens)
+            visible = text[:done].replace(mark, b"").strip(b" \n\r\t\0")
             if visible.isascii() and visible.decode().isprintable() and visible:
-                later = ids[
-                    position + 1 : ends[0]
-                ]  # only blank or unseen tokens may be taken in after the first one
-                rest = (
-                    b"".join(pieces[j] for j in later).replace(mark, b"").decode("utf-8", "replace")
-                )
-                assert ends[0] > position
+                # Only blank or unseen tokens may be taken in after the first one.
+                assert ends[0] >= least > 0
+                later = b"".join(pieces[j] for j in ids[least : ends[0]])
+                rest = later.replace(mark, b"").decode("utf-8", "replace")
                 assert not any(c.isprintable() and not c.isspace() for c in rest)
             break
     for a, b in zip([0, *ends], ends[:-1]):
-        assert mark in b"".join(pieces[j] for j in ids[max(0, a - len(mark)) : b])
+        assert mark in b"".join(pieces[j] for j in ids[max(0, a - len(mark)) : b + 1])
 
 
 def test_a_batch_of_rows_takes_milliseconds(byte_level):
