@@ -25,4 +25,4 @@ def compile_ahead(groups: Groups, scene: Scene, spec: CorrectionSpec) -> None:
     if spec.tail != "none":
         longer = extend_rows(corrected, scene, spec, nobody_R, streams.TAIL)
         rows = select_rows(jnp.asarray(nobody_R), longer, rows)
-    place(Attempts(corrected, rows, nobody_R, spec, {}), groups, spec, scene.seed)
+    place(Attempts(corrected, rows, nobody_R, spec, [], {}), groups, spec, scene.seed)

@@ -27,6 +27,9 @@ class Attempts:
     rows: Rollout
     accepted_R: np.ndarray  # bool: rows that go into the final groups
     spec: CorrectionSpec
+    # Per row, why it was not accepted: as in `CorrectedRows.refused`, or of the last tail
+    # "no_room", "tail_cut_off", "tail_wrong", "tail_not_judged"; None: it was.
+    failed: list[str | None]
     metrics: dict[str, float]  # of this stage and those before
 
 
@@ -36,6 +39,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     tail = spec.tail
     usable, rows, job = corrected.usable_R, corrected.rows, corrected.job
     accepted = usable.copy() if tail == "none" else np.zeros(len(usable), bool)
+    failed = list(corrected.refused)
     attempts = tokens = 0
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
@@ -50,6 +54,9 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
             judged_as = verdicts(scene.domain, [ask.problem for ask in job.asks], text)
             right = np.zeros(len(usable), bool)
             right[: len(judged_as)] = [verdict is True for verdict in judged_as]
+        for n in np.flatnonzero(open_R[: len(failed)]):
+            room = length[n] > before[n] or ended[n]
+            failed[n] = _why_not(judged_as[n], bool(ended[n]), bool(room))
         rows = select_rows(jnp.asarray(open_R), longer, rows)
         accepted |= right & ended & open_R
         attempts += 1
@@ -61,7 +68,16 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
         "scope/accepted_share": float(np.sum(accepted)) / len(job.asks),
         "scope/tail_tries": float(attempts),
     }
-    return Attempts(corrected, rows, accepted, spec, metrics)
+    return Attempts(corrected, rows, accepted, spec, failed, metrics)
+
+
+def _why_not(verdict: bool | None, ended: bool, room: bool) -> str | None:
+    """What is wrong with a tail, None where nothing is."""
+    if not ended:
+        return "tail_cut_off" if room else "no_room"
+    if verdict is None:
+        return "tail_not_judged"
+    return None if verdict is True else "tail_wrong"
 
 
 def extend_rows(
