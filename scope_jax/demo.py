@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from scope_jax.configuration import train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate import evaluate_splits
-from scope_jax.report import Report, write_report
+from scope_jax.report import Report, read_sample_file, write_report
 from scope_jax.report.tables import plain
 from scope_jax.run import read_metrics, write_atomically
 from scope_jax.run.metrics import transient_progress
@@ -266,8 +266,9 @@ def curves(runs: Runs) -> list[dict[str, Any]]:
         series = []
         window = WINDOW
         for arm in ARMS:
-            if all(row.get(metric) is not None for rows in runs[arm] for row in rows):
-                lines = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
+            # A batch may lack a figure (of its update, where that was left out): a gap.
+            if all(any(row.get(metric) is not None for row in rows) for rows in runs[arm]):
+                lines = [np.array([row.get(metric) for row in rows], float) for rows in runs[arm]]
                 window = min(WINDOW, *(len(line) for line in lines))
                 mean = np.full(window, 1 / window)
                 smooth = [np.convolve(line, mean, mode="valid").tolist() for line in lines]
@@ -279,12 +280,13 @@ def curves(runs: Runs) -> list[dict[str, Any]]:
     return shown
 
 
-def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[dict[str, Any]]:
+def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[Mapping[str, Any]]:
     """A verified rescue from each of the first samples files of each run."""
-    items = []
+    items: list[Mapping[str, Any]] = []
     for workdir in workdirs:
         for path in sorted((workdir / "samples").glob("*.json"))[:per_run]:
-            verified = [item for item in json.loads(path.read_text()) if item["verdict_after"]]
+            rescues = read_sample_file(path).rescues
+            verified = [item for item in rescues if item["verdict_after"]]
             items += verified[:1]
     return items[:most]
 

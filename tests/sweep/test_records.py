@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scope_jax import sweep
-from scope_jax.report.page import write_run_report
+from scope_jax.report.run_page import write_run_report
 from scope_jax.sweep import slices
 from scope_jax.sweep.__main__ import main
 
