@@ -330,6 +330,7 @@ SINCE = {
     "models.attention",
     "models.prm_weights",
     "models.teacher_weights",
+    "samples.rollouts",
 }
 
 

@@ -89,7 +89,7 @@ def test_each_device_reads_its_part(shape: tuple[int, int, int]):
 @pytest.mark.parametrize("lora", [None, models.LoraSpec(2)])
 def test_the_use_of_an_update_by_hand(lora: Any, monkeypatch: pytest.MonkeyPatch):
     spec = UpdateSpec(LossSpec(), OptimizerSpec(learning_rate=1e-3), lora=lora)
-    learner: Any = types.SimpleNamespace(model=CONFIG, spec=spec)
+    learner: Any = types.SimpleNamespace(model=CONFIG, spec=spec, share_used=1.0)
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(figures.time, "perf_counter", lambda: next(clock))
     found = StepFigures()
