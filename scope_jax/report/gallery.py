@@ -50,6 +50,15 @@ class ShownRescue:
     prose: bool  # sentences, not code
 
     @property
+    def heading_after(self) -> str:
+        """What the rescued rollout is called."""
+        if not self.rescued:
+            return "No correction"
+        tails = {cell.label for cell in self.after if cell.status == "tail"}
+        by_policy = _LABELS["tail"] in tails
+        return "Corrected by the teacher" + (", finished by the policy" if by_policy else "")
+
+    @property
     def after_checked(self) -> bool:
         """Whether the steps of the rescued rollout have scores or checks to show."""
         return any(cell.score is not None or cell.correct is not None for cell in self.after)
@@ -103,6 +112,8 @@ def _cells(steps: Sequence[Mapping[str, Any]], first: int) -> list[Cell]:
         status = step["status"]
         new = not cells or cells[-1].status != status
         label = _LABELS.get(status, "") if new else ""
+        if label and status == "tail" and step.get("owner") == "teacher":
+            label = "teacher, again"
         text, score = plain_text(step.get("text")), share(step.get("score"))
         cells.append(Cell(number, status, text, label, score, step.get("correct")))
     return cells

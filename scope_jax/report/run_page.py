@@ -20,7 +20,6 @@ Rows = Sequence[Mapping[str, Any]]  # lines of metrics
 # percent). Drawn where the run has them.
 _MAIN = (
     ("Reward", ("reward/mean",), False),
-    ("pass@k in evaluations", ("eval/pass@1", "eval/pass@8"), False),
     ("Salvage rate of chosen failures", ("scope/accepted_share",), True),
     ("Length in tokens", ("completion/length_mean",), False),
     ("Rollouts cut off", ("completion/truncated_share",), True),
@@ -47,13 +46,6 @@ _MORE = (
         False,
     ),
 )
-# Figures of the last evaluation, in large type.
-_TILES = {
-    "eval/pass@1": "pass@1",
-    "eval/pass@8": "pass@8",
-    "eval_ood/pass@1": "pass@1, out of distribution",
-    "eval_ood/pass@8": "pass@8, out of distribution",
-}
 _ENDS = 10  # steps at either end of a run that its figures are means of, a third of it at most
 
 
@@ -85,15 +77,16 @@ def write_run_report(
             notes.append(f"{error}.")
     config = _object(workdir / "config.json", notes)
     at_start = _object(workdir / "evaluation_at_start.json", notes)
-    named = {name for _, names, _ in (*_MAIN, *_MORE) for name in names}
     points = _points(rows)
+    main = (_MAIN[0], ("pass@k in evaluations", _pass_names(points, "eval"), False), *_MAIN[1:])
+    named = {name for _, names, _ in (*main, *_MORE) for name in names}
     report = Report(
         title=title or run_facts.title(config) or f"Run {workdir.resolve().name}",
         intro=run_facts.intro(config),
         facts=run_facts.facts(config, summary, rows, workdir.resolve().name),
         warnings=_troubles(rows),
         tiles=_tiles(points, at_start),
-        main_curves=_curves(points, _MAIN, headline=True),
+        main_curves=_curves(points, main, headline=True),
         gallery=_rescues(files, most_samples),
         how_to_read=how_to_read,
         samples=_rollouts(files),
@@ -181,16 +174,27 @@ def _headline(points: Sequence[tuple[int, float | None]], percent: bool) -> dict
     return {"value": mean(values[-size:]), "note": f"{over}; at first {mean(values[:size])}"}
 
 
+def _pass_names(points: Points, split: str) -> list[str]:
+    """Names of pass@1 and of the pass@k with the most samples, of one evaluation set."""
+    found = [name.removeprefix(f"{split}/pass@") for name in points if f"{split}/pass@" in name]
+    sizes = sorted(int(k) for k in found if k.isdecimal())
+    return [f"{split}/pass@{k}" for k in dict.fromkeys([*sizes[:1], *sizes[-1:]])]
+
+
 def _tiles(points: Points, at_start: Mapping[str, Any]) -> list[Tile]:
-    """The last evaluation, with the one before the first step where there was one."""
+    """The last evaluation of each set, with the one before the first step where there was one."""
+    splits = {name.split("/")[0] for name in points if name.startswith("eval")}
     tiles = []
-    for name, label in _TILES.items():
-        values = [value for _, value in points.get(name, ()) if value is not None]
-        if values:
+    for split in sorted(splits):
+        words = {"eval": "", "eval_ood": ", out of distribution"}
+        where = words.get(split, f", {split.removeprefix('eval_')}")
+        for name in _pass_names(points, split):
+            values = [value for _, value in points[name] if value is not None]
             before = at_start.get(name)
             known = isinstance(before, int | float) and not isinstance(before, bool)
             note = f"before training {before:.3f}" if known else ""
-            tiles.append(Tile(label, f"{values[-1]:.3f}", note))
+            if values:
+                tiles.append(Tile(f"{name.split('/')[1]}{where}", f"{values[-1]:.3f}", note))
     return tiles
 
 

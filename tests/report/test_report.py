@@ -105,6 +105,24 @@ def test_word_problems_are_set_as_prose(tmp_path):
     assert lists == [["steps", "scored"], ["steps", "scored"], ["steps"]]
 
 
+@pytest.mark.parametrize(
+    ("owners", "heading", "label"),
+    [
+        ("pp", "Corrected by the teacher, finished by the policy", "policy, again"),
+        ("tt", "Corrected by the teacher", "teacher, again"),
+        ("", "Corrected by the teacher", None),
+    ],
+)
+def test_who_finished_a_rescue(tmp_path, owners, heading, label):
+    names = {"p": "policy", "t": "teacher"}
+    tail = [step("c", "tail", owner=names[o]) for o in owners]
+    steps = [step("a", "wrong"), step("b", "corrected", owner="teacher"), *tail]
+    page = Page(article(tmp_path, item(steps=steps)))
+    labels = [attrs for tag, attrs in page.tags if attrs.get("class") == "who"]
+    assert heading in page.words and len(labels) == 2 + bool(owners)
+    assert label is None or page.words.count(label) == 1
+
+
 def test_a_rollout_that_was_not_repaired(tmp_path):
     steps = [step("a", "wrong", score=float("nan")), step("b", "discarded")]
     shown = item(steps=steps, verdict_before=None, verdict_after=None, first_error=None)

@@ -109,6 +109,18 @@ def test_a_page_of_scope_has_its_figures_and_rescues(tmp_path):
     assert write_run_report(tmp_path, how_to_read="a < b").read_text() == read  # the same again
 
 
+def test_each_evaluation_has_pass_1_and_the_largest_k(tmp_path):
+    names = ["pass@1", "pass@2", "pass@16", "pass@4"]
+    rows = [{f"eval/{name}": 0.5 for name in names} | {"eval_amc/pass@1": 0.25, "eval/x": 1.0}] * 2
+    page = Page(run(tmp_path, rows))
+    start = page.words.index("pass@1")
+    assert page.words[start : start + 6] == [
+        *("pass@1", "0.500", "pass@16", "0.500", "pass@1, amc", "0.250")
+    ]
+    assert {"eval/pass@1", "eval/pass@16"} <= {*page.words}  # one chart of both
+    assert captions(page)[:1] == ["pass@k in evaluations"]
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     run(tmp_path, [GRPO])
     (tmp_path / "samples" / "000003.json").write_text('[{"prompt": "torn')
