@@ -35,18 +35,20 @@ from scope_jax.devices.peaks import peaks
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
-from scope_jax.report import write_run_report
+from scope_jax.report import Watch, write_run_report
 from scope_jax.run import (
     StopSignal,
     check_workdir,
     config_changes,
     prepare_workdir,
     profile,
+    read_metrics,
     record_config,
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.lock import locked
+from scope_jax.run.metrics import say_beside_bars
 from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import (
     TRAINED,
@@ -69,6 +71,7 @@ from scope_jax.training.rollouts import (
     scene_of,
     with_demonstrations,
 )
+from scope_jax.training.samples import Samples
 
 # Settings that a resumed run may change: they do not touch what is learned.
 MAY_DIFFER = (
@@ -154,18 +157,20 @@ def _train(
                 figures = json.dumps(evaluate(), indent=2)
             write_atomically(workdir / "evaluation_at_start.json", figures)
         wait_for_all("the folder is there")
+        watch = watch_of(workdir, session.start)
         if session.start < config.steps:
             compile_ahead(actors, learner, config, jax.random.fold_in(root, session.start))
             with session.compiles.apart("peaks"):
                 peaks()
         for number in session.steps():
             seed = streams.step_seed(config.seed, number)
-            step = Step(number, jax.random.fold_in(root, number), seed, session.timer)
+            key, samples = jax.random.fold_in(root, number), Samples.of_step(number, config)
+            step = Step(number, key, seed, session.timer, samples)
             with session.timer("total"):
-                metrics, gallery = train_step(
-                    actors, learner, config, progress, step, session.safe_point
-                )
-            write_samples(workdir, number, gallery, config)
+                metrics = train_step(actors, learner, config, progress, step, session.safe_point)
+            step.samples.write(workdir, number, config)
+            for line in watch.see(number, metrics):
+                say_beside_bars(f"warning: {workdir}: {line}")
             metrics |= step_figures(metrics, progress, session.compiles, session.timer.pop())
             metrics |= step.figures.metrics(peaks(), jax.device_count()) | peak_memory()
             session.record(
@@ -197,11 +202,10 @@ def train_step(
     progress: Progress,
     step: Step,
     safe_point: Callable[[], None],
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """One step of the algorithm: (its metrics, what became of the rows that were attempted to be
-    rescued). At a `safe_point()` a run that was asked to stop gives the step up."""
+) -> dict[str, float]:
+    """One step of the algorithm: its metrics; what is shown of it goes into `step.samples`. At a
+    `safe_point()` a run that was asked to stop gives the step up."""
     method, timer = config.method, step.timer
-    gallery: list[dict[str, Any]] = []
 
     # ---- Supervised start: demonstrations alone (SFT).
     if step.number < config.sft.steps:
@@ -211,13 +215,14 @@ def train_step(
         safe_point()
         with timer("update"), step.figures.updating(learner, shown.rollout, 1):
             parts = config.training.mini_batches
-            return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts), gallery
+            return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts)
 
     # ---- Rollouts and verdicts.
     with timer("rollout"):
         policy = learner.publish()
         jax.block_until_ready(policy.params)  # where the clock is read
     groups = collect_rollouts(actors, policy, config, progress, step)
+    step.samples.keep(groups, actors, config)
 
     # ---- Demonstrations among them (LUFFY).
     if isinstance(method, Luffy):
@@ -231,9 +236,8 @@ def train_step(
     # ---- Correction: failures rescued at their first wrong step (SCOPE).
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
-        due = step.number % config.samples.every == 0 or step.number + 1 == config.steps
-        rescued = rescue(groups, scene, method, keep_gallery=due)
-        final, gallery = rescued.groups, rescued.gallery
+        rescued = rescue(groups, scene, method, keep_gallery=step.samples.due)
+        final, step.samples.rescues = rescued.groups, rescued.gallery
         metrics |= rescued.metrics
 
     # ---- Credit: the advantage of each row, or of each token.
@@ -257,7 +261,7 @@ def train_step(
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):
         clone_failures(actors, learner, config, progress, groups, step, metrics)
-    return metrics, gallery
+    return metrics
 
 
 def no_signal(advantage: Any, groups: Groups) -> float:
@@ -318,6 +322,15 @@ def keeping(config: TrainConfig) -> Keeping:
     )
 
 
+def watch_of(workdir: Path, start: int) -> Watch:
+    """What keeps the run from learning, as it was after `start` steps."""
+    watch, path = Watch(), workdir / "metrics.jsonl"
+    for row in read_metrics(path) if start and path.is_file() else ():
+        if row["step"] < start:
+            watch.see(row["step"], row)
+    return watch
+
+
 def step_figures(
     metrics: dict[str, float], progress: Progress, compiles: Compiles, seconds: dict[str, float]
 ) -> dict[str, float]:
@@ -338,16 +351,6 @@ def step_figures(
         spent = seconds.get("time/prm", 0.0) + seconds.get("time/correct", 0.0)
         figures["time/per_salvage"] = spent / metrics["scope/accepted"]
     return figures
-
-
-def write_samples(
-    workdir: Path, step: int, gallery: list[dict[str, Any]], config: TrainConfig
-) -> None:
-    """A file of rows that were attempted in a step, the accepted ones first."""
-    if gallery:
-        first = sorted(gallery, key=lambda item: not item["verdict_after"])
-        text = json.dumps(first[: config.samples.per_file], indent=1)
-        write_atomically(workdir / "samples" / f"step_{step:06d}.json", text)
 
 
 def one_line(metrics: dict[str, float]) -> str:

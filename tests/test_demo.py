@@ -44,7 +44,9 @@ def test_spread_over_seeds():
     assert comparison.spread([0.25, 0.75]) == "0.500 ± 0.250"
     assert comparison.spread([0.25]) == "0.250"  # one seed has no spread
     assert comparison.spread([12.0, 14.0, math.nan]) == "13 ± 1 (2 of 3 seeds)"
-    assert comparison.spread([math.nan]) == "-" and comparison.spread([math.nan], "never") == "never"
+    assert (
+        comparison.spread([math.nan]) == "-" and comparison.spread([math.nan], "never") == "never"
+    )
 
 
 def test_the_table_and_the_claims_by_hand():

@@ -19,6 +19,7 @@ from scope_jax import models, rollout, tasks
 from scope_jax.configuration import default_config, train_config
 from scope_jax.data import Problems
 from scope_jax.data.load import Task
+from scope_jax.report import read_sample_file
 from scope_jax.run import read_metrics
 from scope_jax.text import character_tokenizer, load_tokenizer
 from scope_jax.train import train
@@ -143,7 +144,7 @@ def test_tensorboard_reads_the_same_numbers(reference: Path):
 def test_samples_tell_what_happened(reference: Path):
     files = sorted((reference / "samples").glob("step_*.json"))
     assert files
-    items = [item for file in files for item in json.loads(file.read_text())]
+    items = [item for file in files for item in read_sample_file(file).rescues]
     rescued = [item for item in items if item["verdict_after"]]
     assert rescued and len(items) > len(rescued)
     for item in items:
@@ -163,6 +164,20 @@ def test_samples_tell_what_happened(reference: Path):
         tail = "\n".join(s["text"] for s in item["steps"] if s["status"] == "tail")
         problem = tasks.Problem("", item["prompt"], item["answer"])
         assert domain.verify([problem], [final + tail]) == [True]
+
+
+def test_samples_show_ordinary_rollouts(reference: Path):
+    """Those of the first step, judged again."""
+    rollouts = read_sample_file(reference / "samples" / "step_000000.json").rollouts
+    kinds = [item["kind"] for item in rollouts]
+    assert {"right", "wrong"} <= {*kinds} and max(map(kinds.count, kinds)) <= 2
+    domain = tasks.Arithmetic(start="zero")
+    for item in rollouts:
+        problem = tasks.Problem("", item["problem"], item["answer"])
+        if item["finished"]:
+            assert domain.verify([problem], [item["text"]]) == [item["verdict"]]
+        assert item["verdict"] is (item["kind"] == "right") and item["prompt"] == item["problem"]
+        assert item["tokens"] == len(item["text"])  # a token is a character
 
 
 def test_the_trained_model_loads(reference: Path, checkpoints: Tiny):
@@ -244,6 +259,8 @@ def test_grpo_resumes_at_an_epoch_boundary(checkpoints: Tiny, tmp_path: Path):
         k.startswith("scope/") for row in rows for k in row
     )
     assert summary["updates"] == 4 and rows[-1]["data/prompts"] == 16
+    assert "SCOPE" not in (whole / "report.html").read_text()
+    assert [*(whole / "samples").glob("step_*.json")]
 
     # The same run, stopped after step 2 while it wrote the metrics of the third: everything later
     # is not there.
@@ -350,7 +367,7 @@ def test_the_mesh_does_not_matter(
     def texts(folder, step):
         return [
             (item["prompt"], [s["text"] for s in item["steps"]])
-            for item in json.loads((folder / "samples" / f"step_{step:06d}.json").read_text())
+            for item in read_sample_file(folder / "samples" / f"step_{step:06d}.json").rescues
         ]
 
     def shown(folder):

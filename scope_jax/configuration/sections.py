@@ -209,10 +209,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplesConfig:
-    """Files of rescued rollouts."""
+    """Files of rescued rollouts and of ordinary ones."""
 
-    every: int = 20  # steps
+    every: int = 20  # steps; the last one always has a file
     per_file: int = 6  # rescued rollouts
+    rollouts: int = 2  # ordinary ones of each kind: right, wrong, cut off, not judged; 0: none
 
     def __post_init__(self) -> None:
         check_least(self, "samples", 1, "every")
+        check_least(self, "samples", 0, "per_file", "rollouts")

@@ -26,4 +26,4 @@ def compile_ahead(groups: Groups, scene: Scene, spec: CorrectionSpec) -> None:
         longer = extend_rows(corrected, scene, spec, nobody_R, streams.TAIL)
         rows = select_rows(jnp.asarray(nobody_R), longer, rows)
     worth_R = np.zeros(len(nobody_R), np.float32)
-    place(Attempts(corrected, rows, nobody_R, worth_R, spec, {}), groups, spec, scene.seed)
+    place(Attempts(corrected, rows, nobody_R, worth_R, spec, [], {}), groups, spec, scene.seed)

@@ -30,6 +30,9 @@ class CorrectedRows:
     rows: Rollout  # with the teacher's step
     steps: list[str]  # N texts: what the teacher wrote
     usable_R: np.ndarray  # bool: the step may be used
+    # Per row, why there is none to use ("leak", "incomplete_step", "teacher_<its reason>"); None:
+    # there is one.
+    refused: list[str | None]
     metrics: dict[str, float]  # of this stage and those before
 
 
@@ -40,11 +43,19 @@ def correct(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) 
         raise ValueError("the correction needs a teacher")
     job = cut_rows(chosen, groups, scene, spec)
     answer = scene.teacher.correct(job)
-    usable_R, steps, refused = _check_steps(answer, job)
+    refused, steps = _check_steps(answer, job)
+    usable_R = np.zeros(len(job.kept_B), bool)
+    usable_R[: len(refused)] = [reason is None for reason in refused]
     length, before = to_host((answer.rollout.length_B, job.rows.length_B))
     tokens = float(np.sum(length - before))
-    metrics = chosen.metrics | refused | {"cost/teacher_tokens": tokens}
-    return CorrectedRows(chosen, job, answer.rollout, steps, usable_R, metrics)
+    metrics = chosen.metrics | failure_counts(answer.failed) | answer.metrics
+    metrics |= {
+        "scope/leaks": float(refused.count("leak")),
+        "scope/incomplete_steps": float(refused.count("incomplete_step")),
+        "scope/corrected": float(usable_R.sum()),
+        "cost/teacher_tokens": tokens,
+    }
+    return CorrectedRows(chosen, job, answer.rollout, steps, usable_R, refused, metrics)
 
 
 def cut_rows(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) -> Job:
@@ -78,16 +89,15 @@ def cut_rows(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec)
     )
 
 
-def _check_steps(answer: Corrected, job: Job) -> tuple[np.ndarray, list[str], dict[str, float]]:
-    """(rows whose teacher step can be used, the steps' texts, counters of refusals)."""
+def _check_steps(answer: Corrected, job: Job) -> tuple[list[str | None], list[str]]:
+    """(per row, why the teacher's step cannot be used, None where it can; the steps' texts)."""
     finished, start = to_host((answer.rollout.finished_B, answer.rollout.prompt_length_B))
     ids = [row[job.kept_B[n] - start[n] :] for n, row in enumerate(completion_ids(answer.rollout))]
     steps = texts(ids, job.policy.tokenizer)[: len(job.asks)]
-    usable_R = np.zeros(len(job.kept_B), bool)
-    leaks = sum(reason == "leak" for reason in answer.failed)
-    incomplete = 0
+    refused: list[str | None] = []
     for n, (ask, text, reason) in enumerate(zip(job.asks, steps, answer.failed, strict=True)):
         if reason is not None:
+            refused.append(reason if reason == "leak" else f"teacher_{reason}")
             continue
         told = job.domain.answer_marker(text) or (
             answer.shows_answer and gives_answer_away(text, ask.problem.answer)
@@ -96,14 +106,7 @@ def _check_steps(answer: Corrected, job: Job) -> tuple[np.ndarray, list[str], di
         divided = bool(job.domain.boundary) or any(places(text, job.domain.divider))
         ends = finished[n] or divided
         if not ends or not text.strip():
-            incomplete += 1
-        elif told and not ask.last:
-            leaks += 1
+            refused.append("incomplete_step")
         else:
-            usable_R[n] = True
-    counters = {
-        "scope/leaks": float(leaks),
-        "scope/incomplete_steps": float(incomplete),
-        "scope/corrected": float(usable_R.sum()),
-    }
-    return usable_R, steps, counters | failure_counts(answer.failed) | answer.metrics
+            refused.append("leak" if told and not ask.last else None)
+    return refused, steps

@@ -29,6 +29,9 @@ class Attempts:
     accepted_R: np.ndarray  # bool: rows that go into the final groups
     reward_R: np.ndarray  # float32: what these are worth; read with a tail only
     spec: CorrectionSpec
+    # Per row, why it was not accepted: as in `CorrectedRows.refused`, or of the last tail
+    # "no_room", "tail_cut_off", "tail_wrong", "tail_not_judged"; None: it was.
+    failed: list[str | None]
     metrics: dict[str, float]  # of this stage and those before
 
 
@@ -39,16 +42,23 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     usable, rows, job = corrected.usable_R, corrected.rows, corrected.job
     accepted = usable.copy() if tail == "none" else np.zeros(len(usable), bool)
     reward_R, not_judged = np.ones(len(usable), np.float32), collections.Counter[str]()
+    failed = list(corrected.refused)
     attempts = tokens = 0
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
             longer = extend_rows(corrected, scene, spec, open_R, streams.TAIL + attempts)
             jax.block_until_ready(longer)  # where the clock is read
         with scene.timer("verify"):
-            length, before = to_host((longer.length_B, corrected.rows.length_B))
+            ended, length, before = to_host(
+                (longer.finished_B, longer.length_B, corrected.rows.length_B)
+            )
             tokens += int(np.sum(length - before))
             judged = judge_open(longer, corrected, scene, open_R)
             not_judged.update(judged.reasons)
+        opened = np.flatnonzero(open_R)
+        for n, value, right in zip(opened, judged.reward_B, judged.right_B, strict=True):
+            room = bool(length[n] > before[n] or ended[n])
+            failed[n] = _why_not(None if np.isnan(value) else bool(right), bool(ended[n]), room)
         rows = select_rows(jnp.asarray(open_R), longer, rows)
         reward_R[open_R], accepted[open_R] = judged.reward_B, judged.right_B
         attempts += 1
@@ -61,7 +71,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
         "scope/tail_tries": float(attempts),
         **by_reason("scope/not_judged", not_judged),
     }
-    return Attempts(corrected, rows, accepted, reward_R, spec, metrics)
+    return Attempts(corrected, rows, accepted, reward_R, spec, failed, metrics)
 
 
 def judge_open(
@@ -73,6 +83,15 @@ def judge_open(
     ids = [every[r] for r in rows]
     text, problems = texts(ids, scene.policy.tokenizer), [asks[int(r)].problem for r in rows]
     return scene.reward.judge(Rows(scene.domain, problems, text, ids, finished[rows]))
+
+
+def _why_not(verdict: bool | None, ended: bool, room: bool) -> str | None:
+    """What is wrong with a tail, None where nothing is."""
+    if not ended:
+        return "tail_cut_off" if room else "no_room"
+    if verdict is None:
+        return "tail_not_judged"
+    return None if verdict else "tail_wrong"
 
 
 def extend_rows(

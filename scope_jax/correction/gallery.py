@@ -10,7 +10,8 @@ from scope_jax.text import split_steps
 
 def gallery_items(attempts: Attempts) -> list[dict[str, Any]]:
     """One JSON object per attempted row: its problem, its steps and who wrote them, their scores,
-    the verdict."""
+    the verdict; of a row that was not accepted why (`not_rescued`, a word of `Attempts.failed`),
+    and what the teacher wrote where that was refused (`refused`)."""
     corrected = attempts.corrected
     job, located = corrected.job, corrected.chosen.located
     start = to_host(attempts.rows.prompt_length_B)
@@ -31,6 +32,7 @@ def gallery_items(attempts: Attempts) -> list[dict[str, Any]]:
             steps.append(_step(step, "teacher", "corrected"))
             tail = split_steps(final[n][len(step) :], job.domain.divider)
             steps += [_step(text, owner, "tail") for text in tail if text.strip()]
+        reason = attempts.failed[n]
         items.append(
             {
                 "prompt": ask.problem.prompt,
@@ -40,6 +42,8 @@ def gallery_items(attempts: Attempts) -> list[dict[str, Any]]:
                 "threshold": located.threshold,
                 "verdict_before": False,
                 "verdict_after": verdict,
+                "not_rescued": reason,
+                "refused": None if corrected.usable_R[n] else corrected.steps[n] or None,
             }
         )
     return items

@@ -143,8 +143,9 @@ def curves(runs: Runs) -> list[dict[str, Any]]:
         series = []
         window = WINDOW
         for arm in runs:
-            if all(row.get(metric) is not None for rows in runs[arm] for row in rows):
-                lines = [np.array([row[metric] for row in rows], np.float64) for rows in runs[arm]]
+            # A batch may lack a figure (of its update, where that was left out): a gap.
+            if all(any(row.get(metric) is not None for row in rows) for rows in runs[arm]):
+                lines = [np.array([row.get(metric) for row in rows], float) for rows in runs[arm]]
                 window = min(WINDOW, *(len(line) for line in lines))
                 mean = np.full(window, 1 / window)
                 smooth = [np.convolve(line, mean, mode="valid").tolist() for line in lines]

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from scope_jax.demo.comparison import Runs, count, curves, table, wins
 from scope_jax.demo.settings import ARMS, CHECKPOINTS, Demonstration
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
-from scope_jax.report import Report, write_report
+from scope_jax.report import Report, read_sample_file, write_report
 from scope_jax.report.tables import plain
 from scope_jax.run import read_metrics, write_atomically
 from scope_jax.run.metrics import transient_progress
@@ -117,12 +117,13 @@ def base_figures(config: TrainConfig, task: Task, path: Path) -> dict[str, float
     return result
 
 
-def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[dict[str, Any]]:
+def _gallery(workdirs: list[Path], per_run: int = 3, most: int = 8) -> list[Mapping[str, Any]]:
     """A verified rescue from each of the first samples files of each run."""
-    items = []
+    items: list[Mapping[str, Any]] = []
     for workdir in workdirs:
         for path in sorted((workdir / "samples").glob("*.json"))[:per_run]:
-            verified = [item for item in json.loads(path.read_text()) if item["verdict_after"]]
+            rescues = read_sample_file(path).rescues
+            verified = [item for item in rescues if item["verdict_after"]]
             items += verified[:1]
     return items[:most]
 

@@ -15,11 +15,16 @@ from scope_jax.report.diversity import (
     pass_at_k,
     self_bleu,
 )
-from scope_jax.report.page import Report, write_report, write_run_report
+from scope_jax.report.page import Report, write_report
+from scope_jax.report.run_page import write_run_report
+from scope_jax.report.sample_files import SampleFile, read_sample_file
+from scope_jax.report.trouble import Watch
 
 __all__ = [
     "Report",
+    "SampleFile",
     "SampleGroup",
+    "Watch",
     "answer_entropy",
     "distinct_n",
     "distinct_paths",
@@ -27,6 +32,7 @@ __all__ = [
     "group_metrics",
     "mean_and_standard_error",
     "pass_at_k",
+    "read_sample_file",
     "self_bleu",
     "write_report",
     "write_run_report",

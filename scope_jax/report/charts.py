@@ -32,10 +32,13 @@ class Chart:
     legend: list[tuple[int, str]]  # (number of the colour, text) of each line
     svg: str  # an `<svg>` without its opening and closing tags
     box: str = f"0 0 {_WIDTH} {_HEIGHT}"
+    value: str = ""  # what it comes to, in short
+    note: str = ""  # beside it
 
 
 def line_chart(curve: Mapping[str, Any]) -> Chart:
-    """The chart of {title, x_label, y_label, series: [{label, x, y_by_seed}]}.
+    """The chart of {title, x_label, y_label, series: [{label, x, y_by_seed}]}, and optionally
+    `value` and `note`, texts that stand above it.
 
     `x` is a list of numbers, `y_by_seed` one list per seed of the same length; None and non-finite
     values are gaps. The line is the mean over the seeds that have a value, the band goes from the
@@ -47,7 +50,8 @@ def line_chart(curve: Mapping[str, Any]) -> Chart:
         seeds = len(series["y_by_seed"])
         text = f"{series['label']} ({seeds} seeds)" if seeds > 1 else str(series["label"])
         legend.append((number % COLOURS, text))
-    texts = {key: str(curve.get(key, "")) for key in ("title", "x_label", "y_label")}
+    names = ("title", "x_label", "y_label", "value", "note")
+    texts = {key: str(curve.get(key, "")) for key in names}
     return Chart(**texts, legend=legend, svg=_svg(figure_of(curve)))
 
 

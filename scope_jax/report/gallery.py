@@ -1,13 +1,13 @@
-"""Rescued rollouts side by side: what the policy wrote first, and what became of it.
+"""Rescued rollouts: what the policy wrote well, where it went wrong, and what became of it.
 
-Here an item of a samples file becomes rows of the gallery; `report.html.j2` draws them.
+Here an item of a samples file becomes what the gallery shows; `gallery.html.j2` draws it.
 """
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from scope_jax.report.wording import is_prose, plain_text, share, why_not
 
 STATUSES = ("kept", "wrong", "discarded", "corrected", "tail")
 
@@ -17,6 +17,7 @@ _LABELS = {
     "discarded": "thrown away",
     "corrected": "teacher",
     "tail": "policy, again",
+    "refused": "teacher, refused",
 }
 
 
@@ -24,7 +25,8 @@ _LABELS = {
 class Cell:
     """A step as it is shown."""
 
-    status: str  # one of STATUSES, or "missing" for a note that stands where no step is
+    number: int  # in its solution, from 1
+    status: str  # one of STATUSES, or "refused"
     text: str
     label: str = ""  # who wrote it, or what became of it
     score: float | None = None  # of the process reward model, in [0, 1]
@@ -32,30 +34,40 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """Two steps that stand beside each other; None where one rollout has no step left."""
-
-    before: Cell | None
-    after: Cell | None
-
-
-@dataclasses.dataclass(frozen=True)
 class ShownRescue:
-    """A failed rollout on the left, the rescued one on the right."""
+    """A failed rollout and the rescued one: the steps that both have, then each one's own."""
 
     prompt: str
     answer: str  # the reference
-    first_error: int | None  # counted from 1
     threshold: float | None  # of the score
-    rows: list[Row]
+    kept: list[Cell]
+    before: list[Cell]
+    after: list[Cell]
     rescued: bool  # whether anything was written in place of the wrong step
+    why_not: str  # why it was not accepted; empty where it was, or where nobody knows
     verdict_before: bool | None  # None: not judged
     verdict_after: bool | None
+    prose: bool  # sentences, not code
+
+    @property
+    def heading_after(self) -> str:
+        """What the rescued rollout is called."""
+        if not self.rescued:
+            return "No correction"
+        tails = {cell.label for cell in self.after if cell.status == "tail"}
+        by_policy = _LABELS["tail"] in tails
+        return "Corrected by the teacher" + (", finished by the policy" if by_policy else "")
+
+    @property
+    def after_checked(self) -> bool:
+        """Whether the steps of the rescued rollout have scores or checks to show."""
+        return any(cell.score is not None or cell.correct is not None for cell in self.after)
 
 
 def rescue_of(item: Mapping[str, Any]) -> ShownRescue:
     """An item of a samples file: prompt, answer, steps [{text, score, owner, status, correct}],
-    first_error, verdict_before, verdict_after and optionally `threshold`.
+    verdict_before, verdict_after, and optionally `threshold`, `not_rescued` (why), `refused` (what
+    the teacher wrote then).
 
     `status` is one of kept, wrong, discarded (the first rollout), corrected, tail (the rescued
     one, after the kept steps). Raises ValueError for another one.
@@ -66,48 +78,42 @@ def rescue_of(item: Mapping[str, Any]) -> ShownRescue:
                 f"step {number}: status {step.get('status')!r}; one of {', '.join(STATUSES)} is"
                 " expected"
             )
-    steps = {
-        status: [_cell(step) for step in item["steps"] if step["status"] == status]
-        for status in STATUSES
-    }
-    # The kept steps belong to both rollouts; their scores are shown once.
-    rows = [Row(cell, Cell("kept", cell.text)) for cell in steps["kept"]]
-    before = _labelled(steps["wrong"]) + _labelled(steps["discarded"])
-    after = _labelled(steps["corrected"]) + _labelled(steps["tail"])
-    shown = after or [Cell("missing", "not rescued")]
-    rows += [Row(*pair) for pair in itertools.zip_longest(before, shown)]
-    first = item.get("first_error")
+
+    def cells(first: int, *statuses: str) -> list[Cell]:
+        steps = [s for name in statuses for s in item["steps"] if s["status"] == name]
+        return _cells(steps, first)
+
+    kept = cells(1, "kept")
+    before = cells(len(kept) + 1, "wrong", "discarded")
+    after = cells(len(kept) + 1, "corrected", "tail")
+    rescued, refused = bool(after), plain_text(item.get("refused"))
+    if refused and not rescued:
+        after = [Cell(len(kept) + 1, "refused", refused, _LABELS["refused"])]
+    prompt = plain_text(item.get("prompt"))
     return ShownRescue(
-        prompt=_text(item.get("prompt")),
-        answer=_text(item.get("answer")),
-        first_error=first + 1 if isinstance(first, int) else None,
-        threshold=_share(item.get("threshold")),
-        rows=rows,
-        rescued=bool(after),
+        prompt=prompt,
+        answer=plain_text(item.get("answer")),
+        threshold=share(item.get("threshold")),
+        kept=kept,
+        before=before,
+        after=after,
+        rescued=rescued,
+        why_not=why_not(item.get("not_rescued")),
         verdict_before=item.get("verdict_before"),
         verdict_after=item.get("verdict_after"),
+        prose=is_prose(prompt, *(cell.text for cell in (*kept, *before, *after))),
     )
 
 
-def _cell(step: Mapping[str, Any]) -> Cell:
-    text = _text(step.get("text")).rstrip()
-    return Cell(step["status"], text, "", _share(step.get("score")), step.get("correct"))
-
-
-def _labelled(cells: list[Cell]) -> list[Cell]:
-    """The first of several steps of one kind says what they are."""
-    return [
-        dataclasses.replace(cell, label="" if number else _LABELS[cell.status])
-        for number, cell in enumerate(cells)
-    ]
-
-
-def _share(value: Any) -> float | None:
-    """A number, moved into [0, 1]; None for anything else."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return None
-    return min(max(float(value), 0.0), 1.0)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _cells(steps: Sequence[Mapping[str, Any]], first: int) -> list[Cell]:
+    """Steps numbered from `first`; the first of several of one kind says what they are."""
+    cells: list[Cell] = []
+    for number, step in enumerate(steps, start=first):
+        status = step["status"]
+        new = not cells or cells[-1].status != status
+        label = _LABELS.get(status, "") if new else ""
+        if label and status == "tail" and step.get("owner") == "teacher":
+            label = "teacher, again"
+        text, score = plain_text(step.get("text")), share(step.get("score"))
+        cells.append(Cell(number, status, text, label, score, step.get("correct")))
+    return cells

@@ -258,6 +258,14 @@ def _redraws() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
+def say_beside_bars(line: str) -> None:
+    """Print a line on stderr, above the bars that are drawn there; process 0 alone does."""
+    from tqdm import tqdm
+
+    if is_main():
+        tqdm.write(line, file=sys.stderr)
+
+
 class _Lines:
     """The file a bar draws on where a carriage return does not move back (a log): each drawing
     becomes a line."""

@@ -73,12 +73,14 @@ class StepFigures:
 
     @contextlib.contextmanager
     def updating(
-        self, learner: Learner, rows: Rollout, group: int, times: int = 1
+        self, learner: Learner, rows: Rollout, group: int, times: float = 1
     ) -> Iterator[None]:
         """Within it, `learner` learns `times` times from `rows`, `group` consecutive ones behind
-        each prompt, and is waited for. All processes call it."""
+        each prompt, and is waited for; what it left out (`learner.share_used`) does not count. All
+        processes call it."""
         start = time.perf_counter()
         yield
+        times *= learner.share_used
         self.update_seconds += time.perf_counter() - start
         prompt_B, written_B = _lengths(rows)
         prompt_P, written_PM = prompt_B[::group], written_B.reshape(-1, group)
@@ -108,7 +110,7 @@ class StepFigures:
                 "throughput/rollout_tokens_per_s_per_device": rate,
                 "time/rollout_program": self.rollout_seconds,
             }
-        if self.update_seconds:
+        if self.update_tokens:
             possible = self.update_seconds * devices * peaks.flops
             rate = self.update_tokens / self.update_seconds / devices
             figures |= {

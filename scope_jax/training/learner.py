@@ -16,12 +16,12 @@ from scope_jax import learning, models, rollout, streams
 from scope_jax.configuration import TrainConfig
 from scope_jax.devices.hosts import from_main, is_main
 from scope_jax.devices.memory import device_memory, local_bytes, on_device
-from scope_jax.devices.mesh import to_device_memory, to_host_memory
+from scope_jax.devices.mesh import to_device_memory, to_host, to_host_memory
 from scope_jax.devices.programs import program
 from scope_jax.training.actors import Actors, resident_models
 from scope_jax.training.recompute import chosen_remat
 from scope_jax.training.widths import buckets_and_passes, pack_sizes
-from scope_jax.types import Rollout
+from scope_jax.types import Owner, Rollout
 
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
 CLONING = learning.LossSpec(teacher_term="nll", teacher_weight=1.0, normaliser="token")
@@ -65,6 +65,24 @@ def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "
     return inputs
 
 
+def rows_with_gradient(
+    loss: learning.LossSpec, teacher_weight: float, rows: Rollout, advantage: Any
+) -> np.ndarray:
+    """bool[B]: rows whose gradient may differ from 0. Without an advantage a row has one through a
+    KL or an entropy term, and through TEACHER tokens that are cloned (`nll`) with a weight above
+    0; every other term is multiplied by the advantage. `advantage` [B] or [B, T]. All processes
+    call it."""
+    owner_BT, length_B, advantage = to_host((rows.owner_BT, rows.length_B, advantage))
+    B = len(length_B)
+    if loss.kl_weight > 0 or loss.entropy_bonus > 0:
+        return np.ones(B, bool)
+    tells_B = (np.asarray(advantage).reshape(B, -1) != 0).any(axis=1)
+    if loss.teacher_term == "nll" and teacher_weight > 0:
+        held_BT = np.arange(owner_BT.shape[1]) < length_B[:, None]
+        tells_B |= ((owner_BT == Owner.TEACHER) & held_BT).any(axis=1)
+    return tells_B
+
+
 def bucketed_together(config: TrainConfig, group: int) -> int:
     """Consecutive rows that stay together in a length bucket: a group, with its prompt once; or
     each row for itself, where prompts are so short that to repeat them costs little."""
@@ -106,6 +124,7 @@ class Learner:
         self.config, self.model, self.mesh = config, actors.config, mesh
         self.spec, self.sizes = update_spec(config), pack_sizes(config)
         self._rehearsing = False
+        self.share_used = 1.0  # of the parts of the latest batch: those that made an update
         weights, actors.params = actors.params, {}
         # The weights at the start, where they are needed later: under adapters, and as the
         # reference of a KL term.
@@ -156,10 +175,32 @@ class Learner:
         step: int,
     ) -> dict[str, float]:
         """The updates of one rollout batch: `training.epochs` times over its groups, each time in
-        `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]. Returns metrics.
-        """
+        `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]. A part whose
+        gradient is 0 whatever the weights (`rows_with_gradient`) is left out and counted: neither
+        weights nor moments nor the count of updates change. Returns metrics."""
         config, loss = self.config, self.spec.loss
-        parts, epochs = config.training.mini_batches, config.training.epochs
+        weight = learning.schedule_value(
+            loss.teacher_schedule,
+            loss.teacher_weight,
+            loss.teacher_weight_end,
+            step,
+            config.steps,
+        )
+        groups, parts = rows.tokens_BT.shape[0] // group, config.training.mini_batches
+        plan = [
+            index
+            for epoch in range(config.training.epochs)
+            for index in _mini_batches(groups, parts, group, key, epoch)
+        ]
+        tells_B = rows_with_gradient(loss, float(weight), rows, advantage) | self._rehearsing
+        used = [index for index in plan if tells_B[to_host(index)].any()]
+        self.share_used = len(used) / len(plan)
+        counted = {
+            "update/no_signal": float(len(plan) - len(used)),
+            "loss/teacher_weight": float(weight),
+        }
+        if not used:
+            return self._metrics([]) | counted
         arrays = {"advantage": jnp.asarray(advantage), "include": jnp.asarray(include_B)}
         for name, whose in loss_inputs(config).items():
             if whose == "sampler":
@@ -168,22 +209,11 @@ class Learner:
                 params = self._params() if whose == "policy" else to_device_memory(self.start)
                 arrays[name] = self._logprobs(params, rows, group)
         whole = Batch(rows, arrays, group)
-        weight = learning.schedule_value(
-            loss.teacher_schedule,
-            loss.teacher_weight,
-            loss.teacher_weight_end,
-            step,
-            config.steps,
-        )
         step_stats = []
-        for epoch in range(epochs):
-            groups = rows.tokens_BT.shape[0] // group
-            for index in _mini_batches(groups, parts, group, key, epoch):
-                batch = whole if parts == 1 else whole.take(index)
-                step_stats.append(
-                    self._step(self.spec, batch, config.training.micro_batches, weight)
-                )
-        return self._metrics(step_stats) | {"loss/teacher_weight": float(weight)}
+        for index in used:
+            batch = whole if parts == 1 else whole.take(index)
+            step_stats.append(self._step(self.spec, batch, config.training.micro_batches, weight))
+        return self._metrics(step_stats) | counted
 
     def clone(self, rows: Rollout, include_B: np.ndarray, parts: int = 1) -> dict[str, float]:
         """Supervised updates on the TEACHER tokens of `rows`, one for each of `parts` equal runs of
@@ -197,6 +227,7 @@ class Learner:
             batch = whole if parts == 1 else whole.take(index)
             micro_batches = math.gcd(len(index), self.config.training.micro_batches)
             step_stats.append(self._step(spec, batch, micro_batches, 1.0))
+        self.share_used = len(step_stats) / parts
         return self._metrics(step_stats)
 
     def save(self, workdir: Path) -> None:

@@ -21,6 +21,7 @@ from scope_jax.run import PhaseTimer
 from scope_jax.text import encode_prompts
 from scope_jax.training.actors import Actors
 from scope_jax.training.figures import StepFigures
+from scope_jax.training.samples import Samples
 from scope_jax.types import Rollout
 
 _take_rows, _place_rows = program(rollout.take_rows), program(rollout.place_rows)
@@ -54,6 +55,7 @@ class Step:
     key: jax.Array  # of random draws on the devices
     seed: int  # of random draws on the host
     timer: PhaseTimer
+    samples: Samples = dataclasses.field(default_factory=Samples)
     figures: StepFigures = dataclasses.field(default_factory=StepFigures)
 
 

@@ -327,6 +327,7 @@ def test_todays_names_are_names_of_today():
 # What that version did not have; a workdir of it goes on with the defaults.
 SINCE = {
     "matmul_precision",
+    "evaluation.more_temperatures",
     "models.attention",
     "models.prm_weights",
     "models.teacher_weights",
@@ -337,6 +338,7 @@ SINCE = {
     "reward.memory_mb",
     "reward.seconds",
     "reward.workers",
+    "samples.rollouts",
 }
 
 

@@ -10,7 +10,9 @@ from support.hand_made import (
     LAST,
     PRM,
     RIGHT,
+    SAMPLE,
     SPEC,
+    STEP,
     WITH_4,
     WRONG_1,
     WRONG_2,
@@ -25,7 +27,9 @@ from support.hand_made import (
 from scope_jax.correction import CorrectionSpec, choose, correct, finish, locate
 from scope_jax.correction.gallery import gallery_items
 from scope_jax.correction.locate import Located
+from scope_jax.rollout import SampleSpec
 from scope_jax.tasks import Arithmetic
+from scope_jax.teachers.base import Corrected, Job, write_steps
 
 
 def items(
@@ -70,6 +74,8 @@ def test_a_rescue_whole():
         "threshold": 0.5,
         "verdict_before": False,
         "verdict_after": True,
+        "not_rescued": None,
+        "refused": None,
     }
 
 
@@ -84,14 +90,14 @@ def test_rows_come_in_the_order_of_the_attempts():
 
 def test_a_tail_that_fails_is_shown_with_its_verdict():
     (item,) = items(WRONG_2, WRONG_1, policy=bigram("\n+190#"))
-    assert item["verdict_after"] is False
+    assert item["verdict_after"] is False and item["not_rescued"] == "tail_wrong"
     assert item["steps"][-1] == step("+190", "policy", "tail")
 
 
 def test_without_a_tail_there_is_no_verdict():
     spec = dataclasses.replace(SPEC, tail="none", accept="unverified")
     (item,) = items(WRONG_2, WRONG_1, spec=spec)
-    assert item["verdict_after"] is None
+    assert item["verdict_after"] is None and item["not_rescued"] is None
     assert [s["status"] for s in item["steps"]] == ["kept", "wrong", "discarded", "corrected"]
 
 
@@ -102,10 +108,50 @@ def test_a_tail_by_the_teacher_is_the_teachers():
 
 
 def test_a_step_that_was_refused_is_not_shown():
-    """The teacher's step has the answer in it: nothing comes after what the policy wrote."""
+    """The teacher's step has the answer in it: nothing comes after what the policy wrote, and what
+    it was stands by itself."""
     (item,) = items(WRONG_2, WRONG_1, teacher=LAST)
     assert [s["status"] for s in item["steps"]] == ["kept", "wrong", "discarded"]
     assert item["verdict_after"] is False
+    assert (item["not_rescued"], item["refused"]) == ("leak", "+198")
+
+
+def short(most: int) -> SampleSpec:
+    """Room for this many tokens: 5 are kept, and 5 are the teacher's."""
+    return dataclasses.replace(SAMPLE, max_new_tokens=most)
+
+
+class Silent:
+    """A teacher that has a reason of its own."""
+
+    generator = None
+
+    def correct(self, job: Job) -> Corrected:
+        return write_steps(job, ["on_strike"] * len(job.asks), STEP)
+
+
+class NotSure(Arithmetic):
+    """A verifier that cannot judge what ends with 8."""
+
+    def verify(self, problems: Any, completions: Any) -> list[bool | None]:
+        return [None if text.endswith("8") else False for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("reason", "parts"),
+    [
+        ("teacher_on_strike", {"teacher": Silent()}),
+        ("incomplete_step", {"teacher": bigram("\n--")}),
+        ("tail_cut_off", {"policy": IDLE}),
+        ("tail_cut_off", {"sample": short(14)}),  # "+198" is right, and its end has no room
+        ("no_room", {"sample": short(10)}),
+        ("tail_not_judged", {"domain": NotSure(start="zero")}),
+        ("tail_wrong", {"policy": bigram("\n+190#")}),
+    ],
+)
+def test_a_row_that_is_not_accepted_says_why(reason: str, parts: dict[str, Any]):
+    (item,) = items(WRONG_2, WRONG_1, **parts)
+    assert item["not_rescued"] == reason and item["verdict_after"] is False
 
 
 def test_scores_are_those_of_the_process_reward_model():

@@ -1,14 +1,12 @@
 """The report: one file, nothing fetched, everything escaped, and the rescue readable in order."""
 
 import html.parser
-import json
 import re
 
 import pytest
 
 from scope_jax.report.charts import figure_of
-from scope_jax.report.page import Report, write_report, write_run_report
-from scope_jax.run.metrics import MetricsWriter
+from scope_jax.report.page import Report, RolloutGroup, Tile, write_report
 from scope_jax.tasks import Problem
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
@@ -70,30 +68,120 @@ def figure(folder, curve):
     return re.search(r"<figure.*</figure>", text, re.DOTALL)[0]
 
 
+def rollout(**changes):
+    base = {"problem": "+7+9=", "answer": "7", "prompt": "+7+9=", "text": "+7 7\n+9 6"}
+    return base | {"verdict": True, "reward": 1.0, "tokens": 9, "finished": True} | changes
+
+
 def test_a_rescue_in_order(tmp_path):
     page = Page(article(tmp_path, item(threshold=0.5)))
-    # Row by row, left and right: the kept step twice, then wrong | teacher, thrown away | policy
-    # again, nothing | tail.
+    # The steps that both have; then what went wrong, and what came in its place.
     assert page.words == [
-        *("+7+9-1+2=", "reference answer: 7 · first error at step 2"),
-        *("before: the failed rollout", "after: the rescued one"),
-        *("+7 7", "0.98", "✓", "+7 7"),
-        *("first wrong step", "+9 2", "0.11", "✗", "teacher", "+9 6", "✓"),
-        *("thrown away", "-1 1", "0.40", "policy, again", "-1 5"),
-        "+2 7",
-        *("✗ wrong answer", "✓ verified"),
+        *("rescued", "problem", "+7+9-1+2=", "reference answer", "7"),
+        *("The policy begins, and this is kept", "1", "0.98", "✓", "+7 7"),
+        *("Then it went wrong", "2", "0.11", "✗", "first wrong step", "+9 2"),
+        *("3", "0.40", "thrown away", "-1 1", "✗ wrong answer"),
+        "Corrected by the teacher, finished by the policy",
+        *("2", "✓", "teacher", "+9 6", "3", "policy, again", "-1 5", "4", "+2 7"),
+        "✓ right answer",
     ]
     bars = [attrs["style"] for tag, attrs in page.tags if tag == "i"]
     assert bars == ["width:98%", "width:11%", "width:40%"]
-    assert [attrs["style"] for tag, attrs in page.tags if tag == "b"] == ["left:50%"] * 3
+    assert [attrs["style"] for tag, attrs in page.tags if tag == "b" and attrs] == ["left:50%"] * 3
+    assert page.tags[0][1]["class"].split()[-1] == "symbols"
+
+
+def test_word_problems_are_set_as_prose(tmp_path):
+    steps = [
+        step("The notebooks cost 3 * 4 = 12 dollars.\n", "kept", score=0.9),
+        step("She has 100 - 21 = 79 dollars left.", "wrong", score=0.2),
+        step("\nShe has 100 - 12 = 88 dollars left.\n\n", "corrected", owner="teacher"),
+    ]
+    page = Page(article(tmp_path, item(prompt="Maria has 100 dollars.", steps=steps)))
+    assert page.tags[0][1]["class"].split()[-1] == "prose"
+    assert "She has 100 - 12 = 88 dollars left." in page.words
+    # Steps of the teacher have neither a score nor a check: no column is kept for them.
+    lists = [attrs["class"].split() for tag, attrs in page.tags if tag == "ol"]
+    assert lists == [["steps", "scored"], ["steps", "scored"], ["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("owners", "heading", "label"),
+    [
+        ("pp", "Corrected by the teacher, finished by the policy", "policy, again"),
+        ("tt", "Corrected by the teacher", "teacher, again"),
+        ("", "Corrected by the teacher", None),
+    ],
+)
+def test_who_finished_a_rescue(tmp_path, owners, heading, label):
+    names = {"p": "policy", "t": "teacher"}
+    tail = [step("c", "tail", owner=names[o]) for o in owners]
+    steps = [step("a", "wrong"), step("b", "corrected", owner="teacher"), *tail]
+    page = Page(article(tmp_path, item(steps=steps)))
+    labels = [attrs for tag, attrs in page.tags if attrs.get("class") == "who"]
+    assert heading in page.words and len(labels) == 2 + bool(owners)
+    assert label is None or page.words.count(label) == 1
 
 
 def test_a_rollout_that_was_not_repaired(tmp_path):
     steps = [step("a", "wrong", score=float("nan")), step("b", "discarded")]
     shown = item(steps=steps, verdict_before=None, verdict_after=None, first_error=None)
     page = Page(article(tmp_path, shown))
-    assert page.words[-5:] == ["a", "not rescued", "thrown away", "b", "? not judged"]
+    assert page.words[-5:] == ["thrown away", "b", "? not judged", "No correction", "not rescued"]
+    assert page.words.count("The policy went wrong at once") == 1
     assert not [tag for tag, _ in page.tags if tag == "i"]  # No bar for a score that is no number.
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("leak", "the teacher's step gave the answer away"),
+        ("incomplete_step", "the teacher's step had no end, or nothing in it"),
+        ("teacher_too_long", "the teacher's step was too long"),
+        ("teacher_not_in_the_book", "the teacher refused: not in the book"),
+        ("tail_wrong", "the new answer is wrong too"),
+        ("tail_cut_off", "the new end was cut off"),
+        ("no_room", "there was no room left for the policy to go on"),
+        ("of another version", "of another version"),
+    ],
+)
+def test_a_row_says_why_it_was_not_rescued(tmp_path, reason, words):
+    page = Page(article(tmp_path, item(verdict_after=False, not_rescued=reason)))
+    assert page.words[0] == "not rescued" and page.words[-1] == f"not rescued: {words}"
+
+
+def test_a_step_that_was_refused_is_shown_as_that(tmp_path):
+    steps = [step("a", "kept"), step("b", "wrong")]
+    shown = item(steps=steps, verdict_after=False, not_rescued="leak", refused="it is 7\n")
+    page = Page(article(tmp_path, shown))
+    assert page.words[-5:-1] == ["No correction", "2", "teacher, refused", "it is 7"]
+
+
+def test_rollouts_with_their_verdicts(tmp_path):
+    groups = [
+        RolloutGroup("Step 9", [rollout(), rollout(text="+7 8", verdict=False, reward=0.25)]),
+        RolloutGroup(
+            "Step 0",
+            [
+                rollout(prompt="<user>+7+9=", finished=False, verdict=False, reward=0.0, tokens=1),
+                rollout(verdict=None, reward=None),
+            ],
+            folded=True,
+        ),
+    ]
+    page = Page(write_report(tmp_path / "r.html", Report("t", samples=groups)).read_text())
+    after = page.words[page.words.index("What the policy writes") + 1 :]
+    answer = ["reference answer", "7"]
+    facts = "ended by itself · 9 tokens"
+    assert after == [
+        *("Step 9", "✓ right", f"{facts} · reward 1", "+7+9=", "+7 7\n+9 6", *answer),
+        *("✗ wrong", f"{facts} · reward 0.25", "+7+9=", "+7 8", *answer),
+        *("Step 0", "✗ wrong", "cut off · 1 token · reward 0", "+7+9="),
+        *("the prompt as the policy was shown it", "<user>+7+9=", "+7 7\n+9 6", *answer),
+        *("? not judged", facts, "+7+9=", "+7 7\n+9 6", *answer),
+    ]
+    # The older step and the longer prompt are closed.
+    assert [attrs for tag, attrs in page.tags if tag == "details"] == [{}, {}]
 
 
 def test_an_unknown_status_is_an_error(tmp_path):
@@ -162,7 +250,16 @@ def test_the_page_is_one_file_and_nothing_in_it_runs(tmp_path):
                 "series": [{"label": EVIL, "x": [0, 1], "y_by_seed": [[0, 1]]}],
             }
         ],
-        gallery=[item(prompt=EVIL, answer=EVIL, steps=evil_steps)],
+        gallery=[
+            item(prompt=EVIL, answer=EVIL, steps=evil_steps, not_rescued=EVIL),
+            item(steps=evil_steps[:2], refused=EVIL, not_rescued=f"teacher_{EVIL}"),
+        ],
+        facts=[(EVIL, EVIL)],
+        warnings=[EVIL],
+        tiles=[Tile(EVIL, EVIL, EVIL)],
+        main_curves=[{"title": EVIL, "value": EVIL, "note": EVIL, "series": []}],
+        samples=[RolloutGroup(EVIL, [rollout(problem=EVIL, answer=EVIL, prompt=EVIL * 2)])],
+        figures=[(EVIL, EVIL)],
         how_to_read=EVIL,
         notes=[EVIL],
     )
@@ -174,7 +271,7 @@ def test_the_page_is_one_file_and_nothing_in_it_runs(tmp_path):
     assert not [name for name, _ in attributes if name in ("src", "href") or name.startswith("on")]
     assert not re.search(r"url\(|@import", text)
     assert (
-        sum(EVIL in word for word in page.words) >= 16
+        sum(EVIL.replace("_", " ") in word.replace("_", " ") for word in page.words) >= 30
     )  # Shown, as text, everywhere it was given.
     assert {"0.412", "–", "3.2e-05", "7"} <= set(page.words)
 
@@ -184,42 +281,6 @@ def test_a_row_of_another_length_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="table, row 1: 1 values for 2 columns"):
         write_report(tmp_path / "r.html", Report("t", table=table))
     assert not (tmp_path / "r.html").exists()
-
-
-def test_report_of_a_run(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
-        for at in range(3):
-            writer.write(
-                at, {"reward/mean": at / 10, "time/rollout": 1.5, "odd/name": float("nan")}
-            )
-    (tmp_path / "summary.json").write_text(json.dumps({"eval": {"pass@1": 0.5}, "note": "done"}))
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "000001.json").write_text(json.dumps([item(prompt="older")]))
-    (tmp_path / "samples" / "000002.json").write_text(
-        json.dumps([item(prompt="not rescued", verdict_after=False), item(prompt="rescued")])
-    )
-    (tmp_path / "samples" / "000003.json").write_text('[{"prompt": "torn')
-    (tmp_path / "samples" / "000004.json").write_text('[{"prompt": "no steps"}]')
-    page = Page(write_run_report(tmp_path).read_text(encoding="utf-8"))
-    prompts = [
-        word for word in page.words if word in ("older", "not rescued", "rescued", "no steps")
-    ]
-    assert prompts == ["rescued", "not rescued", "older"]
-    assert page.words[page.words.index("eval/pass@1") + 1] == "0.500"
-    captions = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
-    assert captions == ["Reward of the policy's rollouts", "Seconds by phase", "odd/name"]
-    assert any(
-        word.startswith("samples/000003.json could not be read (JSONDecodeError")
-        for word in page.words
-    )
-    assert any(
-        word.startswith("samples/000004.json could not be read (KeyError") for word in page.words
-    )
-    one = Page(write_run_report(tmp_path, most_samples=1).read_text(encoding="utf-8"))
-    assert "rescued" in one.words and "older" not in one.words
-    read = write_run_report(tmp_path, how_to_read="a < b").read_text()
-    assert "How to read a step: a &lt; b" in read
-    assert write_run_report(tmp_path, how_to_read="a < b").read_text() == read  # the same again
 
 
 def test_how_to_read_a_step_is_true_of_its_domain():
@@ -232,8 +293,3 @@ def test_how_to_read_a_step_is_true_of_its_domain():
     shown = " ".join(domain.how_to_read.split()[:3])
     problem = Problem("", "8 5 4 3>2:", "2")
     assert domain.check_steps(problem, [shown + "\n"], complete=False) == [True]
-
-
-def test_nothing_to_report_on(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither metrics\.jsonl nor summary\.json"):
-        write_run_report(tmp_path)

@@ -89,7 +89,7 @@ def test_each_device_reads_its_part(shape: tuple[int, int, int]):
 @pytest.mark.parametrize("lora", [None, models.LoraSpec(2)])
 def test_the_use_of_an_update_by_hand(lora: Any, monkeypatch: pytest.MonkeyPatch):
     spec = UpdateSpec(LossSpec(), OptimizerSpec(learning_rate=1e-3), lora=lora)
-    learner: Any = types.SimpleNamespace(model=CONFIG, spec=spec)
+    learner: Any = types.SimpleNamespace(model=CONFIG, spec=spec, share_used=1.0)
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(figures.time, "perf_counter", lambda: next(clock))
     found = StepFigures()
@@ -104,6 +104,18 @@ def test_the_use_of_an_update_by_hand(lora: Any, monkeypatch: pytest.MonkeyPatch
         "throughput/update_tokens_per_s_per_device": 3 * 15 / 2.0 / 4,
         "time/update_program": 2.0,
     }
+
+
+def test_updates_that_were_left_out_do_not_count():
+    spec = UpdateSpec(LossSpec(), OptimizerSpec(learning_rate=1e-3))
+    learner: Any = types.SimpleNamespace(model=CONFIG, spec=spec, share_used=1.0)
+    whole, part, none = StepFigures(), StepFigures(), StepFigures()
+    for found, used in ((whole, 1.0), (part, 0.25), (none, 0.0)):
+        with found.updating(learner, rows_of_four(), 2, times=2):
+            learner.share_used = used
+    assert part.update_flops == whole.update_flops / 4
+    assert part.update_tokens == whole.update_tokens / 4 == 30 / 4
+    assert none.metrics(LIMITS, 1) == {}
 
 
 def test_a_step_without_a_part_has_no_figures_of_it():

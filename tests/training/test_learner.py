@@ -30,6 +30,7 @@ from scope_jax.training.learner import (
     buckets_and_passes,
     cloning_spec,
     loss_inputs,
+    rows_with_gradient,
     update_spec,
 )
 from scope_jax.types import Owner
@@ -260,6 +261,105 @@ def test_epochs_and_mini_batches_are_updates_and_the_teachers_weight_follows_the
     metrics = updated(made, step=4)
     assert metrics["update/count"] == 4 == int(made.state.updates)
     assert metrics["loss/teacher_weight"] == pytest.approx(0.8)  # of 10 steps
+
+
+TAUGHT = ROWS.replace(owner_BT=np.where(WRITTEN, Owner.TEACHER, ROWS.owner_BT).astype(np.int8))
+TAUGHT = TAUGHT.replace(
+    owner_BT=np.where(np.arange(8)[:, None] == 5, TAUGHT.owner_BT, ROWS.owner_BT)
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "advantage", "found"),
+    [
+        ({}, ROWS, [0] * 8, []),
+        ({}, ROWS, [0, 0, 1, -1, 0, 0, 0, np.nan], [2, 3, 7]),
+        # One token of row 4 has an advantage.
+        ({}, ROWS, np.arange(8 * ROWS.tokens_BT.shape[1]).reshape(8, -1) == 4 * 12 + 7, [4]),
+        # The teacher's tokens of row 5 are cloned whatever the advantage is, unless that weighs 0.
+        ({}, TAUGHT, [0] * 8, [5]),
+        ({"teacher_weight": 0.0, "teacher_schedule": "constant"}, TAUGHT, [0] * 8, []),
+        ({"teacher_term": "shaped"}, TAUGHT, [0] * 8, []),
+        ({"teacher_term": "mask"}, TAUGHT, [0] * 8, []),
+        ({"kl_weight": 0.01}, ROWS, [0] * 8, [*range(8)]),
+        ({"entropy_bonus": 0.01}, ROWS, [0] * 8, [*range(8)]),
+        # What stands behind the end of a row is no token of it.
+        ({}, TAUGHT.replace(length_B=TAUGHT.prompt_length_B), [0] * 8, []),
+    ],
+)
+def test_rows_that_have_a_gradient(loss, rows, advantage, found):
+    spec = learning.LossSpec(**loss)
+    tells = rows_with_gradient(spec, spec.teacher_weight, rows, np.asarray(advantage, np.float32))
+    assert np.flatnonzero(tells).tolist() == found
+
+
+def moved(made: Learner) -> list[np.ndarray]:
+    """All that an update changes, copied."""
+    return [np.array(x) for x in jax.tree.leaves(made.state)]
+
+
+def test_an_update_without_a_gradient_changes_nothing_at_all():
+    """Neither by Adam's momentum, nor by decay, nor in its counts."""
+    made = learner_of(optimizer__weight_decay=0.1)
+    first = updated(made, [1, -1] * 4)
+    assert (first["update/count"], first["update/no_signal"], made.share_used) == (1, 0, 1.0)
+    before = moved(made)
+    idle = updated(made, [0] * 8)
+    assert (idle["update/count"], idle["update/no_signal"], made.share_used) == (0, 1, 0.0)
+    assert idle["grad/skipped_now"] == 0 and "loss/total" not in idle
+    assert idle["loss/teacher_weight"] == 1.0
+    for a, b in zip(before, moved(made), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # What follows is what would have followed at once.
+    straight = learner_of(optimizer__weight_decay=0.1)
+    for learner in (straight, straight, made):
+        updated(learner, [1, -1] * 4)
+    assert int(made.state.updates) == 2
+    for a, b in zip(moved(straight), moved(made), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_optimiser_alone_would_move_the_weights():
+    """Why such an update is left out: Adam goes on by its momentum where the gradient is 0."""
+    made = learner_of()
+    optimizer = learning.make_optimizer(made.spec.optimizer)
+    params, state = {"w": jnp.ones(3)}, optimizer.init({"w": jnp.ones(3)})
+    _, state = optimizer.update({"w": jnp.ones(3)}, state, params)
+    step, _ = optimizer.update({"w": jnp.zeros(3)}, state, params)
+    assert float(jnp.abs(step["w"]).min()) > 1e-3
+
+
+def test_of_several_mini_batches_only_those_with_a_gradient_are_updates():
+    settings = {"training__epochs": 2, "training__mini_batches": 4}
+    made, alone = learner_of(**settings), learner_of()
+    metrics = updated(made, [0, 0, 1, -1, 0, 0, 0, 0])
+    assert (metrics["update/count"], metrics["update/no_signal"]) == (2, 6)
+    assert made.share_used == 0.25 and int(made.state.updates) == 2
+    # The same as two updates on that group alone.
+    with jax.set_mesh(alone.mesh):
+        logp = table_logprobs(ROWS.tokens_BT).astype(np.float32)
+        rows = put_rows(ROWS.replace(logp_BT=np.where(WRITTEN, logp, 0)))
+        group = jax.tree.map(lambda x: x[2:4], rows)
+        for _ in range(2):
+            advantage = np.array([1, -1], np.float32)
+            alone.update(group, GROUP, advantage, np.ones(2, bool), jax.random.key(1), 0)
+    np.testing.assert_allclose(
+        made.state.params["head"], alone.state.params["head"], rtol=1e-6, atol=1e-7
+    )
+
+
+def test_a_kl_term_is_learned_without_an_advantage():
+    made = learner_of(loss__kl_weight=0.1)
+    metrics = updated(made, [0] * 8)
+    assert (metrics["update/count"], metrics["update/no_signal"]) == (1, 0)
+
+
+def test_a_rehearsal_leaves_nothing_out():
+    """Its programs are there to be compiled."""
+    made = learner_of()
+    with made.rehearsal():
+        assert updated(made, [0] * 8)["update/count"] == 1
+    assert int(made.state.updates) == 0
 
 
 def test_an_update_that_is_not_finite_is_counted_and_changes_nothing():
