@@ -37,6 +37,8 @@ define environment
 	@if [ "$$("$(1)/bin/python" $(VERSION) 2>/dev/null)" != "$$("$(PYTHON)" $(VERSION))" ]; then \
 	  "$(PYTHON)" -m venv --clear "$(1)"; fi
 	@"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check -c "$(3)" -e ".[$(2)]"
+	$(if $(filter test,$(subst $(comma), ,$(2))),@"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check \
+	  -c "$(3)" -e ".[gym]" >/dev/null 2>&1 || echo "== reasoning-gym and its tests are left out: one of its packages needs a C compiler")
 	@touch "$@"
 	@echo "== set-up done"
 endef

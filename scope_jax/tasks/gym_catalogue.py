@@ -106,7 +106,8 @@ def _registered() -> dict[str, tuple[type, Any]]:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ValueError(
             "config.task.name = 'reasoning_gym': the package reasoning-gym is not installed;"
-            " pip install 'reasoning-gym>=0.1.20' (the extra `real` of this project)"
+            " pip install 'reasoning-gym>=0.1.20' (the extra `gym` of this project; one of its"
+            " packages needs a C compiler)"
         )
     importlib.import_module("reasoning_gym")
     return importlib.import_module("reasoning_gym.factory").DATASETS

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from scope_jax.tasks.domain import GeneratedDomain, Problem
-from scope_jax.text.steps import split_steps
+from scope_jax.text.boundaries import split_steps
 
 STYLES = ("varied", "in_order", "products_first", "mixed")
 SPLITS = ("train", "validation", "test", "test_ood")
