@@ -55,7 +55,7 @@ def notebook(source: str) -> str:
 
 def main(argv: list[str]) -> int:
     stale = []
-    for source in sorted(HERE.glob("*_demo.py")):
+    for source in sorted(HERE.glob("scope_*.py")):
         target, made = source.with_suffix(".ipynb"), notebook(source.read_text(encoding="utf-8"))
         if not target.is_file() or target.read_text(encoding="utf-8") != made:
             stale.append(target.name)

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "colab" / "scope_demo.py"
+SOURCES = {path.stem: path for path in sorted((ROOT / "colab").glob("scope_*.py"))}
+# What each calls, among other things.
+CALLED = {
+    "scope_demo": {"generate", "cut", "first_error", "train"},
+    "scope_real_model": {"generate", "supervise", "train", "smollm2", "read_sample_file"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +39,20 @@ def test_cells_by_hand(build):
         build.cells("# %% [raw]\n# text\n")
 
 
-def test_the_notebook_is_what_the_source_makes(build):
-    made = build.notebook(SOURCE.read_text())
-    assert SOURCE.with_suffix(".ipynb").read_text() == made, "run python colab/build.py"
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_notebook_is_what_the_source_makes(build, name):
+    source = SOURCES[name]
+    made = build.notebook(source.read_text())
+    assert source.with_suffix(".ipynb").read_text() == made, "run python colab/build.py"
     cells = json.loads(made)["cells"]
     assert [cell["id"] for cell in cells] == [f"cell-{n}" for n in range(len(cells))]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_it_is_short_and_uses_public_functions_only(build):
-    code = "\n".join(text for kind, text in build.cells(SOURCE.read_text()) if kind == "code")
+@pytest.mark.parametrize("name", SOURCES)
+def test_it_is_short_and_uses_public_functions_only(build, name):
+    cells = build.cells(SOURCES[name].read_text())
+    code = "\n".join(text for kind, text in cells if kind == "code")
     lines = [line for line in code.split("\n") if line.strip() and not line.strip().startswith("#")]
     assert len(lines) < 90
     tree = ast.parse(code)
@@ -54,12 +63,19 @@ def test_it_is_short_and_uses_public_functions_only(build):
         if isinstance(n, ast.ImportFrom)
         for alias in n.names
     }
-    assert {"generate", "cut", "first_error", "train"} <= names
+    assert CALLED[name] <= names
     assert not [name for name in names if name.startswith("_")]
 
 
 @pytest.mark.long
-def test_it_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "folder", "said"),
+    [
+        ("scope_demo", "scope_demo_smoke", r"^  teacher  "),  # the owner of the corrected step
+        ("scope_real_model", "scope_real_smoke", r"^prm \d"),
+    ],
+)
+def test_it_runs(tmp_path, name, folder, said):
     """Every cell, with models that learned nothing: two updates everywhere."""
     env = os.environ | {
         "SCOPE_SMOKE": "1",
@@ -70,7 +86,7 @@ def test_it_runs(tmp_path):
     env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling is nearly all of the time
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     done = subprocess.run(
-        [sys.executable, str(SOURCE)],
+        [sys.executable, str(SOURCES[name])],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -78,6 +94,6 @@ def test_it_runs(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"^  teacher  ", done.stdout, flags=re.M)  # the owner of the corrected step
-    lines = (tmp_path / "scope_demo_smoke" / "scope" / "metrics.jsonl").read_text().splitlines()
+    assert re.search(said, done.stdout, flags=re.M)
+    lines = (tmp_path / folder / "scope" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
