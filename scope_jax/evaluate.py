@@ -22,9 +22,11 @@ from ml_collections import ConfigDict
 from scope_jax import cli, models, rollout, tasks
 from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
+from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.hosts import is_main
-from scope_jax.devices.mesh import make_mesh, to_host
+from scope_jax.devices.mesh import make_mesh, row_devices, to_host
 from scope_jax.devices.precision import matmul_precision
+from scope_jax.devices.shapes import round_up
 from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
 from scope_jax.run import progress, try_place, write_atomically
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
@@ -67,7 +69,7 @@ def evaluate(
     kept = [p for n, p in enumerate(problems) if n not in gone]
     if not kept:
         return {"dropped": float(len(dropped)), "problems": 0.0}
-    chunk = max(spec.rows_at_once // samples, 1)
+    chunk = chunk_size(len(kept), spec)
     correct, truncated, unscored, groups = [], 0, 0, []
     key = jax.random.key(spec.seed)
     longest = max(len(x) for x in ids)
@@ -121,6 +123,14 @@ def evaluate(
     return result | {name: value for name, value in measures.items() if not math.isnan(value)}
 
 
+def chunk_size(problems: int, spec: EvaluateSpec) -> int:
+    """Problems decoded together: about `rows_at_once` rows of them, and no more than there are, in
+    rows that divide evenly over the devices."""
+    devices = row_devices()
+    asked = max(spec.rows_at_once // spec.samples, 1)
+    return min(asked, round_up(problems, devices // math.gcd(devices, spec.samples)))
+
+
 def progress_chunks(total: int, chunk: int, desc: str) -> Any:
     """Starts of the chunks, with a progress bar."""
     bar = progress(math.ceil(total / chunk), desc=desc)
@@ -165,6 +175,20 @@ def evaluate_splits(
     return out
 
 
+def check_evaluation(config: TrainConfig, task: Task, tokenizer: Any, vocab_size: int) -> None:
+    """Raise ValueError where the problems of an evaluation set cannot be shown to a policy with
+    this tokenizer."""
+    for problems in task.evaluation.values():
+        check_prompts(
+            problems,
+            task.domain,
+            tokenizer,
+            max_tokens=config.evaluation.prompt_tokens or config.rollout.prompt_tokens,
+            chat=config.rollout.chat,
+            vocab_size=vocab_size,
+        )
+
+
 def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     """The command line's `evaluate`: the record as JSON."""
     settings = train_config(config)
@@ -175,11 +199,19 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
         directory = values.model or settings.models.policy
         if not directory:
             raise ValueError("--model is missing, and config.models.policy is None; give one")
-        model_config, params = models.load(directory, dtype=settings.dtype)
+        # All that can be refused without weights, before they are read.
+        model_config = models.read_config(directory)
+        if model_config.head != "lm":
+            raise ValueError(
+                f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
+            )
         tokenizer = load_tokenizer(directory)
+        check_vocabulary(tokenizer, model_config.vocab_size, directory)
         ends = end_ids(tokenizer, model_config.end_ids)
-        model_config = dataclasses.replace(model_config, end_ids=ends)
         task = load_task(dataclasses.replace(settings.task, decontaminate="off"), tokenizer)
+        check_evaluation(settings, task, tokenizer, model_config.vocab_size)
+        model_config, params = models.load(directory, dtype=settings.dtype)
+        model_config = dataclasses.replace(model_config, end_ids=ends)
         params = models.decode_layout(model_config, params, mesh)
         result = evaluate_splits(params, model_config, settings, task, tokenizer)
     evaluation = dataclasses.asdict(settings.evaluation)

@@ -139,13 +139,7 @@ def evaluate_prm(
 ) -> dict[str, Any]:
     """The whole protocol: `threshold`, `subsets` (name -> metrics), `mean`. Raises ValueError for
     an unknown subset in `threshold_from` and a threshold outside (0, 1)."""
-    names = [subset.name for subset in subsets]
-    if threshold_from and threshold_from not in names:
-        raise ValueError(
-            f"--threshold-from={threshold_from}: no such subset; the data has {', '.join(names)}"
-        )
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold {threshold} must lie in (0, 1)")
+    check_threshold(subsets, threshold, threshold_from)
     scored = {subset.name: score_items(prm, subset.items, subset.name) for subset in subsets}
     if threshold_from:
         threshold = best_threshold(scored[threshold_from])
@@ -161,6 +155,25 @@ def evaluate_prm(
         "subsets": found,
         "mean": mean_metrics(list(found.values())),
     }
+
+
+def check_threshold(subsets: Sequence[Subset], threshold: float, threshold_from: str) -> None:
+    """Raise ValueError for an unknown subset in `threshold_from`, one without solutions of both
+    kinds, and a threshold outside (0, 1)."""
+    names = [subset.name for subset in subsets]
+    if threshold_from and threshold_from not in names:
+        raise ValueError(
+            f"--threshold-from={threshold_from}: no such subset; the data has {', '.join(names)}"
+        )
+    for subset in subsets:
+        kinds = {item.label >= 0 for item in subset.items}
+        if subset.name == threshold_from and len(kinds) < 2:
+            raise ValueError(
+                f"--threshold-from={threshold_from}: no F1 on this subset: it needs erroneous and"
+                " correct solutions"
+            )
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold {threshold} must lie in (0, 1)")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -216,17 +229,15 @@ def main(argv: Sequence[str] | None = None) -> str:
         subsets = [
             dataclasses.replace(subset, items=subset.items[: given.limit]) for subset in subsets
         ]
+    check_threshold(subsets, given.threshold, given.threshold_from)
     if given.json:
         try_place(Path(given.json).parent, Path(given.json).name)
+    described = ProcessRewardModel.described(given.model, given.prm_format)
     compile_cache.keep_compiled_programs(given.compilation_cache)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
-        prm = ProcessRewardModel.load(
-            given.model,
-            dtype=given.dtype,
-            mesh=mesh,
-            format=given.prm_format,
-            weights=given.weights,
+        prm = described.with_weights(
+            given.model, dtype=given.dtype, mesh=mesh, weights=given.weights
         )
         result = evaluate_prm(
             prm, subsets, threshold=given.threshold, threshold_from=given.threshold_from

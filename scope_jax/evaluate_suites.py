@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from scope_jax import cli, models
+from scope_jax.data.prompts import check_vocabulary
 from scope_jax.data.suites import SUITES, SuiteData, read_suite
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.evaluate_prm import checkpoint_hash
@@ -26,6 +27,7 @@ from scope_jax.evaluation import (
     EvaluatedModel,
     Settings,
     Weigher,
+    check_suite,
     evaluate_suite,
     settings_for,
 )
@@ -101,21 +103,20 @@ def _evaluate(
     records = _records(workdir)
     mesh = make_mesh(-1, given.fsdp, given.tensor)
     with jax.set_mesh(mesh):
+        policy, prm = _described(given, settings, read)
+        # Headers of both, before the weights of the first.
+        for directory in (given.model, given.prm):
+            if directory:
+                models.check_files(directory)
         config, params = models.load(given.model, dtype=given.dtype, mesh=mesh)
-        tokenizer = load_tokenizer(given.model)
-        chat = bool(tokenizer.chat_template) if given.chat == "auto" else given.chat == "on"
-        policy = EvaluatedModel(
-            models.decode_layout(config, params, mesh),
-            config,
-            tokenizer,
-            checkpoint_hash(given.model),
-            chat,
+        policy = dataclasses.replace(
+            policy,
+            params=models.decode_layout(config, params, mesh),
+            digest=checkpoint_hash(given.model),
         )
         weigher = None
-        if given.prm:
-            prm = ProcessRewardModel.load(
-                given.prm, dtype=given.dtype, mesh=mesh, format=given.prm_format
-            )
+        if prm is not None:
+            prm = prm.with_weights(given.prm, dtype=given.dtype, mesh=mesh)
             weigher = Weigher(prm, checkpoint_hash(given.prm), given.prm_aggregate)
         for name, data in read.items():
             record = evaluate_suite(
@@ -132,6 +133,25 @@ def _evaluate(
             write_atomically(workdir / RECORDS, json.dumps(records, indent=2) + "\n")
             write_atomically(workdir / TABLE, markdown_table(records))
     return markdown_table(records)
+
+
+def _described(
+    given: Any, settings: Mapping[str, Settings], read: Mapping[str, SuiteData]
+) -> tuple[EvaluatedModel, ProcessRewardModel | None]:
+    """(the policy, the process reward model), without weights; all suites are checked with them."""
+    config = models.read_config(given.model)
+    if config.head != "lm":
+        raise ValueError(
+            f"{given.model}: head {config.head!r}; a policy needs a vocabulary head ('lm')"
+        )
+    tokenizer = load_tokenizer(given.model)
+    check_vocabulary(tokenizer, config.vocab_size, given.model)
+    chat = bool(tokenizer.chat_template) if given.chat == "auto" else given.chat == "on"
+    policy = EvaluatedModel({}, config, tokenizer, "", chat)
+    for name, data in read.items():
+        check_suite(policy, data, settings[name])
+    prm = ProcessRewardModel.described(given.prm, given.prm_format) if given.prm else None
+    return policy, prm
 
 
 def _names(given: Sequence[str]) -> list[str]:

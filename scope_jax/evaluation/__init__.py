@@ -5,13 +5,20 @@ results that a stopped evaluation goes on from.
 """
 
 from scope_jax.evaluation.settings import KINDS, Settings, settings_for
-from scope_jax.evaluation.suite import EvaluatedModel, Weigher, evaluate_suite, step_weights
+from scope_jax.evaluation.suite import (
+    EvaluatedModel,
+    Weigher,
+    check_suite,
+    evaluate_suite,
+    step_weights,
+)
 
 __all__ = [
     "KINDS",
     "EvaluatedModel",
     "Settings",
     "Weigher",
+    "check_suite",
     "evaluate_suite",
     "settings_for",
     "step_weights",

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from scope_jax import models, rollout
+from scope_jax.data.prompts import check_ids
 from scope_jax.data.suites import SuiteData
 from scope_jax.devices.mesh import put_rows
 from scope_jax.devices.shapes import round_up
@@ -63,18 +64,8 @@ def evaluate_suite(
     results of a chunk are kept in `workdir/samples/` before the next one begins, and are not made
     again. A sample's tokens do not depend on `rows`, `seats`, the mesh or `settings.limit`.
     """
-    if settings.temperature == 0 and settings.samples > 1:
-        raise ValueError(
-            f"{data.name}: {settings.samples} samples at temperature 0 are all alike; use samples=1"
-        )
-    limit = min(settings.limit or len(data.problems), len(data.problems))
-    prompts, dropped = _encode(policy, data, settings)
+    limit, prompts, dropped = check_suite(policy, data, settings)
     chosen = [n for n in prompts if n < limit]
-    if not chosen:
-        raise ValueError(
-            f"{data.name}: all {limit} prompts are longer than prompt_tokens ="
-            f" {settings.prompt_tokens}"
-        )
     longest = max(map(len, prompts.values()))
     new_tokens = _fitting(data.name, settings.new_tokens, longest, policy.config.max_positions)
     # Ends of a turn: those of the model's files and those that the tokenizer knows.
@@ -123,6 +114,34 @@ def evaluate_suite(
         "verdicts": counts,
         "result": summarise([kept.done[n] for n in chosen]),
     }
+
+
+def check_suite(
+    policy: EvaluatedModel, data: SuiteData, settings: Settings
+) -> tuple[int, dict[int, list[int]], list[int]]:
+    """(problems at most, {index of a problem: token ids of its prompt}, indices of those that are
+    too long). Needs no weights. Raises ValueError where nothing could come of the suite: samples
+    that are all alike, prompts that are all too long or have no row in the embedding."""
+    if settings.temperature == 0 and settings.samples > 1:
+        raise ValueError(
+            f"{data.name}: {settings.samples} samples at temperature 0 are all alike; use samples=1"
+        )
+    limit = min(settings.limit or len(data.problems), len(data.problems))
+    prompts, dropped = _encode(policy, data, settings)
+    if not any(n < limit for n in prompts):
+        raise ValueError(
+            f"{data.name}: all {limit} prompts are longer than prompt_tokens ="
+            f" {settings.prompt_tokens}"
+        )
+    highest = [max(ids) for ids in prompts.values()]
+    check_ids(highest, policy.config.vocab_size, policy.tokenizer, f"{data.name}: a prompt")
+    longest, positions = max(map(len, prompts.values())), policy.config.max_positions
+    if longest >= positions:
+        raise ValueError(
+            f"{data.name}: a prompt of {longest} tokens and the model has {positions} positions;"
+            " lower prompt_tokens"
+        )
+    return limit, prompts, dropped
 
 
 def file_stem(suite: str) -> str:
@@ -280,11 +299,6 @@ def _fitting(name: str, new_tokens: int, prompt: int, positions: int) -> int:
     """`new_tokens`, or as many as the model has positions for, with a note."""
     if prompt + new_tokens <= positions:
         return new_tokens
-    if prompt >= positions:
-        raise ValueError(
-            f"{name}: a prompt of {prompt} tokens and the model has {positions} positions; lower"
-            " prompt_tokens"
-        )
     print(
         f"{name}: {positions - prompt} new tokens at most: the model has {positions} positions",
         file=sys.stderr,

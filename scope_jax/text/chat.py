@@ -51,7 +51,12 @@ def chat_prompts(
 def chat_text(tokenizer: "PreTrainedTokenizerBase", turns: Turns) -> str:
     """A conversation in the tokenizer's chat template, no turn opened after it. Raises ValueError
     where the template fails, gives no text, one of more than `MOST_CHARACTERS` or with half of a
-    character, or takes longer than `SECONDS`."""
+    character, or takes longer than `SECONDS`; and for a tokenizer without one."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{tokenizer.name_or_path or type(tokenizer).__name__}: its tokenizer has no chat"
+            " template; add the chat_template of its model, or set chat to false"
+        )
     return _in_time(lambda: _rendered(tokenizer, turns, add_generation_prompt=False), tokenizer, 1)
 
 
