@@ -33,7 +33,6 @@ from scope_jax.cli import weights_of
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
 from scope_jax.devices.shapes import fine_width
 from scope_jax.learning.optimizer import MOMENTS
-from scope_jax.run import compile_cache
 from scope_jax.training.figures import peak_memory
 from scope_jax.types import Rollout
 
@@ -254,7 +253,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
     use_cpu_cores(weights_of(args.model))
-    compile_cache.keep_compiled_programs(None)
     try:
         record = bench(args)
     except (ValueError, FileNotFoundError) as error:

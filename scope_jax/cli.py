@@ -83,7 +83,8 @@ def run(
         for name, text in overrides:
             set_value(schema, config, name, text)
         # Before `connect`, which asks for the devices.
-        use_cpu_cores(0 if divides_devices(config) else weights_of(model_of(config)))
+        named = [getattr(values, "model", None), *models_of(config)]
+        use_cpu_cores(0 if divides_devices(config) else max(map(weights_of, named)))
         hosts.connect(values.distributed)
         if workdir and not values.workdir:
             raise ValueError("--workdir is missing; give the directory to write")
@@ -93,9 +94,15 @@ def run(
     _end(checked, values, values.workdir or ".")
 
 
-def model_of(config: ConfigDict) -> str | None:
-    """The directory of the model that a config trains, where it names one."""
-    return config.models.policy if "models" in config else config.get("start")
+def models_of(config: ConfigDict) -> list[str | None]:
+    """The directories of the models that a config names."""
+    named = config.models if "models" in config else {}
+    rollouts = (config.get("target") or {}).get("rollouts") or {}
+    return [
+        *(named.get(who) for who in ("policy", "teacher", "prm")),
+        config.get("start"),
+        rollouts.get("policy"),
+    ]
 
 
 def divides_devices(config: ConfigDict) -> bool:

@@ -24,7 +24,7 @@ from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.hosts import is_main
-from scope_jax.devices.mesh import make_mesh, row_devices, to_host
+from scope_jax.devices.mesh import make_mesh, put_rows, row_devices, to_host
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
 from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
@@ -84,6 +84,9 @@ def evaluate(
         size = min(chunk, len(kept) - start)
         prompts = ids[start : start + size] + [ids[0]] * (chunk - size)
         batch = rollout.from_prompts(prompts, samples, buffer, first_row=start * samples)
+        # Rows that fill up the last chunk are finished before they begin.
+        idle_B = put_rows(np.arange(chunk * samples) >= size * samples)
+        batch = batch.replace(finished_B=idle_B)
         batch = rollout.generate(params, config, batch, key, sampling, shared_prefix=samples)
         written = rollout.completion_ids(batch)[: size * samples]
         text = rollout.texts(written, tokenizer)

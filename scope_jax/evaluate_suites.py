@@ -199,7 +199,7 @@ def _with_record(records: Sequence[dict[str, Any]], record: dict[str, Any]) -> l
 def _program() -> str:
     """`main`, after the devices are decided."""
     given = cli.parse(sys.argv[1:], _flags())
-    use_cpu_cores(cli.weights_of(given.model))
+    use_cpu_cores(max(cli.weights_of(given.model), cli.weights_of(given.prm)))
     return main()
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from scope_jax.data import gym_problems
 from scope_jax.data.decontaminate import decontaminated
 from scope_jax.data.mixture import mix
+from scope_jax.data.options import made_of
 from scope_jax.data.problems import Problems
 from scope_jax.data.sources import read_source, read_tfds, source_of
 from scope_jax.tasks.arithmetic import Arithmetic
@@ -82,7 +83,7 @@ def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
         domain, parts, sets = _generated(name, data, task.train_split, options)
         weights = {"train": 1.0}
     else:
-        domain = Mathematics(**options)
+        domain = _mathematics(options)
         sources = {
             key: source_of(value, f"config.task.train.{key}", data)
             for key, value in task.train.items()
@@ -121,9 +122,7 @@ def _check_task(task: TaskSpec) -> None:
                 " task.name = 'math'"
             )
         return
-    known = [field.name for field in dataclasses.fields(Mathematics)]
-    _check_options(options, known)
-    Mathematics(**options)
+    _mathematics(options)
     if not train:
         raise ValueError(
             "config.task.train is empty; give at least one source, such as {'math': {'path': ...}}"
@@ -150,8 +149,8 @@ def domain_of(task: TaskSpec) -> Domain:
         return gym_problems.plan_of(task.options, task.train, task.evaluation).domain
     if task.name in GENERATED:
         config = importlib.import_module(GENERATED[task.name][1]).CONFIG
-        return config(**_tuples(task.options)).domain()
-    return Mathematics(**task.options)
+        return made_of(config, task.options, config.options()).domain()
+    return _mathematics(task.options)
 
 
 def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:
@@ -160,35 +159,23 @@ def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> Gen
     if name not in GENERATED:
         raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(GENERATED)}")
     kind, _ = GENERATED[name]
-    _check_options(options or {}, [field.name for field in dataclasses.fields(cast(Any, kind))])
-    return kind(**_tuples(options or {}))
+    known = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    return made_of(kind, options or {}, known)
+
+
+def _mathematics(options: Mapping[str, Any]) -> Mathematics:
+    return made_of(Mathematics, options, [field.name for field in dataclasses.fields(Mathematics)])
 
 
 def _generated(
     name: str, data: str | None, train_split: str, options: Mapping[str, Any]
 ) -> tuple[GeneratedDomain, dict[str, Problems], dict[str, Problems]]:
     module = importlib.import_module(GENERATED[name][1])
-    _check_options(options, module.CONFIG.options())
-    config = module.CONFIG(**_tuples(options))
+    config = made_of(module.CONFIG, options, module.CONFIG.options())
     domain = config.domain()  # refuses bad options before anything is written
     directory = module.prepare(data or "cache/tfds", config)
     sets = {split: read_tfds(directory, split) for split in ("test", "test_ood")}
     return domain, {"train": read_tfds(directory, train_split)}, sets
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: tuple(value) if isinstance(value, list | tuple) else value
-        for key, value in options.items()
-    }
-
-
-def _check_options(options: Mapping[str, Any], known: Any) -> None:
-    for key in options:
-        if key not in known:
-            raise ValueError(
-                f"config.task.options.{key}: unknown; known: {', '.join(sorted(known))}"
-            )
 
 
 def _named(problems: Problems, name: str) -> Problems:

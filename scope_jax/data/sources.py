@@ -75,6 +75,11 @@ class Source:
         for name in self.fields:
             if name not in FIELDS:
                 raise ValueError(f"fields names {name!r}: expected only {', '.join(FIELDS)}")
+            if not isinstance(self.fields[name], str) or not self.fields[name]:
+                raise ValueError(
+                    f"fields.{name} = {self.fields[name]!r:.60}: expected the data set's name of"
+                    " the field"
+                )
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight = {self.weight}; expected a positive number")
         for name in ("limit", *LIMITS):
