@@ -22,11 +22,11 @@ from scope_jax.teachers.replies import reference_steps, unix_newlines, without_t
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceTeacher:
-    """The step of the reference solution that has the number of the wrong one, capped at the last.
+    """The step of the reference solution that has the number of the wrong one, capped at the last
+    that may be given: the step that ends the solution corrects a last step only.
     The solution is in the domain's own form (`Domain.reference_solution`): of GSM8K without its
     calculator notes and hashes. Steps that the policy already wrote, blanks aside, are passed over,
-    and thoughts (`<think>...</think>`) are no steps. The step that ends the solution corrects a
-    last step only."""
+    and thoughts (`<think>...</think>`) are no steps."""
 
     spec: TeacherSpec = dataclasses.field(default_factory=lambda: TeacherSpec(kind="reference"))
     generator: None = None
@@ -53,11 +53,13 @@ class ReferenceTeacher:
             return "no_solution"
         steps = reference_steps(solution, job.domain.separator, job.domain.divider)
         covered = {_without_blanks(step) for step in ask.kept}
-        start = max(min(len(ask.kept), len(steps) - 1), 0)
-        for number in range(start, len(steps)):
+        final = len(steps) - 1
+        most = final if ask.last else final - 1  # what may be given
+        for number in range(max(min(len(ask.kept), most), 0), most + 1):
             if _without_blanks(steps[number]) not in covered:
-                return encode_known(steps[number], number == len(steps) - 1, ask, job)
-        return "no_step"
+                return encode_known(steps[number], number == final, ask, job)
+        only_the_end = not ask.last and steps and _without_blanks(steps[final]) not in covered
+        return "leak" if only_the_end else "no_step"
 
 
 def _without_blanks(text: str) -> str:

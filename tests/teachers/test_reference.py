@@ -143,19 +143,36 @@ def test_the_last_step_ends_the_row_in_a_box_token_by_token():
         assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (1, 0)
 
 
-def test_the_answer_is_not_given_to_a_step_before_the_last():
-    row = "We add.\n\nThen we\n\nWRONG\n\nso"
-    metrics, _, owner = corrected(CLIPS, row)
+def test_a_longer_rollout_gets_the_last_step_before_the_answer():
+    """Its third step of four is wrong; the solution has two, and the answer."""
+    for kept in ("We add.\n\nThen we\n\n", "We add.\n\n" * 5):
+        metrics, tokens, owner = corrected(CLIPS, kept + "WRONG\n\nso")
+        written = "".join(t for t, o in zip(tokens, owner, strict=True) if o == "T")
+        assert written == "She sold 48+24 = 72 clips in all.\n\n"
+        assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("solution", "row"),
+    [
+        ("We add <<1+1=2>>2.\nSo the answer is 72.\nThen we add.\n#### 72", "We\n\nWRONG\n\nso"),
+        ("We add.\n#### 72", "We add.\n\nWRONG\n\nso"),  # nothing else is left
+        ("#### 72", "We add.\n\nWRONG\n\nso"),
+        ("We add.\n\nSo $\\boxed{72}$.", "We add.\n\nWRONG\n\nso"),
+    ],
+)
+def test_the_answer_is_not_given_to_a_step_before_the_last(solution, row):
+    metrics, _, owner = corrected(solution, row)
     assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (0, 1) and "T" not in owner
-    told = "We add <<1+1=2>>2.\nSo the answer is 72.\nThen we add.\n#### 72"
-    metrics, _, _ = corrected(told, "We add.\n\nWRONG\n\nso")
-    assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (0, 1)
-    # Of MATH, the box stands in the last block.
+
+
+def test_a_solution_with_a_box_of_its_own():
     boxed = "We add.\n\nThen $x = 72$.\n\nSo $\\boxed{72}$."
-    metrics, tokens, _ = corrected(boxed, "We add.\n\nWRONG\n\nso")
-    assert "".join(tokens) == "We add.\n\nThen $x = 72$.\n\n" and metrics["scope/leaks"] == 0
-    metrics, _, _ = corrected(boxed, row)
-    assert metrics["scope/leaks"] == 1
+    for row in ("We\n\nWRONG\n\nso", "We\n\nThen\n\nWRONG\n\nso"):
+        metrics, tokens, _ = corrected(boxed, row)
+        assert "".join(tokens).endswith("\n\nThen $x = 72$.\n\n") and metrics["scope/leaks"] == 0
+    _, tokens, _ = corrected(boxed, "We\n\nThen\n\nWRONG")
+    assert "".join(tokens) == "We\n\nThen\n\nSo $\\boxed{72}$.<|end|>"
 
 
 def test_thoughts_are_taken_out_before_the_solution_is_worded():
