@@ -163,7 +163,9 @@ def test_a_longer_rollout_gets_the_last_step_before_the_answer():
 )
 def test_the_answer_is_not_given_to_a_step_before_the_last(solution, row):
     metrics, _, owner = corrected(solution, row)
-    assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (0, 1) and "T" not in owner
+    assert (metrics["scope/corrected"], metrics["scope/leaks"]) == (0, 1)
+    # A step that tells the answer in words is there, and not used.
+    assert ("T" in owner) is ("the answer is" in solution)
 
 
 def test_a_solution_with_a_box_of_its_own():
