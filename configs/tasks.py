@@ -101,12 +101,13 @@ def word_problems() -> ConfigDict:
     config.rollout.prompt_tokens = 96
     config.rollout.new_tokens = 112
     config.loss.normaliser = "token"
-    config.optimizer.learning_rate = 3e-5
+    config.loss.old_logp = "sampler"
+    config.optimizer.learning_rate = 1e-5
     config.optimizer.warmup_steps = 3
     config.optimizer.b2 = 0.98
     config.training.mini_batches = 2
     config.training.micro_batches = 3
-    config.evaluation.problems = 64
+    config.evaluation.problems = 48
     config.evaluation.ood_problems = 0
     config.evaluation.more_temperatures = (0.6,)
     config.evaluation.rows_at_once = 256

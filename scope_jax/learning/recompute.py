@@ -73,7 +73,7 @@ class Choice:
     def line(self) -> str:
         """What a run says of it."""
         if self.limit is None:
-            return "remat: none (the device does not say how much memory it has)"
+            return f"remat: {self.remat} (the device does not say how much memory it has)"
         needs, total = dict(self.needs), self.limit / 1e9
         text = f"needs {needs[self.remat] / 1e9:.1f} of {total:.1f} GB"
         larger = [name for name in REMATS if name in needs and name != self.remat]
@@ -97,10 +97,11 @@ def choose(
     used: Used,
     resident: float,
     limit: float | None,
+    remats: Sequence[Remat] = REMATS,
 ) -> Choice:
-    """The first of none, dots, layer with which the largest of the updates fits. resident: bytes of
-    one device that are there before an update begins: weights, moments, other models. limit: bytes
-    of a device, None where they are not known."""
+    """The first of `remats` with which the largest of the updates fits. resident: bytes of one
+    device that are there before an update begins: weights, moments, other models. limit: bytes of
+    a device, None where they are not known."""
 
     config = with_kernel(config)
 
@@ -109,18 +110,20 @@ def choose(
             temporaries(config, remat, shape, used) + batch_bytes(shape, used) for shape in shapes
         )
 
-    return first_that_fits(needed, limit)
+    return first_that_fits(needed, limit, remats)
 
 
-def first_that_fits(needed: Callable[[Remat], float], limit: float | None) -> Choice:
-    """The first of none, dots, layer whose bytes fit `limit`, and layer where none does; none where
+def first_that_fits(
+    needed: Callable[[Remat], float], limit: float | None, remats: Sequence[Remat] = REMATS
+) -> Choice:
+    """The first of `remats` whose bytes fit `limit`, and the last where none does; the first where
     the limit is not known."""
     needs: list[tuple[Remat, float]] = []
-    for remat in REMATS if limit is not None else ():
+    for remat in remats if limit is not None else ():
         needs.append((remat, needed(remat)))
         if fits(needs[-1][1], limit or 0.0):
             break
-    return Choice(needs[-1][0] if needs else "none", tuple(needs), limit)
+    return Choice(needs[-1][0] if needs else remats[0], tuple(needs), limit)
 
 
 def batch_bytes(shape: UpdateShape, used: Used) -> float:

@@ -8,8 +8,11 @@ from jax.sharding import Mesh
 
 from scope_jax.configuration import Relift, TrainConfig
 from scope_jax.learning.packing import PackSizes, rows_together
-from scope_jax.learning.recompute import Choice, UpdateShape, Used, choose
+from scope_jax.devices.current import platform
+from scope_jax.devices.mesh import SMALL_MODEL
+from scope_jax.learning.recompute import REMATS, Choice, Remat, UpdateShape, Used, choose
 from scope_jax.models import ModelConfig
+from scope_jax.models.weights import count_weights
 from scope_jax.training.widths import buckets_and_passes, pack_sizes
 
 
@@ -57,4 +60,11 @@ def chosen_remat(
     )
     shapes: Sequence[UpdateShape] = update_shapes(config, mesh)
     with jax.set_mesh(mesh):
-        return choose(model, shapes, used, resident, limit)
+        remats = remats_of(platform(), count_weights(model))
+        return choose(model, shapes, used, resident, limit, remats)
+
+
+def remats_of(kind: str, weights: int) -> tuple[Remat, ...]:
+    """What is tried on devices of a kind, the fastest first. A CPU writes and reads what is
+    kept of a large model no faster than it computes it again (docs/memory.md)."""
+    return ("layer",) if kind == "cpu" and weights > SMALL_MODEL else REMATS

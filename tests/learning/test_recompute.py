@@ -20,7 +20,7 @@ from scope_jax.learning.recompute import Choice, UpdateShape, Used, first_that_f
 from scope_jax.models.weights import weight_table
 from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
-from scope_jax.training.recompute import chosen_remat, update_shapes
+from scope_jax.training.recompute import chosen_remat, remats_of, update_shapes
 
 GB = 1e9
 SMALL = models.ModelConfig(
@@ -246,3 +246,12 @@ def test_what_is_given_is_taken_and_nothing_is_said(capsys):
             actors = Actors(TINY, params, None, None, None, None)
             assert Learner(config, actors, mesh_of("1"), jax.random.key(0)).remat == remat
     assert capsys.readouterr().out == ""
+
+
+def test_a_cpu_keeps_nothing_of_the_layers_of_a_large_model():
+    assert remats_of("cpu", 135_000_000) == ("layer",)
+    assert remats_of("cpu", 300_000) == remats_of("gpu", 135_000_000) == recompute.REMATS
+    assert first_that_fits(lambda remat: 5.0, 10.0, ("layer",)).remat == "layer"
+    assert first_that_fits(lambda remat: 5.0, None, ("layer",)).line() == (
+        "remat: layer (the device does not say how much memory it has)"
+    )
