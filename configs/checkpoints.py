@@ -123,6 +123,7 @@ def countdown_prm():
 
 def _word_problems(config):
     config.batch = 16
+    config.remat = "layer"
     config.micro_batches = 2
     config.chat = True
     config.task.name = "word_problems"

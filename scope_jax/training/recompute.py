@@ -7,9 +7,9 @@ import jax
 from jax.sharding import Mesh
 
 from scope_jax.configuration import Relift, TrainConfig
-from scope_jax.learning.packing import PackSizes, rows_together
 from scope_jax.devices.current import platform
 from scope_jax.devices.mesh import SMALL_MODEL
+from scope_jax.learning.packing import PackSizes, rows_together
 from scope_jax.learning.recompute import REMATS, Choice, Remat, UpdateShape, Used, choose
 from scope_jax.models import ModelConfig
 from scope_jax.models.weights import count_weights
