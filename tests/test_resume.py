@@ -128,7 +128,7 @@ def test_a_run_stops_between_phases_and_goes_on_the_same(
     that are there)."""
     workdir = tmp_path / "run"
     moments = [
-        (rollouts, "judge", 1, 0, 0),  # in the rollouts of step 0: nothing to keep yet
+        (rollouts, "rollout_metrics", 1, 0, 0),  # in the rollouts of step 0: nothing to keep yet
         (learner.Learner, "update", 1, 1, 1),  # an update is not given up: step 0 is whole
         (program, "rescue", 1, 1, 1),  # in the correction of step 1, which is given up
         (
@@ -139,7 +139,13 @@ def test_a_run_stops_between_phases_and_goes_on_the_same(
             1,
         ),  # before an evaluation: the step's update is kept, its line is owed
         (program, "evaluate_splits", 1, 2, 1),  # in that evaluation, made up for
-        (rollouts, "judge", 3, 4, 4),  # in the rollouts of step 4: steps 2 and 3 are whole
+        (
+            rollouts,
+            "rollout_metrics",
+            3,
+            4,
+            4,
+        ),  # in the rollouts of step 4: steps 2 and 3 are whole
         (program, "evaluate_splits", 1, 5, 4),  # in the last evaluation
     ]
     seen = []
@@ -256,7 +262,7 @@ def test_a_sweep_that_is_stopped_records_nothing_and_goes_on(checkpoints: Tiny, 
     def again() -> tuple[int, int]:
         return sweep.work(runs, tmp_path / "work", tmp_path / "records", say=said.append)
 
-    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "rollout_metrics", 2, tell()), pytest.raises(Stopped):
         again()
     assert (
         not said and not (tmp_path / "records").exists() and steps(tmp_path / "work" / "a") == [1]
@@ -397,7 +403,7 @@ def test_settings_that_an_earlier_version_lacked_may_stand_at_their_defaults(
 ):
     config = checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
     workdir = tmp_path / "run"
-    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "rollout_metrics", 2, tell()), pytest.raises(Stopped):
         train(config, workdir)
     there = json.loads((workdir / "config.json").read_text())
     # Of two that are lacking, one is set: that one is a change.
@@ -434,7 +440,7 @@ def test_a_run_of_an_earlier_version_goes_on_the_same(checkpoints: Tiny, tmp_pat
     config = checkpoints.config("grpo", {"steps": 3, "checkpoint.every": 9, **NO_EVALUATION})
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     train(config, whole)
-    with after_call(rollouts, "judge", 2, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "rollout_metrics", 2, tell()), pytest.raises(Stopped):
         train(config, workdir)
     path = workdir / "config.json"
     before = as_an_earlier_version_wrote_it(json.loads(path.read_text()))
@@ -456,7 +462,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(
 ):
     """Every file of it cut to half; what was trained after the one before it is trained again."""
     workdir = tmp_path / "run"
-    with after_call(rollouts, "judge", 5, tell()), pytest.raises(Stopped):
+    with after_call(rollouts, "rollout_metrics", 5, tell()), pytest.raises(Stopped):
         train(checkpoints.config("scope", STOPPING), workdir)
     assert steps(workdir) == [3, 4]
     for path in (workdir / "checkpoints" / "4").rglob("*"):
@@ -640,7 +646,7 @@ def test_a_stop_after_skipped_updates_saves_nothing_of_them(checkpoints: Tiny, t
     train(config, tmp_path / "whole")
     with (
         poisoned(1),
-        after_call(rollouts, "judge", 3, tell()),
+        after_call(rollouts, "rollout_metrics", 3, tell()),
         pytest.raises(Stopped, match=r"goes on at step 0$"),
     ):
         train(config, workdir)

@@ -2,7 +2,6 @@
 run uses: in micro-batches of a few rows, the library choosing what is computed again; in
 smaller ones where that runs out of memory."""
 
-import types
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from scope_jax.configuration import TrainConfig, sections
 from scope_jax.devices.current import current_mesh
 from scope_jax.devices.mesh import put_rows
 from scope_jax.prm import ProcessRewardModel
+from scope_jax.training.actors import Actors
 from scope_jax.training.learner import Learner
 from scope_jax.types import Owner, Rollout
 
@@ -72,7 +72,8 @@ def new_learner(work: Work, passes: int) -> Learner:
     config, mesh = model_config(work.shape), current_mesh()
     params = models.init(config, jax.random.key(0), work.size.dtype, mesh)
     # Of the actors of a run, a learner takes the policy.
-    actors: Any = types.SimpleNamespace(config=config, params=params, teacher=None, localiser=None)
+    none: Any = None
+    actors = Actors(config, params, none, none, None, None)
     return Learner(settings(work, passes), actors, mesh, jax.random.key(1))
 
 

@@ -70,13 +70,17 @@ def rows_with_gradient(
 ) -> np.ndarray:
     """bool[B]: rows whose gradient may differ from 0. Without an advantage a row has one through a
     KL or an entropy term, and through TEACHER tokens that are cloned (`nll`) with a weight above
-    0; every other term is multiplied by the advantage. `advantage` [B] or [B, T]. All processes
+    0; every other term is multiplied by the advantage. A row whose own log-probs are not finite
+    counts: its update is computed and found to be none. `advantage` [B] or [B, T]. All processes
     call it."""
-    owner_BT, length_B, advantage = to_host((rows.owner_BT, rows.length_B, advantage))
+    owner_BT, length_B, logp_BT, advantage = to_host(
+        (rows.owner_BT, rows.length_B, rows.logp_BT, advantage)
+    )
     B = len(length_B)
     if loss.kl_weight > 0 or loss.entropy_bonus > 0:
         return np.ones(B, bool)
     tells_B = (np.asarray(advantage).reshape(B, -1) != 0).any(axis=1)
+    tells_B |= ((owner_BT == Owner.POLICY) & ~np.isfinite(logp_BT)).any(axis=1)
     if loss.teacher_term == "nll" and teacher_weight > 0:
         held_BT = np.arange(owner_BT.shape[1]) < length_B[:, None]
         tells_B |= ((owner_BT == Owner.TEACHER) & held_BT).any(axis=1)

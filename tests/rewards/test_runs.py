@@ -5,12 +5,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from support import run_processes
 from support.tiny_runs import Tiny, run_program
 
 from scope_jax.configuration import train_config
+from scope_jax.devices.mesh import make_mesh
 from scope_jax.run import read_metrics
 from scope_jax.train import train
 from scope_jax.training import actors
@@ -160,10 +160,10 @@ def test_a_function_is_looked_for_before_the_first_weight(
     with pytest.raises(
         ValueError, match=r"^config\.reward\.function = 'my_rewards_run:none': Attr"
     ):
-        actors.load_actors(config, jax.make_mesh((1,), ("data",)))
+        actors.load_actors(config, make_mesh())
     good = train_config(checkpoints.config("scope", {"reward.function": "my_rewards_run:totals"}))
     with pytest.raises(AssertionError, match="a weight was read"):
-        actors.load_actors(good, jax.make_mesh((1,), ("data",)))
+        actors.load_actors(good, make_mesh())
     assert set(_children()) <= before  # what was opened is closed
 
     # The command line: one line, exit code 2, nothing written over.

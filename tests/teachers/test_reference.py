@@ -59,7 +59,7 @@ def corrected(solution: str, row: str, answer: str = "72", **domain):
         finished_B=np.array([True, True]),
     )
     reward = np.array([0, 1], np.float32)
-    groups = Groups(rows, 2, [problem] * 2, reward, reward >= 0, reward >= 0, {})
+    groups = Groups(rows, 2, [problem] * 2, reward, reward == 1, reward >= 0, reward >= 0, {})
     scene = Scene(
         Marked(**domain),
         Policy(None, TOKENIZER, SampleSpec(max_new_tokens=380, end_ids=(end,))),

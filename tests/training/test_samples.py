@@ -51,7 +51,10 @@ def test_the_prompt_is_shown_as_it_was_sampled_from():
         rows.replace(tokens_BT=mark),
         4,
         groups.problems,
-        *(getattr(groups, name) for name in ("reward_B", "include_B", "own_B", "metrics")),
+        *(
+            getattr(groups, name)
+            for name in ("reward_B", "right_B", "include_B", "own_B", "metrics")
+        ),
     )
     (first, *_) = rollout_items(changed, ACTORS, 1)
     assert first["problem"] == PROBLEM.prompt
