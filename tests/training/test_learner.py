@@ -267,7 +267,7 @@ TAUGHT = ROWS.replace(owner_BT=np.where(WRITTEN, Owner.TEACHER, ROWS.owner_BT).a
 TAUGHT = TAUGHT.replace(
     owner_BT=np.where(np.arange(8)[:, None] == 5, TAUGHT.owner_BT, ROWS.owner_BT)
 )
-BROKEN = np.where(np.arange(8)[:, None] == 3, np.nan, np.asarray(ROWS.logp_BT))
+BROKEN = np.where(np.arange(8)[:, None] == 4, np.nan, np.asarray(ROWS.logp_BT))
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ BROKEN = np.where(np.arange(8)[:, None] == 3, np.nan, np.asarray(ROWS.logp_BT))
         ({"teacher_term": "mask"}, TAUGHT, [0] * 8, []),
         ({"kl_weight": 0.01}, ROWS, [0] * 8, [*range(8)]),
         ({"entropy_bonus": 0.01}, ROWS, [0] * 8, [*range(8)]),
-        # Row 3 was drawn by a model that is broken: its update has to be found not finite.
-        ({}, ROWS.replace(logp_BT=BROKEN), [0] * 8, [3]),
+        # Row 4 was drawn by a model that is broken: its update has to be found not finite.
+        ({}, ROWS.replace(logp_BT=BROKEN), [0] * 8, [4]),
         # What stands behind the end of a row is no token of it.
         ({}, TAUGHT.replace(length_B=TAUGHT.prompt_length_B), [0] * 8, []),
     ],
