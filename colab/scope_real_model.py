@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
+SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository
 if "google.colab" in sys.modules:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, f"{SOURCE}[real]"], check=True)

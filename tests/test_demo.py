@@ -24,6 +24,8 @@ def run(rewards, pass_1=0.5, **more):
         (["--seeds="], "--seeds=: expected different numbers"),
         (["--seeds=0,0"], "--seeds=0,0: expected different numbers"),
         (["--seeds=a"], "--seeds=a: expected different numbers"),
+        (["--seeds=0,00"], "--seeds=0,00: expected different numbers"),
+        (["--seeds=99999999999999999999"], "--seeds=99999999999999999999: expected different"),
         (["--steps=0"], "--steps=0 must be at least 1"),
         (["--model=x"], "--model is for --real"),
         (["--real", "--seeds="], "--seeds=: expected different numbers"),

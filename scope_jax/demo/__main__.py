@@ -8,6 +8,7 @@ the model of `--model`, on word problems, an hour on two cores. Everything that 
 is kept: checkpoints in `cache/checkpoints`, finished runs in the workdir; what was stopped goes on.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ FLAGS = (
     cli.Flag("seeds", "of the runs (default: 0,1,2; with --real 0)", None, list),
     cli.Flag(
         "workdir",
-        "directory of the runs and the report (default: runs/demo, runs/real)",
+        "directory of the runs and the report (default: runs/demo, runs/real, runs/real-MODEL)",
         None,
         Path,
     ),
@@ -44,7 +45,8 @@ def command(args: Any) -> None:
     """The command line's `demo`."""
     shown = REAL if args.real else EMBEDDED
     seeds = shown.seeds if args.seeds is None else args.seeds
-    if not seeds or not all(seed.isdecimal() for seed in seeds) or len({*seeds}) < len(seeds):
+    numbers = [int(seed) for seed in seeds if seed.isdecimal() and len(seed) < 10]
+    if not numbers or len({*numbers}) < len(seeds):
         raise ValueError(f"--seeds={','.join(seeds)}: expected different numbers, as in 0,1,2")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps={args.steps} must be at least 1")
@@ -52,12 +54,17 @@ def command(args: Any) -> None:
         raise ValueError("--model is for --real; the embedded task makes its own")
     logging.set_verbosity(logging.ERROR)  # TFDS warns of a data set of one's own
     model = None
+    if args.model is not None:
+        name = args.model.resolve().name  # what is made from one model is not taken for another's
+        shown = dataclasses.replace(
+            shown, checkpoints=f"{shown.checkpoints}-{name}", workdir=f"{shown.workdir}-{name}"
+        )
     if args.real:
         model = args.model or smollm2(args.cache / "models" / "SmolLM2-135M-Instruct")
     use_cpu_cores(cli.weights_of(model))
     play(
         shown,
-        [int(seed) for seed in seeds],
+        numbers,
         args.workdir or Path(shown.workdir),
         args.cache,
         steps=args.steps,

@@ -1,6 +1,7 @@
 """A demonstration from end to end: checkpoints, runs of both arms, comparison, report."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -103,9 +104,15 @@ def play(
 
 
 def base_figures(config: TrainConfig, task: Task, path: Path) -> dict[str, float]:
-    """Evaluation of the policy that runs start from; kept in `path`."""
-    if path.is_file():
-        return json.loads(path.read_text())
+    """Evaluation of the policy that runs start from; kept in `path` with what it was made of."""
+    of = {
+        "policy": config.models.policy,
+        "task": dataclasses.asdict(config.task),
+        "evaluation": dataclasses.asdict(config.evaluation),
+    }
+    of = json.loads(json.dumps(of))  # lists for tuples, as they are read
+    if path.is_file() and (kept := json.loads(path.read_text())).get("of") == of:
+        return kept["figures"]
     directory, mesh = config.models.policy, make_mesh()
     assert directory is not None
     with jax.set_mesh(mesh):
@@ -113,7 +120,7 @@ def base_figures(config: TrainConfig, task: Task, path: Path) -> dict[str, float
         tokenizer = load_tokenizer(directory)
         params = models.decode_layout(model_config, params, mesh)
         result = evaluate_splits(params, model_config, config, task, tokenizer)
-    write_atomically(path, json.dumps(result, indent=2))
+    write_atomically(path, json.dumps({"of": of, "figures": result}, indent=2))
     return result
 
 

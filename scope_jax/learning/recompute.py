@@ -73,7 +73,7 @@ class Choice:
     def line(self) -> str:
         """What a run says of it."""
         if self.limit is None:
-            return f"remat: {self.remat} (the device does not say how much memory it has)"
+            return f"remat: {self.remat} (how much memory the device has is not known)"
         needs, total = dict(self.needs), self.limit / 1e9
         text = f"needs {needs[self.remat] / 1e9:.1f} of {total:.1f} GB"
         larger = [name for name in REMATS if name in needs and name != self.remat]

@@ -36,7 +36,13 @@ _OUTER = {
 # How a text is cut before byte pairs are merged, by `tokenizer.ggml.pre`: whether each digit is
 # apart. Both cut words as GPT-2 does.
 _DIGITS_APART = {"smollm": True, "gpt-2": False}
-_CONTROL = 3  # the type of a token that is no text
+_CONTROL, _USER_DEFINED = 3, 4  # types of tokens: no text; a text that is never cut
+_NEEDED = (
+    *("llama.block_count", "llama.context_length", "llama.embedding_length"),
+    *("llama.feed_forward_length", "llama.attention.head_count"),
+    *("llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.tokens"),
+    *("tokenizer.ggml.token_type", "tokenizer.ggml.merges"),
+)
 
 
 def convert(file: str | Path, directory: str | Path) -> None:
@@ -44,18 +50,20 @@ def convert(file: str | Path, directory: str | Path) -> None:
     into `directory`, which appears when all of it is there.
 
     Raises ValueError, with the file's name, for another architecture or tokenizer and for a tensor
-    that is not known; ModuleNotFoundError where the package `gguf` is not installed.
+    that is not known, for a field that is missing, and where the package `gguf` is not installed.
     """
     reader, file, directory = _open(file), Path(file), Path(directory)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     _check(fields, file)
+    fields.setdefault("llama.attention.head_count_kv", fields["llama.attention.head_count"])
     directory.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
     try:
         tensors = dict(_tensors(reader, fields, file))
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
         tied = "lm_head.weight" not in tensors
-        for name, content in _json_files(fields, tied).items():
+        rows = len(tensors["model.embed_tokens.weight"])  # may be more than there are tokens
+        for name, content in _json_files(fields, tied, rows).items():
             (made / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _tokenizer(fields).save(str(made / "tokenizer.json"))
         for path in made.iterdir():
@@ -72,8 +80,8 @@ def _open(file: str | Path) -> Any:
     try:
         import gguf
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "reading GGUF files needs the package gguf; pip install 'scope_jax[real]'"
+        raise ValueError(
+            f"{file}: reading GGUF files needs the package gguf; pip install 'scope_jax[real]'"
         ) from None
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a GGUF file")
@@ -94,6 +102,12 @@ def _check(fields: Mapping[str, Any], file: Path) -> None:
                 f"{file}: {name} is {fields.get(name)!r}; known: {', '.join(known)}. Take the"
                 " model's Hugging Face directory instead"
             )
+    for name in _NEEDED:
+        if name not in fields:
+            raise ValueError(f"{file}: {name} is missing; the file is damaged, or of an odd maker")
+    for name in ("llama.attention.head_count", "llama.attention.head_count_kv"):
+        if isinstance(fields.get(name), list):
+            raise ValueError(f"{file}: {name} differs between layers; one number is needed")
     scaled = [name for name in fields if name.startswith("llama.rope.scaling")]
     if scaled:
         raise ValueError(f"{file}: {scaled[0]}: scaled rotary positions are not read from GGUF")
@@ -133,7 +147,7 @@ def halves_from_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     return by_pair.swapaxes(1, 2).reshape(rows, inputs)
 
 
-def _json_files(fields: Mapping[str, Any], tied: bool) -> dict[str, dict[str, Any]]:
+def _json_files(fields: Mapping[str, Any], tied: bool, rows: int) -> dict[str, dict[str, Any]]:
     """config.json, generation_config.json and tokenizer_config.json."""
     tokens = fields["tokenizer.ggml.tokens"]
     ids = {
@@ -165,7 +179,7 @@ def _json_files(fields: Mapping[str, Any], tied: bool) -> dict[str, dict[str, An
         "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": tied,
         "torch_dtype": "bfloat16",
-        "vocab_size": len(tokens),
+        "vocab_size": rows,
     } | roles
     tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -198,6 +212,13 @@ def _tokenizer(fields: Mapping[str, Any]) -> Any:
             AddedToken(token, special=True, normalized=False)
             for token, kind in zip(tokens, kinds, strict=True)
             if kind == _CONTROL
+        ]
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind == _USER_DEFINED
         ]
     )
     return tokenizer

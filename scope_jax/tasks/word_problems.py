@@ -92,7 +92,7 @@ SETTINGS = (
 )
 _START = "{who} has {n} {unit}."
 _QUESTION = "How many {unit} does {who} have in the end?"
-_ANSWER = re.compile(r"The answer is (\d+)\.?")
+_ANSWER = re.compile(r"The answer is ([0-9]{1,9})\.?")
 _FIELDS = {
     "who": r"(?P<who>[A-Z][a-z]+)",
     "other": r"(?P<other>[A-Z][a-z]+)",
@@ -135,11 +135,16 @@ class WordProblems(GeneratedDomain):
     styles = STYLES
 
     def __post_init__(self):
-        least = {"largest_count": 2, "largest_each": 2, "largest_amount": 2, "largest_total": 40}
-        for name, value in least.items():
-            if getattr(self, name) < value:
+        limits = {
+            "largest_count": (2, 99),
+            "largest_each": (2, 99),
+            "largest_amount": (2, self.largest_total),
+            "largest_total": (40, 9999),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
                 raise ValueError(
-                    f"word_problems: {name} {getattr(self, name)}: expected at least {value}"
+                    f"word_problems: {name} {getattr(self, name)}: expected {low} to {high}"
                 )
 
     # ---- problems
@@ -177,7 +182,7 @@ class WordProblems(GeneratedDomain):
         for number in range(k):
             while True:
                 form = draw.one_of(setting.forms)
-                # Two events in three are products: they are what makes a solution long.
+                # Products are drawn twice as often: they are what makes a solution long.
                 if not form.line and draw.between(0, 1):
                     continue
                 n = draw.between(2, self.largest_count if form.line else self.largest_amount)
@@ -219,18 +224,19 @@ class WordProblems(GeneratedDomain):
 
     def answer_of(self, completion: str) -> str | None:
         """The number of the last line, "The answer is 107."; None where it says something else."""
-        found = _ANSWER.fullmatch(completion.rstrip("\n").rsplit("\n", 1)[-1].strip())
+        found = _ANSWER.fullmatch(completion.rstrip().rsplit("\n", 1)[-1].strip())
         return found[1].lstrip("0") or "0" if found else None
 
     def answer_marker(self, step: str) -> bool:
         """Only the last line speaks of the answer."""
-        return "answer" in step
+        return "answer" in step.lower()
 
     def check_steps(
         self, problem: Problem, steps: Sequence[str], *, complete: bool = True
     ) -> list[bool]:
-        """One label per line: it has one equation, which is true and whose numbers are there to be
-        reckoned with (each once, added and taken away as the story says), or it gives the one
+        """One label per line: it has one equation (whole numbers, + - * with blanks around them),
+        which is true and whose numbers are there to be reckoned with (each once,
+        added and taken away as the story says), or it gives the one
         amount that is left as the answer and is the last one. After the first error everything is
         False. With `complete` a last line that does not give the answer is wrong."""
         states = {_state(self._parse_prompt(problem)[1])}
@@ -360,8 +366,16 @@ _PATTERNS = {form: _pattern(form.sentence) for form in FORMS}
 State = tuple[tuple[int, tuple[int, ...]], ...]
 Term = tuple[str, tuple[int, ...]]  # "+" or "-", one number or the two of a product
 
-_TERM = r"\d+(?: \* \d+)?"
-_EQUATION = re.compile(rf"({_TERM}(?: [+-] {_TERM})*) = (\d+)")
+# Numbers of the digits 0 to 9, and few of them: Python reads thousands of digits slowly or not at
+# all. What stands beside an equation must not belong to it: in "= 10.5" or "3 * 2 * 5 = 10" there
+# is another one than the pattern would see.
+_NUMBER = r"[0-9]{1,9}"
+_TERM = rf"{_NUMBER}(?: \* {_NUMBER})?"
+_EQUATION = re.compile(
+    rf"(?<![0-9.,])(?<![-+*/=] )(?<![-+*/=(])({_TERM}(?: [+-] {_TERM})*) = ({_NUMBER})"
+    r"(?![0-9]|[.,][0-9]| ?[-+*/=])"
+)
+_LONGEST_LINE = 400  # characters
 
 
 def _state(amounts: Sequence[Amount]) -> State:
@@ -371,7 +385,7 @@ def _state(amounts: Sequence[Amount]) -> State:
 def _equation(step: str) -> tuple[list[Term], int] | None:
     """(terms, result) of the one equation of a line; None where it has none, several, or one that
     says nothing (5 = 5)."""
-    found = _EQUATION.findall(step)
+    found = _EQUATION.findall(step) if len(step) <= _LONGEST_LINE else []
     if len(found) != 1 or step.count("=") != 1:
         return None
     parts = re.split(r" ([+-]) ", f" + {found[0][0]}")[1:]
@@ -406,7 +420,8 @@ def _used(state: State, terms: list[Term], result: int) -> Iterator[State]:
                 break
             left.remove(alike[0])
         else:
-            yield tuple(sorted([*left, (whole, (result,))]))
+            # Nothing is left, whichever way it is read.
+            yield tuple(sorted([*left, (whole if result else 1, (result,))]))
 
 
 # ---- lines
@@ -444,8 +459,9 @@ def _line_in_order(
                 break
     # What is at hand: the first amount, or what became of it.
     held = max((a for a in left if a[0] == 1), default=None)
-    rest = [a for a in left if a != held]
-    ordered = [*ordered, *rest]
+    if held is not None:
+        left.remove(held)  # once: another amount may be as large
+    ordered = [*ordered, *left]
     products = [a for a in ordered if len(a[1]) == 2]
     if products and (style == "products_first" or held is None or ordered[0] is products[0]):
         return _product(products[0], labels, unit)

@@ -90,7 +90,7 @@ def test_the_first_that_fits_with_a_tenth_to_spare(needs, limit, remat, line):
 def test_without_a_limit_nothing_is_computed_again_and_it_is_said():
     choice = first_that_fits(lambda _: pytest.fail("not asked"), None)
     assert choice == Choice("none", (), None)
-    assert choice.line() == "remat: none (the device does not say how much memory it has)"
+    assert choice.line() == "remat: none (how much memory the device has is not known)"
 
 
 def test_what_is_resident_counts():
@@ -253,5 +253,5 @@ def test_a_cpu_keeps_nothing_of_the_layers_of_a_large_model():
     assert remats_of("cpu", 300_000) == remats_of("gpu", 135_000_000) == recompute.REMATS
     assert first_that_fits(lambda remat: 5.0, 10.0, ("layer",)).remat == "layer"
     assert first_that_fits(lambda remat: 5.0, None, ("layer",)).line() == (
-        "remat: layer (the device does not say how much memory it has)"
+        "remat: layer (how much memory the device has is not known)"
     )

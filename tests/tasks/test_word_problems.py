@@ -55,6 +55,19 @@ def test_a_right_solution():
         (["3 * 4 = 12 and 20 - 12 = 8"], 0),  # two equations
         (["3 * 4 = 12 = 12"], 0),
         (["20 - 3 * 4 = 8", "8 + 15 = 23", "23 - 4 = 20", "20 + 0 = 20"], 2),
+        # A part of each is true; the whole is not, or is no equation of this notation.
+        (["3 * 4 = 12,000"], 0),
+        (["3 * 4 = 12.5"], 0),
+        (["3 * 4 = 12 * 3"], 0),
+        (["3 * 4 = 12 + 3"], 0),
+        (["2 * 3 * 4 = 12"], 0),
+        (["100 / 3 * 4 = 12"], 0),
+        (["-3 * 4 = 12"], 0),
+        (["1.3 * 4 = 12"], 0),
+        (["(2 -20 + 15 = 35"], 0),
+        (["3 * 4 = \u0661\u0662"], 0),  # other digits
+        (["3 * 4 = 1" + "0" * 5000], 0),
+        (["1 + " * 5000 + "1 = 2"], 0),
     ],
 )
 def test_lines(lines, good):
@@ -83,6 +96,9 @@ def test_the_end_of_a_solution():
         ("The answer is 019.", True),
         ("The answer is 19.\nThat is all.", False),
         ("The answer is 1.9", False),
+        ("The answer is 19.\n ", True),
+        ("The answer is \u0661\u0669.", False),
+        ("The answer is 1" + "0" * 5000 + ".", False),
         ("19", False),
         ("", False),
     ],
@@ -160,8 +176,9 @@ def test_problems_are_pure_and_splits_share_none():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"largest_each": 1}, "largest_each 1: expected at least 2"),
-        ({"largest_total": 3}, "largest_total 3: expected at least 40"),
+        ({"largest_each": 1}, "largest_each 1: expected 2 to 99"),
+        ({"largest_total": 3, "largest_amount": 3}, "largest_total 3: expected 40 to 9999"),
+        ({"largest_amount": 100}, "largest_amount 100: expected 2 to 99"),
         ({"largest": 3}, "config.task.options.largest: unknown"),
     ],
 )
@@ -195,3 +212,32 @@ def test_a_text_by_characters(tmp_path):
     save_tokenizer(character_tokenizer(DOMAIN.characters), tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.encode(RIGHT)) == RIGHT
+
+
+def test_two_amounts_of_one_size():
+    """A sum may be as large as what was there at first: a program still goes on."""
+    story = Problem(
+        "p",
+        "Leo has 20 shells. He finds 12 shells. He finds 8 shells. He loses 20 shells. How many"
+        " shells does Leo have in the end?",
+        "20",
+    )
+    steps = ["That makes 12 + 8 = 20 shells.\n"]
+    for style in STYLES:
+        written = list(steps)
+        rng = np.random.default_rng(0)
+        while (step := DOMAIN.next_step(story, written, rng, style)) is not None:
+            written.append(step)
+        assert DOMAIN.check_steps(story, written) == [True] * len(written)
+        assert DOMAIN.verify([story], ["".join(written)]) == [True]
+
+
+def test_nothing_is_left():
+    story = Problem(
+        "p",
+        "Jack has 48 shells. He gives 8 shells to each of 6 friends. How many shells does Jack have"
+        " in the end?",
+        "0",
+    )
+    for first in ("6 * 8 - 48 = 0\n", "48 - 6 * 8 = 0\n"):
+        assert DOMAIN.check_steps(story, [first, "The answer is 0."]) == [True, True]
