@@ -37,7 +37,7 @@ FLAGS = (
     cli.Flag(
         "cache", "directory of models, checkpoints, data and compiled programs", "cache", Path
     ),
-    cli.Flag("steps", "batches of each run (default: 25; with --real 20)", None, int),
+    cli.Flag("steps", "batches of each run (default: 25; with --real 16)", None, int),
 )
 
 

@@ -80,6 +80,6 @@ REAL = Demonstration(
     ),
     seeds=("0",),
     workdir="runs/real",
-    steps=20,
+    steps=16,
     checkpoints="word_problems",
 )
