@@ -1,5 +1,5 @@
 """Functions of the user and patterns, called in worker processes under a deadline and a limit of
-memory (`tasks.worker_pool`, `tasks.math_worker`)."""
+memory (`tasks.worker_pool`, `tasks.function_worker`)."""
 
 import dataclasses
 import os
@@ -42,7 +42,14 @@ class Functions(WorkerPool):
         mode = "reward" if part.is_function else "format"
         cores = max(1, min(8, (os.cpu_count() or 2) // 2))
         workers = cores if spec.workers is None else spec.workers
-        super().__init__([mode, *arguments], workers, spec.seconds, CALLS_PER_WORKER, start_seconds)
+        super().__init__(
+            [mode, *arguments],
+            workers,
+            spec.seconds,
+            CALLS_PER_WORKER,
+            start_seconds,
+            "function_worker.py",
+        )
         self._part = part
 
     def values(

@@ -46,7 +46,9 @@ def main() -> None:
                 return {"reason": f"{type(error).__name__}: {error}"[:200]}, ""
         return entries.score(request, functools.partial(worker_loop.arm, request["score_seconds"]))
 
-    worker_loop.serve(decide, source, sink, int(sys.argv[1]), "reasoning_gym")
+    worker_loop.limit_memory(int(sys.argv[1]))
+    worker_loop.limit_files()
+    worker_loop.serve(decide, source, sink, "reasoning_gym")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,12 @@ class FunctionVerifier(WorkerPool):
     ):
         search = [os.path.abspath(place) for place in sys.path]
         super().__init__(
-            ["0", function, *search], workers, seconds, items_per_worker, start_seconds
+            ["verdict", function, *search],
+            workers,
+            seconds,
+            items_per_worker,
+            start_seconds,
+            "function_worker.py",
         )
 
     def verify(

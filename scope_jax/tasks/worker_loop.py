@@ -7,7 +7,7 @@ big-endian length and that many bytes of JSON:
 
     child:  {"ready": true}
     parent: {"seconds": float, ...}
-    child:  {"verdict": any, "reason": str, "retire": bool}
+    child:  {"verdict": any, "reason": str, "detail": str, "retire": bool}
 
 It ends when stdin does.
 """
@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# (verdict, reason where it is None)
-Decision = tuple[Any, str]
+# (verdict, reason where it is None), and perhaps more words on the reason
+Decision = tuple[Any, ...]
 
 
 class OutOfTime(BaseException):
@@ -60,13 +60,10 @@ def serve(
     decide: Callable[[dict[str, Any]], Decision],
     source: BinaryIO,
     sink: BinaryIO,
-    memory_bytes: int,
     library: str,
 ) -> None:
-    """Answer requests until there are no more. `memory_bytes`: address space beyond what the
-    process has by now (imports start threads by the number of cores, each with space of its own).
-    `library`: whose exceptions they are that `decide` lets pass."""
-    _limit(memory_bytes)
+    """Answer requests until there are no more. `library`: whose exceptions they are that `decide`
+    lets pass. Set the limits before."""
     # Until here the parent could read why the start failed.
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     _send(sink, {"ready": True})
@@ -79,6 +76,7 @@ def _answer(
 ) -> dict[str, Any]:
     seconds = float(request["seconds"])
     armed, rang = True, False
+    detail: list[str] = []
 
     def out_of_time(signum: int, frame: object) -> None:
         nonlocal rang
@@ -89,7 +87,7 @@ def _answer(
     signal.signal(signal.SIGALRM, out_of_time)
     try:
         arm(0.9 * seconds, 0.1 * seconds + 5)  # the parent's deadline comes first
-        verdict, reason = decide(request)
+        verdict, reason, *detail = decide(request)
         armed = False
         if rang:  # a handler in between took it for an error of its own
             verdict, reason = None, "timeout"
@@ -106,7 +104,10 @@ def _answer(
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
-    return {"verdict": verdict, "reason": reason, "retire": reason == "out of memory"}
+    # What was stopped may have left its memory behind, where the next item would lack it.
+    retire = reason == "out of memory" or (verdict is None and _is_short_of_memory())
+    reply = {"verdict": verdict, "reason": reason, "retire": retire}
+    return reply | ({"detail": detail[0]} if detail else {})
 
 
 def _receive(source: BinaryIO) -> dict[str, Any] | None:
@@ -124,16 +125,35 @@ def _send(sink: BinaryIO, message: dict[str, Any]) -> None:
     sink.flush()
 
 
-def _limit(memory_bytes: int) -> None:
-    taken = 0
-    with contextlib.suppress(OSError, ValueError):  # a system without /proc
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for what, most in (
-        (resource.RLIMIT_AS, taken + memory_bytes),
-        (resource.RLIMIT_FSIZE, 0),  # no answer has a reason to write a file
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # a system without this limit; the deadline still holds
-            resource.setrlimit(what, (most, most))
+def limit_memory(growth: int) -> None:
+    """Let the process take `growth` bytes of address space beyond what it has by now (imports start
+    threads by the number of cores, each with space of its own). On a system that does not say how
+    much that is, nothing is limited; the deadline holds."""
+    _set_limit(resource.RLIMIT_CORE, 0)
+    if taken := _address_space():
+        _set_limit(resource.RLIMIT_AS, taken + growth)
+        _half_taken.append(taken + growth // 2)
+
+
+def limit_files() -> None:
+    """Let the process write no file: no answer has a reason to."""
+    _set_limit(resource.RLIMIT_FSIZE, 0)
+
+
+_half_taken: list[int] = []  # bytes at which half of the growth is used up, once that is limited
+
+
+def _is_short_of_memory() -> bool:
+    return bool(_half_taken) and _address_space() > _half_taken[-1]
+
+
+def _address_space() -> int:
+    """Bytes of address space in use; 0 on a system without /proc."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return 0
+
+
+def _set_limit(what: int, most: int) -> None:
+    with contextlib.suppress(ValueError, OSError):  # a system without it; the deadline holds
+        resource.setrlimit(what, (most, most))

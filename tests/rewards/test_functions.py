@@ -31,7 +31,10 @@ def by_word(problem, completion, token_ids):
             except BaseException: pass
     if completion == "allocate": return float(len(bytearray(1 << 31)) > 0)
     if completion == "hoard":
-        while True: KEPT.append(bytearray(1 << 24))
+        while True: KEPT.append(np.zeros(1 << 26, np.int8))
+    if completion == "keep and sleep":
+        KEPT.append(np.zeros(400 << 20, np.int8))
+        time.sleep(600)
     if completion == "kept": return float(len(KEPT) == 0)
     if completion == "some": return float(len(bytearray(1 << 26)) > 0)
     known = {"none": None, "text": "1", "nan": float("nan"), "inf": float("inf"), "list": [1],
@@ -89,6 +92,14 @@ REASONS = {
     "out_of_range": ["above", "below"],
 }
 VALUES = {"true": 1.0, "half": 0.5, "numpy": 0.25, "one": 1.0, "kept": 1.0, "some": 1.0}
+
+
+def test_a_process_that_was_stopped_with_its_memory_full_is_replaced():
+    spec = RewardSpec("my_rewards_test:by_word", seconds=1.0, memory_mb=512, workers=1)
+    with Reward(spec) as reward, pytest.warns(UserWarning, match="p0: timeout"):
+        judged = reward.judge(rows_of(["keep and sleep", "kept", "sleep", "kept"]))
+    assert np.isnan(judged.reward_B[[0, 2]]).all() and judged.reward_B[[1, 3]].tolist() == [1, 1]
+    assert judged.reasons["timeout"] == 2
 
 
 def test_every_reason_is_counted_and_costs_its_row_alone():
