@@ -27,7 +27,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from scope_jax import models, report, rollout, run, supervise, tasks, train
-from scope_jax.demo.settings import ARMS, CHECKPOINTS, REAL
+from scope_jax.demo.settings import CHECKPOINTS, REAL
 from scope_jax.demo.smollm2 import smollm2
 from scope_jax.text import encode_prompts, load_tokenizer
 
@@ -102,7 +102,7 @@ def arm(method):
     return run.read_metrics(FOLDER / method / "metrics.jsonl")
 
 
-for method in ARMS:
+for method in REAL.arms:
     rewards = [line["reward/mean"] for line in arm(method)]
     plt.plot([np.mean(rewards[max(0, i - 4) : i + 1]) for i in range(len(rewards))], label=method.upper())
 plt.gca().set(xlabel="batch", ylabel="share of right rollouts (mean of 5 batches)")

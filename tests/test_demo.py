@@ -70,10 +70,29 @@ def test_the_table_and_the_claims_by_hand():
     assert found["seconds per batch"] == ["-", "4.500 ± 0.000", "4.500 ± 0.000"]
     assert "entropy of the policy" not in found and "salvage rate" not in found  # nobody has them
     assert comparison.wins(runs) == [
-        "SCOPE fewer batches to the target: 1 of 2 seeds",  # the other arm never reached it
-        "SCOPE higher pass@1: 1 of 2 seeds",
-        "SCOPE higher pass@8: 0 of 2 seeds",
-        "SCOPE more distinct paths: 1 of 2 seeds",
+        # The other arm never reached it; nobody was evaluated at temperature 0.6.
+        "SCOPE fewer batches to the target than GRPO: 1 of 2 seeds",
+        "SCOPE higher pass@1 than GRPO: 1 of 2 seeds",
+        "SCOPE higher pass@8 than GRPO: 0 of 2 seeds",
+        "SCOPE more distinct paths than GRPO: 1 of 2 seeds",
+    ]
+
+
+def test_a_control_is_a_column_and_claims_of_its_own():
+    sharper = "eval_t0.6/pass@1"
+    runs = {
+        "grpo": [run([0.5] * 8, 0.4, **{sharper: 0.5})],
+        "policy_gradient": [run([0.5] * 8, 0.5, **{sharper: 0.75})],
+        "scope": [run([0.5] * 8, 0.5, **{sharper: 0.625})],
+    }
+    columns, rows = comparison.table({sharper: 0.25}, runs)
+    assert columns == ["", "base", "GRPO", "correction off", "SCOPE"]
+    assert ["pass@1, temperature 0.6", "0.250", "0.500", "0.750", "0.625"] in rows
+    assert comparison.wins(runs)[2:6] == [
+        "SCOPE higher pass@1 than GRPO: 1 of 1 seed",
+        "SCOPE higher pass@1 than correction off: 0 of 1 seed",
+        "SCOPE higher pass@1 at temperature 0.6 than GRPO: 1 of 1 seed",
+        "SCOPE higher pass@1 at temperature 0.6 than correction off: 0 of 1 seed",
     ]
 
 
@@ -99,7 +118,7 @@ def test_a_part_is_one_line_and_its_bars_are_gone(monkeypatch, capsys):
             outer.update(2)
         line.append("pass@1 0.500")
     said = capsys.readouterr()
-    assert said.out == "    base                0 s   pass@1 0.500\n"
+    assert said.out == "    base                      0 s   pass@1 0.500\n"
     assert "outer" in said.err and "inner" in said.err
     assert "\n" not in said.err and "\x1b[A" not in said.err  # all on one line
     assert said.err.endswith("\r") and not said.err.rstrip("\r").split("\r")[-1].strip()

@@ -1,8 +1,11 @@
 """Runs of several arms over several seeds, compared: a table, claims, curves."""
 
+import itertools
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from scope_jax.demo.settings import ARMS
 
 TARGET = 0.3  # mean reward that "batches to reach" asks for
 WINDOW = 5  # batches that a reward or a curve is averaged over
@@ -28,6 +31,8 @@ FIGURES = (
     Figure("pass@8, temperature 0.6", "eval_t0.6/pass@8", "final"),
     Figure("pass@1, longer problems", "eval_ood/pass@1", "final"),
     Figure("pass@8, longer problems", "eval_ood/pass@8", "final"),
+    Figure("pass@1, longer, temperature 0.6", "eval_ood_t0.6/pass@1", "final"),
+    Figure("pass@8, longer, temperature 0.6", "eval_ood_t0.6/pass@8", "final"),
     Figure("distinct solution paths per problem", "eval/diversity/distinct_paths", "final"),
     Figure("distinct paths, longer problems", "eval_ood/diversity/distinct_paths", "final"),
     Figure("entropy of the policy", "policy/entropy", "late"),
@@ -45,6 +50,7 @@ FIGURES = (
 CLAIMS = (
     ("fewer batches to the target", Figure("", "reward/mean", "reach"), False),
     ("higher pass@1", Figure("", "eval/pass@1", "final"), True),
+    ("higher pass@1 at temperature 0.6", Figure("", "eval_t0.6/pass@1", "final"), True),
     ("higher pass@8", Figure("", "eval/pass@8", "final"), True),
     ("more distinct paths", Figure("", "eval/diversity/distinct_paths", "final"), True),
 )
@@ -116,22 +122,26 @@ def table(base: dict[str, float], runs: Runs) -> tuple[list[str], list[list[str]
             for arm, lines in runs.items()
         ]
         rows.append([figure.title, f"{base[figure.metric]:.3f}" if has_start else "-", *cells])
-    return ["", "base", *(arm.upper() for arm in runs)], rows
+    return ["", "base", *(ARMS[arm] for arm in runs)], rows
 
 
 def wins(runs: Runs) -> list[str]:
-    """On how many seeds SCOPE is ahead, claim by claim."""
+    """On how many seeds SCOPE is ahead of each other arm, claim by claim; those for which no run
+    has a figure are left out."""
     lines = []
-    for claim, figure, more_is_better in CLAIMS:
+    rivals = [arm for arm in runs if arm != "scope"]
+    for (claim, figure, more_is_better), rival in itertools.product(CLAIMS, rivals):
         pairs = [
-            (figure_of(scope, figure), figure_of(grpo, figure))
-            for scope, grpo in zip(runs["scope"], runs["grpo"], strict=True)
+            (figure_of(scope, figure), figure_of(other, figure))
+            for scope, other in zip(runs["scope"], runs[rival], strict=True)
         ]
+        if figure.kind == "final" and np.isnan(pairs).all():
+            continue
         # A run that never reached the target took more updates than any that did.
         sign = 1.0 if more_is_better else -1.0
         ranked = [tuple(-np.inf if np.isnan(v) else sign * v for v in pair) for pair in pairs]
         ahead = sum(ours > theirs for ours, theirs in ranked)
-        lines.append(f"SCOPE {claim}: {ahead} of {count(len(pairs), 'seed')}")
+        lines.append(f"SCOPE {claim} than {ARMS[rival]}: {ahead} of {count(len(pairs), 'seed')}")
     return lines
 
 
@@ -150,7 +160,7 @@ def curves(runs: Runs) -> list[dict[str, Any]]:
                 mean = np.full(window, 1 / window)
                 smooth = [np.convolve(line, mean, mode="valid").tolist() for line in lines]
                 x = list(range(window, window + len(smooth[0])))
-                series.append({"label": arm.upper(), "x": x, "y_by_seed": smooth})
+                series.append({"label": ARMS[arm], "x": x, "y_by_seed": smooth})
         if series:
             x_label = f"batches (mean of {window})"
             shown.append({"title": title, "x_label": x_label, "series": series})

@@ -41,7 +41,7 @@ def play(
     not made from nothing."""
     begin = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    for arm, seed in itertools.product(ARMS, seeds):
+    for arm, seed in itertools.product(shown.arms, seeds):
         _check_steps(workdir / f"{arm}_{seed}" / "config.json", steps or shown.steps)
 
     folder = shown.folder(cache)
@@ -60,10 +60,10 @@ def play(
         base = base_figures(config, task, workdir / "base.json")
         line.append(_pass_rates(base))
 
-    _say(f"3/4 training, {' and '.join(arm.upper() for arm in ARMS)} from the same base")
-    runs: Runs = {arm: [] for arm in ARMS}
-    for seed, arm in itertools.product(seeds, ARMS):
-        with _line(f"{arm}, seed {seed}") as line:
+    _say(f"3/4 training, {', '.join(ARMS[arm] for arm in shown.arms)}, from the same base")
+    runs: Runs = {arm: [] for arm in shown.arms}
+    for seed, arm in itertools.product(seeds, shown.arms):
+        with _line(f"{ARMS[arm]}, seed {seed}") as line:
             directory = workdir / f"{arm}_{seed}"
             train(shown.arm_config(arm, seed, cache, steps), directory)
             runs[arm].append(read_metrics(directory / "metrics.jsonl"))
@@ -97,7 +97,7 @@ def play(
     _say("\n" + plain(columns, rows) + "\n\n" + "\n".join(findings))
     _say(f"\nreport: {path}")
     _say(
-        f"done: {count(len(seeds) * len(ARMS), 'run')} in {time.monotonic() - begin:.0f} s,"
+        f"done: {count(len(seeds) * len(shown.arms), 'run')} in {time.monotonic() - begin:.0f} s,"
         f" {made - begin:.0f} s of them for checkpoints; open the report in a browser"
     )
     return path
@@ -159,7 +159,7 @@ def _line(name: str) -> Iterator[list[str]]:
     texts: list[str] = []
     with transient_progress(), contextlib.redirect_stdout(io.StringIO()):
         yield texts
-    _say(f"    {name:<16}{time.monotonic() - begin:>5.0f} s   {', '.join(texts)}".rstrip())
+    _say(f"    {name:<22}{time.monotonic() - begin:>5.0f} s   {', '.join(texts)}".rstrip())
 
 
 def _pass_rates(figures: dict[str, Any]) -> str:

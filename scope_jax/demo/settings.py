@@ -8,12 +8,14 @@ from scope_jax.configs.checkpoints import get_config as checkpoint_config
 from scope_jax.configs.run import get_config as run_config
 
 CHECKPOINTS = ("base", "teacher", "prm")
-ARMS = ("grpo", "scope")
+# Methods of configs/methods.py, and what they are called. SCOPE's own objective with nothing
+# corrected tells what the correction adds and what the objective.
+ARMS = {"grpo": "GRPO", "policy_gradient": "correction off", "scope": "SCOPE"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """GRPO and SCOPE on one task."""
+    """GRPO and SCOPE on one task, beside a control where `arms` has it."""
 
     task: str  # of configs/run.py
     title: str
@@ -22,6 +24,7 @@ class Demonstration:
     workdir: str
     steps: int  # batches of each run
     checkpoints: str = ""  # folder in the cache's
+    arms: tuple[str, ...] = ("grpo", "scope")
 
     def folder(self, cache: Path) -> Path:
         """Where its checkpoints are."""
@@ -49,22 +52,26 @@ class Demonstration:
             config.models.teacher = str(folder / "teacher")
             config.models.prm = str(folder / "prm")
         config.steps = steps or self.steps
+        config.evaluation.more_temperatures = (0.6,)
         return config
 
 
 _RESCUE = (
     "Failed rollouts are rescued at their first wrong step: a process reward model finds it, a"
-    " teacher corrects that one step, the policy goes on from there. GRPO and SCOPE start from the"
-    " same base, with equal rollouts and updates (two for each batch)."
+    " teacher corrects that one step, the policy goes on from there. All runs start from the same"
+    " base, with equal rollouts and updates (two for each batch)."
 )
 
 EMBEDDED = Demonstration(
     task="arithmetic",
     title="SCOPE on signed terms",
-    intro=_RESCUE,
+    intro=_RESCUE
+    + " 'Correction off' is SCOPE's objective with nothing rescued: what SCOPE has beyond it is the"
+    " correction's worth, what it has beyond GRPO itself is the objective's.",
     seeds=("0", "1", "2"),
     workdir="runs/demo",
     steps=25,
+    arms=("grpo", "policy_gradient", "scope"),
 )
 
 REAL = Demonstration(
