@@ -8,7 +8,7 @@ or sft or prm of math.
 Both forms are the same. `make demo` and the sweeps make those of the embedded tasks by themselves.
 """
 
-from scope_jax.configs.tasks import CACHE, MATH_TEST
+from scope_jax.configs.tasks import CACHE, MATH_TEST, STORY_NUMBERS
 from scope_jax.configuration.supervision import default_config
 
 
@@ -127,7 +127,8 @@ def _word_problems(config):
     config.micro_batches = 2
     config.chat = True
     config.task.name = "word_problems"
-    config.fresh.lengths = (2, 3)
+    config.task.options = dict(STORY_NUMBERS)
+    config.fresh.lengths = (2, 3, 4)
     config.optimizer.warmup_steps = 5
     config.checkpoint.every = 20
     return config
@@ -140,7 +141,7 @@ def word_problems_base():
     config.steps = 60
     config.start = "cache/models/SmolLM2-135M-Instruct"
     config.target.style = "varied"
-    config.target.max_tokens = 176
+    config.target.max_tokens = 208
     config.optimizer.learning_rate = 5e-4
     return config
 

@@ -86,6 +86,15 @@ def countdown() -> ConfigDict:
     return config
 
 
+# Small numbers: with larger ones a small model's errors are of arithmetic, each of its own kind.
+STORY_NUMBERS = {
+    "largest_count": 5,
+    "largest_each": 5,
+    "largest_amount": 10,
+    "largest_total": 50,
+}
+
+
 def word_problems() -> ConfigDict:
     """Word problems in English for a small language model: two or three events, three to seven
     lines of solution; two updates for each batch."""
@@ -93,7 +102,7 @@ def word_problems() -> ConfigDict:
     config.steps = 20
     config.task.name = "word_problems"
     config.task.data = "cache/tfds"
-    config.task.options = {"lengths": (2, 3), "ood_lengths": (4,)}
+    config.task.options = {"lengths": (2, 3), "ood_lengths": (4,), **STORY_NUMBERS}
     config.models.policy = f"{CACHE}/word_problems/base"
     config.rollout.chat = True
     config.rollout.prompts = 6
@@ -102,7 +111,7 @@ def word_problems() -> ConfigDict:
     config.rollout.new_tokens = 112
     config.loss.normaliser = "token"
     config.loss.old_logp = "sampler"
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 3
     config.optimizer.b2 = 0.98
     config.training.mini_batches = 2

@@ -48,8 +48,8 @@ if [[ -n "${DRY_RUN:-}" ]]; then
   exit 0
 fi
 
-# Checkpoints are local directories: nothing is looked up. Compiled programs are kept, so that going on starts sooner.
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Compiled programs are kept, so that going on starts sooner.
+export TOKENIZERS_PARALLELISM=false
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/scope_jax/compiled}"
 
 # The trainer takes the place of this script: a signal sent to the script stops it properly, and its exit code is the script's.

@@ -129,7 +129,7 @@ supervise() {
   if [[ -n "$interrupted" ]]; then finish 75; fi
   secrets
   # As in run_local.sh.
-  export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+  export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/scope_jax/compiled}"
   .venv/bin/python -m scope_jax.train --config="$config" --workdir="runs/$run" "${extra[@]}" "$@" &
   child=$!

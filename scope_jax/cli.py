@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from scope_jax import hub
 from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.devices import hosts, watch
@@ -84,7 +85,9 @@ def run(
             set_value(schema, config, name, text)
         # Before `connect`, which asks for the devices.
         named = [getattr(values, "model", None), *models_of(config)]
-        use_cpu_cores(0 if divides_devices(config) else max(map(weights_of, named)))
+        if values.distributed:  # what a name means is agreed on afterwards
+            named = [place for place in named if place and not hub.is_name(place)]
+        use_cpu_cores(0 if divides_devices(config) else max(map(weights_of, named), default=0))
         hosts.connect(values.distributed)
         if workdir and not values.workdir:
             raise ValueError("--workdir is missing; give the directory to write")

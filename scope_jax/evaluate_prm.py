@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scope_jax import cli
+from scope_jax import cli, hub
 from scope_jax.correction import first_error
 from scope_jax.data.processbench import LabelledSolution, Subset, load_processbench
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
@@ -192,7 +192,8 @@ def checkpoint_hash(directory: str | Path) -> str:
     """SHA-256 over config.json and the weight files, names included: which checkpoint a record is
     about."""
     total = hashlib.sha256()
-    for path in sorted([Path(directory) / "config.json", *Path(directory).glob("*.safetensors")]):
+    folder = hub.local(directory)
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         with path.open("rb") as file:
             total.update(
                 f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from scope_jax import cli, learning, models, rollout, tasks
+from scope_jax import cli, hub, learning, models, rollout, tasks
 from scope_jax.configuration.renamed import upgraded_supervised
 from scope_jax.configuration.supervision import (
     PolicyTarget,
@@ -39,7 +39,14 @@ from scope_jax.devices.hosts import any_process, is_main, wait_for_all
 from scope_jax.devices.mesh import make_mesh, put_rows
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
-from scope_jax.run import StopSignal, check_workdir, prepare_workdir, profile
+from scope_jax.run import (
+    StopSignal,
+    check_workdir,
+    names_of_run,
+    prepare_workdir,
+    profile,
+    record_names,
+)
 from scope_jax.run.lock import locked
 from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import Keeping, Session, finished_summary, write_summary
@@ -92,12 +99,14 @@ def supervise(
     precision = matmul_precision(settings.matmul_precision)
     with jax.set_mesh(mesh), precision:
         # Everything that can be refused without weights is, before anything is written.
-        if isinstance(settings.target, PolicyTarget):
-            training = _planned_policy(settings, settings.target, workdir, mesh, profiled)
-        else:
-            training = _planned_prm(settings, settings.target, workdir, mesh, profiled)
+        with hub.pinned(names_of_run(workdir)):
+            if isinstance(settings.target, PolicyTarget):
+                training = _planned_policy(settings, settings.target, workdir, mesh, profiled)
+            else:
+                training = _planned_prm(settings, settings.target, workdir, mesh, profiled)
         with locked(workdir):
             prepare_workdir(workdir, written, **compared)
+            record_names(workdir)
             summary = training()
     summary = write_summary(workdir, summary)
     if is_main():

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from scope_jax import cli, learning, streams
+from scope_jax import cli, hub, learning, streams
 from scope_jax.configuration import (
     Luffy,
     Relift,
@@ -40,10 +40,12 @@ from scope_jax.run import (
     StopSignal,
     check_workdir,
     config_changes,
+    names_of_run,
     prepare_workdir,
     profile,
     read_metrics,
     record_config,
+    record_names,
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
@@ -119,9 +121,11 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         check_workdir(workdir, written, allow=allow_changed, **compared)
-        actors = load_actors(settings, mesh, workdir)
+        with hub.pinned(names_of_run(workdir)):
+            actors = load_actors(settings, mesh, workdir)
         with contextlib.closing(actors.reward), locked(workdir):
             workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
+            record_names(workdir)
             if actors.task.contamination is not None:
                 text = json.dumps(actors.task.contamination, indent=2) + "\n"
                 write_atomically(workdir / "decontamination.json", text)

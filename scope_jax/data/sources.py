@@ -16,10 +16,11 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from scope_jax import hub
 from scope_jax.data import files
 from scope_jax.data.fields import answer_text, id_text, shortest, text_of
 from scope_jax.data.problems import Distinct, Problems
-from scope_jax.data.rows import columns, rows
+from scope_jax.data.rows import SUFFIXES, columns, rows
 from scope_jax.tasks.answers import hash_answer, last_boxed
 from scope_jax.tasks.domain import Problem
 from scope_jax.tasks.visible import is_visible
@@ -38,7 +39,7 @@ class Source:
     """One source of problems, checked when it is made; every field can be set in a config."""
 
     path: str
-    """A file or a directory, local or gs://."""
+    """A file or a directory, local or gs://, or the name of a data set of the Hugging Face hub."""
     kind: str = "auto"
     """One of KINDS; `auto` looks at what is there."""
     split: str = "train"
@@ -106,7 +107,9 @@ def source_of(settings: Mapping[str, Any], where: str, data: str | None = None) 
     values = {"path": "", **settings}
     path = str(values["path"])
     if data and path and "://" not in path and not pathlib.PurePath(path).is_absolute():
-        path = f"{data.rstrip('/')}/{path}"
+        below = f"{data.rstrip('/')}/{path}"
+        if not _is_name(path) or "://" in data or pathlib.Path(below).exists():
+            path = below
     try:
         # Pairs stand for a mapping too: a key of a config cannot hold the dots of a path.
         tables = {name: dict(values.get(name, {})) for name in ("fields", "where")}
@@ -237,9 +240,19 @@ def problem_of(
 # ---- rows
 
 
+def _local(path: str) -> str:
+    """Where a name of the hub is cached (`scope_jax.hub`); any other path as it is."""
+    return str(hub.local(path, "dataset")) if _is_name(path) else path
+
+
+def _is_name(path: str) -> bool:
+    """Whether it can only be a name of the hub; `folder/file.jsonl` is a file that is missing."""
+    return "://" not in path and not path.endswith(SUFFIXES) and hub.is_name(path)
+
+
 def _rows(source: Source, names: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     """(place for messages, default id, row) of a source."""
-    path = files.any_path(source.path)
+    path = files.any_path(_local(source.path))
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
     except ImportError as error:

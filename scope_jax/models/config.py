@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from scope_jax import types
+from scope_jax import hub, types
 from scope_jax.models.kinds import check_kinds, end_ids_of, read_object
 from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, read_theta, write_rope
 
@@ -180,18 +180,18 @@ class ModelConfig:
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """ModelConfig of a Hugging Face directory. Both generations of `config.json` are read:
-    `rope_theta` and `rope_scaling` at the top level (published checkpoints) and `rope_parameters`
-    (transformers 5).
+    """ModelConfig of a Hugging Face directory, or of a name of the hub (`scope_jax.hub`). Both
+    generations of `config.json` are read: `rope_theta` and `rope_scaling` at the top level
+    (published checkpoints) and `rope_parameters` (transformers 5).
 
     Raises FileNotFoundError without the directory or its `config.json`, ValueError for what is
     not supported.
     """
-    path = Path(directory) / "config.json"
+    path = hub.local(directory) / "config.json"
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"{directory}: no such model directory; give a Hugging Face directory (config.json,"
-            " *.safetensors)"
+            " *.safetensors), or a name of the hub such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     if not path.is_file():
         raise FileNotFoundError(

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from scope_jax import hub
 from scope_jax.devices.current import current_mesh
 from scope_jax.devices.hosts import is_main, wait_for_all
 from scope_jax.devices.mesh import assert_sharded, make_mesh, sharding, to_host
@@ -62,9 +63,10 @@ def load(
     mesh: Mesh | None = None,
     weights: Literal["auto", "int8"] = "auto",
 ) -> tuple[ModelConfig, Params]:
-    """(config, params) of a Hugging Face directory, laid out on `mesh` (default: the mesh that is
-    set, else one device). `weights` int8: see `ModelConfig.weights`; they are rounded on the way,
-    from what the files hold, so that the full ones are never on a device.
+    """(config, params) of a Hugging Face directory, or a name of the hub, laid out on `mesh`
+    (default: the mesh that is set, else one device). `weights` int8: see `ModelConfig.weights`;
+    they are rounded on the way, from what the files hold, so that the full ones are never on a
+    device.
 
     Every tensor of the files must be expected and every expected tensor present with its shape, in
     float32, bfloat16 or float16; an unused head and rotary tables are skipped with a warning that
@@ -72,7 +74,7 @@ def load(
     FileNotFoundError for a missing directory or file, ValueError naming the file, and the tensor
     where one is missing, too many, of another shape or not finite.
     """
-    directory = Path(directory)
+    directory = hub.local(directory)
     config = read_config(directory)
     mesh = mesh or current_mesh()
     files, skipped = _checked(directory, config)
@@ -108,7 +110,7 @@ def load(
 def check_files(directory: str | Path) -> None:
     """What `load` refuses before it reads a weight: `config.json`, and the names, shapes and dtypes
     of the tensors in the files' headers. Raises as `load` does."""
-    _checked(Path(directory), read_config(directory))
+    _checked(hub.local(directory), read_config(directory))
 
 
 def _checked(directory: Path, config: ModelConfig) -> tuple[dict[str, tuple[Path, str]], list[str]]:

@@ -11,8 +11,10 @@ from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.workdir import (
     check_workdir,
     config_changes,
+    names_of_run,
     prepare_workdir,
     record_config,
+    record_names,
     try_place,
     write_atomically,
 )
@@ -29,10 +31,12 @@ __all__ = [
     "StorageError",
     "check_workdir",
     "config_changes",
+    "names_of_run",
     "prepare_workdir",
     "progress",
     "read_metrics",
     "record_config",
+    "record_names",
     "try_place",
     "write_atomically",
 ]

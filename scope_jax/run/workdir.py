@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scope_jax import hub
 from scope_jax.devices.hosts import is_main
 
 # From flat settings as an earlier version named them to today's.
@@ -152,6 +153,19 @@ def record_config(
     )
     write_atomically(history, f"{before}{line}\n")
     write_atomically(pathlib.Path(workdir) / "config.json", _as_text(config, history) + "\n")
+
+
+def names_of_run(workdir: str | os.PathLike) -> dict[str, str]:
+    """The commits of the hub's names that a run began with (`record_names`); empty where it has
+    not begun, or names none."""
+    path = pathlib.Path(workdir) / "hub.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def record_names(workdir: str | os.PathLike) -> None:
+    """Write the commits of the names that were looked up (`hub.commits`) to `hub.json`."""
+    if found := {**names_of_run(workdir), **hub.commits()}:
+        write_atomically(pathlib.Path(workdir) / "hub.json", json.dumps(found, indent=2) + "\n")
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from scope_jax import hub
 from scope_jax.text.chat import chat_prompts
 from scope_jax.text.probe import check_tokenizer
 
@@ -91,13 +92,13 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", directory: str | pathli
 
 
 def load_tokenizer(directory: str | pathlib.Path) -> "PreTrainedTokenizerBase":
-    """`AutoTokenizer` from a local directory: no network, no code from the checkpoint.
+    """`AutoTokenizer` from a directory, or a name of the hub: no code from the checkpoint.
 
     A directory with sentencepiece's tokenizer.model and no configuration of the tokenizer will do.
     Raises FileNotFoundError where there is none, ValueError where it cannot be read, or is read in
     another way than its files say (`check_tokenizer`).
     """
-    directory = pathlib.Path(directory)
+    directory = hub.local(directory)
 
     def has(name: str) -> bool:
         return (directory / name).is_file()

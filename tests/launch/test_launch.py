@@ -311,7 +311,8 @@ def run_local(folder, python, **environment):
 
 def test_a_local_run_ends_as_its_trainer_does_and_keeps_a_log(tmp_path):
     started = run_local(
-        tmp_path, "import os, sys\nprint(sys.argv[1:], os.environ['HF_HUB_OFFLINE'])\nsys.exit(75)"
+        tmp_path,
+        "import os, sys\nprint(sys.argv[1:], os.environ['TOKENIZERS_PARALLELISM'])\nsys.exit(75)",
     )
     said, _ = started.communicate(timeout=30)
     words = [
@@ -323,7 +324,7 @@ def test_a_local_run_ends_as_its_trainer_does_and_keeps_a_log(tmp_path):
     ]
     assert (
         started.returncode == 75
-        and said == f"{words} 1\n"
+        and said == f"{words} false\n"
         and (tmp_path / "my run" / "run.log").read_text() == said
     )
 

@@ -56,7 +56,7 @@ def train(words: list[str]) -> int:
     start = max(whole, default=0)
     seen = {
         key: os.environ.get(key)
-        for key in ("TEACHER_KEY", "HF_HUB_OFFLINE", "JAX_COMPILATION_CACHE_DIR")
+        for key in ("TEACHER_KEY", "TOKENIZERS_PARALLELISM", "JAX_COMPILATION_CACHE_DIR")
     }
     starts = cloud / "starts"
     before = (

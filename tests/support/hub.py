@@ -1,0 +1,167 @@
+"""A stand-in for the Hugging Face hub on loopback: the parts of its API that downloads and uploads
+use, in the shapes that huggingface.co answers with."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+
+@dataclasses.dataclass
+class Repository:
+    """Files by commit, and what branches and tags point at."""
+
+    commits: dict[str, dict[str, bytes]]
+    refs: dict[str, str]
+    gated: bool = False
+
+    def files(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commit = self.refs.get(revision, revision)
+        return (commit, self.commits[commit]) if commit in self.commits else None
+
+
+@dataclasses.dataclass
+class Hub:
+    """Repositories by "models/ORGANISATION/NAME" or "datasets/...". `cut`: bytes after which
+    downloads of weights end. `served`: the files that were sent, and from which byte on."""
+
+    repositories: dict[str, Repository] = dataclasses.field(default_factory=dict)
+    cut: int | None = None
+    served: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    url: str = ""
+
+    def add(self, name: str, files: dict[str, bytes], commit: str = "a" * 40, **more) -> Repository:
+        found = Repository({commit: files}, {"main": commit}, **more)
+        self.repositories[name] = found
+        return found
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def error(self, status: int, code: str, words: str) -> None:
+            body = json.dumps({"error": words}).encode()
+            self.answer(status, body, X_Error_Code=code, X_Error_Message=words)
+
+        def find(self, kind: str, name: str, revision: str):
+            repository = hub.repositories.get(f"{kind}/{name}")
+            if repository is None:
+                # The hub does not tell strangers what exists.
+                self.error(401, "RepoNotFound", "Repository not found")
+            elif repository.gated:
+                self.error(403, "GatedRepo", f"Access to {kind[:-1]} {name} is restricted.")
+            elif (found := repository.files(revision)) is None:
+                self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            else:
+                return found
+            return None
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path).strip("/")
+            parts = path.split("/")
+            if parts[0] == "api":
+                self.api(parts[1], "/".join(parts[2:4]), parts[4:])
+            else:
+                kind = "datasets" if parts[0] == "datasets" else "models"
+                parts = parts[1:] if kind == "datasets" else parts
+                name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+                self.file(kind, name, revision, file)
+
+        def api(self, kind: str, name: str, rest: list[str]) -> None:
+            found = self.find(kind, name, rest[1] if rest else "main")
+            if found is None:
+                return
+            commit, files = found
+            if rest[:1] == ["tree"]:
+                listed = [
+                    {"type": "file", "path": path, "size": len(content), "oid": _etag(content)[:40]}
+                    for path, content in files.items()
+                ]
+                body = json.dumps(listed).encode()
+            else:
+                siblings = [{"rfilename": path} for path in files]
+                body = json.dumps(
+                    {"id": name, "sha": commit, "private": False, "siblings": siblings, "tags": []}
+                ).encode()
+            self.answer(200, body, Content_Type="application/json")
+
+        def file(self, kind: str, name: str, revision: str, file: str) -> None:
+            found = self.find(kind, name, revision)
+            if found is None:
+                return
+            commit, files = found
+            if file not in files:
+                self.error(404, "EntryNotFound", "Entry not found")
+                return
+            content = files[file]
+            begin = 0
+            if asked := self.headers.get("Range"):
+                begin = int(asked.removeprefix("bytes=").split("-")[0])
+            self.send_response(206 if begin else 200)
+            self.send_header("ETag", f'"{_etag(content)}"')
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("Accept-Ranges", "bytes")
+            if begin:
+                end = len(content)
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{end}")
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            hub.served.append((f"{name}/{file}", begin))
+            if hub.cut is not None and file.endswith(".safetensors"):
+                self.wfile.write(content[begin : hub.cut])
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.close()
+                return
+            self.wfile.write(content[begin:])
+
+    return Handler
+
+
+@contextlib.contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, cache) -> Iterator[Hub]:
+    """A hub, and `huggingface_hub` in this process pointed at it, with a cache of its own."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
