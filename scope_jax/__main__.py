@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate-suites",
     "evaluate-prm",
     "demo",
+    "publish",
     "fit",
     "sweep",
 )

@@ -175,12 +175,12 @@ def _check(shown: str, name: str, revision: str | None, kind: Kind) -> str | Non
         ) from None
     except errors.HFValidationError as error:
         raise FileNotFoundError(
-            f"{shown}: no such directory, and no name: {_line(error)}"
+            f"{shown}: no such directory, and no name: {one_line(error)}"
         ) from None
     except Exception as error:
-        if not _is_of_the_network(error):
+        if not is_of_the_network(error):
             raise
-        return f"cannot be reached ({_line(error)})"
+        return f"cannot be reached ({one_line(error)})"
     if kind == "model":
         _check_safetensors(
             shown, [entry.rfilename for entry in getattr(info, "siblings", None) or ()]
@@ -214,25 +214,25 @@ def _download(shown: str, name: str, revision: str | None, kind: Kind, why_not: 
             ignore_patterns=["*/*"] if kind == "model" else None,
         )
     except Exception as error:
-        if not _is_of_the_network(error):
+        if not is_of_the_network(error):
             raise
         if why_not is not None:
             words = f"no such directory, the hub {why_not} and its cache has no such {kind}"
             raise StorageError(f"{shown}: {words}") from None
         raise StorageError(
-            f"{shown}: the download was cut ({_line(error)}); files that came whole are kept: start"
-            " the same command again"
+            f"{shown}: the download was cut ({one_line(error)}); files that came whole are kept:"
+            " start the same command again"
         ) from None
 
 
-def _is_of_the_network(error: Exception) -> bool:
+def is_of_the_network(error: Exception) -> bool:
     """Whether it is a failure to reach the hub or the disk, and none of the program. Which library
     the hub's client sends requests with depends on its version."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in ("httpx", "httpx2", "requests", "urllib3")
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     words = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 

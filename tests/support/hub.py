@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face hub on loopback: the parts of its API that downloads and uploads
 use, in the shapes that huggingface.co answers with."""
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -35,6 +36,7 @@ class Hub:
     repositories: dict[str, Repository] = dataclasses.field(default_factory=dict)
     cut: int | None = None
     served: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    uploaded: dict[str, bytes] = dataclasses.field(default_factory=dict)
     url: str = ""
 
     def add(self, name: str, files: dict[str, bytes], commit: str = "a" * 40, **more) -> Repository:
@@ -94,6 +96,69 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
                 self.file(kind, name, revision, file)
 
+        def do_POST(self):
+            path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path).strip("/")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if path == "api/validate-yaml":
+                self.json({"errors": [], "warnings": []})
+            elif self.headers.get("Authorization") != "Bearer of-a-writer":
+                self.error(401, "", "Invalid username or password.")
+            elif path == "api/repos/create":
+                asked = json.loads(body)
+                name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
+                hub.repositories.setdefault(f"models/{name}", Repository({}, {}))
+                self.json({"url": f"{hub.url}/{name}", "name": name, "id": name})
+            elif path.endswith("/info/lfs/objects/batch"):
+                self.json(
+                    {
+                        "transfer": "basic",
+                        "objects": [
+                            {
+                                **wanted,
+                                "actions": {"upload": {"href": f"{hub.url}/lfs/{wanted['oid']}"}},
+                            }
+                            for wanted in json.loads(body)["objects"]
+                        ],
+                    }
+                )
+            elif "/preupload/" in path:
+                how = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+                self.json({"files": how})
+            else:
+                assert "/commit/" in path, path
+                self.commit("/".join(path.split("/")[1:4]), body)
+
+        def do_PUT(self):
+            oid = self.path.rsplit("/", 1)[1]
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            assert _etag(content) == oid
+            hub.uploaded[oid] = content
+            self.answer(200)
+
+        def commit(self, key: str, body: bytes) -> None:
+            files = {}
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                value = entry["value"]
+                if entry["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    files[value["path"]] = hub.uploaded[value["oid"]]
+            repository = hub.repositories[key]
+            repository.commits["c" * 40], repository.refs["main"] = files, "c" * 40
+            address = f"{hub.url}/{key.removeprefix('models/')}/commit/{'c' * 40}"
+            self.json({"success": True, "commitOid": "c" * 40, "commitUrl": address})
+
+        def json(self, answer: object) -> None:
+            self.answer(200, json.dumps(answer).encode(), Content_Type="application/json")
+
         def api(self, kind: str, name: str, rest: list[str]) -> None:
             found = self.find(kind, name, rest[1] if rest else "main")
             if found is None:
@@ -104,13 +169,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     {"type": "file", "path": path, "size": len(content), "oid": _etag(content)[:40]}
                     for path, content in files.items()
                 ]
-                body = json.dumps(listed).encode()
+                self.json(listed)
             else:
                 siblings = [{"rfilename": path} for path in files]
-                body = json.dumps(
-                    {"id": name, "sha": commit, "private": False, "siblings": siblings, "tags": []}
-                ).encode()
-            self.answer(200, body, Content_Type="application/json")
+                told = {"id": name, "sha": commit, "private": False, "tags": []}
+                self.json({**told, "siblings": siblings})
 
         def file(self, kind: str, name: str, revision: str, file: str) -> None:
             found = self.find(kind, name, revision)
@@ -160,6 +223,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, cache) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # plain HTTP, as mirrors speak it
     try:
         yield hub
     finally:
