@@ -116,7 +116,7 @@ def word_problems() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.training.mini_batches = 2
     config.training.micro_batches = 3
-    config.evaluation.problems = 48
+    config.evaluation.problems = 64
     config.evaluation.ood_problems = 0
     config.evaluation.more_temperatures = (0.6,)
     config.evaluation.rows_at_once = 256
