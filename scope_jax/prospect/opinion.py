@@ -127,7 +127,7 @@ def trust(figures: Figures) -> str:
             f" the right rows.{alarm}"
         )
     exact, later = found.exact / found.errors, found.later / found.errors
-    said = f"{capital(who)} finds {round(10 * exact)} of 10 first errors exactly"
+    said = f"{capital(who)} finds {percent(exact)} of the first errors exactly"
     if exact < EXACT:
         said += ": fewer than in any run measured"
     if later > LATER:
@@ -161,7 +161,10 @@ def success(figures: Figures) -> str:
         said += ": between the runs that were ahead of GRPO (0.24 and more) and those level with it"
         said += " (0.10)"
     before, after = percent(figures.dead_before), percent(figures.dead_after)
-    return f"{said}. Groups without an advantage: {before} before, {after} after."
+    said += f". Groups without an advantage: {before} before, {after} after."
+    if figures.dead_after > figures.dead_before:
+        said += " Rescues make whole groups right: set method.select.keep_failure."
+    return said
 
 
 def salvage(rescues: Rescues) -> float:

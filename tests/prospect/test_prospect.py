@@ -127,7 +127,7 @@ def test_the_command_line(checkpoints: Tiny, measured: Prospect):
             "config.method.tail = 'none' leaves rows that nothing verifies",
         ),
         ("scope", {"models.prm": None}, 8, "config.models.prm is None"),
-        ("scope", {"models.teacher": "none"}, 8, "none: no such model directory"),
+        ("scope", {"models.teacher": "nowhere"}, 8, "nowhere: no such model directory"),
         ("scope", {"rollout.prompt_tokens": 2}, 8, "no prompt fits into rollout.prompt_tokens"),
         ("scope", {}, 8, "not a whole safetensors file"),
     ],
