@@ -43,7 +43,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Localiser:
+class Precision:
     """How well the localiser finds the first error, by the task's own check of steps. Rows that
     were cut off, or that the check says nothing of, are left out."""
 
@@ -97,7 +97,7 @@ class Figures:
     policy: Policy
     found: Places  # by the localiser
     checked: Places | None  # by the task's own check; None: it has none, or it is the localiser
-    precision: Localiser | None  # None as `checked`
+    precision: Precision | None  # None as `checked`
     right_asked: int  # right rows that the localiser was asked about, and could score
     right_flagged: int  # of these: an error found
     rescues: Rescues
@@ -173,12 +173,12 @@ def places(error_R: np.ndarray, steps_R: np.ndarray) -> Places:
     )
 
 
-def precision(failures: FirstErrors, right: FirstErrors) -> Localiser:
+def precision(failures: FirstErrors, right: FirstErrors) -> Precision:
     """The localiser against the check. `failures`: those that ended and were checked."""
     wrong = failures.take(failures.true_R < failures.steps_R)
     found = wrong.found_R < wrong.steps_R
     clean = right.take(right.true_R == right.steps_R)
-    return Localiser(
+    return Precision(
         errors=len(wrong.true_R),
         exact=int(np.sum(wrong.found_R == wrong.true_R)),
         earlier=int(np.sum(wrong.found_R < wrong.true_R)),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from scope_jax.prospect.figures import PARTS, Figures, Localiser
+from scope_jax.prospect.figures import PARTS, Figures, Precision
 from scope_jax.prospect.opinion import name, percent
 from scope_jax.report.wording import why_not
 
@@ -102,7 +102,7 @@ def against_the_check(figures: Figures) -> list[_Row]:
             (f"{who} on right rows", "share", "of"),
             _part("an error found", figures.right_flagged, figures.right_asked),
         ]
-    found: Localiser = figures.precision
+    found: Precision = figures.precision
     return [
         (f"{who} against the step check, on failures", "share", "of"),
         _part("first error found exactly", found.exact, found.errors),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scope_jax.prospect.figures import Localiser, Places, figures, places
+from scope_jax.prospect.figures import Places, Precision, figures, places
 from scope_jax.prospect.measure import UNCHECKED, Batch, FirstErrors
 from scope_jax.prospect.table import table
 
@@ -104,7 +104,7 @@ def test_the_parts_have_no_rounding():
 
 
 def test_the_localiser_against_the_check():
-    assert figures(two_batches(), localiser="prm").precision == Localiser(
+    assert figures(two_batches(), localiser="prm").precision == Precision(
         errors=6, exact=3, earlier=1, later=1, missed=1, clean=5, false_alarms=1
     )
 

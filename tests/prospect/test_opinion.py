@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scope_jax.prospect import opinion as thresholds
-from scope_jax.prospect.figures import Cost, Figures, Localiser, Places, Policy, Rescues
+from scope_jax.prospect.figures import Cost, Figures, Places, Policy, Precision, Rescues
 from scope_jax.prospect.opinion import RESTS_ON, opinion, percent, salvage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ SIGNED_TERMS = Figures(
     policy=Policy(64, 8, 38, 26, 0, 0, 452, 60, 0.117, 0.01, 0.406, 0.06),
     found=Places(440, 12, 130, (200, 90, 80, 40, 30)),
     checked=Places(452, 0, 134, (200, 90, 90, 42, 30)),
-    precision=Localiser(452, 410, 10, 20, 12, 60, 10),
+    precision=Precision(452, 410, 10, 20, 12, 60, 10),
     right_asked=60,
     right_flagged=10,
     rescues=Rescues(0, 12, 0, 130, 310, 100, 100, 52, {}),
