@@ -17,7 +17,7 @@ from scope_jax.correction.choose import choose
 from scope_jax.correction.correct import correct
 from scope_jax.correction.finish import finish
 from scope_jax.correction.gallery import gallery_items
-from scope_jax.correction.locate import locate
+from scope_jax.correction.locate import Located, locate
 from scope_jax.correction.place import place, prepare
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.spec import CorrectionSpec
@@ -34,6 +34,7 @@ class Rescue:
     groups: Groups
     metrics: dict[str, float]
     gallery: list[dict[str, Any]]  # what happened to each attempted row
+    located: Located  # the failures, in steps, with the first error of each
 
 
 def rescue(
@@ -46,13 +47,13 @@ def rescue(
     chosen = choose(located, groups, spec.select, scene.seed)
     if not len(chosen.rows_N):
         final = prepare(groups, spec)
-        return Rescue(final, _complete(chosen.metrics, final.rollout), [])
+        return Rescue(final, _complete(chosen.metrics, final.rollout), [], located)
     with scene.timer("correct"):
         corrected = correct(chosen, groups, scene, spec)
     attempts = finish(corrected, scene, spec)
     final = place(attempts, groups, spec, scene.seed)
     gallery = gallery_items(attempts) if keep_gallery else []
-    return Rescue(final, _complete(attempts.metrics, final.rollout), gallery)
+    return Rescue(final, _complete(attempts.metrics, final.rollout), gallery, located)
 
 
 def _complete(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
