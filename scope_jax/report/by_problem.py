@@ -47,7 +47,8 @@ class ByProblem:
             found = cls(int(saved["samples"]), str(saved["problems"]), right, paths)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"counts by problem: expected what to_json made ({error!r})") from None
-        if paths is not None and len(paths) != len(right) or max(right, default=0) > found.samples:
+        lengths = {len(values) for values in (right, paths) if values is not None}
+        if len(lengths) > 1 or max(right, default=0) > found.samples:
             raise ValueError(
                 f"counts by problem: {len(right)} problems of {found.samples} samples have other"
                 " counts"
