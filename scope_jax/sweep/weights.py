@@ -34,7 +34,7 @@ def _state(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hash(file: str, size: int, changed_ns: int) -> str:
     """Of a file in this state; `size` and `changed_ns` only tell one state from another."""
     with open(file, "rb") as opened:
