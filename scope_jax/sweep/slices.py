@@ -34,8 +34,8 @@ from scope_jax.sweep.weights import weights_of
 
 def record(run: Run, workdir: Path, records: Path) -> None:
     """Write the record of a run whose `metrics.jsonl` and `summary.json` are in `workdir`, with
-    what its evaluation counted where that file is there too. Raises ValueError where they are not those
-    of a finished run."""
+    what its evaluation counted where that file is there too. Raises ValueError where they are not
+    those of a finished run."""
     for name in ("metrics.jsonl", "summary.json"):
         if not (workdir / name).is_file():
             raise ValueError(f"{workdir / name}: missing; a finished run has it")
