@@ -59,7 +59,11 @@ def draw_frontier(methods: Groups, path: Path) -> bool:
                 heat, x, dx, y, dy = zip(*points[method])
                 axes.errorbar(
                     *(x, y, dy, dx),
-                    **{"color": colour, "lw": width, "elinewidth": 0.6, "marker": "o", "ms": 3},
+                    color=colour,
+                    lw=width,
+                    elinewidth=0.6,
+                    marker="o",
+                    ms=3,
                     label=method,
                 )
                 axes.annotate(f" T {heat[0]:g}", (x[0], y[0]), fontsize=6, color=colour)
