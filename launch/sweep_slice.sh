@@ -72,13 +72,18 @@ ask() {
   "$python" -m scope_jax.sweep.slices "$1" --sweep="$sweep" --records="$records" "${@:2}"
 }
 
-# Metrics and summary of run $1, which is finished: they are in the bucket, which may not answer at the moment.
+# Metrics, summary and counts by problem of run $1, which is finished: they are in the bucket, which may not answer at the moment.
 bring() {
   local pause="${PAUSE_SECONDS:-60}" try
   for try in 1 2 3; do
     rm -rf -- "$stage/run"
     mkdir -- "$stage/run"
-    if gcloud storage cp --quiet "$bucket/$1/metrics.jsonl" "$bucket/$1/summary.json" "$stage/run/"; then return; fi
+    if gcloud storage cp --quiet "$bucket/$1/metrics.jsonl" "$bucket/$1/summary.json" "$stage/run/"; then
+      # A run without an evaluation has no counts by problem.
+      gcloud storage cp --quiet "$bucket/$1/evaluation_problems.json" "$stage/run/" 2> /dev/null ||
+        echo "$1: no counts by problem in the bucket; its record has none" >&2
+      return
+    fi
     if [[ "$try" -lt 3 ]]; then sleep "$((pause * try))"; fi
   done
   return 1

@@ -3,7 +3,8 @@
     python -m scope_jax.evaluate --config=scope,arithmetic --model=DIR [--workdir=DIR]
 
 Prints one JSON object: pass@1 and pass@k with standard errors, truncated share, diversity of the
-right solutions, in and out of distribution, and the settings that made the numbers.
+right solutions, in and out of distribution, the settings that made the numbers, and counts of
+right samples and paths problem by problem.
 
 `scope_jax.evaluate_suites` evaluates on published suites (AIME, MATH-500, ...).
 """
@@ -11,7 +12,7 @@ right solutions, in and out of distribution, and the settings that made the numb
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ from scope_jax.devices.hosts import is_main
 from scope_jax.devices.mesh import make_mesh, put_rows, row_devices, to_host
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
-from scope_jax.report import SampleGroup, group_metrics, mean_and_standard_error, pass_at_k
+from scope_jax.report import (
+    SampleGroup,
+    distinct_paths,
+    group_metrics,
+    mean_and_standard_error,
+    pass_at_k,
+    powers_up_to,
+)
+from scope_jax.report.by_problem import ByProblem, digest_of
 from scope_jax.run import progress, try_place, write_atomically
 from scope_jax.text import encode_prompts, end_ids, load_tokenizer
 
@@ -38,8 +47,8 @@ RECORD = "evaluation.json"  # in the workdir, where one is given
 class EvaluateSpec:
     """How a set of problems is evaluated."""
 
-    samples: int = 8  # rollouts per problem
-    temperature: float = 1.0
+    samples: int = 8  # rollouts per problem; at temperature 0 one, since all are alike
+    temperature: float = 1.0  # 0: greedy
     new_tokens: int = 64
     prompt_tokens: int = 64  # longer prompts are dropped and counted
     rows_at_once: int = 1024  # decoded together, about
@@ -56,11 +65,15 @@ def evaluate(
     spec: EvaluateSpec,
     *,
     desc: str = "evaluate",
+    by_problem: MutableMapping[str, ByProblem] | None = None,
 ) -> dict[str, float]:
-    """`spec.samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@{samples}`, their
-    standard errors over problems (`.../se`), `truncated_share`, `unscored`, `dropped` (prompts too
-    long), `problems`, and `diversity/*` of `report.group_metrics`."""
-    samples = spec.samples
+    """`spec.samples` rollouts for each problem -> flat metrics: `pass@1`, `pass@2`, `pass@4` and so
+    on to `pass@{samples}`, their standard errors over problems (`.../se`), `truncated_share`,
+    `unscored`, `dropped` (prompts too long), `problems`, and `diversity/*` of
+    `report.group_metrics`. At temperature 0 a problem has one sample, so there are `pass@1` and no
+    diversity. `by_problem[desc]` is set to the counts of each problem."""
+    samples = spec.samples if spec.temperature else 1
+    spec = dataclasses.replace(spec, samples=samples)
     shown = [domain.policy_prompt(problem) for problem in problems]
     ids, dropped = encode_prompts(
         tokenizer, shown, max_length=spec.prompt_tokens, chat=spec.chat, system=domain.system
@@ -109,21 +122,34 @@ def evaluate(
                     texts=text[part],
                 )
             )
-    table = np.concatenate(correct)
-    result: dict[str, float] = {}
-    for k in (1, samples):
-        mean, error = mean_and_standard_error(
-            [pass_at_k(samples, int(c), k) for c in table.sum(axis=1)]
-        )
-        result[f"pass@{k}"], result[f"pass@{k}/se"] = mean, error
-    result |= {
-        "truncated_share": truncated / table.size,
+    right_N = np.concatenate(correct).sum(axis=1)
+    result = _pass_rates(right_N, samples) | {
+        "truncated_share": truncated / (len(kept) * samples),
         "unscored": float(unscored),
         "dropped": float(len(dropped)),
         "problems": float(len(kept)),
     }
-    measures = group_metrics(groups, extract=domain.equations)
+    greedy = spec.temperature == 0
+    if by_problem is not None:
+        found = None if greedy else list(map(_right_paths, groups))
+        known = digest_of([p.id for p in kept])
+        by_problem[desc] = ByProblem(samples, known, right_N.tolist(), found)
+    measures = {} if greedy else group_metrics(groups, extract=domain.equations)
     return result | {name: value for name, value in measures.items() if not math.isnan(value)}
+
+
+def _pass_rates(right_N: np.ndarray, samples: int) -> dict[str, float]:
+    """pass@k of problems with this many right samples each, and their standard errors."""
+    rates = {}
+    for k in powers_up_to(samples):
+        each = [pass_at_k(samples, int(right), k) for right in right_N]
+        rates[f"pass@{k}"], rates[f"pass@{k}/se"] = mean_and_standard_error(each)
+    return rates
+
+
+def _right_paths(group: SampleGroup) -> int:
+    """Number of distinct paths among a problem's right samples."""
+    return distinct_paths([p for p, right in zip(group.paths or (), group.correct) if right])
 
 
 def chunk_size(problems: int, spec: EvaluateSpec) -> int:
@@ -149,11 +175,12 @@ def evaluate_splits(
     config: TrainConfig,
     task: Task,
     tokenizer: Any,
+    by_problem: MutableMapping[str, ByProblem] | None = None,
 ) -> dict[str, float]:
     """`evaluate` on the task's evaluation sets, by the config's `evaluation` section: `eval/...` in
     distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
     set; `eval_t0.6/...` and so on at further temperatures. The same problems and random keys at
-    every call."""
+    every call. `by_problem` is filled with the counts of each problem, by those names."""
     settings = config.evaluation
     out: dict[str, float] = {}
     spec = EvaluateSpec(
@@ -173,7 +200,11 @@ def evaluate_splits(
         for place, temperature in enumerate((spec.temperature, *settings.more_temperatures)):
             named = f"{prefix}_t{temperature:g}" if place else prefix
             at = dataclasses.replace(spec, temperature=temperature)
-            metrics = evaluate(params, model_config, chosen, task.domain, tokenizer, at, desc=named)
+            metrics = evaluate(
+                *(params, model_config, chosen, task.domain, tokenizer, at),
+                desc=named,
+                by_problem=by_problem,
+            )
             out |= {f"{named}/{name}": value for name, value in metrics.items()}
     return out
 
@@ -216,10 +247,18 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
         model_config, params = models.load(directory, dtype=settings.dtype)
         model_config = dataclasses.replace(model_config, end_ids=ends)
         params = models.decode_layout(model_config, params, mesh)
-        result = evaluate_splits(params, model_config, settings, task, tokenizer)
+        by_problem: dict[str, ByProblem] = {}
+        result = evaluate_splits(params, model_config, settings, task, tokenizer, by_problem)
     evaluation = dataclasses.asdict(settings.evaluation)
+    counts = {name: found.to_json() for name, found in by_problem.items()}
     record = json.dumps(
-        {"model": str(directory), "settings": evaluation, "result": result}, indent=2
+        {
+            "model": str(directory),
+            "settings": evaluation,
+            "result": result,
+            "by_problem": counts,
+        },
+        indent=2,
     )
     if workdir:
         write_atomically(Path(workdir) / RECORD, record + "\n")

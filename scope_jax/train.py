@@ -36,6 +36,7 @@ from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.learning.credit import advantages
 from scope_jax.report import Watch, write_run_report
+from scope_jax.report.by_problem import BY_PROBLEM, ByProblem
 from scope_jax.run import (
     StopSignal,
     check_workdir,
@@ -148,8 +149,14 @@ def _train(
     root, progress = jax.random.key(config.seed), Progress()
 
     def evaluate() -> dict[str, float]:
-        params = learner.publish().params
-        return evaluate_splits(params, actors.config, config, actors.task, actors.tokenizer)
+        params, counts = learner.publish().params, dict[str, ByProblem]()
+        figures = evaluate_splits(
+            params, actors.config, config, actors.task, actors.tokenizer, counts
+        )
+        if is_main():  # those of the last evaluation stay
+            text = json.dumps({name: found.to_json() for name, found in counts.items()})
+            write_atomically(workdir / BY_PROBLEM, text + "\n")
+        return figures
 
     kept = Session(workdir, keeping(config), stop, evaluate=evaluate, profiled=profiled)
     with kept as session:

@@ -17,6 +17,8 @@ STRONG = {"loss.entropy_bonus": 1e-3}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope": ("scope", LOW),
     "scope_first": ("scope", LOW | FIRST),
+    # SCOPE's objective with the correction off: what the correction by itself is worth.
+    "scope_off": ("policy_gradient", LOW),
     "grpo": ("grpo", LOW | {"advantage.std": False}),
     "luffy": ("luffy", LOW | STRONG),
     "luffy_nll": ("luffy", LOW | STRONG | {"loss.teacher_term": "nll"}),
@@ -58,9 +60,13 @@ SIZE = {
     "evaluation.ood_problems": 500,
     "checkpoint.every": 1000,
 }
+# Evaluated at three temperatures (greedy with one sample), with enough samples for pass@32 and for
+# paths among four right ones.
+TEMPERATURES = {"evaluation.samples": 32, "evaluation.more_temperatures": (0.6, 0.0)}
 CACHE = "cache/checkpoints"
 # Problems are drawn anew for each purpose: what was tuned on is not what is reported.
 TUNING_PROBLEMS, TABLE_PROBLEMS, CONFIRMATION_PROBLEMS, CONTROL_PROBLEMS = 1, 2, 3, 4
+TEMPERATURE_PROBLEMS = 5
 
 
 def checkpoints(domain: str) -> list[Checkpoint]:

@@ -23,7 +23,7 @@ def prepare():
 
 
 def sweep():
-    methods = [method for method in METHODS if method != "scope"]
+    methods = [method for method in METHODS if method not in ("scope", "scope_off")]
     first = [
         run(domain, method, seed) for method in methods for domain in DOMAINS for seed in SEEDS
     ]

@@ -177,7 +177,7 @@ class EvaluationConfig:
     ood_problems: int = 1000  # of test_ood; 0: none
     samples: int = 8  # rollouts per problem
     temperature: float = 1.0
-    # Further ones; their metrics are called eval_t0.6/... and so on.
+    # Further ones; their metrics are called eval_t0.6/... and so on. At 0 one rollout is enough.
     more_temperatures: tuple[float, ...] = ()
     prompt_tokens: int | None = None  # longer prompts are dropped and counted; None: as in rollout
     new_tokens: int | None = None  # None: as in rollout

@@ -13,6 +13,9 @@ from scope_jax.report.diversity import (
     group_metrics,
     mean_and_standard_error,
     pass_at_k,
+    powers_up_to,
+    rarefied_distinct_n,
+    rarefied_paths,
     self_bleu,
 )
 from scope_jax.report.page import Report, write_report
@@ -32,6 +35,9 @@ __all__ = [
     "group_metrics",
     "mean_and_standard_error",
     "pass_at_k",
+    "powers_up_to",
+    "rarefied_distinct_n",
+    "rarefied_paths",
     "read_sample_file",
     "self_bleu",
     "write_report",

@@ -3,9 +3,14 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
+
+# The equations of one text; None: the task has none that could occur twice.
+Extract = Callable[[str], list[str] | None]
+
+RAREFIED = 4  # right rows that paths are rarefied to
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -85,13 +90,14 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], max_n: int = 4) -> float:
     return float(np.mean(scores))
 
 
-def equation_diversity(texts: Sequence[str], extract: Callable[[str], list[str]]) -> float:
+def equation_diversity(texts: Sequence[str], extract: Extract) -> float:
     """Div-Equ: number of distinct equations over number of equations, of all `texts` together; NaN
     where there is none.
 
-    `extract(text)` gives the equations of one text as normalised strings (`Domain.equations`).
+    `extract(text)` gives the equations of one text as normalised strings (`Domain.equations`); None
+    where the task has none that could occur twice, for the share would be 1 by construction.
     """
-    equations = [equation for text in texts for equation in extract(text)]
+    equations = [equation for text in texts for equation in extract(text) or ()]
     return len(set(equations)) / len(equations) if equations else math.nan
 
 
@@ -112,6 +118,52 @@ def distinct_paths(paths: Sequence[Hashable | None]) -> int:
     return len({path for path in paths if path is not None})
 
 
+def rarefied_paths(paths: Sequence[Hashable | None], size: int = RAREFIED) -> float:
+    """Expected number of distinct paths among `size` of one problem's right samples, drawn without
+    replacement: sum over the paths j of 1 - C(c - n_j, size) / C(c, size), with n_j copies of path
+    j and c = sum of n_j. In [1, size]; NaN where c < `size`.
+
+    `paths` are those of the right samples; a None (no path can be read) does not count. Hurlbert's
+    rarefaction (1971): `distinct_paths` rises with the number of right samples, this does not.
+    """
+    copies = Counter(path for path in paths if path is not None)
+    count = sum(copies.values())
+    return _expected_kinds(copies.values(), count, size) if count >= size else math.nan
+
+
+def rarefied_distinct_n(
+    sequences: Sequence[Sequence[Hashable]], n: int = 4, size: int = RAREFIED
+) -> float:
+    """`distinct_n` at `size` of the sequences, drawn without replacement: expected number of
+    distinct n-grams over expected number of n-grams. In (0, 1]; NaN for fewer than `size` sequences
+    and where there is no n-gram.
+
+    `distinct_n` falls with the number of sequences that are thrown together, this does not.
+    """
+    count = len(sequences)
+    grams = [_ngrams(sequence, n) for sequence in sequences]
+    total = sum(map(len, grams))
+    if count < size or not total:
+        return math.nan
+    sequences_with = Counter(gram for own in grams for gram in set(own))
+    return _expected_kinds(sequences_with.values(), count, size) / (total * size / count)
+
+
+def _expected_kinds(holders: Iterable[int], count: int, size: int) -> float:
+    """Expected number of kinds among `size` of `count` rows, drawn without replacement: `holders`
+    says how many of the rows have each kind."""
+    ways = math.comb(count, size)
+    return sum(
+        kinds * (1.0 - math.comb(count - rows, size) / ways)
+        for rows, kinds in Counter(holders).items()
+    )
+
+
+def powers_up_to(samples: int) -> list[int]:
+    """The k of pass@k that are shown for a number of samples: 1, 2, 4, ..., and all of them."""
+    return sorted({1 << i for i in range(samples.bit_length())} | {samples})
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleGroup:
     """The policy's own samples of one problem; index i is the same sample in every list."""
@@ -127,7 +179,7 @@ class SampleGroup:
 def group_metrics(
     groups: Sequence[SampleGroup],
     *,
-    extract: Callable[[str], list[str]],
+    extract: Extract,
     bleu_groups: int = 256,
 ) -> dict[str, float]:
     """The flat `diversity/*` metrics: means over the problems where they are defined, NaN where
@@ -140,6 +192,14 @@ def group_metrics(
         div_equ              where texts are given: of the equations that `extract` finds in them
         distinct_paths       where the task defines paths: number of different correct solutions
                              of a problem, 0 where none is correct
+
+    Wrong samples differ more from each other than right ones, and more right ones hold more paths:
+    each of these moves with accuracy. Those that follow are of `RAREFIED` right samples, and of the
+    problems that have as many; accuracy by itself does not move them:
+
+        distinct_4_right     `rarefied_distinct_n` of the right samples' token ids
+        rarefied_paths       where the task defines paths: `rarefied_paths` of the right samples
+        rarefied_problems    how many problems that is the mean of
 
     Raises ValueError for lists of different lengths within a group.
     """
@@ -157,6 +217,7 @@ def group_metrics(
     chosen = [groups[i * len(groups) // count] for i in range(count)]
     metrics = {
         "diversity/distinct_4": _defined_mean([distinct_n(group.tokens, 4) for group in groups]),
+        "diversity/distinct_4_right": _defined_mean([_distinct_4_right(group) for group in groups]),
         "diversity/one_minus_self_bleu": 1.0
         - _defined_mean([self_bleu(group.tokens) for group in chosen]),
         "diversity/answer_entropy": _defined_mean(
@@ -168,17 +229,23 @@ def group_metrics(
         metrics["diversity/div_equ"] = _defined_mean(
             [equation_diversity(texts, extract) for texts in with_texts]
         )
-    with_paths = [group for group in groups if group.paths is not None]
-    if with_paths:
-        metrics["diversity/distinct_paths"] = _defined_mean(
-            [
-                distinct_paths(
-                    [path for path, right in zip(group.paths or (), group.correct) if right]
-                )
-                for group in with_paths
-            ]
-        )
+    right_paths = [
+        [path for path, right in zip(group.paths, group.correct) if right]
+        for group in groups
+        if group.paths is not None
+    ]
+    if right_paths:
+        rarefied = [rarefied_paths(paths) for paths in right_paths]
+        metrics |= {
+            "diversity/distinct_paths": _defined_mean(list(map(distinct_paths, right_paths))),
+            "diversity/rarefied_paths": _defined_mean(rarefied),
+            "diversity/rarefied_problems": float(sum(not math.isnan(e) for e in rarefied)),
+        }
     return metrics
+
+
+def _distinct_4_right(group: SampleGroup) -> float:
+    return rarefied_distinct_n([t for t, right in zip(group.tokens, group.correct) if right], 4)
 
 
 def _ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple]:

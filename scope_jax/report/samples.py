@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scope_jax.report import tables
-from scope_jax.report.diversity import mean_and_standard_error, pass_at_k
+from scope_jax.report.diversity import mean_and_standard_error, pass_at_k, powers_up_to
 from scope_jax.report.voting import best_of_n, weighted_vote
 
 # The samples of one problem: {"problem": index, "id": str, "scores": [float | None], "answers":
@@ -86,7 +86,7 @@ def summarise(results: Sequence[Result]) -> dict[str, float | None]:
         scores = [0.0 if score is None else float(score) for score in result["scores"]]
         columns[f"avg@{n}"].append(math.fsum(scores) / n)
         right = sum(score == 1.0 for score in scores)
-        for k in sorted({1 << i for i in range(n.bit_length())} | {n}):
+        for k in powers_up_to(n):
             columns.setdefault(f"pass@{k}", []).append(pass_at_k(n, right, k))
         columns.setdefault(f"maj@{n}", []).append(_voted(result["answers"], scores, ones))
         weights = result.get("weights")

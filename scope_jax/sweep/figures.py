@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scope_jax.configuration.renamed import upgraded
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Paired, estimate, paired
 
 # Names of our method, best first; `scope_first` is SCOPE with the settings of the first tables.
 OURS = ("scope", "scope_first")
 BASELINE = "grpo"
+
+# Methods whose records are kept and that no table shows: how they were run says nothing of them.
+LEFT_OUT = ("dapo_equal",)
 
 Groups = dict[str, list[Record]]  # name of a method or variant -> its records
 
@@ -46,17 +50,23 @@ DIVERSITY = (
 
 def value(record: Record, metric: str) -> float:
     """A figure of the last evaluation; with "curve:" before its name the mean over the run; with
-    "per_right:" the figure for each right sample of a problem. NaN where the run has none."""
+    "per_right:" the figure for each right sample of a problem. NaN where the run has none, or has
+    a curve with holes: the mean of what is left would be that of another part of the run."""
     if metric.startswith("curve:"):
-        curve = record["curve"].get(metric.removeprefix("curve:"), ())
-        points = [point for point in curve if point is not None]
-        return float(np.mean(points)) if points else math.nan
+        points = curve_of(record, metric.removeprefix("curve:"))
+        return float(np.mean(points)) if points.size else math.nan
     if metric.startswith("per_right:"):
         name = metric.removeprefix("per_right:")
         right = _right_samples(record, name.split("/")[0])
         return value(record, name) / right if right else math.nan
     figure = record["final"].get(metric)
     return math.nan if figure is None else float(figure)
+
+
+def curve_of(record: Record, name: str) -> np.ndarray:
+    """A curve of a run, NaN in its holes; empty where it has none."""
+    points = record.get("curve", {}).get(name, ())
+    return np.array([math.nan if point is None else point for point in points], np.float64)
 
 
 def mean_value(records: Sequence[Record], metric: str) -> float:
@@ -72,16 +82,22 @@ def mean_cost(records: Sequence[Record], names: Sequence[str]) -> float:
 def salvage_rate(records: Sequence[Record]) -> float:
     """Rows saved of rows tried, over all steps; NaN where nothing is rescued, or nothing
     verified."""
-    if any(r.get("settings", {}).get("method.accept") == "unverified" for r in records):
+    settings = [upgraded(r.get("settings", {})) for r in records]
+    if any(known.get("method.accept") == "unverified" for known in settings):
         return math.nan
     tried = sum(r["mean"].get("scope/selected", 0.0) for r in records)
     return sum(r["mean"].get("scope/accepted", 0.0) for r in records) / tried if tried else math.nan
 
 
 def compare(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> Paired:
-    """ours - theirs on the seeds that both have."""
-    mine, others = _by_seed(ours), _by_seed(theirs)
+    """ours - theirs on the seeds that both have; means over the run ("curve:") are taken over the
+    batches that both have."""
+    mine, others = by_seed(ours), by_seed(theirs)
     seeds = sorted(mine.keys() & others.keys())
+    if metric.startswith("curve:"):
+        name = metric.removeprefix("curve:")
+        pairs = [_common_means(mine[s], others[s], name) for s in seeds]
+        return paired([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     return paired(
         [value(mine[s], metric) for s in seeds], [value(others[s], metric) for s in seeds]
     )
@@ -115,8 +131,26 @@ def our_method(methods: Groups) -> str | None:
     return next((name for name in OURS if name in methods), None)
 
 
-def _by_seed(records: Sequence[Record]) -> dict[int, Record]:
+def by_seed(records: Sequence[Record]) -> dict[int, Record]:
     return {record["labels"]["seed"]: record for record in records}
+
+
+def _common_means(one: Record, other: Record, name: str) -> tuple[float, float]:
+    """Means of a curve of two runs over the points that both have; NaN where there is none, or the
+    curves are not of the same length."""
+    pair = curve_of(one, name), curve_of(other, name)
+    every = [record.get("curve_every", 1) for record in (one, other)]
+    if pair[0].shape != pair[1].shape or every[0] != every[1]:
+        return math.nan, math.nan
+    common = ~np.isnan(pair[0] - pair[1])
+    if not common.any():
+        return math.nan, math.nan
+    return float(pair[0][common].mean()), float(pair[1][common].mean())
+
+
+def shown(records: Sequence[Record]) -> list[Record]:
+    """Records of methods that tables show."""
+    return [record for record in records if record["labels"]["method"] not in LEFT_OUT]
 
 
 def _right_samples(record: Record, prefix: str) -> float:

@@ -2,7 +2,7 @@
 curves.
 
     python -m scope_jax.sweep.page --page=docs/results.md --table=DIR
-        [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
+        [--temperatures=DIR] [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
 
 Only the part between the page's markers, `<!-- results: begin -->` and `<!-- results: end -->`, is
 written; the author's words around it stay. Pictures go into `images/` beside the page.
@@ -16,10 +16,12 @@ from pathlib import Path
 
 from scope_jax import cli
 from scope_jax.run import write_atomically
-from scope_jax.sweep import tables
+from scope_jax.sweep import tables, training_tables
 from scope_jax.sweep.curves import draw_curves
-from scope_jax.sweep.figures import domains_of, methods_of, our_method
+from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
+from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
+from scope_jax.sweep.temperatures import by_temperature
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
@@ -29,6 +31,7 @@ class Folders:
     """Folders of records; a part of the page whose folder is None or empty is left out."""
 
     table: Path  # the main table
+    temperatures: Path | None = None  # evaluated at several temperatures, with many samples
     ablations: Path | None = None  # SCOPE with one switch changed at a time
     confirmation: Path | None = None  # on fresh seeds and problems
     controls: Path | None = None  # on another base
@@ -40,30 +43,61 @@ def results(folders: Folders, images: Path) -> str:
     parts = []
     done, failed = read_records(folders.table)
     for domain in domains_of(done):
-        methods = methods_of(done, domain)
+        methods = methods_of(shown(done), domain)
         lost = collections.Counter(
             record["labels"]["method"] for record in failed if record["labels"]["domain"] == domain
         )
         parts.append(f"## {domain.capitalize()}\n")
         parts.append(tables.method_tables(methods, lost))
+        parts.append(tables.left_out(done, domain))
+        parts += _of_the_run(methods)
         if (ours := our_method(methods)) is not None:
             parts.append(tables.comparisons(methods, ours))
         draw_curves(methods, images / f"results_{domain}.svg")
         parts.append(f"![Learning curves, {domain}](images/results_{domain}.svg)\n")
+        parts += _at_temperatures(methods, domain, images, "results_frontier")
+    if records := _records(folders.temperatures):
+        parts.append("## At several temperatures\n")
+        for domain in domains_of(records[0]):
+            methods = methods_of(shown(records[0]), domain)
+            parts.append(f"### {domain.capitalize()}\n")
+            parts.append(tables.method_tables(methods, {}))
+            parts += _at_temperatures(methods, domain, images, "frontier")
+            parts += _of_the_run(methods)
     if records := _records(folders.ablations):
-        parts.append(tables.ablations(records[0]))
+        parts.append(tables.ablations(records[0], done))
     if records := _records(folders.confirmation):
         what = (
             "On seeds and a draw of problems of their own: `scope` has the defaults of today,"
             " `scope_first` those of the table."
         )
         parts.append(tables.confirmation(records[0], "Tried again", what))
+        for domain in domains_of(records[0]):
+            parts.append(f"### The runs of {domain}\n")
+            parts += _of_the_run(methods_of(records[0], domain))
     if records := _records(folders.controls):
         what = "On another base, on fresh seeds and another draw of problems."
         parts.append(tables.confirmation(records[0], "Another base", what))
     if records := _records(folders.tuning):
-        parts.append(tables.search(*records))
-    return "\n".join(parts)
+        parts.append(tables.search(*map(shown, records)))
+    return "\n".join(part for part in parts if part)
+
+
+def _of_the_run(methods: Groups) -> list[str]:
+    """What the runs themselves show: diversity of the rollouts, budgets, what accuracy explains."""
+    return [
+        training_tables.rollout_diversity(methods),
+        training_tables.budgets(methods),
+        training_tables.explained(methods),
+    ]
+
+
+def _at_temperatures(methods: Groups, domain: str, images: Path, name: str) -> list[str]:
+    """Tables and picture of evaluations at several temperatures; nothing where there are none."""
+    parts = [by_temperature(methods)]
+    if draw_frontier(methods, images / f"{name}_{domain}.svg"):
+        parts.append(f"![Accuracy against diversity, {domain}](images/{name}_{domain}.svg)\n")
+    return parts
 
 
 def write_page(page: Path, generated: str) -> None:
@@ -81,6 +115,7 @@ def write_page(page: Path, generated: str) -> None:
 FLAGS = (
     cli.Flag("page", "the page to write into", kind=Path, required=True),
     cli.Flag("table", "records of the main table", kind=Path, required=True),
+    cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),
     cli.Flag("confirmation", "records of fresh seeds and problems", kind=Path),
     cli.Flag("controls", "records on another base", kind=Path),

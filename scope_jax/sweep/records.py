@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,15 @@ from ml_collections import ConfigDict
 
 from scope_jax.configuration import default_config
 from scope_jax.configuration.renamed import upgraded
+from scope_jax.report.by_problem import BY_PROBLEM, ByProblem
 from scope_jax.run import failures, write_atomically
 from scope_jax.sweep.runs import Run, config_of, flat_settings
 
 Record = dict[str, Any]
 
-# What a record keeps of a run, by prefix of the metric: figures of the last step, means over the
-# steps, and curves.
-FINAL = ("eval/", "eval_ood/")
+# What a record keeps of a run: figures of its last evaluation (eval/, eval_ood/, eval_t0.6/, ...),
+# means over the steps by prefix of the metric, and curves.
+FINAL = re.compile("eval[^/]*/")
 MEANS = (
     "advantage/",
     "scope/",
@@ -41,10 +43,23 @@ CURVES = (
     "advantage/zero_group_share",
     "advantage/zero_group_share_after",
     "diversity/distinct_paths",
+    "diversity/rarefied_paths",
+    "diversity/distinct_4_right",
     "scope/accepted_share",
     "eval/pass@1",
     "eval_ood/pass@1",
 )
+# What was written and read in the whole run, in tokens. The policy: its rollouts, the tails of
+# rescued rows, a localiser's continuations. The teacher: steps (and tails of its own), and whole
+# solutions. Read by the process reward model.
+TOKENS = {
+    "rollouts": "cost/rollout_tokens",
+    "tails": "cost/tail_tokens",
+    "localiser": "cost/localiser_tokens",
+    "teacher": "cost/teacher_tokens",
+    "demonstrations": "cost/demonstration_tokens",
+    "prm": "cost/prm_tokens",
+}
 MOST_POINTS = 100  # longer curves are averaged in bins of neighbouring steps
 
 
@@ -55,11 +70,17 @@ def record_of(
     summary: Mapping[str, Any],
     seconds: float,
     code: str,
+    *,
+    weights: Mapping[str, str | None] | None = None,
+    by_problem: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record of a finished run, from its lines of metrics and its summary.
+    """The record of a finished run, from its lines of metrics and its summary, the hashes of the
+    `weights` that it began with (`weights_of`), and the counts of its last evaluation `by_problem`
+    (`read_by_problem`).
 
     `settings` holds all settings that differ from the defaults, `seconds` belongs to the process
-    that finished the run, `seconds_per_step` is a median, `final` the last evaluation. `mean` is
+    that finished the run, `training_seconds` to all steps without their evaluations,
+    `seconds_per_step` is a median, `tokens` are sums, `final` is the last evaluation. `mean` is
     taken over the steps that have the figure, for `cost/` over all steps. A point of a curve
     stands for `curve_every` steps. Numbers have six digits; NaN becomes None.
 
@@ -94,9 +115,11 @@ def record_of(
         "skipped": summary["skipped"],
         "seconds": _number(seconds),
         "seconds_per_step": _number(np.median(known["time/total"])),
-        "final": {
-            name: _number(value) for name, value in rows[-1].items() if name.startswith(FINAL)
-        },
+        "training_seconds": _number(np.sum(known["time/total"])),
+        "weights": dict(weights or {}),
+        "tokens": {name: int(np.sum(known.get(cost, 0))) for name, cost in TOKENS.items()},
+        "final": {name: _number(value) for name, value in rows[-1].items() if FINAL.match(name)},
+        "by_problem": dict(by_problem or {}),
         "mean": mean,
         "curve": {
             name: _binned([row.get(name) for row in rows], every)
@@ -105,6 +128,19 @@ def record_of(
         },
         "curve_every": every,
     }
+
+
+def read_by_problem(workdir: Path) -> dict[str, Any]:
+    """What the last evaluation of the run in `workdir` counted problem by problem, as JSON; empty
+    where the run has no evaluation. Raises ValueError, with the file's name, for another file."""
+    path = workdir / BY_PROBLEM
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        return {name: ByProblem.from_json(counts).to_json() for name, counts in found.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: {failures.in_short(error)}") from None
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:

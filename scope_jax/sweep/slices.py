@@ -23,16 +23,19 @@ from scope_jax.sweep.records import (
     check_records,
     code_version,
     is_finished,
+    read_by_problem,
     record_of,
     write_failure,
     write_record,
 )
 from scope_jax.sweep.runs import Run, config_of, load_sweep, select_runs
+from scope_jax.sweep.weights import weights_of
 
 
 def record(run: Run, workdir: Path, records: Path) -> None:
-    """Write the record of a run whose `metrics.jsonl` and `summary.json` are in `workdir`. Raises
-    ValueError where they are not those of a finished run."""
+    """Write the record of a run whose `metrics.jsonl` and `summary.json` are in `workdir`, with
+    what its evaluation counted where that file is there too. Raises ValueError where they are not
+    those of a finished run."""
     for name in ("metrics.jsonl", "summary.json"):
         if not (workdir / name).is_file():
             raise ValueError(f"{workdir / name}: missing; a finished run has it")
@@ -41,7 +44,12 @@ def record(run: Run, workdir: Path, records: Path) -> None:
     summary = read_summary(workdir / "summary.json", needed)
     config = config_of(run.config, run.overrides)
     seconds = sum(row.get("time/total") or 0.0 for row in rows)
-    write_record(records, record_of(run, config, rows, summary, seconds, code_version()))
+    found = record_of(
+        *(run, config, rows, summary, seconds, code_version()),
+        weights=weights_of(config),
+        by_problem=read_by_problem(workdir),
+    )
+    write_record(records, found)
 
 
 WHAT = ("plan", "record", "failed")

@@ -52,6 +52,28 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     return Paired(estimate(gap.tolist()), sign_flip_p(gap.tolist()), int(np.sum(gap > 0)))
 
 
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[Estimate, float]:
+    """(ours - theirs, p) of runs that are not paired: Welch's interval of 95 % and two-sided test,
+    which ask for no equal variances. NaN values are left out; interval and p are NaN for fewer than
+    two values on a side. The count is that of ours."""
+    sides = [
+        np.array([v for v in side if not math.isnan(v)], np.float64) for side in (ours, theirs)
+    ]
+    counts = [len(side) for side in sides]
+    if min(counts) == 0:
+        return Estimate(math.nan, math.nan, 0), math.nan
+    gap = float(sides[0].mean() - sides[1].mean())
+    if min(counts) == 1:
+        return Estimate(gap, math.nan, counts[0]), math.nan
+    parts = [float(side.var(ddof=1)) / n for side, n in zip(sides, counts)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Estimate(gap, 0.0, counts[0]), float(gap == 0)
+    freedom = sum(parts) ** 2 / sum(v**2 / (n - 1) for v, n in zip(parts, counts))
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return Estimate(gap, half, counts[0]), float(2 * stats.t.sf(abs(gap) / error, freedom))
+
+
 def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     """Share of all assignments of signs whose sum is at least as far from 0 as that of
     `differences`: a two-sided permutation test of paired values. Exact up to 20 values, from

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from scope_jax.report.tables import markdown
+from scope_jax.sweep.cells import interval, plain, signed
 from scope_jax.sweep.figures import (
     ACCURACY,
     BASELINE,
     DIVERSITY,
+    LEFT_OUT,
+    OURS,
     Column,
     Groups,
     compare,
@@ -25,7 +28,7 @@ from scope_jax.sweep.figures import (
     value,
 )
 from scope_jax.sweep.records import Record
-from scope_jax.sweep.statistics import Estimate, Paired, estimate
+from scope_jax.sweep.statistics import Paired, estimate, welch
 
 UNCHANGED = "as it was"  # the variant that the ablations are compared with
 
@@ -58,7 +61,8 @@ def method_tables(methods: Groups, lost: Mapping[str, int]) -> str:
     ]
     text = (
         "Mean over seeds ± half of the 95 % interval (Student's t); pass rates in percent; the"
-        " reward is that of the policy's own rollouts, mean of all batches.\n\n"
+        " reward is that of the policy's own rollouts, mean of all batches, and left out where some"
+        " have none.\n\n"
         + markdown(["method", "seeds", *(column.title for column in _OVERVIEW)], rows)
         + "\n"
     )
@@ -76,9 +80,10 @@ def method_tables(methods: Groups, lost: Mapping[str, int]) -> str:
 def comparisons(methods: Groups, ours: str) -> str:
     """Ours against each rival, seed by seed."""
     text = (
-        "\nSeed by seed on common seeds: difference ± half of its 95 % interval, p of a two-sided"
+        "Seed by seed on common seeds: difference ± half of its 95 % interval, p of a two-sided"
         " sign-flip test (not corrected for the number of comparisons; with 5 seeds it cannot be"
-        f" below 0.06), and on how many seeds {ours} is ahead.\n\n"
+        f" below 0.06), and on how many seeds {ours} is ahead. The reward over the run is compared"
+        " over the batches that both have: the first ten of sft_grpo are supervised.\n\n"
     )
     for columns in (ACCURACY, DIVERSITY):
         rows = []
@@ -87,7 +92,7 @@ def comparisons(methods: Groups, ours: str) -> str:
                 continue
             pairs = [compare(methods[ours], records, column.metric) for column in columns]
             cells = [
-                f"{_signed(pair.difference, column.factor)} (p {pair.p:.2g}, {pair.ahead} ahead)"
+                f"{signed(pair.difference, column.factor)} (p {pair.p:.2g}, {pair.ahead} ahead)"
                 if pair.difference.count
                 else "-"
                 for pair, column in zip(pairs, columns)
@@ -98,21 +103,22 @@ def comparisons(methods: Groups, ours: str) -> str:
     return text + _margins(methods, ours)
 
 
-def ablations(records: Sequence[Record]) -> str:
-    """One row for each changed setting: its figures, and the difference to the unchanged method on
-    common seeds."""
+def ablations(records: Sequence[Record], table: Sequence[Record] = ()) -> str:
+    """One row for each changed setting: its figures, and the difference to the unchanged method
+    with as many seeds as there are: those of `table` with the same settings, where they are more.
+    """
     parts = [
         "## One switch at a time\n",
-        "`scope_first` with one setting changed; the difference is that to `scope_first` as it was,"
-        " on common seeds. The salvage rate counts verified rows; continuations are the localiser's"
-        " tokens in a batch.\n",
+        "`scope_first` with one setting changed; the difference is that to all runs of it as it"
+        " was, not paired: Welch's interval and p. The salvage rate counts verified rows;"
+        " continuations are the localiser's tokens in a batch.\n",
     ]
     for domain in domains_of(records):
         variants = collections.defaultdict(list)
         for record in records:
             if record["labels"]["domain"] == domain:
                 variants[str(record["labels"]["variant"])].append(record)
-        base = variants.pop(UNCHANGED, [])
+        base = _same_settings(variants.pop(UNCHANGED, []), table)
         rows = []
         for name, group in {UNCHANGED: base, **variants}.items():
             if not group:
@@ -120,13 +126,12 @@ def ablations(records: Sequence[Record]) -> str:
             tokens = mean_cost(group, ("cost/localiser_tokens",))
             differences = [""] * 4
             if name != UNCHANGED and base:
-                pairs = [compare(group, base, metric) for metric in _BOTH]
-                differences = [
-                    cell
-                    for pair in pairs
-                    for cell in (_signed(pair.difference, 100), f"{pair.p:.2g}")
+                found = [
+                    welch([value(r, metric) for r in group], [value(r, metric) for r in base])
+                    for metric in _BOTH
                 ]
-            cells = [*_cells(group, _ABLATION), _plain(salvage_rate(group))]
+                differences = [cell for gap, p in found for cell in (signed(gap, 100), f"{p:.2g}")]
+            cells = [*_cells(group, _ABLATION), plain(salvage_rate(group))]
             cells.append(f"{tokens:.0f}" if tokens else "-")
             rows.append([name, str(len(group)), *cells, *differences])
         head = [domain, "seeds", *(column.title for column in _ABLATION)]
@@ -134,6 +139,47 @@ def ablations(records: Sequence[Record]) -> str:
         head += ["difference, pass@1", "p", "difference, OOD", "p, OOD"]
         parts.append(markdown(head, rows) + "\n")
     return "\n".join(parts)
+
+
+def _same_settings(base: list[Record], table: Sequence[Record]) -> list[Record]:
+    """The runs of our method in `table` that differ from those of `base` in the seed alone, where
+    they are more; else `base`."""
+    if not base:
+        return base
+
+    def settings(record: Record) -> dict:
+        known = {n: v for n, v in record.get("settings", {}).items() if n != "seed"}
+        return known | {"domain": record["labels"]["domain"]}
+
+    more = [
+        record
+        for record in table
+        if record["labels"]["method"] in OURS and settings(record) == settings(base[0])
+    ]
+    return more if len(more) > len(base) else base
+
+
+def left_out(records: Sequence[Record], domain: str) -> str:
+    """A line on each method whose records no table shows."""
+    lines = []
+    for name in LEFT_OUT:
+        runs = [
+            r for r in records if r["labels"] | {"method": name, "domain": domain} == r["labels"]
+        ]
+        prompts = {r.get("settings", {}).get("rollout.prompts") for r in runs} - {None}
+        if not runs or len(prompts) != 1:
+            continue
+        kept = prompts.pop()
+        drawn = kept * float(np.mean([r["mean"]["rollout/batches"] for r in runs]))
+        telling = drawn * (1 - float(np.mean([r["mean"][_ZERO[0]] for r in runs])))
+        used = kept * (1 - float(np.mean([r["mean"][_ZERO[1]] for r in runs])))
+        lines.append(
+            f"Not shown: `{name}` ({len(runs)} runs). It rolls out {drawn:.1f} prompts a batch, of"
+            f" which {telling:.1f} have an advantage, and trains on {used:.1f} of them: the others"
+            " are thrown away, and the batch of an update is half of everybody else's. That says"
+            " little about dynamic sampling at equal rollouts. Its records stay with the others.\n"
+        )
+    return "\n".join(lines)
 
 
 def confirmation(records: Sequence[Record], title: str, what: str) -> str:
@@ -151,7 +197,7 @@ def confirmation(records: Sequence[Record], title: str, what: str) -> str:
             if one == ours or (other == BASELINE and ours != one):
                 pairs = [compare(methods[one], methods[other], column.metric) for column in columns]
                 cells = [
-                    f"{_signed(pair.difference, column.factor)} (p {pair.p:.2g})"
+                    f"{signed(pair.difference, column.factor)} (p {pair.p:.2g})"
                     if pair.difference.count
                     else "-"
                     for pair, column in zip(pairs, columns)
@@ -212,8 +258,8 @@ def _costs(methods: Groups) -> str:
         generated = mean_cost(records, _GENERATED) / unit if unit else math.nan
         updates = np.mean([r["updates"] / r["steps"] for r in records])
         seconds = np.median([r["seconds_per_step"] for r in records])
-        cells = [*map(_plain, zero), _plain(salvage_rate(records)), f"{updates:.1f}"]
-        cells += [_plain(generated), f"{mean_cost(records, _TAUGHT):.0f}"]
+        cells = [*map(plain, zero), plain(salvage_rate(records)), f"{updates:.1f}"]
+        cells += [plain(generated), f"{mean_cost(records, _TAUGHT):.0f}"]
         cells += [f"{mean_cost(records, ('cost/prm_tokens',)):.0f}", f"{seconds:.2f}"]
         rows.append([name, *cells])
     head = ["method", "no advantage, before", "after", "salvage rate", "updates per batch"]
@@ -234,7 +280,7 @@ def _margins(methods: Groups, ours: str) -> str:
         best = max(rivals, key=lambda name: np.nanmean([value(r, metric) for r in methods[name]]))
         pair = compare(methods[ours], methods[best], metric)
         lines.append(
-            f"* {title}: the best rival is {best}; {ours} {_signed(pair.difference, 100)} points"
+            f"* {title}: the best rival is {best}; {ours} {signed(pair.difference, 100)} points"
             f" (the paper's margin: {margin})."
         )
     if BASELINE in methods:
@@ -262,25 +308,9 @@ def _setting(record: Record) -> tuple[str, float, str]:
 
 def _cells(records: Sequence[Record], columns: Sequence[Column]) -> list[str]:
     return [
-        _interval(estimate([value(r, column.metric) for r in records]), column.factor)
+        interval(estimate([value(r, column.metric) for r in records]), column.factor)
         for column in columns
     ]
-
-
-def _interval(e: Estimate, factor: float, sign: str = "") -> str:
-    if e.count == 0:
-        return "-"
-    digits = 1 if factor == 100 else 2
-    half = "" if math.isnan(e.half) else f" ± {e.half * factor:.{digits}f}"
-    return f"{e.mean * factor:{sign}.{digits}f}{half}"
-
-
-def _signed(e: Estimate, factor: float) -> str:
-    return _interval(e, factor, sign="+")
-
-
-def _plain(x: float) -> str:
-    return f"{x:.2f}" if math.isfinite(x) else "-"
 
 
 def _seeds(count: int, lost: int) -> str:

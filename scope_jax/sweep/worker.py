@@ -16,11 +16,13 @@ from scope_jax.sweep.records import (
     check_records,
     code_version,
     is_finished,
+    read_by_problem,
     record_of,
     write_failure,
     write_record,
 )
 from scope_jax.sweep.runs import Checkpoint, Run, config_of
+from scope_jax.sweep.weights import weights_of
 
 
 def work(
@@ -55,9 +57,14 @@ def work(
             started = time.monotonic()
             place = workdir / run.name
             try:
+                weights = weights_of(configs[run.name])
                 summary = train(configs[run.name].copy_and_resolve_references(), place)
                 rows, seconds = read_metrics(place / "metrics.jsonl"), time.monotonic() - started
-                record = record_of(run, configs[run.name], rows, summary, seconds, code)
+                record = record_of(
+                    *(run, configs[run.name], rows, summary, seconds, code),
+                    weights=weights,
+                    by_problem=read_by_problem(place),
+                )
             except (ValueError, OSError, RuntimeError) as error:
                 if failures.says_nothing_of_the_run(error):
                     raise

@@ -104,9 +104,11 @@ class Domain(abc.ABC):
         wrong."""
         return None
 
-    def equations(self, completion: str) -> list[str]:
+    def equations(self, completion: str) -> list[str] | None:
         """The equations of a completion as normalised strings, to count distinct ones; by default
-        its lines with an "="."""
+        its lines with an "=". None: no two solutions of a problem, nor two lines of one, could
+        share an equation, so that the share of distinct ones (`diversity/div_equ`) would be 1
+        whatever the policy does; it is left out."""
         return equations_in(completion)
 
     def reference_solution(self, problem: Problem) -> str | None:

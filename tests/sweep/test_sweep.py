@@ -16,13 +16,15 @@ from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.configuration.supervision import SuperviseConfig, supervise_config
+from scope_jax.report.by_problem import ByProblem
 from scope_jax.sweep import curves, page, tables
 from scope_jax.sweep.__main__ import main
 
 
 def sweep_file(folder: Path, checkpoints: Tiny, bad: bool = False) -> Path:
     """Three tiny runs; with `bad`, the second gives up."""
-    settings = {m: checkpoints.settings(m, {"steps": 2}) for m in ("grpo", "scope")}
+    more = {"steps": 2, "evaluation.more_temperatures": (0.0,)}
+    settings = {m: checkpoints.settings(m, more) for m in ("grpo", "scope")}
     body = f"""
 from scope_jax.sweep.runs import Run
 
@@ -115,6 +117,17 @@ def test_a_run_that_gives_up_is_recorded_and_the_sweep_goes_on(checkpoints: Tiny
         ]
         > 0
     )
+    kept = json.loads((records / "arithmetic/scope/seed_0.json").read_text())
+    assert kept["weights"].keys() == {"policy", "teacher", "prm"}
+    assert kept["weights"]["policy"] == kept["weights"]["teacher"] != kept["weights"]["prm"]
+    assert kept["tokens"]["rollouts"] > 0 and kept["tokens"]["prm"] > 0
+    counts = {name: ByProblem.from_json(found) for name, found in kept["by_problem"].items()}
+    assert counts.keys() == {"eval", "eval_t0", "eval_ood", "eval_ood_t0"}
+    for name, found in counts.items():
+        rate = sum(found.right) / len(found.right) / found.samples
+        assert found.samples == (1 if name.endswith("t0") else 2) and len(found.right) == 8
+        assert kept["final"][f"{name}/pass@1"] == pytest.approx(rate)
+    assert "eval_t0/pass@2" not in kept["final"] and "eval/pass@2" in kept["final"]
     assert sweep.work(runs, tmp_path / "work", records) == (0, 0)  # a failure is an outcome too
     written = tmp_path / "page.md"
     written.write_text(f"# Words\n\n{page.BEGIN}\nold\n{page.END}\n\nMore words\n")
