@@ -111,6 +111,7 @@ def word_problems() -> ConfigDict:
     config.rollout.new_tokens = 112
     config.loss.normaliser = "token"
     config.loss.old_logp = "sampler"
+    config.localiser.threshold = 0.6  # finds errors too early rather than too late
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 3
     config.optimizer.b2 = 0.98
