@@ -37,7 +37,9 @@ def rollout_diversity(methods: Groups) -> str:
         if name == BASELINE:
             continue
         pairs = [
-            pair for pair in _on_common_seeds(records, methods[BASELINE]) if _whole(*pair, PATHS)
+            pair
+            for pair in _on_common_seeds(records, methods[BASELINE])
+            if _whole(pair[0], pair[1], PATHS)
         ]
         if not pairs:
             continue
