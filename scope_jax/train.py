@@ -120,7 +120,7 @@ def train(
             return done
         check_workdir(workdir, written, allow=allow_changed, **compared)
         actors = load_actors(settings, mesh, workdir)
-        with contextlib.closing(actors.reward), locked(workdir):
+        with contextlib.closing(actors), locked(workdir):
             workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
             if actors.task.contamination is not None:
                 text = json.dumps(actors.task.contamination, indent=2) + "\n"
