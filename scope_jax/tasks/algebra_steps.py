@@ -18,11 +18,11 @@ from scope_jax.tasks.algebra_checker import (
 )
 from scope_jax.tasks.equations import (
     ONE,
-    X,
     Case,
     Poly,
     Side,
     Unreadable,
+    X,
     add,
     constant,
     multiply,
