@@ -249,9 +249,8 @@ class Draw:
         return self.one_of([number for number in range(2, 7) if number not in but])
 
     def rest(self, divisor: int) -> int:
-        """Added to a multiple of a divisor: 0 in three of four cases, so that some solutions are
-        fractions."""
-        return next(self._bits) % abs(divisor) if next(self._bits) % 4 == 0 else 0
+        """Added to a multiple of a divisor: 0 or more, so that some solutions are fractions."""
+        return next(self._bits) % abs(divisor) if next(self._bits) % 2 == 0 else 0
 
 
 def _sum(*coefficients: int) -> str:
@@ -259,37 +258,35 @@ def _sum(*coefficients: int) -> str:
     return written(tuple(map(Fraction, reversed(coefficients))))
 
 
-def _linear_2(draw: Draw) -> str | None:
+def _linear_2(draw: Draw) -> str:
     """3x+5=11"""
     a, b, x = draw.times(), draw.number(0), draw.number()
     return f"{_sum(a, b)}={a * x + b + draw.rest(a)}"
 
 
-def _linear_3(draw: Draw) -> str | None:
+def _linear_3(draw: Draw) -> str:
     """5x+2=2x+11"""
-    a, b, c, x = draw.times(), draw.number(0), draw.times(), draw.number()
-    if a - c in (0, 1):
-        return None
+    a, b, x = draw.times(), draw.number(0), draw.number()
+    c = draw.times(a, a - 1)  # with others a line is saved
     d = (a - c) * x + b + draw.rest(a - c)
     return f"{_sum(a, b)}={_sum(c, d)}"
 
 
-def _linear_4(draw: Draw) -> str | None:
+def _linear_4(draw: Draw) -> str:
     """3(x-2)=x+4"""
-    a, b, c, x = draw.times(), draw.number(0), draw.times(), draw.number()
-    if a - c in (0, 1):
-        return None
+    a, b, x = draw.times(), draw.number(0), draw.number()
+    c = draw.times(a, a - 1)  # with others a line is saved
     d = (a - c) * x + a * b + draw.rest(a - c)
     return f"{a}({_sum(1, b)})={_sum(c, d)}"
 
 
-def _quadratic_2(draw: Draw) -> str | None:
+def _quadratic_2(draw: Draw) -> str:
     """x^2-5x+6=0"""
     x, y = draw.number(0), draw.number(0)
     return f"{_sum(1, -x - y, x * y)}=0"
 
 
-def _quadratic_3(draw: Draw) -> str | None:
+def _quadratic_3(draw: Draw) -> str:
     """x^2-3x=2x-6"""
     x, y, a = draw.number(0), draw.number(0), draw.number(0)
     return f"{_sum(1, -x - y + a, 0)}={_sum(a, -x * y)}"

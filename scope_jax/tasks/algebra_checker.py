@@ -139,12 +139,11 @@ def _meaning(line: Line) -> Side | Solutions:
 
 
 def _of_expression(known: Line, found: Line) -> str:
-    if not found.expression and len(found.cases) > 1:
+    [case, *more] = found.cases
+    if more or case.always is not None:
         return "an equation, where an expression is due"
     value = known.cases[0].sides[-1]
-    if found.cases[0].always is not None:
-        return "an equation, where an expression is due"
-    for side in found.cases[0].sides:
+    for side in case.sides:
         if _difference(value, side):
             return f"{side.text} is not equal to {value.text}"
     return ""
