@@ -112,14 +112,16 @@ def _linear(
     if len(a) < 2:
         a, b = b, a
     (number, times), (other, more) = _two(a), _two(b)
+    left: Poly
+    right: Poly
     sign = -1 if slip == "sign" else 1
     if more and not (numbers_first and number):
-        moved = ((number, times - sign * more), (other,))
+        left, right = (number, times - sign * more), constant(other)
     elif number:
-        moved = ((Fraction(0), times), (other - sign * number, more))
+        left, right = (Fraction(0), times), add((other - sign * number, more), ())
     else:
         return solved(found)
-    left, right = (add(tuple(poly), ()) for poly in moved)
+    left = add(left, ())  # without a zero in front
     return _with_conditions((written(left), written(right)), case)
 
 
