@@ -102,7 +102,7 @@ WRONG = [
     ("x=1/2", "x=1/(x-x)", "a division by zero"),
     ("x=3", "1/2x=3/2", "'x' needs a sign"),
     ("x=3", "x3=9", "'3' needs a sign"),
-    ("x=3", "2^x=8", "'x' where"),
+    ("x=3", "2^x=8", "'x': a power is"),
     ("x=3", "y=3", "cannot be read"),
     ("x=3", "", "the end"),
     ("x=3", "x=", "the end"),
