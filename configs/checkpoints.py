@@ -121,6 +121,35 @@ def countdown_prm():
     return config
 
 
+def algebra_base():
+    """The base policy of algebra: terms moved in any order, and a misconception: a term that is
+    moved keeps its sign. Settings as of Countdown; not trained to the end here."""
+    config = default_config()
+    config.steps = 700
+    config.task.name = "algebra"
+    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4, 5)
+    config.target.misconception = 0.4
+    config.target.misconception_kind = "sign"
+    return config
+
+
+def algebra_teacher():
+    """The teacher of algebra: no misconception, and a style of its own (terms with x first). Not
+    trained to the end here; a teacher without errors is the domain's program: `teacher.kind =
+    "program"`."""
+    config = default_config()
+    config.seed = 1
+    config.steps = 1200
+    config.task.name = "algebra"
+    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4, 5)
+    config.fresh.seed = 2
+    config.target.style = "x_first"
+    config.target.foreign_prefix = True
+    config.start = f"{CACHE}/algebra/base"
+    config.optimizer.learning_rate = 3e-3
+    return config
+
+
 def _word_problems(config):
     config.batch = 16
     config.remat = "layer"
@@ -246,6 +275,8 @@ CHECKPOINTS = {
     "base,countdown": countdown_base,
     "teacher,countdown": countdown_teacher,
     "prm,countdown": countdown_prm,
+    "base,algebra": algebra_base,
+    "teacher,algebra": algebra_teacher,
     "base,word_problems": word_problems_base,
     "teacher,word_problems": word_problems_teacher,
     "prm,word_problems": word_problems_prm,

@@ -86,6 +86,27 @@ def countdown() -> ConfigDict:
     return config
 
 
+def algebra() -> ConfigDict:
+    """Algebra: equations that take three or four lines; a checker finds the first wrong line, no
+    process reward model."""
+    config = arithmetic()
+    config.task.name = "algebra"
+    config.task.options = {
+        "lengths": (3, 4),
+        "ood_lengths": (5,),
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
+    config.models.policy = f"{CACHE}/algebra/base"
+    config.teacher.style = "x_first"
+    config.teacher.step_tokens = 24
+    config.rollout.prompt_tokens = 21
+    config.rollout.new_tokens = 54
+    config.evaluation.prompt_tokens = 21
+    config.evaluation.new_tokens = 71
+    return config
+
+
 # Small numbers: with larger ones a small model's errors are of arithmetic, each of its own kind.
 STORY_NUMBERS = {
     "largest_count": 5,
@@ -347,6 +368,14 @@ TASKS = {
         countdown,
         teacher={"models.teacher": f"{CACHE}/countdown/teacher"},
         prm={"models.prm": f"{CACHE}/countdown/prm"},
+    ),
+    "algebra": Task(
+        algebra,
+        teacher={"models.teacher": f"{CACHE}/algebra/teacher"},
+        prm={
+            "localiser.kind": "function",
+            "localiser.function": "scope_jax.tasks.check_algebra:first_wrong",
+        },
     ),
     "word_problems": Task(
         word_problems,

@@ -124,7 +124,7 @@ def train(
         check_workdir(workdir, written, allow=allow_changed, **compared)
         with hub.pinned(names_of_run(workdir)):
             actors = load_actors(settings, mesh, workdir)
-        with contextlib.closing(actors.reward), locked(workdir):
+        with contextlib.closing(actors), locked(workdir):
             workdir = prepare_workdir(workdir, written, allow=allow_changed, **compared)
             record_names(workdir)
             if actors.task.contamination is not None:

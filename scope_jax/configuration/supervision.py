@@ -54,7 +54,8 @@ class PolicyTarget:
     name: Literal["policy"] = "policy"
     style: str = "mixed"  # of the domain's program; reference solutions are taken as they are
     misconception: float = 0.0  # probability that a line of the kind below is written wrong
-    misconception_kind: str = "borrow"  # arithmetic: borrow, carry, wrap; countdown: haste, slip
+    # arithmetic: borrow, carry, wrap; countdown: haste, slip; algebra: sign, bracket
+    misconception_kind: str = "borrow"
     # Some first lines are given, in random order, and not trained on: the model learns to go on
     # in its own style from what somebody else wrote.
     foreign_prefix: bool = False

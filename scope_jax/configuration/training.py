@@ -242,7 +242,8 @@ def _of_scored_steps(config: TrainConfig) -> Iterator[str]:
     name = config.method.name
     if config.localiser.kind == "monte_carlo":
         yield (
-            f"config.method {name!r} needs scores of steps: set localiser.kind to 'prm' or 'oracle'"
+            f"config.method {name!r} needs scores of steps: set localiser.kind to 'prm', 'oracle'"
+            " or 'function'"
         )
     if config.loss.ratio == "sequence":
         yield (

@@ -5,19 +5,21 @@ class with `spec` and `score`; a config names it as `localiser.kind = "module:Cl
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
 
 from scope_jax.correction.monte_carlo import compile_ahead, locate_first_error
 from scope_jax.correction.records import Scene
+from scope_jax.correction.step_checkers import StepChecker
 from scope_jax.correction.steps import StepRows
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.prm import TEMPLATE_TOKENS, ProcessRewardModel
 from scope_jax.types import Rollout, check_kind, imported
 
-KINDS = ("prm", "oracle", "monte_carlo")
+KINDS = ("prm", "oracle", "monte_carlo", "function")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,18 @@ class LocaliserSpec:
     """Who finds the first wrong step of a row."""
 
     # prm: a process reward model; oracle: the domain's own step check; monte_carlo: continuations
-    # by the policy; module:name: a class of your own, called with this spec.
+    # by the policy; function: a step checker of yours; module:name: a class of your own, called
+    # with this spec.
     kind: str = "prm"
     threshold: float = 0.5  # a step whose score is below it is wrong
     continuations: int = 4  # of monte_carlo: per prefix that is tried
     # Probability that a row's error is moved to one of its steps drawn at random, to see what a
     # bad localiser does.
     noise: float = 0.0
+    function: str | None = None  # of function: module:function, called with (problem, steps)
+    seconds: float = 5.0  # deadline of one call of it
+    memory_mb: int = 4096  # that its process may take beyond what its imports took
+    workers: int | None = None  # its processes at most; None: by the machine's cores
 
     def __post_init__(self) -> None:
         check_kind(self.kind, KINDS, "localiser.kind")
@@ -43,6 +50,33 @@ class LocaliserSpec:
             raise ValueError(f"localiser.continuations = {self.continuations} must be at least 1")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"localiser.noise = {self.noise} must be a probability")
+        self._check_function()
+
+    def _check_function(self) -> None:
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"localiser.seconds = {self.seconds} must be a number above 0")
+        for name in ("memory_mb", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"localiser.{name} = {value} must be at least 1")
+        if self.function is None:
+            if self.kind == "function":
+                raise ValueError(
+                    "localiser.function is None; localiser.kind 'function' needs a step checker of"
+                    " yours, module:function"
+                )
+            return
+        module, colon, path = self.function.partition(":")
+        if not colon or not all(map(str.isidentifier, [*module.split("."), *path.split(".")])):
+            raise ValueError(
+                f"localiser.function = {self.function!r}: expected a step checker of yours as"
+                " module:function"
+            )
+        if self.kind in KINDS and self.kind != "function":
+            raise ValueError(
+                f"localiser.function = {self.function!r} is for localiser.kind 'function', not"
+                f" {self.kind!r}; set it to None"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +107,8 @@ def make_localiser(spec: LocaliserSpec, prm: ProcessRewardModel | None = None) -
         return Oracle(spec)
     if spec.kind == "monte_carlo":
         return MonteCarlo(spec)
+    if spec.kind == "function":
+        return StepChecker(spec)
     if prm is None:
         raise ValueError(
             "localiser 'prm' needs a process reward model; set models.prm, or localiser 'oracle'"
@@ -120,7 +156,7 @@ class Oracle:
         def check(problems: list, lists: list) -> list:
             return [scene.domain.check_steps(p, s) for p, s in zip(problems, lists, strict=True)]
 
-        score, valid = _no_scores(rows)
+        score, valid = no_scores(rows)
         for r, labels in enumerate(by_share(check, rows.problems_R, rows.steps)):
             if labels is None:
                 raise ValueError(
@@ -140,7 +176,7 @@ class MonteCarlo:
 
     def score(self, rows: StepRows, scene: Scene) -> Scores:
         """1 before the error that the search finds, 0 from there on."""
-        score, valid = _no_scores(rows)
+        score, valid = no_scores(rows)
         finished_R = to_host(rows.rollout.finished_B)[rows.rows_R]
         tried = np.flatnonzero(finished_R & (rows.count_R > 0))
         found = locate_first_error(rows.take(tried), scene, self.spec.continuations)
@@ -153,6 +189,7 @@ class MonteCarlo:
         compile_ahead(rollout, scene, self.spec.continuations)
 
 
-def _no_scores(rows: StepRows) -> tuple[np.ndarray, np.ndarray]:
+def no_scores(rows: StepRows) -> tuple[np.ndarray, np.ndarray]:
+    """(scores 0, valid False) of the steps of `rows`, [R, J] each."""
     shape = (len(rows.steps), max((len(row) for row in rows.steps), default=0))
     return np.zeros(shape, np.float32), np.zeros(shape, bool)

@@ -11,6 +11,7 @@ from scope_jax.data.mixture import mix
 from scope_jax.data.options import made_of
 from scope_jax.data.problems import Problems
 from scope_jax.data.sources import read_source, read_tfds, source_of
+from scope_jax.tasks.algebra import Algebra
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
@@ -23,6 +24,7 @@ from scope_jax.types import check_choices
 GENERATED: dict[str, tuple[type[GeneratedDomain], str]] = {
     "arithmetic": (Arithmetic, "scope_jax.data.arithmetic_tfds"),
     "countdown": (Countdown, "scope_jax.data.countdown_tfds"),
+    "algebra": (Algebra, "scope_jax.data.algebra_tfds"),
     "word_problems": (WordProblems, "scope_jax.data.word_problems_tfds"),
 }
 NAMES = (*GENERATED, "math", gym_problems.NAME)
@@ -50,7 +52,7 @@ class TaskSpec:
     Raises ValueError for what makes no sense; reads no data.
     """
 
-    name: str = "arithmetic"  # arithmetic | countdown | math | reasoning_gym
+    name: str = "arithmetic"  # a key of GENERATED, math or reasoning_gym
     # Directory of a generated data set, made there first (None: cache/tfds); of math: where
     # relative paths start.
     data: str | None = None

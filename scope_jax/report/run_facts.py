@@ -112,6 +112,7 @@ def _named(kind: Any, models: Mapping[str, Any]) -> str:
         "prm": "a process reward model",
         "monte_carlo": "continuations of the policy",
         "oracle": "the task's own check",
+        "function": "a step checker",
         "model": "a model",
         "self": "the policy itself",
         "endpoint": "a model behind an address",

@@ -6,6 +6,7 @@ solution. Importing it is cheap: sympy and math-verify run in worker processes o
 know them by.
 """
 
+from scope_jax.tasks.algebra import Algebra
 from scope_jax.tasks.arithmetic import Arithmetic
 from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import (
@@ -22,6 +23,7 @@ from scope_jax.tasks.word_problems import WordProblems
 from scope_jax.text import encode_prompts, load_tokenizer
 
 __all__ = [
+    "Algebra",
     "Arithmetic",
     "Countdown",
     "Domain",

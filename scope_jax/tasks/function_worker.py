@@ -7,6 +7,9 @@ is that of `worker_loop`; the arguments say what is called, and a request is the
         as above, with "tokens" (a list of ids); the verdict is any number
     format BYTES PATTERN
         {"prediction": str}: whether the pattern matches the whole of it
+    steps BYTES module:function FOLDERS...
+        {"problem": {}, "steps": [str]}; the verdict is the index of the first wrong step, -1 where
+        there is none
 
 BYTES is the memory that the process may take beyond what its imports took; FOLDERS are where it
 imports from.
@@ -66,14 +69,10 @@ def reward(
 ) -> tuple[float | None, str, str]:
     """(number that a user's reward function gives, reason where it gives none, details of that).
     Nothing that it raises or returns is an error here."""
-    try:
-        value = function(request["problem"], request["prediction"], request["tokens"])
-        if hasattr(value, "item"):
-            value = value.item()  # a scalar of numpy and its like
-    except (worker_loop.OutOfTime, MemoryError):
-        raise
-    except BaseException as error:  # SystemExit too
-        return None, "exception", f"{type(error).__name__} in {name}: {_in_words(str, error)}"
+    arguments = request["problem"], request["prediction"], request["tokens"]
+    value, reason, detail = _called(function, name, *arguments)
+    if reason:
+        return None, reason, detail
     if value is None:
         return None, "none", f"None from {name}"
     if isinstance(value, (int, float)):
@@ -81,6 +80,36 @@ def reward(
             if math.isfinite(value):
                 return float(value), "", ""
     return None, "not_a_number", f"{name} gave {_in_words(repr, value)}"
+
+
+def first_wrong(
+    function: Callable[..., Any], name: str, request: dict[str, Any]
+) -> tuple[int | None, str, str]:
+    """(index of the first wrong step that a user's step checker names, -1 for none; reason where it
+    says neither, details of that). Nothing that it raises or returns is an error here."""
+    count = len(request["steps"])
+    value, reason, detail = _called(function, name, request["problem"], request["steps"])
+    if reason:
+        return None, reason, detail
+    if value is None:
+        return -1, "", ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None, "not_an_index", f"{name} gave {_in_words(repr, value)}, no index and no None"
+    if not 0 <= value < count:
+        said = f"{name} gave {_in_words(repr, value)} for a row of {count} steps"
+        return None, "out_of_range", said
+    return value, "", ""
+
+
+def _called(function: Callable[..., Any], name: str, *arguments: Any) -> tuple[Any, str, str]:
+    """(what a user's function gives, reason where it gives nothing, details of that)."""
+    try:
+        value = function(*arguments)
+        return value.item() if hasattr(value, "item") else value, "", ""  # numpy's and its like
+    except (worker_loop.OutOfTime, MemoryError):
+        raise
+    except BaseException as error:  # SystemExit too
+        return None, "exception", f"{type(error).__name__} in {name}: {_in_words(str, error)}"
 
 
 def _in_words(words: Callable[[Any], str], thing: Any) -> str:
@@ -93,17 +122,17 @@ def _in_words(words: Callable[[Any], str], thing: Any) -> str:
         return f"a {type(thing).__name__}"
 
 
-def check_takes_three(function: Callable[..., Any], name: str) -> None:
-    """Raise TypeError unless a reward function can be called with its three arguments."""
+def check_takes(function: Callable[..., Any], name: str, **arguments: Any) -> None:
+    """Raise TypeError unless a function can be called with these arguments, in this order."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return  # built in: the first call will tell
     try:
-        signature.bind({}, "", [])
+        signature.bind(*arguments.values())
     except TypeError as error:
         raise TypeError(
-            f"{name}{signature} cannot be called as (problem, completion, token_ids): {error}"
+            f"{name}{signature} cannot be called as ({', '.join(arguments)}): {error}"
         ) from None
 
 
@@ -129,9 +158,15 @@ def decider(what: str, *arguments: str) -> Callable[[dict[str, Any]], tuple[Any,
     if what == "reward":
         memory, name, *search = arguments
         function = load_function(name, search)
-        check_takes_three(function, name)
+        check_takes(function, name, problem={}, completion="", token_ids=[])
         worker_loop.limit_memory(int(memory))
         return lambda request: reward(function, name, request)
+    if what == "steps":
+        memory, name, *search = arguments
+        function = load_function(name, search)
+        check_takes(function, name, problem={}, steps=[])
+        worker_loop.limit_memory(int(memory))
+        return lambda request: first_wrong(function, name, request)
     name, *search = arguments
     function = load_function(name, search)
     return lambda request: ask(function, name, request["problem"], request["prediction"])

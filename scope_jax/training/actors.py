@@ -14,6 +14,7 @@ from scope_jax import models, rollout, teachers
 from scope_jax.configuration import Scope, TrainConfig
 from scope_jax.correction import Localiser, make_localiser
 from scope_jax.correction.localisers import PRM
+from scope_jax.correction.step_checkers import StepChecker
 from scope_jax.data.load import Task, load_task
 from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.mesh import own_mesh, to_host_memory
@@ -26,7 +27,7 @@ from scope_jax.types import imported
 
 @dataclasses.dataclass(eq=False)
 class Actors:
-    """Who takes part in a run."""
+    """Who takes part in a run; to be closed."""
 
     config: models.ModelConfig  # of the policy
     params: models.Params  # of the policy; empty once a `Learner` has taken them over
@@ -34,8 +35,14 @@ class Actors:
     task: Task
     teacher: teachers.Teacher | None  # where the method asks one
     localiser: Localiser | None  # where the method looks for wrong steps
-    # Who says what a row is worth; to be closed.
+    # Who says what a row is worth.
     reward: Reward = dataclasses.field(default_factory=Reward)
+
+    def close(self) -> None:
+        """End the processes of the user's functions. May be called twice."""
+        self.reward.close()
+        if isinstance(self.localiser, StepChecker):
+            self.localiser.close()
 
 
 def load_actors(
@@ -43,7 +50,7 @@ def load_actors(
 ) -> Actors:
     """Load the task and the checkpoints that the config needs, laid out on the mesh. An endpoint's
     answers are kept in `workdir` where the config names no other place. Who has the actors closes
-    their reward."""
+    them."""
     model_config, tokenizer = described_policy(config, mesh)
     task = load_task(config.task, tokenizer)
     _check_task_prompts(config, task, tokenizer, model_config)
@@ -63,10 +70,15 @@ def load_actors(
     with contextlib.ExitStack() as opened:
         reward = opened.enter_context(Reward(config.reward, None, rows, config.rollout.length))
         reward.start()  # its functions are imported: what is wrong with them is said here
+        localiser: Localiser | None = None
+        if config.uses_localiser and config.localiser.kind == "function":
+            localiser = opened.enter_context(StepChecker(config.localiser))
+            localiser.start()  # the same
         params = models.load(config.models.policy or "", dtype=config.dtype, mesh=mesh)[1]
         teacher = read_teacher() if read_teacher is not None else None
         prm = read_prm() if read_prm is not None else None
-        localiser = make_localiser(config.localiser, prm) if config.uses_localiser else None
+        if config.uses_localiser and localiser is None:
+            localiser = make_localiser(config.localiser, prm)
         reward.prm = prm if config.reward.uses_prm else None
         opened.pop_all()  # all went well
     return Actors(model_config, params, tokenizer, task, teacher, localiser, reward)
