@@ -30,6 +30,9 @@ class Groups:
     include_B: np.ndarray  # bool: rows that count in the group's mean and in the update
     own_B: np.ndarray  # bool: rows that the policy wrote; the others are demonstrations
     metrics: dict[str, float]
+    # int: POLICY tokens at positions before it carry no weight in the update (they still count in
+    # its normaliser); None: all tokens of rows that count carry one.
+    credit_from_B: np.ndarray | None = None
 
     @property
     def failed_B(self) -> np.ndarray:

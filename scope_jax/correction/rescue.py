@@ -22,7 +22,7 @@ from scope_jax.correction.place import place, prepare
 from scope_jax.correction.records import Groups, Scene
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.devices.mesh import to_host
-from scope_jax.types import Owner, Rollout
+from scope_jax.types import Owner
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,22 +45,28 @@ def rescue(
         located = locate(groups, groups.failed_B, scene)
     chosen = choose(located, groups, spec.select, scene.seed)
     if not len(chosen.rows_N):
-        final = prepare(groups, spec)
-        return Rescue(final, _complete(chosen.metrics, final.rollout), [])
+        final = prepare(groups, spec, located)
+        return Rescue(final, _complete(chosen.metrics, final, spec), [])
     with scene.timer("correct"):
         corrected = correct(chosen, groups, scene, spec)
     attempts = finish(corrected, scene, spec)
     final = place(attempts, groups, spec, scene.seed)
     gallery = gallery_items(attempts) if keep_gallery else []
-    return Rescue(final, _complete(attempts.metrics, final.rollout), gallery)
+    return Rescue(final, _complete(attempts.metrics, final, spec), gallery)
 
 
-def _complete(metrics: dict[str, float], rollout: Rollout) -> dict[str, float]:
+def _complete(metrics: dict[str, float], final: Groups, spec: CorrectionSpec) -> dict[str, float]:
     """The metrics with those of the final rows, and 0 for what was not counted."""
-    owner = to_host(rollout.owner_BT)
+    owner = to_host(final.rollout.owner_BT)
     written = int(np.sum(owner >= Owner.POLICY))
     share = float(np.sum(owner == Owner.TEACHER)) / max(written, 1)
-    return _ZERO | metrics | {"scope/teacher_token_share": share}
+    more = {"scope/teacher_token_share": share}
+    if final.credit_from_B is not None:
+        before = np.arange(owner.shape[1]) < final.credit_from_B[:, None]
+        spared = (owner == Owner.POLICY) & before & final.include_B[:, None]
+        more["scope/spared_tokens"] = float(np.sum(spared))
+    paired = {"scope/paired": 0.0} if spec.place == "pair" else {}
+    return _ZERO | paired | metrics | final.metrics | more
 
 
 _ZERO = {

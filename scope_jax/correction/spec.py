@@ -55,8 +55,15 @@ class CorrectionSpec:
     tails: int = 1
     # unverified goes with tail `none`, and only with it.
     accept: Literal["verified", "unverified"] = "verified"
-    # Where accepted rows go.
-    place: Literal["replace_parent", "replace_random_failure", "append"] = "replace_parent"
+    # Where accepted rows go. pair: to another failure of the group, by a draw, so that the parent
+    # stays; where all that are left are parents of accepted rows, into the parent's own place.
+    place: Literal["replace_parent", "replace_random_failure", "append", "pair"] = "replace_parent"
+    # Which POLICY tokens of an accepted row, and of its parent where that is still there, carry
+    # the row's advantage. row: all of them; divergence: those from the cut on, where the two part.
+    credit: Literal["row", "divergence"] = "row"
+    # POLICY tokens before the first error of failures that were located and not repaired carry no
+    # weight.
+    spare_prefix: bool = False
     # Rows that a model writes steps or tails for at a time; None: all. The result is the same.
     rows_at_once: int | None = None
 
@@ -77,3 +84,8 @@ class CorrectionSpec:
             raise ValueError(
                 "method: accept 'unverified' is for tail 'none'; a row with a tail is verified"
             )
+
+    @property
+    def spares(self) -> bool:
+        """Whether some POLICY tokens of rows that count may carry no weight."""
+        return self.credit == "divergence" or self.spare_prefix
