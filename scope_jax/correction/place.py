@@ -41,12 +41,17 @@ def place(attempts: Attempts, groups: Groups, spec: CorrectionSpec, seed: int) -
     else:
         reward[taken] = attempts.reward_R[: len(target_N)][accepted_N]
         right[taken] = include[taken] = True
-    final = dataclasses.replace(
-        final, rollout=placed, reward_B=reward, right_B=right, include_B=include
-    )
     parent = in_final(rows_N, groups, spec)[accepted_N]
     cut = attempts.corrected.job.kept_B[: len(rows_N)][accepted_N]
-    return _with_pairs(final, parent, taken, cut, spec)
+    return dataclasses.replace(
+        final,
+        rollout=placed,
+        reward_B=reward,
+        right_B=right,
+        include_B=include,
+        credit_from_B=_credit_from(final, parent, taken, cut, spec),
+        metrics=final.metrics | _counts(parent, taken, final.group, spec),
+    )
 
 
 def prepare(groups: Groups, spec: CorrectionSpec, located: Located) -> Groups:
@@ -61,8 +66,13 @@ def prepare(groups: Groups, spec: CorrectionSpec, located: Located) -> Groups:
     if credit_from_B is not None and spec.spare_prefix:
         prompt_length_B = to_host(groups.rollout.prompt_length_B)
         credit_from_B[rows_R] = prompt_length_B[rows_R] + located.good_tokens_R
-    include_B = ~np.isnan(groups.reward_B)
-    return dataclasses.replace(groups, include_B=include_B, credit_from_B=credit_from_B)
+    nobody = np.zeros(0, np.int64)
+    return dataclasses.replace(
+        groups,
+        include_B=~np.isnan(groups.reward_B),
+        credit_from_B=credit_from_B,
+        metrics=groups.metrics | _counts(nobody, nobody, groups.group, spec),
+    )
 
 
 def in_final(rows_N: np.ndarray, groups: Groups, spec: CorrectionSpec) -> np.ndarray:
@@ -105,27 +115,35 @@ def targets(
     return target_N
 
 
-def _with_pairs(
+def _credit_from(
     final: Groups,
     parent_A: np.ndarray,
     taken_A: np.ndarray,
     cut_A: np.ndarray,
     spec: CorrectionSpec,
-) -> Groups:
-    """The final groups with where credit begins in A accepted rows, in the places `taken_A`, and in
-    their parents: at their cut, or with credit `row` at the start. With place `pair` the parents
-    that stay are counted."""
-    metrics, credit_from_B = final.metrics, final.credit_from_B
+) -> np.ndarray | None:
+    """int[B]: where credit begins, with A accepted rows in the places `taken_A` and their parents:
+    at their cut, or with credit `row` at the start."""
+    if final.credit_from_B is None:
+        return None
+    credit_from_B = final.credit_from_B.copy()
+    start_A = cut_A if spec.credit == "divergence" else np.zeros_like(cut_A)
+    credit_from_B[parent_A] = start_A
+    credit_from_B[taken_A] = start_A  # last: a parent's place may have been taken
+    return credit_from_B
+
+
+def _counts(
+    parent_A: np.ndarray, taken_A: np.ndarray, group: int, spec: CorrectionSpec
+) -> dict[str, float]:
+    """Of A accepted rows: parents that stay, and groups, where a setting makes them worth
+    knowing."""
+    counts: dict[str, float] = {}
     if spec.place == "pair":
-        stay = float(np.sum(~np.isin(parent_A, taken_A)))
-        metrics = metrics | {"scope/paired": stay}
-    if credit_from_B is not None:
-        credit_from_B = credit_from_B.copy()
-        start_A = cut_A if spec.credit == "divergence" else np.zeros_like(cut_A)
-        # A parent's place may have been taken: what stands there now is what counts.
-        credit_from_B[parent_A] = start_A
-        credit_from_B[taken_A] = start_A
-    return dataclasses.replace(final, credit_from_B=credit_from_B, metrics=metrics)
+        counts["scope/paired"] = float(np.sum(~np.isin(parent_A, taken_A)))
+    if spec.select.groups == "all_failed":
+        counts["scope/groups_repaired"] = float(len(np.unique(taken_A // group)))
+    return counts
 
 
 def _with_free_rows(groups: Groups, free: int) -> Groups:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scope_jax.correction.choose import choose
+from scope_jax.correction.choose import choose, correctable
 from scope_jax.correction.correct import correct
 from scope_jax.correction.finish import finish
 from scope_jax.correction.gallery import gallery_items
@@ -42,20 +42,22 @@ def rescue(
     """Correct failures of `groups`. The phases "prm", "correct" and "verify" are timed. Without
     `keep_gallery` the gallery comes back empty."""
     with scene.timer("prm"):
-        located = locate(groups, groups.failed_B, scene)
+        # What stands before an error is asked of all failures where it is to be spared.
+        asked_B = groups.failed_B if spec.spare_prefix else correctable(groups, spec.select)
+        located = locate(groups, asked_B, scene)
     chosen = choose(located, groups, spec.select, scene.seed)
     if not len(chosen.rows_N):
         final = prepare(groups, spec, located)
-        return Rescue(final, _complete(chosen.metrics, final, spec), [])
+        return Rescue(final, _complete(chosen.metrics, final), [])
     with scene.timer("correct"):
         corrected = correct(chosen, groups, scene, spec)
     attempts = finish(corrected, scene, spec)
     final = place(attempts, groups, spec, scene.seed)
     gallery = gallery_items(attempts) if keep_gallery else []
-    return Rescue(final, _complete(attempts.metrics, final, spec), gallery)
+    return Rescue(final, _complete(attempts.metrics, final), gallery)
 
 
-def _complete(metrics: dict[str, float], final: Groups, spec: CorrectionSpec) -> dict[str, float]:
+def _complete(metrics: dict[str, float], final: Groups) -> dict[str, float]:
     """The metrics with those of the final rows, and 0 for what was not counted."""
     owner = to_host(final.rollout.owner_BT)
     written = int(np.sum(owner >= Owner.POLICY))
@@ -65,8 +67,7 @@ def _complete(metrics: dict[str, float], final: Groups, spec: CorrectionSpec) ->
         before = np.arange(owner.shape[1]) < final.credit_from_B[:, None]
         spared = (owner == Owner.POLICY) & before & final.include_B[:, None]
         more["scope/spared_tokens"] = float(np.sum(spared))
-    paired = {"scope/paired": 0.0} if spec.place == "pair" else {}
-    return _ZERO | paired | metrics | final.metrics | more
+    return _ZERO | metrics | final.metrics | more
 
 
 _ZERO = {

@@ -18,7 +18,8 @@ class SelectSpec:
     quantiles: tuple[float, float] = (0.1, 0.9)
     # Maximum number of attempts per group; with `keep_failure` also at most failures - 1.
     per_group: int = 2
-    # any, or only groups without a right row.
+    # any, or only groups without a right row: in the others nothing is located either, unless
+    # `spare_prefix` asks.
     groups: Literal["any", "all_failed"] = "any"
     # Leave one failure of each group as it is.
     keep_failure: bool = True

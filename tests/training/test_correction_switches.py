@@ -19,6 +19,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "training.mini_batches": 2,
         "training.length_buckets": 2,
     },
+    "all failed": {
+        "method.select.groups": "all_failed",
+        "method.select.rule": "top",
+        "method.select.per_group": 1,
+    },
 }
 
 
@@ -58,4 +63,11 @@ def check_pairs(rows: list[dict[str, float]]) -> None:
         assert row["scope/spared_tokens"] >= 5 * (row["scope/accepted"] + row["scope/paired"])
 
 
-CHECKS = {"pair": check_pairs}
+def check_groups(rows: list[dict[str, float]]) -> None:
+    for row in rows:
+        assert row["scope/selected"] <= row["scope/groups_failed"] <= 8
+        assert row["scope/accepted"] == row["scope/groups_repaired"]
+    assert sum(row["scope/groups_failed"] for row in rows) > 0
+
+
+CHECKS = {"pair": check_pairs, "all failed": check_groups}
