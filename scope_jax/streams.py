@@ -15,6 +15,7 @@ position.
     DEMONSTRATION                whole solutions of the teacher          2^19
     MONTE_CARLO + round          continuations of prefixes               from 2^20 on, one per round
     ORDER -> epoch               order of the groups in an epoch         2^21
+    SELF + attempt               the policy's own repairs                from 2^22 on, likewise
 
 So there is room for 2^19 - 2 attempts and 2^20 rounds. Labelled rollouts and evaluations have
 root keys of their own, and use the same streams.
@@ -45,6 +46,7 @@ TAIL = 2
 DEMONSTRATION = 1 << 19
 MONTE_CARLO = 1 << 20
 ORDER = 1 << 21
+SELF = 1 << 22
 
 
 class Host(enum.IntEnum):

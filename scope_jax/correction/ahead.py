@@ -11,6 +11,7 @@ from scope_jax.correction.finish import Attempts, extend_rows, select_rows
 from scope_jax.correction.locate import locate
 from scope_jax.correction.place import place
 from scope_jax.correction.records import Groups, Scene
+from scope_jax.correction.repair import own_spec, put_back
 from scope_jax.correction.spec import CorrectionSpec
 
 
@@ -25,5 +26,9 @@ def compile_ahead(groups: Groups, scene: Scene, spec: CorrectionSpec) -> None:
     if spec.tail != "none":
         longer = extend_rows(corrected, scene, spec, nobody_R, streams.TAIL)
         rows = select_rows(jnp.asarray(nobody_R), longer, rows)
+    if scene.self_tries:
+        spec_ = own_spec(scene, spec)
+        by_policy = extend_rows(corrected, scene, spec_, nobody_R, streams.SELF)
+        rows = put_back(rows, by_policy, np.zeros(0, np.int64))
     worth_R = np.zeros(len(nobody_R), np.float32)
     place(Attempts(corrected, rows, nobody_R, worth_R, spec, [], {}), groups, spec, scene.seed)

@@ -56,3 +56,5 @@ class Scene:
     seed: int = 0  # of what does not draw by key
     timer: Callable[[str], Any] = _no_timer  # `with timer(phase)` around each phase
     reward: Reward = dataclasses.field(default_factory=Reward)  # and who is accepted
+    # How often at most the policy goes on from the cut of a failure before the teacher is asked.
+    self_tries: int = 0

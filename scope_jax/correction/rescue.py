@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from scope_jax.correction.choose import choose, correctable
-from scope_jax.correction.correct import correct
-from scope_jax.correction.finish import finish
 from scope_jax.correction.gallery import gallery_items
 from scope_jax.correction.locate import locate
 from scope_jax.correction.place import place, prepare
 from scope_jax.correction.records import Groups, Scene
+from scope_jax.correction.repair import SELF_METRICS, repair
 from scope_jax.correction.spec import CorrectionSpec
 from scope_jax.devices.mesh import to_host
 from scope_jax.types import Owner
@@ -48,10 +47,9 @@ def rescue(
     chosen = choose(located, groups, spec.select, scene.seed)
     if not len(chosen.rows_N):
         final = prepare(groups, spec, located)
-        return Rescue(final, _complete(chosen.metrics, final), [])
-    with scene.timer("correct"):
-        corrected = correct(chosen, groups, scene, spec)
-    attempts = finish(corrected, scene, spec)
+        none = dict.fromkeys(SELF_METRICS, 0.0) if scene.self_tries else {}
+        return Rescue(final, _complete(chosen.metrics | none, final), [])
+    attempts = repair(chosen, groups, scene, spec)
     final = place(attempts, groups, spec, scene.seed)
     gallery = gallery_items(attempts) if keep_gallery else []
     return Rescue(final, _complete(attempts.metrics, final), gallery)

@@ -341,6 +341,8 @@ SINCE = {
     "reward.seconds",
     "reward.workers",
     "samples.rollouts",
+    "teacher.first",
+    "teacher.self_tries",
 }
 
 

@@ -243,8 +243,8 @@ def test_one_repair_in_each_group_that_failed_altogether():
     counting = Counting()
     scene_ = dataclasses.replace(played(), localiser=counting)
     result = rescue(groups, scene_, CorrectionSpec(select=FAILED))
-    # The best prefix of the second group is that of row 6, of which the teacher writes the last
-    # step: it would write the second, which is wrong there. So it is tried, and not accepted.
+    # The best prefix of the second group is that of row 6, which has no room for the teacher's line
+    # and another one: it is tried, and not accepted.
     assert counting.asked == [[4, 5, 6, 7]]
     shown = ("eligible", "selected", "accepted", "groups_failed", "groups_repaired")
     assert [result.metrics[f"scope/{name}"] for name in shown] == [2, 1, 0, 1, 0]

@@ -24,6 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "method.select.rule": "top",
         "method.select.per_group": 1,
     },
+    "policy first": {"teacher.first": "self", "teacher.self_tries": 2},
 }
 
 
@@ -70,4 +71,14 @@ def check_groups(rows: list[dict[str, float]]) -> None:
     assert sum(row["scope/groups_failed"] for row in rows) > 0
 
 
-CHECKS = {"pair": check_pairs, "all failed": check_groups}
+def check_own(rows: list[dict[str, float]]) -> None:
+    for row in rows:
+        own, taught = row["scope/self_accepted"], row["scope/teacher_accepted"]
+        assert row["scope/accepted"] == own + taught
+        assert row["scope/teacher_asked"] == row["scope/selected"] - own
+        assert row["scope/selected"] <= row["scope/self_tails"] <= 2 * row["scope/selected"]
+        assert row["cost/self_tokens"] >= row["scope/self_tails"]
+    assert sum(row["scope/self_accepted"] for row in rows) > 0
+
+
+CHECKS = {"pair": check_pairs, "all failed": check_groups, "policy first": check_own}
