@@ -202,6 +202,16 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
         yield (
             f"config.method.tails = {method.tails}: method.tail 'none' writes none; set tails to 1"
         )
+    if method.candidates > 1 and kind in ("reference", "program"):
+        yield (
+            f"config.method.candidates = {method.candidates}: teacher.kind {kind!r} writes the same"
+            " step each time; set candidates to 1, or teacher.kind to 'model' or 'endpoint'"
+        )
+    elif method.candidates > 1 and config.teacher.temperature == 0:
+        yield (
+            f"config.method.candidates = {method.candidates}: with teacher.temperature 0 all of"
+            " them are the same step; set it above 0"
+        )
     if method.accept != "unverified":
         return
     if loss.teacher_term in ("shaped", "reinforce", "importance"):

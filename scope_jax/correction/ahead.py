@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import streams
+from scope_jax.correction.candidates import step_logprobs
 from scope_jax.correction.choose import choose
 from scope_jax.correction.correct import correct
 from scope_jax.correction.finish import Attempts, extend_rows, select_rows
@@ -26,6 +27,9 @@ def compile_ahead(groups: Groups, scene: Scene, spec: CorrectionSpec) -> None:
     if spec.tail != "none":
         longer = extend_rows(corrected, scene, spec, nobody_R, streams.TAIL)
         rows = select_rows(jnp.asarray(nobody_R), longer, rows)
+    if spec.candidates > 1:
+        step_logprobs(corrected, scene.policy, spec.rows_at_once)
+        rows = select_rows(jnp.asarray(nobody_R), rows, corrected.rows)
     if scene.self_tries:
         spec_ = own_spec(scene, spec)
         by_policy = extend_rows(corrected, scene, spec_, nobody_R, streams.SELF)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import streams
+from scope_jax.correction.candidates import scene_of_candidate, taken
 from scope_jax.correction.choose import Chosen
 from scope_jax.correction.correct import CorrectedRows, correct, cut_rows
 from scope_jax.correction.finish import Attempts, finish
@@ -41,9 +42,13 @@ def repair(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) -
 
 
 def _by_teacher(chosen: Chosen, groups: Groups, scene: Scene, spec: CorrectionSpec) -> Attempts:
-    with scene.timer("correct"):
-        corrected = correct(chosen, groups, scene, spec)
-    return finish(corrected, scene, spec)
+    tried = []
+    for number in range(spec.candidates):
+        scene_ = scene_of_candidate(scene, number)
+        with scene.timer("correct"):
+            corrected = correct(chosen, groups, scene_, spec)
+        tried.append(finish(corrected, scene_, spec))
+    return tried[0] if len(tried) == 1 else taken(tried, scene, spec)
 
 
 def own_spec(scene: Scene, spec: CorrectionSpec) -> CorrectionSpec:

@@ -4,7 +4,8 @@
              --finish--> tail and verdict --place--> final groups
 
 Each stage is a function in a file of its own. It takes the record of the stage before, and returns
-one. Every stage works on the failures only, packed into a few fixed batch sizes. A row at which the
+one; `repair` has `correct` and `finish` done, several times where settings ask for that. Every
+stage works on the failures only, packed into a few fixed batch sizes. A row at which the
 localiser or the teacher fails stays the ordinary failed rollout it was, and is counted.
 """
 

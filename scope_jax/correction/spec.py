@@ -54,6 +54,11 @@ class CorrectionSpec:
     tail: Literal["policy", "teacher", "none"] = "policy"
     # Maximum number of tails per row; the first one that is right is taken.
     tails: int = 1
+    # Steps that the teacher writes for each row, each with tails of its own.
+    candidates: int = 1
+    # Which of several accepted ones is taken. policy_logp: the one whose step the policy finds
+    # likeliest, by the mean log-prob of its tokens; first: the one of the lowest number.
+    choose: Literal["policy_logp", "first"] = "policy_logp"
     # unverified goes with tail `none`, and only with it.
     accept: Literal["verified", "unverified"] = "verified"
     # Where accepted rows go. pair: to another failure of the group, by a draw, so that the parent
@@ -72,6 +77,8 @@ class CorrectionSpec:
         check_choices(self, "method")
         if self.tails < 1:
             raise ValueError(f"method.tails = {self.tails} must be at least 1")
+        if self.candidates < 1:
+            raise ValueError(f"method.candidates = {self.candidates} must be at least 1")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(
                 f"method.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"

@@ -327,6 +327,8 @@ def test_todays_names_are_names_of_today():
 # What that version did not have; a workdir of it goes on with the defaults.
 SINCE = {
     "matmul_precision",
+    "method.candidates",
+    "method.choose",
     "method.credit",
     "method.spare_prefix",
     "evaluation.more_temperatures",

@@ -25,6 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "method.select.per_group": 1,
     },
     "policy first": {"teacher.first": "self", "teacher.self_tries": 2},
+    "candidates": {"method.candidates": 2, "teacher.temperature": 1.0, "method.rows_at_once": 8},
 }
 
 
@@ -81,4 +82,18 @@ def check_own(rows: list[dict[str, float]]) -> None:
     assert sum(row["scope/self_accepted"] for row in rows) > 0
 
 
-CHECKS = {"pair": check_pairs, "all failed": check_groups, "policy first": check_own}
+def check_candidates(rows: list[dict[str, float]]) -> None:
+    for row in rows:
+        if row["scope/selected"]:
+            assert row["scope/accepted"] <= row["scope/candidates_accepted"]
+            several = row["scope/candidates_accepted"] - row["scope/accepted"]
+            assert row["scope/candidates_several"] == several  # of two
+    assert sum(row["scope/accepted"] for row in rows) > 0
+
+
+CHECKS = {
+    "pair": check_pairs,
+    "all failed": check_groups,
+    "policy first": check_own,
+    "candidates": check_candidates,
+}
