@@ -19,6 +19,7 @@ from support.hand_made import (
     TOKENIZER,
     WRONG_1,
     WRONG_2,
+    EveryLine,
     V,
     bigram,
     groups_of,
@@ -146,6 +147,17 @@ def test_each_row_has_its_own_best():
     assert text(result.groups.rollout, 1) == "+777\n" + "-777\n" + "+198#"
     assert text(result.groups.rollout, 2) == "-77777777\n" + "+198#"
     assert result.groups.reward_B.tolist() == [1, 1, 1, 0]
+
+
+def test_candidates_are_for_what_the_policy_could_not_repair_by_itself():
+    teacher = InTurn(STEPS)
+    parts = played(policy=policy(), teacher=teacher, domain=EveryLine(start="zero"))
+    groups = groups_of(scene(*BATCH), [1, 0, 0, 1])
+    result = rescue(groups, dataclasses.replace(parts, self_tries=1), THREE)
+    assert text(result.groups.rollout, 1) == "+777\n" + "-777\n" + "+198#"
+    shown = ("self_accepted", "teacher_asked", "teacher_accepted", "candidates_accepted")
+    assert [result.metrics[f"scope/{name}"] for name in shown] == [0, 1, 1, 2]
+    assert result.metrics["cost/self_tokens"] == 5 and len(teacher.seeds) == 3
 
 
 def test_parts_of_rows_give_the_same():

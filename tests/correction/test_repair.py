@@ -16,6 +16,7 @@ from support.hand_made import (
     WRONG_1,
     WRONG_2,
     WRONG_3,
+    EveryLine,
     bigram,
     groups_of,
     played,
@@ -29,18 +30,7 @@ from scope_jax.configuration import default_config, set_method, train_config
 from scope_jax.correction import rescue
 from scope_jax.correction.repair import SELF_METRICS
 from scope_jax.report.gallery import rescue_of
-from scope_jax.tasks import Arithmetic
 from scope_jax.teachers import ModelTeacher, TeacherSpec
-
-
-class EveryLine(Arithmetic):
-    """A solution is right if it has all of its three lines and the right answer."""
-
-    def verify(self, problems, completions):
-        right = super().verify(problems, completions)
-        return [
-            good and text.count("\n") == 2 for good, text in zip(right, completions, strict=True)
-        ]
 
 
 @dataclasses.dataclass(frozen=True)
