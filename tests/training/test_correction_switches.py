@@ -20,6 +20,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "training.length_buckets": 2,
     },
     "all failed": {
+        "rollout.group": 2,  # many of which fail altogether
         "method.select.groups": "all_failed",
         "method.select.rule": "top",
         "method.select.per_group": 1,
