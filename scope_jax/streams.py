@@ -15,6 +15,10 @@ position.
     DEMONSTRATION                whole solutions of the teacher          2^19
     MONTE_CARLO + round          continuations of prefixes               from 2^20 on, one per round
     ORDER -> epoch               order of the groups in an epoch         2^21
+    SELF + attempt               the policy's own repairs                from 2^22 on, likewise
+    CANDIDATE + number           a key of its own for the further steps  from 2^23 on
+                                 of the teacher and their tails, with
+                                 the streams TEACHER and TAIL under it
 
 So there is room for 2^19 - 2 attempts and 2^20 rounds. Labelled rollouts and evaluations have
 root keys of their own, and use the same streams.
@@ -45,10 +49,12 @@ TAIL = 2
 DEMONSTRATION = 1 << 19
 MONTE_CARLO = 1 << 20
 ORDER = 1 << 21
+SELF = 1 << 22
+CANDIDATE = 1 << 23
 
 
 class Host(enum.IntEnum):
-    """Streams of the host's random numbers. The first five take the seed of a step, the last two
+    """Streams of the host's random numbers. The first six take the seed of a step, the last two
     that of a supervised run."""
 
     PLACE = 1  # which failure an accepted row replaces (method.place)
@@ -56,6 +62,7 @@ class Host(enum.IntEnum):
     NOISE = 3  # errors moved on purpose (localiser.noise)
     PROGRAM_SOLUTION = 4  # a solution by a program; then the row's id
     ENDPOINT_SOLUTION = 5  # a solution by an endpoint; then the problem's number
+    CANDIDATE = 6  # seeds of a teacher's further steps; then the candidate's number
     DEMONSTRATION_BATCHES = 7  # problems and styles of supervised batches
     LABELLED_BATCHES = 8  # rows of the batches of a process reward model
 
@@ -63,6 +70,11 @@ class Host(enum.IntEnum):
 def step_seed(seed: int, step: int) -> int:
     """The seed of what the host draws in a step."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """The seed of what the host draws for candidate `number` of a step's corrections."""
+    return int(np.random.SeedSequence([seed, int(Host.CANDIDATE), number]).generate_state(1)[0])
 
 
 def host_rng(seed: int, stream: Host, *more: int) -> np.random.Generator:

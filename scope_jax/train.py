@@ -265,8 +265,9 @@ def train_step(
     del policy, scene  # the layout for decoding need not stay in memory
     written, times = final.rollout, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
+        spared = final.credit_from_B
         metrics |= learner.update(
-            written, final.group, advantage, final.include_B, step.key, step.number
+            written, final.group, advantage, final.include_B, step.key, step.number, spared
         )
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).

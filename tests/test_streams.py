@@ -11,8 +11,9 @@ from scope_jax.streams import Host, host_rng, request_seed, step_seed
 def test_the_numbers_of_the_table():
     assert (streams.ROLLOUT, streams.TEACHER, streams.TAIL) == (0, 1, 2)
     assert (streams.DEMONSTRATION, streams.MONTE_CARLO, streams.ORDER) == (2**19, 2**20, 2**21)
+    assert (streams.SELF, streams.CANDIDATE) == (2**22, 2**23)
     assert streams.LORA == 2**31 - 1
-    assert [int(stream) for stream in Host] == [1, 2, 3, 4, 5, 7, 8]
+    assert [int(stream) for stream in Host] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_streams_of_a_step_do_not_overlap():
@@ -24,6 +25,8 @@ def test_streams_of_a_step_do_not_overlap():
         range(streams.DEMONSTRATION, streams.DEMONSTRATION + 1),
         range(streams.MONTE_CARLO, streams.MONTE_CARLO + rounds),
         range(streams.ORDER, streams.ORDER + 1),
+        range(streams.SELF, streams.SELF + attempts),
+        range(streams.CANDIDATE, streams.CANDIDATE + attempts),
     ]
     assert all(a.stop <= b.start for a, b in itertools.pairwise(parts))
 

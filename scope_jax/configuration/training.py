@@ -165,6 +165,8 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_scored_steps(config)
     if config.sft.steps < config.steps:
         yield from _of_groups(config)
+    if config.teacher.first == "self":
+        yield from _of_own_repairs(config)
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
@@ -200,6 +202,16 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
         yield (
             f"config.method.tails = {method.tails}: method.tail 'none' writes none; set tails to 1"
         )
+    if method.candidates > 1 and kind in ("reference", "program"):
+        yield (
+            f"config.method.candidates = {method.candidates}: teacher.kind {kind!r} writes the same"
+            " step each time; set candidates to 1, or teacher.kind to 'model' or 'endpoint'"
+        )
+    elif method.candidates > 1 and config.teacher.temperature == 0:
+        yield (
+            f"config.method.candidates = {method.candidates}: with teacher.temperature 0 all of"
+            " them are the same step; set it above 0"
+        )
     if method.accept != "unverified":
         return
     if loss.teacher_term in ("shaped", "reinforce", "importance"):
@@ -212,6 +224,26 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
             "config.method.accept 'unverified' gives rows that learn by the teacher's term alone,"
             " and loss.teacher_term or teacher_weight takes it away: set loss.teacher_term to 'nll'"
             " and a weight above 0"
+        )
+
+
+def _of_own_repairs(config: TrainConfig) -> Iterator[str]:
+    method = config.method
+    if not isinstance(method, Scope):
+        yield (
+            "config.teacher.first 'self' is for method 'scope', where failures are repaired; with"
+            f" method {method.name!r} set it to 'teacher'"
+        )
+        return
+    if config.teacher.kind == "self":
+        yield (
+            "config.teacher.first 'self' comes before another teacher, and teacher.kind is 'self':"
+            " for the policy alone set teacher.first to 'teacher'"
+        )
+    if method.tail == "none":
+        yield (
+            "config.teacher.first 'self' has the policy's repairs verified, and method.tail 'none'"
+            " leaves the others without an answer: set method.tail to 'policy' or 'teacher'"
         )
 
 

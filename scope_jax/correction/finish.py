@@ -33,9 +33,13 @@ class Attempts:
     # "no_room", "tail_cut_off", "tail_wrong", "tail_not_judged"; None: it was.
     failed: list[str | None]
     metrics: dict[str, float]  # of this stage and those before
+    tails: int = 0  # that were written, over all rows
+    own_R: np.ndarray | None = None  # bool: rows that the policy repaired by itself; None: none
 
 
-def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Attempts:
+def finish(
+    corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec, *, stream: int = streams.TAIL
+) -> Attempts:
     """Up to `spec.tails` continuations of each usable row by the policy (or the teacher), until
     one is right. With tail `none` every usable row is accepted as it is, unverified."""
     tail = spec.tail
@@ -43,10 +47,10 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
     accepted = usable.copy() if tail == "none" else np.zeros(len(usable), bool)
     reward_R, not_judged = np.ones(len(usable), np.float32), collections.Counter[str]()
     failed = list(corrected.refused)
-    attempts = tokens = 0
+    attempts = tokens = tails = 0
     while tail != "none" and attempts < spec.tails and (open_R := usable & ~accepted).any():
         with scene.timer("correct"):
-            longer = extend_rows(corrected, scene, spec, open_R, streams.TAIL + attempts)
+            longer = extend_rows(corrected, scene, spec, open_R, stream + attempts)
             jax.block_until_ready(longer)  # where the clock is read
         with scene.timer("verify"):
             ended, length, before = to_host(
@@ -61,7 +65,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
             failed[n] = _why_not(None if np.isnan(value) else bool(right), bool(ended[n]), room)
         rows = select_rows(jnp.asarray(open_R), longer, rows)
         reward_R[open_R], accepted[open_R] = judged.reward_B, judged.right_B
-        attempts += 1
+        attempts, tails = attempts + 1, tails + len(opened)
     teacher_tokens = corrected.metrics["cost/teacher_tokens"]
     metrics = corrected.metrics | {
         "cost/teacher_tokens": teacher_tokens + (tokens if tail == "teacher" else 0),
@@ -71,7 +75,7 @@ def finish(corrected: CorrectedRows, scene: Scene, spec: CorrectionSpec) -> Atte
         "scope/tail_tries": float(attempts),
         **by_reason("scope/not_judged", not_judged),
     }
-    return Attempts(corrected, rows, accepted, reward_R, spec, failed, metrics)
+    return Attempts(corrected, rows, accepted, reward_R, spec, failed, metrics, tails)
 
 
 def judge_open(

@@ -27,7 +27,11 @@ def gallery_items(attempts: Attempts) -> list[dict[str, Any]]:
     for n, (ask, r) in enumerate(zip(job.asks, corrected.chosen.position_N, strict=True)):
         verdict = bool(attempts.accepted_R[n]) if attempts.spec.tail != "none" else None
         steps = _parent_steps(attempts, n)
-        if corrected.usable_R[n]:
+        own = attempts.own_R is not None and attempts.own_R[n]
+        if own:
+            tail = split_steps(final[n], job.domain.divider)
+            steps += [_step(text, "policy", "tail") for text in tail if text.strip()]
+        elif corrected.usable_R[n]:
             step = corrected.steps[n]
             steps.append(_step(step, "teacher", "corrected"))
             tail = split_steps(final[n][len(step) :], job.domain.divider)
@@ -43,7 +47,7 @@ def gallery_items(attempts: Attempts) -> list[dict[str, Any]]:
                 "verdict_before": False,
                 "verdict_after": verdict,
                 "not_rescued": reason,
-                "refused": None if corrected.usable_R[n] else corrected.steps[n] or None,
+                "refused": None if own or corrected.usable_R[n] else corrected.steps[n] or None,
             }
         )
     return items

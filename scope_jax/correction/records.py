@@ -30,6 +30,9 @@ class Groups:
     include_B: np.ndarray  # bool: rows that count in the group's mean and in the update
     own_B: np.ndarray  # bool: rows that the policy wrote; the others are demonstrations
     metrics: dict[str, float]
+    # int: POLICY tokens at positions before it carry no weight in the update (they still count in
+    # its normaliser); None: all tokens of rows that count carry one.
+    credit_from_B: np.ndarray | None = None
 
     @property
     def failed_B(self) -> np.ndarray:
@@ -53,3 +56,5 @@ class Scene:
     seed: int = 0  # of what does not draw by key
     timer: Callable[[str], Any] = _no_timer  # `with timer(phase)` around each phase
     reward: Reward = dataclasses.field(default_factory=Reward)  # and who is accepted
+    # How often at most the policy goes on from the cut of a failure before the teacher is asked.
+    self_tries: int = 0

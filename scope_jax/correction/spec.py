@@ -18,7 +18,8 @@ class SelectSpec:
     quantiles: tuple[float, float] = (0.1, 0.9)
     # Maximum number of attempts per group; with `keep_failure` also at most failures - 1.
     per_group: int = 2
-    # any, or only groups without a right row.
+    # any, or only groups without a right row: in the others nothing is located either, unless
+    # `spare_prefix` asks.
     groups: Literal["any", "all_failed"] = "any"
     # Leave one failure of each group as it is.
     keep_failure: bool = True
@@ -53,10 +54,22 @@ class CorrectionSpec:
     tail: Literal["policy", "teacher", "none"] = "policy"
     # Maximum number of tails per row; the first one that is right is taken.
     tails: int = 1
+    # Steps that the teacher writes for each row, each with tails of its own.
+    candidates: int = 1
+    # Which of several accepted ones is taken. policy_logp: the one whose step the policy finds
+    # likeliest, by the mean log-prob of its tokens; first: the one of the lowest number.
+    choose: Literal["policy_logp", "first"] = "policy_logp"
     # unverified goes with tail `none`, and only with it.
     accept: Literal["verified", "unverified"] = "verified"
-    # Where accepted rows go.
-    place: Literal["replace_parent", "replace_random_failure", "append"] = "replace_parent"
+    # Where accepted rows go. pair: to another failure of the group, by a draw, so that the parent
+    # stays; where all that are left are parents of accepted rows, into the parent's own place.
+    place: Literal["replace_parent", "replace_random_failure", "append", "pair"] = "replace_parent"
+    # Which POLICY tokens of an accepted row, and of its parent where that is still there, carry
+    # the row's advantage. row: all of them; divergence: those from the cut on, where the two part.
+    credit: Literal["row", "divergence"] = "row"
+    # POLICY tokens before the first error of failures that were located and not repaired carry no
+    # weight.
+    spare_prefix: bool = False
     # Rows that a model writes steps or tails for at a time; None: all. The result is the same.
     rows_at_once: int | None = None
 
@@ -64,6 +77,8 @@ class CorrectionSpec:
         check_choices(self, "method")
         if self.tails < 1:
             raise ValueError(f"method.tails = {self.tails} must be at least 1")
+        if self.candidates < 1:
+            raise ValueError(f"method.candidates = {self.candidates} must be at least 1")
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(
                 f"method.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"
@@ -77,3 +92,8 @@ class CorrectionSpec:
             raise ValueError(
                 "method: accept 'unverified' is for tail 'none'; a row with a tail is verified"
             )
+
+    @property
+    def spares(self) -> bool:
+        """Whether some POLICY tokens of rows that count may carry no weight."""
+        return self.credit == "divergence" or self.spare_prefix

@@ -306,17 +306,23 @@ class _Maker:
                 stop=np.zeros((STOP_STATES, teacher.config.vocab_size), np.int32),
             )
             yield self.generate(
-                "teacher", teacher, sampling, RowCounts(rows, buffer, longest), rescued // rows
+                "teacher",
+                teacher,
+                sampling,
+                RowCounts(rows, buffer, longest),
+                method.candidates * rescued // rows,
             )
         if method.tail == "none":
             return
         writer = teacher if method.tail == "teacher" and teacher is not None else self.policy
+        # What the policy tries by itself is the same program as its tails.
+        own = (config.teacher.self_tries or 0) if writer is self.policy else 0
         yield self.generate(
             "tails",
             writer,
             self.sampling(),
             RowCounts(rows, self.buffer, self.buffer),
-            method.tails * rescued // rows,
+            (method.candidates * method.tails + own) * rescued // rows,
         )
 
     def scores(self) -> Iterator[Planned]:

@@ -88,23 +88,29 @@ class LossSpec:
 
 
 def token_weights(
-    rollout: Rollout, spec: LossSpec, *, include_B: jax.Array | None = None
+    rollout: Rollout,
+    spec: LossSpec,
+    *,
+    include_B: jax.Array | None = None,
+    credit_from_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(on_BT, off_BT), both float32[B, T]: 1/N on POLICY tokens, 1/N on TEACHER tokens, 0
     elsewhere, without lambda.
 
     `rollout` is the whole batch of the update, over all hosts, before micro-batching; only owners
     and lengths are read. Rows where `include_B` (bool[B]) is False keep their teacher weights and
-    get `on` = 0.
+    get `on` = 0. POLICY tokens at positions before `credit_from_B` (int[B]; None: 0) get `on` = 0
+    too.
 
     N, from `spec.normaliser`: `constant` rows x max_new_tokens (Dr.GRPO, arXiv 2503.20783);
     `token` the tokens of the batch; `sequence` rows x tokens of the row. Rows and tokens are those
     that carry a weight, POLICY and TEACHER together: what is left out, or an empty row, is neither
-    above nor below the line. With `spec.teacher_normaliser` = `own` the N of `off` is the number
-    of TEACHER tokens of the batch instead.
+    above nor below the line. POLICY tokens before `credit_from_B` do count in N, so that to spare
+    some tokens makes no other token weigh more. With `spec.teacher_normaliser` = `own` the N of
+    `off` is the number of TEACHER tokens of the batch instead.
 
-    Raises ValueError where `constant` lacks max_new_tokens or include_B has another shape than
-    [B].
+    Raises ValueError where `constant` lacks max_new_tokens, or include_B or credit_from_B has
+    another shape than [B].
     """
     length = jnp.asarray(rollout.length_B)
     held = jnp.arange(rollout.owner_BT.shape[1])[None, :] < length[:, None]
@@ -137,6 +143,14 @@ def token_weights(
     teacher_share = share
     if spec.teacher_normaliser == "own":
         teacher_share = 1.0 / jnp.maximum(jnp.sum(teacher).astype(jnp.float32), 1.0)
+    if credit_from_B is not None:
+        credit_from_B = jnp.asarray(credit_from_B)
+        if credit_from_B.shape != length.shape:
+            raise ValueError(
+                f"credit_from_B has shape {list(credit_from_B.shape)}; expected"
+                f" {list(length.shape)}"
+            )
+        policy &= jnp.arange(policy.shape[1])[None, :] >= credit_from_B[:, None]
     return jnp.where(policy, share, 0.0), jnp.where(teacher, teacher_share, 0.0)
 
 

@@ -54,6 +54,8 @@ class ShownRescue:
         """What the rescued rollout is called."""
         if not self.rescued:
             return "No correction"
+        if not any(cell.status == "corrected" for cell in self.after):
+            return "Repaired by the policy itself"
         tails = {cell.label for cell in self.after if cell.status == "tail"}
         by_policy = _LABELS["tail"] in tails
         return "Corrected by the teacher" + (", finished by the policy" if by_policy else "")

@@ -43,7 +43,12 @@ _ABLATION = tuple(
     if column.title in ("pass@1", "OOD pass@1", "paths", "OOD paths")
 )
 _ZERO = ("advantage/zero_group_share", "advantage/zero_group_share_after")
-_GENERATED = ("cost/rollout_tokens", "cost/tail_tokens", "cost/localiser_tokens")
+_GENERATED = (
+    "cost/rollout_tokens",
+    "cost/tail_tokens",
+    "cost/self_tokens",
+    "cost/localiser_tokens",
+)
 _TAUGHT = ("cost/teacher_tokens", "cost/demonstration_tokens")
 _BOTH = ("eval/pass@1", "eval_ood/pass@1")
 

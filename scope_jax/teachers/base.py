@@ -54,6 +54,10 @@ class TeacherSpec:
     step_tokens: int = 64
     # Of its step; 0 is greedy.
     temperature: float = 0.0
+    # Who is the first to repair a failure. self: the policy goes on from the cut by itself, up to
+    # `self_tries` times, and the teacher is asked where all of them fail.
+    first: Literal["teacher", "self"] = "teacher"
+    self_tries: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, "teacher")
@@ -64,6 +68,16 @@ class TeacherSpec:
         if not self.temperature >= 0:
             raise ValueError(
                 f"teacher.temperature = {self.temperature} must be 0 or more (0 is greedy)"
+            )
+        if self.first == "self" and (self.self_tries or 0) < 1:
+            raise ValueError(
+                f"teacher.self_tries = {self.self_tries}: with teacher.first 'self' it says how"
+                " often the policy tries before the teacher is asked; set it to 1 or more"
+            )
+        if self.first == "teacher" and self.self_tries is not None:
+            raise ValueError(
+                f"teacher.self_tries = {self.self_tries} is for teacher.first 'self'; set it to"
+                " None"
             )
 
     @property

@@ -82,10 +82,12 @@ def _of_updates(learner: Learner, config: TrainConfig, key: jax.Array) -> None:
     rows = _idle(config, prompts, group, 1)
     B = prompts * group
     advantage = np.zeros(rows.tokens_BT.shape if config.credit.scores_steps else B, np.float32)
+    spares = isinstance(config.method, Scope) and config.method.spares
+    credit_from = np.zeros(B, np.int32) if spares else None
     for width in learner.sizes.completion:
         length = np.full(B, min(1 + width, config.rollout.length), np.int32)
         as_long = rows.replace(length_B=put_rows(length))
-        learner.update(as_long, group, advantage, np.ones(B, bool), key, 0)
+        learner.update(as_long, group, advantage, np.ones(B, bool), key, 0, credit_from)
 
 
 def _idle(config: TrainConfig, prompts: int, group: int, length: int) -> Rollout:

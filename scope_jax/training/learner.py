@@ -177,9 +177,11 @@ class Learner:
         include_B: np.ndarray,
         key: jax.Array,
         step: int,
+        credit_from_B: np.ndarray | None = None,
     ) -> dict[str, float]:
         """The updates of one rollout batch: `training.epochs` times over its groups, each time in
-        `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]. A part whose
+        `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]; of `include_B`
+        and `credit_from_B` see `learning.token_weights`. A part whose
         gradient is 0 whatever the weights (`rows_with_gradient`) is left out and counted: neither
         weights nor moments nor the count of updates change. Returns metrics."""
         config, loss = self.config, self.spec.loss
@@ -206,6 +208,8 @@ class Learner:
         if not used:
             return self._metrics([]) | counted
         arrays = {"advantage": jnp.asarray(advantage), "include": jnp.asarray(include_B)}
+        if credit_from_B is not None:
+            arrays["credit_from"] = jnp.asarray(credit_from_B)
         for name, whose in loss_inputs(config).items():
             if whose == "sampler":
                 arrays[name] = rows.logp_BT
@@ -308,7 +312,12 @@ class Learner:
         model = dataclasses.replace(self.model, remat=self.remat)
         update = learning.update_program(model, dataclasses.replace(spec, micro_batches=passes))
         arrays = dict(batch.arrays)
-        on, off = _token_weights(batch.rows, spec.loss, include_B=arrays.pop("include", None))
+        on, off = _token_weights(
+            batch.rows,
+            spec.loss,
+            include_B=arrays.pop("include", None),
+            credit_from_B=arrays.pop("credit_from", None),
+        )
         batch = dataclasses.replace(batch, arrays=arrays | {"on": on, "off": off})
         if buckets == 1:
             parts = [batch]

@@ -71,6 +71,7 @@ def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, ste
         seed=step.seed,
         timer=step.timer,
         reward=actors.reward,
+        self_tries=config.teacher.self_tries or 0,
     )
 
 

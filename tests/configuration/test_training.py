@@ -331,6 +331,10 @@ SINCE = {
     "localiser.memory_mb",
     "localiser.seconds",
     "localiser.workers",
+    "method.candidates",
+    "method.choose",
+    "method.credit",
+    "method.spare_prefix",
     "evaluation.more_temperatures",
     "models.attention",
     "models.prm_weights",
@@ -343,6 +347,8 @@ SINCE = {
     "reward.seconds",
     "reward.workers",
     "samples.rollouts",
+    "teacher.first",
+    "teacher.self_tries",
 }
 
 

@@ -1,10 +1,25 @@
 """Stage 2, `choose`: which failures get a step of the teacher."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.hand_made import RIGHT, WRONG_1, WRONG_2, WRONG_3, groups_of, played, run, same, scene
 
-from scope_jax.correction import SelectSpec, choose, locate, select
+from scope_jax.correction import (
+    CorrectionSpec,
+    Groups,
+    LocaliserSpec,
+    SelectSpec,
+    choose,
+    locate,
+    rescue,
+    select,
+)
+from scope_jax.correction.localisers import Oracle
+from scope_jax.learning import group_advantages
 
 
 def chosen(eligible, quality, failed, group, seed=0, **spec) -> list[int]:
@@ -191,3 +206,79 @@ def test_choose_literal():
     chosen = choose(located, some, SelectSpec(), seed=0)
     # Positions count among the rows that were located.
     assert chosen.rows_N.tolist() == [2, 3] and chosen.position_N.tolist() == [1, 2]
+
+
+# ---- groups that failed altogether, one repair each
+
+
+def two_groups(first: list[str], second: list[str], reward: list[float]) -> Groups:
+    batches = [scene(*(row + "#" for row in rows)) for rows in (first, second)]
+    rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *batches)
+    return groups_of(rows.replace(row_id_B=jnp.arange(8, dtype=jnp.int32)), reward)
+
+
+FAILED = SelectSpec(groups="all_failed", per_group=1)
+
+
+@dataclasses.dataclass
+class Counting:
+    """The oracle, and the rows that it was asked of."""
+
+    spec = LocaliserSpec("oracle")
+    asked: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def score(self, rows, scene):
+        self.asked.append(rows.rows_R.tolist())
+        return Oracle(self.spec).score(rows, scene)
+
+
+def test_one_repair_in_each_group_that_failed_altogether():
+    # The first group has a right row and a failure with two good steps, the second has none that
+    # is right: rows 5 and 6 have a good step.
+    groups = two_groups(
+        [RIGHT, WRONG_3, WRONG_2, WRONG_1],
+        [WRONG_1, WRONG_2, WRONG_3, WRONG_1],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+    )
+    counting = Counting()
+    scene_ = dataclasses.replace(played(), localiser=counting)
+    result = rescue(groups, scene_, CorrectionSpec(select=FAILED))
+    # The best prefix of the second group is that of row 6, which has no room for the teacher's line
+    # and another one: it is tried, and not accepted.
+    assert counting.asked == [[4, 5, 6, 7]]
+    shown = ("eligible", "selected", "accepted", "groups_failed", "groups_repaired")
+    assert [result.metrics[f"scope/{name}"] for name in shown] == [2, 1, 0, 1, 0]
+    assert same(result.groups.rollout, groups.rollout, range(8))
+    # Where the failures have one good step each the lower row is repaired, and no other.
+    groups = two_groups(
+        [RIGHT, WRONG_2, WRONG_2, WRONG_1],
+        [WRONG_1, WRONG_2, WRONG_2, WRONG_1],
+        [1, 0, 0, 0, 0, 0, 0, 0],
+    )
+    result = rescue(groups, scene_, CorrectionSpec(select=FAILED))
+    assert [result.metrics[f"scope/{name}"] for name in shown] == [2, 1, 1, 1, 1]
+    assert result.groups.reward_B.tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
+    # What the page says: 1 - 1/4, and -1/4.
+    advantage = group_advantages(result.groups.reward_B, 4, include_B=result.groups.include_B)
+    assert advantage.tolist() == [0.75, -0.25, -0.25, -0.25, -0.25, 0.75, -0.25, -0.25]
+    # With prefixes to be spared all failures are looked at, and the same one is repaired.
+    spec = CorrectionSpec(select=FAILED, spare_prefix=True)
+    result = rescue(groups, scene_, spec)
+    assert counting.asked[1:] == [[4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]]
+    assert [result.metrics[f"scope/{name}"] for name in shown] == [2, 1, 1, 1, 1]
+    assert result.groups.credit_from_B.tolist() == [0, 12, 12, 7, 7, 0, 12, 7]
+
+
+def test_a_row_that_was_not_judged_is_no_right_one():
+    nan = float("nan")
+    # All judged rows of the second group failed.
+    groups = two_groups(
+        [RIGHT, WRONG_2, WRONG_2, WRONG_1], [WRONG_2] * 4, [1, 0, 0, nan, *[0] * 3, nan]
+    )
+    result = rescue(groups, played(), CorrectionSpec(select=FAILED))
+    np.testing.assert_array_equal(result.groups.reward_B, [1, 0, 0, nan, 1, 0, 0, nan])
+    assert result.metrics["scope/groups_failed"] == 1
+    unknown = two_groups([RIGHT] * 4, [WRONG_2] * 4, [1, 1, 1, 1, *[nan] * 4])
+    nothing = rescue(unknown, played(), CorrectionSpec(select=FAILED))
+    assert [nothing.metrics[f"scope/{n}"] for n in ("groups_failed", "groups_repaired")] == [0, 0]
+    assert "scope/groups_failed" not in rescue(groups, played(), CorrectionSpec()).metrics

@@ -55,6 +55,16 @@ PLAIN = models.ModelConfig(
 )
 
 
+class EveryLine(Arithmetic):
+    """A solution is right if it has all of its three lines and the right answer."""
+
+    def verify(self, problems, completions):
+        right = super().verify(problems, completions)
+        return [
+            good and text.count("\n") == 2 for good, text in zip(right, completions, strict=True)
+        ]
+
+
 def blank(config: models.ModelConfig) -> dict:
     """Parameters whose layers pass each token's one-hot embedding through."""
     params = jax.tree.map(jnp.zeros_like, models.init(config, jax.random.key(0)))

@@ -14,6 +14,13 @@ RUNS = {
         "method.place": "append",
         "method.rows_at_once": 8,
     },
+    "scope, the policy first": {"teacher.first": "self", "teacher.self_tries": 2},
+    "scope, several steps": {
+        "method.candidates": 2,
+        "teacher.temperature": 1.0,
+        "method.place": "pair",
+        "method.credit": "divergence",
+    },
     "scope, monte carlo": {"localiser.kind": "monte_carlo", "localiser.continuations": 2},
     "scope, length buckets": {
         "training.length_buckets": 2,

@@ -250,6 +250,33 @@ def test_rows_that_are_left_out_have_no_say():
     assert metrics["loss/total"] == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.parametrize(("parts", "buckets"), [(1, 1), (2, 1), (1, 2)])
+def test_tokens_before_the_credit_begins_have_no_say_and_count(parts: int, buckets: int):
+    # Nearly nothing is learned, so that the second of two mini-batches sees the same policy.
+    made = learner_of(
+        training__mini_batches=parts,
+        training__length_buckets=buckets,
+        optimizer__learning_rate=1e-9,
+    )
+    advantage = np.array([1, -1, 2, 0, -1, 1, 3, -2], np.float32)
+    begins = np.array([4, 0, 5, 3, 2, 9, 6, 0], np.int32)
+    with jax.set_mesh(made.mesh):
+        logp = table_logprobs(ROWS.tokens_BT).astype(np.float32)
+        rows = put_rows(ROWS.replace(logp_BT=np.where(WRITTEN, logp, 0)))
+        everyone, key = np.ones(8, bool), jax.random.key(1)
+        metrics = made.update(rows, GROUP, advantage, everyone, key, 0, begins)
+    # Rows' written tokens from there on, counted by hand: 2 of 4, 1, 3 of 5, 0, 1 of 2, 0 of 3, 4
+    # of 6, 2.
+    heard = np.array([2, 1, 3, 0, 1, 0, 4, 2])
+    tokens = WRITTEN.sum(axis=1)
+    order = np.concatenate([np.asarray(x) for x in _mini_batches(4, parts, GROUP, key, 0)])
+    losses = [
+        -(heard * advantage)[part].sum() / tokens[part].sum() for part in order.reshape(parts, -1)
+    ]
+    assert metrics["loss/policy"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert metrics["update/count"] == parts
+
+
 def test_epochs_and_mini_batches_are_updates_and_the_teachers_weight_follows_the_step():
     made = learner_of(
         training__epochs=2,
