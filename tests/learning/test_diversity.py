@@ -286,6 +286,9 @@ def test_weights_of_right_rows_by_hand():
     got, metrics = credit_of(AdvantageSpec(positive_weight=0.5))
     np.testing.assert_array_equal(got, [0.125, 0.125, 0.125, -0.75])
     assert metrics == {"advantage/positive_share": pytest.approx(1 / 3)}
+    # It goes by the advantage: partial credit above the mean, 0.4, is weighed too.
+    got, _ = credit_of(AdvantageSpec(positive_weight=0.5), reward=(1, 0.6, 0, 0))
+    np.testing.assert_allclose(got, [0.3, 0.1, -0.4, -0.4], rtol=1e-6)
     got, _ = credit_of(AdvantageSpec(positive_weight=0.0))
     np.testing.assert_array_equal(got, [0, 0, 0, -0.75])
     got, _ = credit_of(AdvantageSpec(focal=1.0))
