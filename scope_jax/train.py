@@ -254,8 +254,9 @@ def train_step(
     # ---- Credit: the advantage of each row, or of each token.
     credit = config.credit
     with timer("prm" if credit.scores_steps else "update"):
+        spec, done = config.advantage, step.number / config.steps
         advantage, more = advantages(
-            final, scene, credit, config.advantage, max_new_tokens=config.rollout.new_tokens
+            final, scene, credit, spec, max_new_tokens=config.rollout.new_tokens, done=done
         )
         jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}

@@ -167,6 +167,7 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_groups(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
+        yield from _of_diversity(config)
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
@@ -295,6 +296,41 @@ def _of_groups(config: TrainConfig) -> Iterator[str]:
         yield (
             "config.rollout.temperature = 0 makes the rows of a group alike, which leaves nothing"
             " to compare: set it above 0"
+        )
+
+
+def _of_diversity(config: TrainConfig) -> Iterator[str]:
+    """Switches of the advantage that would do nothing, or leave something out."""
+    spec, method = config.advantage, config.method
+    for name in spec.switched:
+        if isinstance(method, Vppo):
+            yield (
+                f"config.advantage.{name} changes the advantage of the outcome, which method 'vppo'"
+                " does not use; leave it at its default"
+            )
+        if isinstance(method, SummedSteps) and method.outcome_weight == 0:
+            yield (
+                f"config.advantage.{name} changes the advantage of the outcome, which"
+                " method.outcome_weight = 0 takes away; leave it at its default"
+            )
+    if spec.pass_k == 1:
+        return
+    if spec.pass_k > config.rollout.group:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} is more than rollout.group ="
+            f" {config.rollout.group}"
+        )
+    if spec.overlong_tokens:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} knows right and wrong rows only, and would"
+            " leave the punishment out: set advantage.overlong_tokens to None"
+        )
+    weighed = [(part.function, part.weight) for part in config.reward.parts if part.weight]
+    if weighed != [("outcome", 1.0)]:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} knows right and wrong rows only, and would"
+            " leave the other parts of the reward out: set it to 1, or reward.functions to the"
+            " task's verifier alone"
         )
 
 

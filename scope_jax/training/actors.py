@@ -61,6 +61,7 @@ def load_actors(
         read_prm = planned_prm(config, mesh)
     if config.uses_localiser:
         _check_localiser(config, task)
+    _check_paths(config, task)
     # Headers of all files, before the weights of the first.
     models.check_files(config.models.policy or "")
     for directory in _weights_beside(config, read_prm is not None):
@@ -118,6 +119,15 @@ def _check_localiser(config: TrainConfig, task: Task) -> None:
         raise ValueError(
             f"localiser.kind 'oracle': domain {task.domain.name!r} cannot check steps; use 'prm' or"
             " 'monte_carlo'"
+        )
+
+
+def _check_paths(config: TrainConfig, task: Task) -> None:
+    if config.advantage.unique and not task.domain.finds_paths:
+        raise ValueError(
+            f"config.advantage.unique: domain {task.domain.name!r} does not say which solutions"
+            " take the same path (Domain.solution_path), and texts are hardly ever equal; use"
+            " advantage.smoothing"
         )
 
 

@@ -14,6 +14,7 @@ from scope_jax.configuration import Relift, Scope, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.correction.localisers import PRM
 from scope_jax.devices.mesh import put_rows
+from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import OutcomeCredit, advantages
 from scope_jax.run import PhaseTimer
 from scope_jax.training.actors import Actors, prm_of
@@ -69,9 +70,9 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
             groups = Groups(rows, group, problems, *judged, {})
             correction.compile_ahead(groups, scene, config.method)
     groups = Groups(rows, group, problems, *judged, {})
-    advantages(
-        groups, scene, OutcomeCredit(), config.advantage, max_new_tokens=config.rollout.new_tokens
-    )
+    # What else there is about an advantage is computed on the host.
+    spec = AdvantageSpec(std=config.advantage.std)
+    advantages(groups, scene, OutcomeCredit(), spec, max_new_tokens=config.rollout.new_tokens)
     if config.resample:
         rows_of([rows, rows], np.arange(len(problems)))
 
