@@ -21,11 +21,12 @@ root keys of their own, and use the same streams.
 
 **On the host.** `host_rng(seed, stream, ...)` draws from `[seed, stream, ...]`. In a step `seed` is
 `step_seed(config.seed, step)`, a hash, so what a step draws is apart from what the run draws with
-its own seed. Seeds of the problems are other lists: `[seed, epoch]` for their order (it permutes a
-data set and draws nothing else; only epochs 7 and 8 of a supervised run share a seed with its
-batches), `[seed, split, index, sizes]` for a generated problem. The seed of a step alone ranks the
-rows of the selection rule `random` (`rank_rng`). `request_seed(seed, row)` goes to an endpoint's
-sampler.
+its own seed. Where a step has several rounds of dynamic sampling, each later one has a seed of its
+own in its place (`round_seed`). Seeds of the problems are other lists: `[seed, epoch]` for their
+order (it permutes a data set and draws nothing else; only epochs 7 and 8 of a supervised run share
+a seed with its batches), `[seed, split, index, sizes]` for a generated problem. The seed of a step
+alone ranks the rows of the selection rule `random` (`rank_rng`). `request_seed(seed, row)` goes to
+an endpoint's sampler.
 """
 
 import enum
@@ -48,7 +49,7 @@ ORDER = 1 << 21
 
 
 class Host(enum.IntEnum):
-    """Streams of the host's random numbers. The first five take the seed of a step, the last two
+    """Streams of the host's random numbers. The first six take the seed of a step, the last two
     that of a supervised run."""
 
     PLACE = 1  # which failure an accepted row replaces (method.place)
@@ -56,6 +57,7 @@ class Host(enum.IntEnum):
     NOISE = 3  # errors moved on purpose (localiser.noise)
     PROGRAM_SOLUTION = 4  # a solution by a program; then the row's id
     ENDPOINT_SOLUTION = 5  # a solution by an endpoint; then the problem's number
+    ROUND = 6  # seeds of a step's later rounds (method.resample of SCOPE); then the round's number
     DEMONSTRATION_BATCHES = 7  # problems and styles of supervised batches
     LABELLED_BATCHES = 8  # rows of the batches of a process reward model
 
@@ -68,6 +70,12 @@ def step_seed(seed: int, step: int) -> int:
 def host_rng(seed: int, stream: Host, *more: int) -> np.random.Generator:
     """The generator of one of the host's streams."""
     return np.random.default_rng([seed, int(stream), *more])
+
+
+def round_seed(seed: int, number: int) -> int:
+    """The seed that takes the place of a step's `seed` in its round `number` of dynamic sampling,
+    from 1 on; below 2^32."""
+    return int(host_rng(seed, Host.ROUND, number).integers(2**32))
 
 
 def rank_rng(seed: int) -> np.random.Generator:

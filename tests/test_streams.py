@@ -12,7 +12,7 @@ def test_the_numbers_of_the_table():
     assert (streams.ROLLOUT, streams.TEACHER, streams.TAIL) == (0, 1, 2)
     assert (streams.DEMONSTRATION, streams.MONTE_CARLO, streams.ORDER) == (2**19, 2**20, 2**21)
     assert streams.LORA == 2**31 - 1
-    assert [int(stream) for stream in Host] == [1, 2, 3, 4, 5, 7, 8]
+    assert [int(stream) for stream in Host] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_streams_of_a_step_do_not_overlap():

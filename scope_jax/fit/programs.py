@@ -291,8 +291,9 @@ class _Maker:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config = self.config
         most = config.rollout.prompts * method.select.most(config.rollout.group)
-        rescued = max(most, 1)
+        rescued, rounds = max(most, 1), 1 + method.resample
         rows = part_size(rescued, method.rows_at_once)
+        parts = rounds * rescued // rows
         teacher = self.policy if config.teacher.kind == "self" else self.teacher
         prompted = config.teacher.prompted
         if teacher is not None:
@@ -306,7 +307,7 @@ class _Maker:
                 stop=np.zeros((STOP_STATES, teacher.config.vocab_size), np.int32),
             )
             yield self.generate(
-                "teacher", teacher, sampling, RowCounts(rows, buffer, longest), rescued // rows
+                "teacher", teacher, sampling, RowCounts(rows, buffer, longest), parts
             )
         if method.tail == "none":
             return
@@ -316,7 +317,7 @@ class _Maker:
             writer,
             self.sampling(),
             RowCounts(rows, self.buffer, self.buffer),
-            method.tails * rescued // rows,
+            method.tails * parts,
         )
 
     def scores(self) -> Iterator[Planned]:
@@ -329,6 +330,7 @@ class _Maker:
         with jax.set_mesh(mesh):
             batches = list(score_batches([length] * rows, rows, at_once, width_of))
         (count, width), choice = batches[0][1], None if model.head != "lm" else (0, 1)
+        rounds = 1 + config.resample if isinstance(config.method, Scope) else 1
         tokens = row_struct((count, width), jnp.int32, mesh)
         lengths = row_struct((count,), jnp.int32, mesh)
         yield Planned(
@@ -340,7 +342,7 @@ class _Maker:
             score_work(model, count, width),
             frozenset({"PRM"}),
             self.on_host("PRM"),
-            runs=len(batches),
+            runs=len(batches) * rounds,
             rows=count,
         )
 
