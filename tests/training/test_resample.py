@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support.hand_made import DOMAIN, PLAIN, SAMPLE, STEP, TOKENIZER, bigram, text
+from support.hand_made import DOMAIN, PLAIN, STEP, TOKENIZER, bigram, text
 
 from scope_jax import tasks
 from scope_jax.configuration import Scope, default_config, train_config
