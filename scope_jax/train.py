@@ -65,6 +65,7 @@ from scope_jax.training.actors import Actors, attention_line, load_actors
 from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
+from scope_jax.training.resample import replace_silent
 from scope_jax.training.rollouts import (
     Progress,
     Step,
@@ -248,6 +249,9 @@ def train_step(
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
         rescued = rescue(groups, scene, method, keep_gallery=step.samples.due)
+        if method.resample:  # groups that tell nothing even now are replaced
+            around = (actors, policy, config, progress, step)
+            rescued = replace_silent(*around, groups, rescued, safe_point)
         final, step.samples.rescues = rescued.groups, rescued.gallery
         metrics |= rescued.metrics
 

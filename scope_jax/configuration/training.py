@@ -105,7 +105,8 @@ class TrainConfig:
 
     @property
     def resample(self) -> int:
-        """Further batches of prompts per step at most, for groups with two different rewards."""
+        """Further batches of prompts per step at most, for groups with two different rewards: of
+        rollouts, or under SCOPE of rescued ones."""
         return getattr(self.method, "resample", 0)
 
     @property
@@ -215,6 +216,12 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
         )
     if method.accept != "unverified":
         return
+    if method.resample:
+        yield (
+            f"config.method.resample = {method.resample} looks for groups that the rescue gave a"
+            " second reward, and unverified rows have none: set it to 0, or method.accept to"
+            " 'verified' with a tail"
+        )
     if loss.teacher_term in ("shaped", "reinforce", "importance"):
         yield (
             f"config.loss.teacher_term {loss.teacher_term!r} multiplies by an advantage, and"

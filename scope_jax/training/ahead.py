@@ -17,6 +17,7 @@ from scope_jax.devices.mesh import put_rows
 from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import OutcomeCredit, advantages
 from scope_jax.run import PhaseTimer
+from scope_jax.training import resample
 from scope_jax.training.actors import Actors, prm_of
 from scope_jax.training.learner import Learner
 from scope_jax.training.rollouts import (
@@ -73,7 +74,9 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
     # What else there is about an advantage is computed on the host.
     spec = AdvantageSpec(std=config.advantage.std)
     advantages(groups, scene, OutcomeCredit(), spec, max_new_tokens=config.rollout.new_tokens)
-    if config.resample:
+    if config.resample and isinstance(config.method, Scope):
+        resample.compile_ahead(_idle(config, prompts, config.rows_per_group, 1))
+    elif config.resample:
         rows_of([rows, rows], np.arange(len(problems)))
 
 
