@@ -74,7 +74,7 @@ def replace_silent(
         final, gallery = placed(final, after.groups, silent_P), gallery + after.gallery
         silent_P = rounds[-1].silent_P
     metrics = joined_metrics(rounds, final.rollout) | step.written.metrics(groups.group, actors)
-    return Rescue(final, metrics, gallery)
+    return Rescue(final, metrics, gallery, rescued.located)
 
 
 def silent_groups(groups: Groups) -> np.ndarray:
