@@ -69,7 +69,7 @@ def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
     def load() -> Cast:
         with contextlib.ExitStack() as opened:
             reward = opened.enter_context(Reward(_reward_spec(settings)))
-            reward.start()
+            _start(reward)
             model = None
             if prm is not None and settings.prm is not None:
                 model = prm.with_weights(settings.prm, dtype=settings.dtype, mesh=mesh)
@@ -110,9 +110,17 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     return RewardSpec() if settings.needs_answers else RewardSpec(function=settings.verify)
 
 
+def _start(reward: Reward) -> None:
+    """Import the functions of the reward. Raises ValueError that names the flag."""
+    try:
+        reward.start()
+    except ValueError as error:
+        raise ValueError(str(error).replace("config.reward.function", "--verify")) from None
+
+
 def _no_weights(vocabulary: int) -> models.ModelConfig:
     """What stands for a policy that is not on the mesh: its vocabulary."""
-    return models.ModelConfig(vocabulary, 1, 1, 1, 1, 1, 1)
+    return models.ModelConfig(vocabulary, 2, 1, 1, 1, 2, 2)
 
 
 def _described_writer(directory: str, mesh: jax.sharding.Mesh) -> models.ModelConfig:

@@ -42,8 +42,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "trl": {"prompt": "prompt", "completion": "completion"},
     "plain": {role: role for role in ROLES},
 }
-# What tells the layouts apart whose prompt and completion have the same names.
-_TELLING = {"prime-rl": "example_id", "trl": "advantage"}
+# The field that a line of a layout has and those of the others lack.
+_TELLING = {"vllm": "outputs", "verl": "output", "prime-rl": "example_id", "trl": "advantage"}
 _NOWHERE = object()
 
 

@@ -5,12 +5,12 @@ from typing import Any
 from scope_jax.salvage.forms import OWNERS
 from scope_jax.salvage.ledger import State
 from scope_jax.salvage.play import (
-    RESCUED,
     BAD,
     CUT_OFF,
     NO_ERROR,
     NO_GOOD_STEP,
     NOT_JUDGED,
+    RESCUED,
     RIGHT,
     SAME_STEP,
     UNSCORED,
