@@ -22,7 +22,8 @@ def lines_of(fate: Fate, settings: Settings, tokenizer: Any) -> Lines:
     """The lines that a failed row leaves in each file."""
     logged = fate.row.logged
     lines: Lines = {OUTCOMES: [outcome_line(logged, fate)]}
-    if fate.error is not None:
+    if fate.error is not None and (fate.row.finished or fate.error < len(fate.steps) - 1):
+        # The last step of a row that was cut off is not whole, and nothing is said of it.
         labels = [True] * fate.error + [False]
         wrong = fate.steps[: fate.error + 1]
         lines[STEPS] = [labelled(fate.row, wrong, labels, "failed")]
