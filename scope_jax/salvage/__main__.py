@@ -1,4 +1,4 @@
-"""Correct anybody's failed rollouts at their first wrong step; write training data.
+"""Correct failed rollouts of any trainer at their first wrong step, for training.
 
     python -m scope_jax.salvage rollouts.jsonl --out=DIR --prm=DIR --teacher=DIR --policy=DIR
 

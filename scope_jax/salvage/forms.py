@@ -5,7 +5,7 @@ from typing import Any
 
 from scope_jax.salvage.encode import Row, exact, verbatim
 from scope_jax.salvage.fields import Logged
-from scope_jax.salvage.play import Fate, Mixed
+from scope_jax.salvage.play import SAME_STEP, Fate, Mixed
 from scope_jax.salvage.settings import Settings
 from scope_jax.tasks import Domain
 from scope_jax.tasks.visible import is_visible
@@ -22,8 +22,7 @@ def lines_of(fate: Fate, settings: Settings, tokenizer: Any) -> Lines:
     """The lines that a failed row leaves in each file."""
     logged = fate.row.logged
     lines: Lines = {OUTCOMES: [outcome_line(logged, fate)]}
-    if fate.error is not None and (fate.row.finished or fate.error < len(fate.steps) - 1):
-        # The last step of a row that was cut off is not whole, and nothing is said of it.
+    if fate.error is not None and _is_told(fate):
         labels = [True] * fate.error + [False]
         wrong = fate.steps[: fate.error + 1]
         lines[STEPS] = [labelled(fate.row, wrong, labels, "failed")]
@@ -36,6 +35,13 @@ def lines_of(fate: Fate, settings: Settings, tokenizer: Any) -> Lines:
         steps = in_steps(text, settings.domain)
         lines[STEPS].append(labelled(fate.row, steps, [True] * len(steps), "rescued"))
     return lines
+
+
+def _is_told(fate: Fate) -> bool:
+    """Whether the wrong step may be labelled as one: not where the teacher wrote it again, and not
+    the last one of a row that was cut off, which is not whole."""
+    whole = fate.row.finished or (fate.error or 0) < len(fate.steps) - 1
+    return whole and fate.outcome != SAME_STEP
 
 
 def outcome_line(logged: Logged, fate: Fate) -> dict[str, Any]:

@@ -158,6 +158,9 @@ def test_why_a_row_is_not_rescued(folder, tmp_path, change, rows, expected):
     )
     summary = run(settings_of(folder, rollouts, tmp_path / "out", **there))
     assert list(outcomes(tmp_path / "out").values()) == expected
+    # Where teacher and localiser contradict each other, nothing is labelled.
+    labelled = (tmp_path / "out" / "steps.jsonl").read_text() != ""
+    assert labelled == (expected != ["same_step"])
     counted = summary["refused_by_teacher"] | summary["tail_failed"]
     counted |= {"rescued": summary["rescued"]} if summary["rescued"] else {}
     assert counted == {name: 1 for name in expected}
