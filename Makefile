@@ -78,6 +78,8 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@"$(ORACLE_VENV)/bin/python" tests/goldens/make_prm_goldens.py --check
 	@echo "== the endpoint client against transformers serve"
 	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
+	@echo "== the files of a salvage in TRL's trainers, where TRL is installed"
+	@"$(ORACLE_VENV)/bin/python" tests/salvage_oracle.py
 
 $(FIT_READY): pyproject.toml constraints.txt
 	$(call environment,$(FIT_VENV),$(FIT)$(comma)test,constraints.txt)
