@@ -2,15 +2,14 @@
 
     .venv-oracles/bin/python tests/salvage_oracle.py
 
-Needs torch and TRL (benchmarks/requirements-trl.txt); where TRL is not installed, that is said and
-nothing is checked. `make oracles` runs this. Checked, on a salvage of hand-written rollouts:
+Needs torch and TRL (1.16 has no PRMTrainer any more). `make oracles` runs this. Checked, on a
+salvage of hand-written rollouts:
   1. DPOTrainer takes pairs.jsonl as `datasets` loads it: its ids are prompt, chosen and rejected
      with an end token after each of the last two, and an update on them has a finite loss;
   2. PRMTrainer takes steps.jsonl: one label for each step, where the step's separator ends, and an
      update on them has a finite loss.
 """
 
-import importlib.util
 import itertools
 import math
 import tempfile
@@ -19,13 +18,6 @@ from typing import Any
 
 
 def main() -> None:
-    missing = [name for name in ("torch", "trl", "datasets") if not importlib.util.find_spec(name)]
-    if missing:
-        print(
-            f"salvage oracle: LEFT OUT, {', '.join(missing)} not installed here"
-            " (benchmarks/requirements-trl.txt)"
-        )
-        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = salvaged(folder)
