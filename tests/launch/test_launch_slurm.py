@@ -47,7 +47,8 @@ import json, os, signal, sys, time
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(True))
 names = ("JAX_LOCAL_DEVICE_IDS", "PYTHONUNBUFFERED", "SLURM_PROCID")
-found = {"arguments": sys.argv[1:], "cwd": os.getcwd(), **{name: os.environ.get(name) for name in names}}
+found = {name: os.environ.get(name) for name in names}
+found |= {"arguments": sys.argv[1:], "cwd": os.getcwd()}
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(["trainer", found]) + "\\n")
 if os.environ["CODE"] != "wait":
