@@ -53,10 +53,11 @@ with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(["trainer", found]) + "\\n")
 if os.environ["CODE"] != "wait":
     sys.exit(int(os.environ["CODE"]))
-while not told:
+deadline = time.monotonic() + 20
+while not told and time.monotonic() < deadline:
     time.sleep(0.02)
 time.sleep(0.5)
-sys.exit(75)
+sys.exit(75 if told else 99)
 """
 
 
