@@ -249,9 +249,8 @@ def train_step(
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
         rescued = rescue(groups, scene, method, keep_gallery=step.samples.due)
-        if method.resample:  # groups that tell nothing even now are replaced
-            around = (actors, policy, config, progress, step)
-            rescued = replace_silent(*around, groups, rescued, safe_point)
+        around = (actors, policy, config, progress, step)
+        rescued = replace_silent(*around, groups, rescued, safe_point)  # where that is on
         final, step.samples.rescues = rescued.groups, rescued.gallery
         metrics |= rescued.metrics
 
@@ -270,10 +269,8 @@ def train_step(
     del policy, scene  # the layout for decoding need not stay in memory
     written, times = final.rollout, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
-        spared = final.credit_from_B
-        metrics |= learner.update(
-            written, final.group, advantage, final.include_B, step.key, step.number, spared
-        )
+        rows = (written, final.group, advantage, final.include_B)
+        metrics |= learner.update(*rows, step.key, step.number, final.credit_from_B)
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):

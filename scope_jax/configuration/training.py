@@ -166,9 +166,9 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_scored_steps(config)
     if config.sft.steps < config.steps:
         yield from _of_groups(config)
+        yield from _of_diversity(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
-        yield from _of_diversity(config)
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"

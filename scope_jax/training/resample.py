@@ -57,6 +57,8 @@ def replace_silent(
     gives the step up."""
     method = config.method
     assert isinstance(method, Scope)
+    if not method.resample:
+        return rescued
     scene = scene_of(actors, policy, config, step)
     final, gallery = rescued.groups, list(rescued.gallery)
     everyone = np.ones(len(groups.reward_B) // groups.group, bool)
