@@ -269,8 +269,8 @@ def train_step(
     del policy, scene  # the layout for decoding need not stay in memory
     written, times = final.rollout, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
-        rows = (written, final.group, advantage, final.include_B)
-        metrics |= learner.update(*rows, step.key, step.number, final.credit_from_B)
+        given = (written, final.group, advantage, final.include_B)
+        metrics |= learner.update(*given, step.key, step.number, final.credit_from_B)
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):
