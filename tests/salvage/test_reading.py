@@ -34,8 +34,8 @@ def most_held(path, rows: int) -> int:
 
 def test_the_rows_held_do_not_grow_with_the_file(tmp_path):
     write_rollouts(tmp_path / "short", lines(40))
-    write_rollouts(tmp_path / "long", lines(4000))
-    write_rollouts(tmp_path / "right", lines(4000, every=1))
+    write_rollouts(tmp_path / "long", lines(200))
+    write_rollouts(tmp_path / "right", lines(400, every=1))
     held = [most_held(tmp_path / name, 4) for name in ("short", "long", "right")]
     assert 4 <= held[0] == held[1] <= 2 * 8 and held[2] <= 2 * 64
 
