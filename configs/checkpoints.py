@@ -69,22 +69,31 @@ LONG_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13)
 
 def arithmetic_long_base():
     """The base policy of long signed terms: a misconception about lines that wrap, which grows with
-    the line; it reads the teacher's notation and seldom writes it."""
+    the line; it reads the teacher's notation and seldom writes it.
+
+    Measured (192 problems, 8 samples, temperature 1): pass@1 / pass@8 0.096 / 0.526 with 10 terms,
+    0.042 / 0.292 with 11, 0.012 / 0.086 with 13 (256 problems); median first error of the failures
+    after 0.70, 0.64 and 0.54 of the lines. 290 seconds of one core.
+    """
     config = default_config()
     config.steps = 1500
     config.fresh.lengths = LONG_LENGTHS
     config.target.misconception = 0.9
     config.target.misconception_kind = "wrap"
-    config.task.options = {"misconception_lines": (3, 8), "marks": True, "marked": 0.05}
+    config.task.options = {"misconception_lines": (4, 9), "marks": True, "marked": 0.05}
     return config
 
 
 def arithmetic_long_teacher():
     """The teacher of long signed terms: no misconception, its own order (sorted) and its own
-    notation (a mark in every line)."""
+    notation (a mark in every line).
+
+    Measured (128 problems of 10 and 11 terms, 8 samples, temperature 1): pass@1 0.86; its greedy
+    line at a first error of the base is right in 0.944 of 234. 29 seconds of one core.
+    """
     config = default_config()
     config.seed = 1
-    config.steps = 300
+    config.steps = 80
     config.fresh.lengths = LONG_LENGTHS
     config.fresh.seed = 2
     config.target.style = "sorted"
@@ -104,7 +113,7 @@ def arithmetic_long_prm():
     config.task.options = {"marks": True}
     config.target.rollouts.policy = f"{CACHE}/arithmetic_long/base"
     config.target.rollouts.problems = 2048
-    config.target.rollouts.lengths = (9, 10, 11)
+    config.target.rollouts.lengths = (10, 11)
     config.optimizer.learning_rate = 1e-3
     return config
 

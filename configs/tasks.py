@@ -72,7 +72,7 @@ def arithmetic_long() -> ConfigDict:
     config = arithmetic()
     config.steps = 180
     config.task.options = {
-        "lengths": (9, 10, 11),
+        "lengths": (10, 11, 11),
         "ood_lengths": (13,),
         "start": "zero",
         "marks": True,
