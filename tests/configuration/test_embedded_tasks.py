@@ -1,5 +1,5 @@
-"""The configs of the embedded tasks fit their domains: room for problems and solutions, weights where
-the commands of the checkpoints put them."""
+"""The configs of the embedded tasks fit their domains: room for problems and solutions, weights
+where the commands of the checkpoints put them."""
 
 import pytest
 
