@@ -106,9 +106,14 @@ def arithmetic_long_teacher():
 
 def arithmetic_long_prm():
     """The process reward model of long signed terms: labelled rollouts of the base, on the
-    teacher's trunk."""
+    teacher's trunk.
+
+    Measured with 250 steps only (969 failed held-out rollouts, 55 right), threshold 0.5: first
+    error exact 0.48, not later 0.61, later 0.36, none found 0.03; right rollouts left alone 0.60.
+    62 seconds of one core; the loss was falling still, so there are 1,000.
+    """
     config = default_config("prm")
-    config.steps = 250
+    config.steps = 1000
     config.start = f"{CACHE}/arithmetic_long/teacher"
     config.task.options = {"marks": True}
     config.target.rollouts.policy = f"{CACHE}/arithmetic_long/base"
