@@ -75,11 +75,13 @@ def reference_page(room: str) -> str:
 
 def reference() -> dict[str, str]:
     """{page of the site: its Markdown}: the list of rooms, then the rooms from the bottom up."""
-    listed = [f"| [`scope_jax.{room}`]({room}.md) | {what} |" for room, what in rooms().items()]
+    does = {room: LINK.sub(r"../\1", what) for room, what in rooms().items()}
+    listed = [f"| [`scope_jax.{room}`]({room}.md) | {what} |" for room, what in does.items()]
     head = [
         "# Reference\n",
-        "The public names of every room, made from the code: those of its `__all__`, or of its modules "
-        "where it has none. Lower rooms never import higher ones ([architecture](../architecture.md)).\n",
+        "The public names of every room, made from the code: those of its `__all__`, or of its "
+        "modules where it has none. Lower rooms never import higher ones "
+        "([architecture](../architecture.md)).\n",
         "| room, from the bottom up | what it does |\n|---|---|",
     ]
     index = {"reference/index.md": "\n".join([*head, *listed]) + "\n"}
@@ -107,7 +109,7 @@ def outside_code(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def with_site_links(text: str, page: str) -> str:
-    """A page with its relative links as they are in the site; `page` is its path in the repository."""
+    """A page with its links as they are in the site; `page`: its path in the repository."""
 
     def moved(link: re.Match[str]) -> str:
         if re.match(r"[a-z]+:", link[0]):
@@ -128,7 +130,7 @@ def linked_files(text: str, page: str) -> set[str]:
 
 
 def on_config(config: Any) -> None:
-    """Puts the pages of the reference into the navigation, and makes anchors as GitHub makes them."""
+    """Puts the reference into the navigation, and makes anchors as GitHub makes them."""
     from pymdownx.slugs import slugify
 
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
