@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain, parts
-from scope_jax.models.config import ModelConfig
+from scope_jax.models.config import LayerKind, ModelConfig
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params
 
-# cos, sin [B, T, 1, H/2]
+# cos, sin [B, T, 1, R/2]: R numbers of a head are rotated, all of them unless the config says so
 Rotation = tuple[jax.Array, jax.Array]
 
 
@@ -51,10 +51,15 @@ def cap_logits(logits: jax.Array, config: ModelConfig) -> jax.Array:
     return config.logit_cap * jnp.tanh(logits / config.logit_cap) if config.logit_cap else logits
 
 
-def rotation_of(position_BT: jax.Array, config: ModelConfig, local: bool) -> Rotation:
-    """cos, sin [B, T, 1, H/2], float32."""
+def rotation_of(position_BT: jax.Array, config: ModelConfig, kind: LayerKind) -> Rotation:
+    """cos, sin [B, T, 1, R/2], float32, R the numbers of a head that are rotated: 1 and 0, which
+    leave them as they are, in layers without positions."""
+    local, unrotated = kind
+    if unrotated:
+        shape = (*position_BT.shape, 1, config.rotary_size // 2)
+        return jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
     theta, scaling = config.rope(local)
-    frequency = frequencies(theta, config.head_size, scaling)
+    frequency = frequencies(theta, config.rotary_size, scaling)
     angle = position_BT.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if scaling.attention_factor != 1:

@@ -38,6 +38,8 @@ _KEYS: dict[str, dict[str, str]] = {
     ),
 }
 
+KINDS = tuple(_KEYS)
+
 # Whatever the kind; "truncate" is a switch.
 _NUMBERS = {
     *(key for keys in _KEYS.values() for key in keys if key != "truncate"),

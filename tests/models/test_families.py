@@ -79,6 +79,9 @@ def test_logits_are_those_of_transformers(family):
         ("gemma3", {"rope_scaling": RopeScaling()}),
         ("gemma3", {"local_layers": (True,) * 4}),
         ("gemma3", {"logit_cap": 0.0}),
+        ("smollm3", {"unrotated_layers": ()}),
+        ("smollm3", {"unrotated_layers": (False, True, True, False)}),
+        ("smollm3_window", {"unrotated_layers": ()}),
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
 )
@@ -173,7 +176,13 @@ def test_what_each_family_is_read_as(place):
     read = {name: loaded(name, place / name)[0] for name in NAMES}
     local = {name: "".join("gl"[x] for x in config.local_layers) for name, config in read.items()}
     windowed = {"qwen2": "gll", "mistral": "lll", "gemma2": "lgl", "gemma3": "llgl"}
-    assert local == windowed | {"qwen2_yarn": "", "qwen3": "", "llama": ""}
+    windowed |= {"smollm3_window": "glgl"}
+    assert {name: kinds for name, kinds in local.items() if kinds} == windowed
+    unrotated = {name: config.unrotated_layers for name, config in read.items()}
+    assert {name: layers for name, layers in unrotated.items() if layers} == {
+        "smollm3": (False, True, False, True),
+        "smollm3_window": (False, True, False, True),
+    }
     assert {config.window for config in read.values()} == {0, 5}
     assert [read[name].rope(True)[0] for name in ("qwen3", "gemma2", "gemma3")] == [1e6, 1e4, 100.0]
     assert (
@@ -492,7 +501,7 @@ def test_configs_that_do_not_fit_together():
     for change, message in (
         (
             {"model_type": "gpt2"},
-            "'gpt2' is not supported; known: qwen2, qwen3, llama, mistral, gemma2, gemma3_text$",
+            "'gpt2' is not supported; known: qwen2, qwen3, llama, mistral, gemma2, gemma3_text, .*$",
         ),
         ({"attention_bias": True}, "attention_bias is not part of qwen2$"),
         ({"window": 4}, "must both be given, or neither$"),

@@ -144,6 +144,37 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
         },
         27,
     ),
+    "smollm3": (
+        _SIZES
+        | {
+            "model_type": "smollm3",
+            "architectures": ["SmolLM3ForCausalLM"],
+            "num_hidden_layers": 4,
+            "rope_theta": 5000.0,
+            "no_rope_layers": [1, 0, 1, 0],
+            "attention_bias": True,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+        },
+        31,
+    ),
+    # Layers without positions in every second place, by the interval, and local.
+    "smollm3_window": (
+        _SIZES
+        | {
+            "model_type": "smollm3",
+            "architectures": ["SmolLM3ForCausalLM"],
+            "num_hidden_layers": 4,
+            "rope_theta": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": False,
+        },
+        32,
+    ),
 }
 # The head of Skywork-o1-Open-PRM on the trunk "qwen2".
 VALUE_HEAD = {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)}
