@@ -3,20 +3,14 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from scope_jax import hub, types
+from scope_jax.models.families import FAMILIES, Family
 from scope_jax.models.kinds import check_kinds, end_ids_of, read_object
-from scope_jax.models.rope import (
-    KINDS,
-    PLAIN,
-    RopeScaling,
-    read_rope,
-    read_theta,
-    write_rope,
-)
+from scope_jax.models.rope import PLAIN, RopeScaling, check_kind, read_ropes, write_rope
 from scope_jax.models.windows import (
     LAYER_TYPES,
     read_unrotated,
@@ -28,80 +22,6 @@ from scope_jax.models.windows import (
 Read = TypeVar("Read")
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What sets one `model_type` apart from the others. `name` begins the names of its classes in
-    transformers."""
-
-    name: str
-    trunk: str
-    head_size: int | None = (
-        None  # where config.json has no head_dim: this, or hidden_size / num_heads
-    )
-    qk_norm: bool = False
-    biases: tuple[
-        str, ...
-    ] = ()  # of attention_bias and mlp_bias, the keys that its config.json has
-    gemma: bool = False
-    post_norm: bool = False  # norms stand behind attention and feed-forward, none before them
-    whole_qk_norm: bool = False  # norms of query and key go over all heads together
-    wide_norms: bool = False  # norms multiply by their weights in float32
-    fused: bool = False  # in files query, key and value are one tensor, gate and up another
-    unrotated: bool = False  # some layers have no positions (no_rope_layers)
-    partial_rotary: bool = False  # only the first part of a head may be rotated
-    # What config.json means where it leaves the key out.
-    tied: bool = False
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    local_rope_theta: float = 0.0  # of local layers; 0: local layers have no rope of their own
-    rope_kinds: tuple[str, ...] = KINDS
-    # Keys that would change the model, each with the only value that is supported.
-    only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def norms_behind(self) -> bool:
-        """Whether norms stand behind attention and feed-forward."""
-        return self.gemma or self.post_norm
-
-    @property
-    def architectures(self) -> dict[str, str]:
-        """Name in `architectures` -> head."""
-        return {
-            f"{self.name}ForCausalLM": "lm",
-            f"{self.name}ForProcessRewardModel": "prm",
-            f"{self.name}ForPrmModel": "value",
-            self.trunk: "none",
-        }
-
-
-FAMILIES = {
-    "qwen2": Family("Qwen2", "Qwen2Model"),
-    "qwen3": Family("Qwen3", "Qwen3Model", head_size=128, qk_norm=True, biases=("attention_bias",)),
-    "llama": Family("Llama", "LlamaModel", biases=("attention_bias", "mlp_bias")),
-    "mistral": Family("Mistral", "MistralModel"),
-    "gemma2": Family(
-        "Gemma2", "Gemma2Model", head_size=256, biases=("attention_bias",), gemma=True
-    ),
-    "gemma3_text": Family(
-        "Gemma3",
-        "Gemma3TextModel",
-        head_size=256,
-        qk_norm=True,
-        biases=("attention_bias",),
-        gemma=True,
-        rope_theta=1e6,
-        local_rope_theta=1e4,
-    ),
-    "smollm3": Family(
-        "SmolLM3",
-        "SmolLM3Model",
-        biases=("attention_bias", "mlp_bias"),
-        unrotated=True,
-        tied=True,
-        rope_theta=2e6,
-        only={"attention_dropout": 0},
-    ),
-}
 HEADS = ("lm", "prm", "value", "none")
 # (local, without positions): all that sets layers of one model apart.
 LayerKind = tuple[bool, bool]
@@ -211,12 +131,14 @@ class ModelConfig:
                 f"partial_rotary_factor is not supported for {self.model_type}; whole heads are"
                 " rotated"
             )
+        check_kind(self.rope_scaling.kind, self.family)
         size = self.rotary_size
         if not 2 <= size <= self.head_size or size % 2:
             raise ValueError(
                 f"partial_rotary_factor {self.partial_rotary_factor} of heads of {self.head_size}"
                 f" rotates {size} numbers; an even number from 2 up to the head's size is needed"
             )
+        self.rope_scaling.check_size(size)
 
     @property
     def family(self) -> Family:
@@ -241,6 +163,16 @@ class ModelConfig:
     def rotary_size(self) -> int:
         """How many numbers of a head are rotated: the first ones."""
         return int(self.head_size * self.partial_rotary_factor)
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError for rows of more positions than the rotary scaling is the same for:
+        `longrope` turns every position of a longer row by other factors."""
+        if self.rope_scaling.kind == "longrope" and width > self.max_positions:
+            raise ValueError(
+                f"rows of {width} positions: longrope is supported up to"
+                f" original_max_position_embeddings, {self.max_positions}; shorten prompts or"
+                " completions"
+            )
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -308,8 +240,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     for key, value in family.only.items():
         if raw.get(key) not in (None, value):
             raise ValueError(
-                f"{key} {raw[key]!r:.60} is not supported for {model_type};"
-                f" {json.dumps(value)} is"
+                f"{key} {raw[key]!r:.60} is not supported for {model_type}; {json.dumps(value)} is"
             )
     key, activation = (
         ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
@@ -327,6 +258,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     head_size = raw.get("head_dim") or family.head_size or raw["hidden_size"] // heads
     unrotated = read_unrotated(raw, layers) if family.unrotated else ()
     window, local_layers = read_windows(raw, model_type, layers, unrotated)
+    ropes = read_ropes(raw, family, max_positions, window)
     return ModelConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
@@ -337,7 +269,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         ffn_size=raw["intermediate_size"],
         norm_eps=float(raw.get("rms_norm_eps", family.norm_eps)),
         tied=bool(raw.get("tie_word_embeddings", family.gemma or family.tied)),
-        max_positions=max_positions,
+        max_positions=ropes["rope_scaling"].longest or max_positions,
         head=family.architectures[architecture],
         model_type=model_type,
         end_ids=end_ids_of(raw),
@@ -346,7 +278,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         window=window,
         local_layers=local_layers,
         unrotated_layers=unrotated,
-        **_read_ropes(raw, model_type, max_positions, window),
+        **ropes,
         **(_read_gemma(raw, model_type, head_size) if family.gemma else {}),
         bos_id=raw.get("bos_token_id"),
         pad_id=raw.get("pad_token_id"),
@@ -376,7 +308,7 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "rope_scaling": write_rope(config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.rope_scaling.reach or config.max_positions,
         # Written where they are None too: transformers has numbers of its own for some families.
         "bos_token_id": config.bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
@@ -388,6 +320,10 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
     written |= write_windows(config.model_type, config.window, local, config.max_positions)
     if family.unrotated:
         written |= write_unrotated(config.unrotated_layers, config.num_layers)
+    if family.partial_rotary:
+        written["partial_rotary_factor"] = config.partial_rotary_factor
+    if config.rope_scaling.kind == "longrope":
+        written["original_max_position_embeddings"] = config.rope_scaling.original_positions
     if family.gemma:
         scalar = config.query_pre_attn_scalar or config.head_size
         written |= {
@@ -396,10 +332,11 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
             "final_logit_softcapping": config.logit_cap or None,
             "attn_logit_softcapping": config.attention_cap or None,
         }
-    if config.model_type == "gemma3_text":
+    if family.local_rope_theta:
         theta, scaling = config.rope(local=True)
-        written["rope_local_base_freq"] = theta
-        if scaling != PLAIN:
+        if family.gemma:
+            written["rope_local_base_freq"] = theta
+        if scaling != PLAIN or not family.gemma:
             written["rope_parameters"] = {
                 kind: (write_rope(rope[1]) or {"rope_type": "default"}) | {"rope_theta": rope[0]}
                 for kind, rope in zip(LAYER_TYPES, (config.rope(local=False), (theta, scaling)))
@@ -434,37 +371,6 @@ def _of_file(path: Path, read: Callable[[dict[str, Any]], Read]) -> Read:
         return read(raw)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _read_ropes(
-    raw: dict[str, Any], model_type: str, max_positions: int, window: int
-) -> dict[str, Any]:
-    """The fields of ModelConfig about rotary positions."""
-    family = FAMILIES[model_type]
-    scaling, parameters = raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}
-    outside = raw.get("original_max_position_embeddings")
-    nested = [kind for kind in LAYER_TYPES if kind in parameters]
-    if model_type != "gemma3_text":
-        if nested:
-            raise ValueError(f"rope_parameters per layer type is not supported for {model_type}")
-        given = scaling or parameters
-        theta = read_theta(given.get("rope_theta"), raw.get("rope_theta"), family.rope_theta)
-        return {"rope_theta": theta, "rope_scaling": read_rope(given, max_positions, outside)}
-    if parameters and not nested:
-        raise ValueError(
-            f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}"
-        )
-    everywhere, local = (parameters.get(kind) or {} for kind in LAYER_TYPES)
-    if not isinstance(everywhere, dict) or not isinstance(local, dict):
-        raise ValueError("rope_parameters: an object is needed for each type of layer")
-    everywhere = everywhere | scaling
-    theta = read_theta(everywhere.get("rope_theta"), raw.get("rope_theta"), 1e6)
-    fields = {"rope_theta": theta, "rope_scaling": read_rope(everywhere, max_positions, outside)}
-    local_theta = read_theta(local.get("rope_theta"), raw.get("rope_local_base_freq"))
-    local_scaling = read_rope(local, max_positions)
-    if not window or (local_theta, local_scaling) == (theta, fields["rope_scaling"]):
-        return fields
-    return fields | {"local_rope_theta": local_theta, "local_rope_scaling": local_scaling}
 
 
 def _read_gemma(raw: dict[str, Any], model_type: str, head_size: int) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def hidden_states(
     tokens_BT: jax.Array,
 ) -> jax.Array:
     """Final-norm hidden states, [B, T, D] in the parameters' dtype."""
+    config.check_width(tokens_BT.shape[1])
     position = jnp.arange(tokens_BT.shape[1])[None]
     hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(params, config))
     return hidden
@@ -112,6 +113,7 @@ def completion_states(
     P, W = prompt_PW.shape
     B, C = completion_BC.shape
     M = B // P
+    config.check_width(W + C)
     # A completion's first position is fed the prompt's last token, and its keys come from there:
     # the prompt's own last position is not seen.
     last = jnp.take_along_axis(prompt_PW, prompt_length_P[:, None] - 1, axis=1)
