@@ -6,6 +6,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.fixtures import make_params
@@ -75,7 +76,9 @@ def outcome(family: str, mesh_name: str) -> dict[str, np.ndarray]:
             "old_logp": rows.logp_BT,
         }
         state = learning.init_state(params, optimizer)
-        state, stats = update(state, learning.pack(rows, arrays, GROUP, 2), {})
+        state, stats = update(
+            state, learning.pack(rows, arrays, GROUP, 2), {"teacher_weight": jnp.float32(0)}
+        )
         assert_sharded(state.params, models.shardings(config, mesh))
         named = {"tokens": rows.tokens_BT, "logp": rows.logp_BT, "loss": stats["loss"]}
         return {
