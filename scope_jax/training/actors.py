@@ -106,6 +106,9 @@ def described_policy(
         raise ValueError(
             f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
         )
+    model_config.check_width(config.rollout.length)
+    if config.lora.spec is not None:
+        models.lora_table(model_config, config.lora.spec)  # names what cannot have adapters
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, model_config.vocab_size, directory)
     # A base model's files often name one end token only; in a chat its turns end with another.
@@ -297,6 +300,7 @@ def _planned_model_teacher(
         raise ValueError(
             f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
+    described.check_width(config.rollout.length)
     own = _own_tokenizer(config, described, policy, tokenizer)
 
     def load() -> teachers.Teacher:
