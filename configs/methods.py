@@ -73,6 +73,25 @@ def gspo(config, task: Task):
     config.loss.clip_low, config.loss.clip_high = 3e-4, 4e-4
 
 
+def rloo(config, task: Task):
+    """RLOO (arXiv 2402.14740): a row is compared with the mean of the others of its group; a row is
+    one action, so its tokens are summed and not averaged; no clip."""
+    config.advantage.baseline = "leave_one_out"
+    config.loss.normaliser = "constant"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def reinforce_pp(config, task: Task):
+    """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean is subtracted, then all rows of
+    the batch are divided by their one standard deviation; PPO's clip, mean over tokens.
+
+    The paper's form without groups is `advantage.baseline = "batch"` beside it.
+    """
+    config.advantage.batch_std = True
+    config.loss.normaliser = "token"
+    config.loss.clip_high = 0.2
+
+
 def luffy(config, task: Task):
     """LUFFY (arXiv 2504.14945): one whole solution of the teacher in each group, shaped loss on it.
 
@@ -142,6 +161,6 @@ METHODS = {
     method.__name__: method
     for method in (
         *(policy_gradient, scope, self_correction, grpo, dr_grpo, dapo, gspo, luffy, relift),
-        *(prm_reward, prm_min, vppo, sft, sft_grpo),
+        *(prm_reward, prm_min, vppo, sft, sft_grpo, rloo, reinforce_pp),
     )
 }

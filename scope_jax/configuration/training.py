@@ -268,6 +268,11 @@ def _of_vppo(config: TrainConfig) -> Iterator[str]:
         )
     if config.advantage.std:
         yield "config.method 'vppo' subtracts the group's mean only; set advantage.std to False"
+    if config.advantage.baseline != "group" or config.advantage.batch_std:
+        yield (
+            "config.method 'vppo' has advantages of its own, from the group's mean: set"
+            " advantage.baseline to 'group' and advantage.batch_std to False"
+        )
 
 
 def _of_scored_steps(config: TrainConfig) -> Iterator[str]:

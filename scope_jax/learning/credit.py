@@ -26,7 +26,9 @@ from scope_jax.learning.process_rewards import (
 )
 from scope_jax.types import check_choices
 
-_group_advantages = program(group_advantages, static_argnames=("group", "std"))
+_group_advantages = program(
+    group_advantages, static_argnames=("group", "std", "baseline", "batch_std")
+)
 Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
 Metrics = dict[str, float]
 
@@ -60,7 +62,14 @@ def advantages(
         metrics["reward/overlong_penalty"] = float(np.mean(penalty))
 
     def by_outcome() -> jax.Array:
-        return _group_advantages(reward_B, groups.group, std=spec.std, include_B=groups.include_B)
+        return _group_advantages(
+            reward_B,
+            groups.group,
+            std=spec.std,
+            include_B=groups.include_B,
+            baseline=spec.baseline,
+            batch_std=spec.batch_std,
+        )
 
     advantage, more = credit.advantages(groups, by_outcome, scene)
     return advantage, metrics | more
