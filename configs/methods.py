@@ -92,6 +92,44 @@ def reinforce_pp(config, task: Task):
     config.loss.clip_high = 0.2
 
 
+def cispo(config, task: Task):
+    """CISPO (MiniMax-M1, arXiv 2506.13585): the ratio is a clipped, constant weight of log pi, so
+    that no token loses its gradient; no lower bound, mean over tokens, GRPO's advantage.
+
+    The paper does not give its upper bound; 5 is the one that is recommended after ScaleRL (arXiv
+    2510.13786).
+    """
+    config.advantage.std = True
+    config.loss.surrogate = "cispo"
+    config.loss.normaliser = "token"
+    config.loss.clip_low, config.loss.clip_high = None, 4.0
+
+
+def sapo(config, task: Task):
+    """SAPO (arXiv 2511.20347): a sigmoid of the ratio in place of the clip, with temperatures 1 for
+    good and 1.05 for bad advantages; GRPO's advantage and its mean per row."""
+    config.advantage.std = True
+    config.loss.surrogate = "sapo"
+    config.loss.normaliser = "sequence"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def seq_tis(config, task: Task):
+    """GRPO, a row weighted by pi_trainer / pi_sampler, the product over its tokens, of 2 at most
+    (sequence-level truncated importance sampling, arXiv 2510.26788)."""
+    grpo(config, task)
+    config.loss.old_logp = "recompute"
+    config.loss.tis_cap = 2.0
+    config.loss.tis_level = "sequence"
+
+
+def seq_mis(config, task: Task):
+    """The same weight, and rows left out where it is above 2 (sequence-level masked importance
+    sampling, arXiv 2510.26788)."""
+    seq_tis(config, task)
+    config.loss.mask_high = 2.0
+
+
 def luffy(config, task: Task):
     """LUFFY (arXiv 2504.14945): one whole solution of the teacher in each group, shaped loss on it.
 
@@ -161,6 +199,7 @@ METHODS = {
     method.__name__: method
     for method in (
         *(policy_gradient, scope, self_correction, grpo, dr_grpo, dapo, gspo, luffy, relift),
-        *(prm_reward, prm_min, vppo, sft, sft_grpo, rloo, reinforce_pp),
+        *(prm_reward, prm_min, vppo, sft, sft_grpo),
+        *(rloo, reinforce_pp, cispo, sapo, seq_tis, seq_mis),
     )
 }
