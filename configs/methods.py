@@ -82,8 +82,8 @@ def rloo(config, task: Task):
 
 
 def reinforce_pp(config, task: Task):
-    """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean is subtracted, then all rows of
-    the batch are divided by their one standard deviation; PPO's clip, mean over tokens.
+    """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean is subtracted, then all rows
+    of the batch are divided by one standard deviation, theirs; PPO's clip, mean over tokens.
 
     The paper's form without groups is `advantage.baseline = "batch"` beside it.
     """
@@ -128,6 +128,26 @@ def seq_mis(config, task: Task):
     sampling, arXiv 2510.26788)."""
     seq_tis(config, task)
     config.loss.mask_high = 2.0
+
+
+def distill(config, task: Task):
+    """On-policy distillation: every token that the policy wrote is told by how much likelier the
+    teacher finds it, log pi_teacher - log pi, in place of a reward (GKD, arXiv 2306.13649; as an
+    advantage, without clip, by Thinking Machines Lab, "On-Policy Distillation", 2025).
+
+    Rewards are measured and not learned from; `loss.outcome_weight` above 0 adds them.
+    """
+    change(config, task.teacher)
+    config.loss.distill_weight = 1.0
+    config.loss.outcome_weight = 0.0
+    config.loss.normaliser = "token"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def scope_distill(config, task: Task):
+    """SCOPE, and beside the reward on-policy distillation by the same teacher."""
+    scope(config, task)
+    config.loss.distill_weight = 0.1
 
 
 def luffy(config, task: Task):
@@ -200,6 +220,6 @@ METHODS = {
     for method in (
         *(policy_gradient, scope, self_correction, grpo, dr_grpo, dapo, gspo, luffy, relift),
         *(prm_reward, prm_min, vppo, sft, sft_grpo),
-        *(rloo, reinforce_pp, cispo, sapo, seq_tis, seq_mis),
+        *(rloo, reinforce_pp, cispo, sapo, seq_tis, seq_mis, distill, scope_distill),
     )
 }

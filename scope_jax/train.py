@@ -65,6 +65,7 @@ from scope_jax.training.actors import Actors, attention_line, load_actors
 from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
+from scope_jax.training.logprobs import teacher_logprobs
 from scope_jax.training.rollouts import (
     Progress,
     Step,
@@ -260,6 +261,14 @@ def train_step(
         jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
+    # ---- Distillation: what the teacher says of each token of the policy.
+    taught = None
+    if config.distills:
+        with timer("distill"):
+            taught, more = teacher_logprobs(actors.teacher, config, final.rollout, final.group)
+            jax.block_until_ready(taught)
+        metrics |= more
+
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
@@ -267,7 +276,7 @@ def train_step(
     with timer("update"), step.figures.updating(learner, written, final.group, times):
         spared = final.credit_from_B
         metrics |= learner.update(
-            written, final.group, advantage, final.include_B, step.key, step.number, spared
+            written, final.group, advantage, final.include_B, step.key, step.number, spared, taught
         )
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).

@@ -79,8 +79,13 @@ class TrainConfig:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the run asks a teacher, for steps or for demonstrations."""
-        return isinstance(self.method, Scope) or self.uses_demonstrations
+        """Whether the run asks a teacher, for steps, for demonstrations or for its log-probs."""
+        return isinstance(self.method, Scope) or self.uses_demonstrations or self.distills
+
+    @property
+    def distills(self) -> bool:
+        """Whether the policy's own tokens are compared with the teacher's log-probs."""
+        return self.loss.distill_weight > 0
 
     @property
     def uses_demonstrations(self) -> bool:
@@ -167,6 +172,11 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_groups(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
+    if config.distills and config.teacher.kind != "model":
+        yield (
+            "config.loss.distill_weight needs the teacher's log-probs of tokens that it did not"
+            f" write: teacher.kind 'model', not {config.teacher.kind!r}"
+        )
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
