@@ -261,20 +261,14 @@ def train_step(
         jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
-    # ---- Distillation: what the teacher says of each token of the policy.
-    taught = None
-    if config.distills:
-        with timer("distill"):
-            taught, more = teacher_logprobs(actors.teacher, config, final.rollout, final.group)
-            jax.block_until_ready(taught)
-        metrics |= more
+    # ---- Distillation: the teacher reads what the policy wrote.
+    taught = taught_logprobs(actors, config, final, step, metrics)
 
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
-    written, times = final.rollout, config.training.epochs
+    written, spared, times = final.rollout, final.credit_from_B, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
-        spared = final.credit_from_B
         metrics |= learner.update(
             written, final.group, advantage, final.include_B, step.key, step.number, spared, taught
         )
@@ -289,6 +283,20 @@ def no_signal(advantage: Any, groups: Groups) -> float:
     """Share of the groups in which no token has an advantage."""
     is_zero = np.asarray(advantage).reshape(len(groups.reward_B) // groups.group, -1) == 0
     return float(np.mean(np.all(is_zero, axis=1)))
+
+
+def taught_logprobs(
+    actors: Actors, config: TrainConfig, groups: Groups, step: Step, metrics: dict[str, float]
+) -> jax.Array | None:
+    """float32[B, T]: the teacher's log-probs of a step's final rows, None where none are asked for;
+    adds what they cost to the step's metrics."""
+    if not config.distills:
+        return None
+    with step.timer("distill"):
+        found, cost = teacher_logprobs(actors.teacher, config, groups.rollout, groups.group)
+        jax.block_until_ready(found)
+    metrics |= cost
+    return found
 
 
 def clone_failures(
