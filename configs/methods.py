@@ -73,6 +73,83 @@ def gspo(config, task: Task):
     config.loss.clip_low, config.loss.clip_high = 3e-4, 4e-4
 
 
+def rloo(config, task: Task):
+    """RLOO (arXiv 2402.14740): a row is compared with the mean of the others of its group; a row is
+    one action, so its tokens are summed and not averaged; no clip."""
+    config.advantage.baseline = "leave_one_out"
+    config.loss.normaliser = "constant"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def reinforce_pp(config, task: Task):
+    """REINFORCE++ with baseline (arXiv 2501.03262): the group's mean is subtracted, then all rows
+    of the batch are divided by one standard deviation, theirs; PPO's clip, mean over tokens.
+
+    The paper's form without groups is `advantage.baseline = "batch"` beside it.
+    """
+    config.advantage.batch_std = True
+    config.loss.normaliser = "token"
+    config.loss.clip_high = 0.2
+
+
+def cispo(config, task: Task):
+    """CISPO (MiniMax-M1, arXiv 2506.13585): the ratio is a clipped, constant weight of log pi, so
+    that no token loses its gradient; no lower bound, mean over tokens, GRPO's advantage.
+
+    The paper does not give its upper bound; 5 is the one that is recommended after ScaleRL (arXiv
+    2510.13786).
+    """
+    config.advantage.std = True
+    config.loss.surrogate = "cispo"
+    config.loss.normaliser = "token"
+    config.loss.clip_low, config.loss.clip_high = None, 4.0
+
+
+def sapo(config, task: Task):
+    """SAPO (arXiv 2511.20347): a sigmoid of the ratio in place of the clip, with temperatures 1 for
+    good and 1.05 for bad advantages; GRPO's advantage and its mean per row."""
+    config.advantage.std = True
+    config.loss.surrogate = "sapo"
+    config.loss.normaliser = "sequence"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def seq_tis(config, task: Task):
+    """GRPO, a row weighted by pi_trainer / pi_sampler, the product over its tokens, of 2 at most
+    (sequence-level truncated importance sampling, arXiv 2510.26788)."""
+    grpo(config, task)
+    config.loss.old_logp = "recompute"
+    config.loss.tis_cap = 2.0
+    config.loss.tis_level = "sequence"
+
+
+def seq_mis(config, task: Task):
+    """The same weight, and rows left out where it is above 2 (sequence-level masked importance
+    sampling, arXiv 2510.26788)."""
+    seq_tis(config, task)
+    config.loss.mask_high = 2.0
+
+
+def distill(config, task: Task):
+    """On-policy distillation: every token that the policy wrote is told by how much likelier the
+    teacher finds it, log pi_teacher - log pi, in place of a reward (GKD, arXiv 2306.13649; as an
+    advantage, without clip, by Thinking Machines Lab, "On-Policy Distillation", 2025).
+
+    Rewards are measured and not learned from; `loss.outcome_weight` above 0 adds them.
+    """
+    change(config, task.teacher)
+    config.loss.distill_weight = 1.0
+    config.loss.outcome_weight = 0.0
+    config.loss.normaliser = "token"
+    config.loss.clip_low = config.loss.clip_high = None
+
+
+def scope_distill(config, task: Task):
+    """SCOPE, and beside the reward on-policy distillation by the same teacher."""
+    scope(config, task)
+    config.loss.distill_weight = 0.1
+
+
 def luffy(config, task: Task):
     """LUFFY (arXiv 2504.14945): one whole solution of the teacher in each group, shaped loss on it.
 
@@ -143,5 +220,6 @@ METHODS = {
     for method in (
         *(policy_gradient, scope, self_correction, grpo, dr_grpo, dapo, gspo, luffy, relift),
         *(prm_reward, prm_min, vppo, sft, sft_grpo),
+        *(rloo, reinforce_pp, cispo, sapo, seq_tis, seq_mis, distill, scope_distill),
     )
 }

@@ -65,6 +65,7 @@ from scope_jax.training.actors import Actors, attention_line, load_actors
 from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
+from scope_jax.training.logprobs import teacher_logprobs
 from scope_jax.training.resample import replace_silent
 from scope_jax.training.rollouts import (
     Progress,
@@ -264,13 +265,16 @@ def train_step(
         jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
 
+    # ---- Distillation: the teacher reads what the policy wrote.
+    taught = taught_logprobs(actors, config, final, step, metrics)
+
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
-    written, times = final.rollout, config.training.epochs
+    written, spared, times = final.rollout, final.credit_from_B, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
         given = (written, final.group, advantage, final.include_B)
-        metrics |= learner.update(*given, step.key, step.number, final.credit_from_B)
+        metrics |= learner.update(*given, step.key, step.number, spared, taught)
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):
@@ -282,6 +286,20 @@ def no_signal(advantage: Any, groups: Groups) -> float:
     """Share of the groups in which no token has an advantage."""
     is_zero = np.asarray(advantage).reshape(len(groups.reward_B) // groups.group, -1) == 0
     return float(np.mean(np.all(is_zero, axis=1)))
+
+
+def taught_logprobs(
+    actors: Actors, config: TrainConfig, groups: Groups, step: Step, metrics: dict[str, float]
+) -> jax.Array | None:
+    """float32[B, T]: the teacher's log-probs of a step's final rows, None where none are asked for;
+    adds what they cost to the step's metrics."""
+    if not config.distills:
+        return None
+    with step.timer("distill"):
+        found, cost = teacher_logprobs(actors.teacher, config, groups.rollout, groups.group)
+        jax.block_until_ready(found)
+    metrics |= cost
+    return found
 
 
 def clone_failures(

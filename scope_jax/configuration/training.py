@@ -79,8 +79,13 @@ class TrainConfig:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the run asks a teacher, for steps or for demonstrations."""
-        return isinstance(self.method, Scope) or self.uses_demonstrations
+        """Whether the run asks a teacher, for steps, for demonstrations or for its log-probs."""
+        return isinstance(self.method, Scope) or self.uses_demonstrations or self.distills
+
+    @property
+    def distills(self) -> bool:
+        """Whether the policy's own tokens are compared with the teacher's log-probs."""
+        return self.loss.distill_weight > 0
 
     @property
     def uses_demonstrations(self) -> bool:
@@ -169,6 +174,11 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_diversity(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
+    if config.distills and config.teacher.kind != "model":
+        yield (
+            "config.loss.distill_weight needs the teacher's log-probs of tokens that it did not"
+            f" write: teacher.kind 'model', not {config.teacher.kind!r}"
+        )
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
@@ -276,6 +286,11 @@ def _of_vppo(config: TrainConfig) -> Iterator[str]:
         )
     if config.advantage.std:
         yield "config.method 'vppo' subtracts the group's mean only; set advantage.std to False"
+    if config.advantage.baseline != "group" or config.advantage.batch_std:
+        yield (
+            "config.method 'vppo' has advantages of its own, from the group's mean: set"
+            " advantage.baseline to 'group' and advantage.batch_std to False"
+        )
 
 
 def _of_scored_steps(config: TrainConfig) -> Iterator[str]:
@@ -322,6 +337,11 @@ def _of_diversity(config: TrainConfig) -> Iterator[str]:
             )
     if spec.pass_k == 1:
         return
+    if spec.baseline != "group" or spec.batch_std:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} compares the rows of a group: set"
+            " advantage.baseline to 'group' and advantage.batch_std to False"
+        )
     if spec.pass_k > config.rollout.group:
         yield (
             f"config.advantage.pass_k = {spec.pass_k} is more than rollout.group ="

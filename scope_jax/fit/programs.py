@@ -181,6 +181,8 @@ class _Maker:
             )
         if self.losses.kl_weight > 0 or self.recomputes:
             yield self.logprobs()
+        if config.distills and self.teacher is not None:
+            yield self.teacher_logprobs(self.teacher)
         yield self.update()
         evaluation = config.evaluation
         chunk = max(evaluation.rows_at_once // evaluation.samples, 1)
@@ -353,16 +355,21 @@ class _Maker:
         )
 
     def packed(
-        self, mini_batches: int, micro_batches: int, inputs: Sequence[str]
+        self,
+        mini_batches: int,
+        micro_batches: int,
+        inputs: Sequence[str],
+        mesh: Mesh | None = None,
     ) -> tuple[dict[str, Any], int]:
         """(what `learning.pack` makes of a part of the step's rows, its passes), at the largest
-        widths. `inputs`: names of the arrays with a number for each token."""
+        widths. `inputs`: names of the arrays with a number for each token. `mesh`: None: the
+        run's."""
         config, group = self.config, self.config.rows_per_group
-        groups = config.rollout.prompts // mini_batches
-        shape = update_shape(config, self.mesh, groups, group, micro_batches)
+        groups, mesh = config.rollout.prompts // mini_batches, mesh or self.mesh
+        shape = update_shape(config, mesh, groups, group, micro_batches)
         passes, width, tokens = shape.passes, shape.width, shape.tokens
         rows, prompts = shape.rows * passes, shape.prompts * passes
-        struct = functools.partial(row_struct, mesh=self.mesh)
+        struct = functools.partial(row_struct, mesh=mesh)
         batch = {
             "prompt": struct((prompts, width), jnp.int32),
             "prompt_length": struct((prompts,), jnp.int32),
@@ -425,19 +432,34 @@ class _Maker:
         )
 
     def logprobs(self) -> Planned:
+        """Old log-probs, and those of the reference."""
+        kl = self.losses.kl_weight > 0
+        # With other dtypes its argument is a copy, and the kept weights wait beside it.
+        uses = {"start weights"} if kl else set() if self.cast else {"weights"}
+        gone = self.on_host("start weights", "weights", "moments") | {"policy for decoding"}
+        who = Writer(self.found.policy, self.weights, self.mesh, frozenset(uses))
+        return self.written_logprobs("log-probs", who, gone, kl + self.recomputes)
+
+    def teacher_logprobs(self, teacher: Writer) -> Planned:
+        """What a teacher says of the policy's tokens."""
+        return self.written_logprobs("teacher log-probs", teacher, self.on_host("teacher"), 1)
+
+    def written_logprobs(self, name: str, who: Writer, gone: frozenset[str], times: int) -> Planned:
+        """`training.logprobs.written_logprobs` of a step's rows."""
         config, training = self.config, self.config.training
-        batch, passes = self.packed(1, training.micro_batches * training.mini_batches, ())
+        parts = training.micro_batches * training.mini_batches
+        batch, passes = self.packed(1, parts, (), who.mesh)
 
         def lower() -> Any:
             run = learning.logprobs_program(
-                models.for_device(self.found.policy), config.rollout.temperature, passes
+                models.for_device(who.config), config.rollout.temperature, passes
             )
-            return run.lower(self.weights, batch)
+            return run.lower(who.weights, batch)
 
         prompts, width = batch["prompt"].shape
         count, tokens = batch["completion"].shape
         work = update_work(
-            self.found.policy,
+            who.config,
             prompts=prompts,
             width=width,
             rows=count,
@@ -445,15 +467,5 @@ class _Maker:
             remat="none",
             train=False,
         )
-        # With other dtypes its argument is a copy, and the kept weights wait beside it.
-        uses = frozenset(
-            {"start weights"}
-            if self.losses.kl_weight > 0
-            else {"weights"}
-            if not self.cast
-            else set()
-        )
-        gone = self.on_host("start weights", "weights", "moments") | {"policy for decoding"}
-        # Old log-probs, and those of the reference.
-        runs = training.length_buckets * ((self.losses.kl_weight > 0) + self.recomputes)
-        return Planned("log-probs", self.mesh, lower, work, uses, gone, runs)
+        runs = training.length_buckets * times
+        return Planned(name, who.mesh, lower, work, who.uses, gone, runs)

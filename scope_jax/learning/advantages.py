@@ -24,6 +24,10 @@ class AdvantageSpec:
     makes no sense."""
 
     std: bool = False  # divide by the group's standard deviation
+    # What a reward is compared with: the mean of its group, of the others in it (RLOO), or of the
+    # batch (REINFORCE++).
+    baseline: Literal["group", "leave_one_out", "batch"] = "group"
+    batch_std: bool = False  # divide by the standard deviation over the batch (REINFORCE++)
     overlong_tokens: int | None = None  # DAPO's soft overlong punishment: where it begins, before
     # the limit; None: off
     overlong_penalty: float = 1.0  # at full length
@@ -37,6 +41,17 @@ class AdvantageSpec:
 
     def __post_init__(self) -> None:
         check_choices(self, "advantage")
+        if self.std and (self.batch_std or self.baseline != "group"):
+            other = "batch_std" if self.batch_std else f"baseline {self.baseline!r}"
+            raise ValueError(
+                "advantage.std divides the difference from the group's mean by the group's"
+                f" deviation, so it does not go with advantage.{other}: set std to False"
+            )
+        if self.batch_std and self.baseline == "leave_one_out":
+            raise ValueError(
+                "advantage.batch_std takes away the M / (M - 1) by which advantage.baseline"
+                " 'leave_one_out' differs from 'group': set one of them back"
+            )
         for name in ("overlong_tokens", "overlong_penalty"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -65,6 +80,8 @@ def group_advantages(
     std: bool = False,
     include_B: ArrayLike | None = None,
     epsilon: float = 1e-6,
+    baseline: Literal["group", "leave_one_out", "batch"] = "group",
+    batch_std: bool = False,
 ) -> jax.Array:
     """float32[B]: reward minus the mean of its group (GRPO, arXiv 2402.03300; without `std`
     Dr.GRPO, 2503.20783).
@@ -75,12 +92,25 @@ def group_advantages(
     `epsilon`. A group whose included rewards are all equal gets exactly 0, whatever rounding the
     mean would leave behind.
 
+    `baseline`: `leave_one_out` subtracts the mean of the other included rows of the group (RLOO,
+    arXiv 2402.14740), which is M / (M - 1) times the difference from the mean of all M; `batch`
+    subtracts the mean of all included rows, as if they were one group. `batch_std`: divided by the
+    population standard deviation of the differences of all included rows, plus `epsilon`: with the
+    group's mean REINFORCE++ with baseline, with that of the batch REINFORCE++ (arXiv 2501.03262).
+
     Raises ValueError where B is not a multiple of `group`, or a shape does not fit.
     """
     reward, include = _groups(reward_B, group, include_B)
+    if baseline == "batch":
+        reward, include = reward.reshape(1, -1), include.reshape(1, -1)
     count = jnp.maximum(jnp.sum(include, axis=1, keepdims=True), 1).astype(jnp.float32)
     mean = jnp.sum(reward, axis=1, keepdims=True) / count
     difference = jnp.where(include & ~_all_equal(reward, include), reward - mean, 0.0)
+    if baseline == "leave_one_out":
+        difference *= count / jnp.maximum(count - 1, 1)
+    if batch_std:
+        rows = jnp.maximum(jnp.sum(include), 1).astype(jnp.float32)
+        difference /= jnp.sqrt(jnp.sum(difference**2) / rows) + epsilon
     if std:
         difference /= jnp.sqrt(jnp.sum(difference**2, axis=1, keepdims=True) / count) + epsilon
     return difference.reshape(-1)

@@ -29,7 +29,9 @@ from scope_jax.learning.process_rewards import (
 )
 from scope_jax.types import check_choices
 
-_group_advantages = program(group_advantages, static_argnames=("group", "std"))
+_group_advantages = program(
+    group_advantages, static_argnames=("group", "std", "baseline", "batch_std")
+)
 Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
 Metrics = dict[str, float]
 
@@ -70,7 +72,14 @@ def advantages(
         metrics["reward/overlong_penalty"] = float(np.mean(penalty))
 
     def by_outcome() -> Advantages:
-        plain = _group_advantages(reward_B, groups.group, std=spec.std, include_B=groups.include_B)
+        plain = _group_advantages(
+            reward_B,
+            groups.group,
+            std=spec.std,
+            include_B=groups.include_B,
+            baseline=spec.baseline,
+            batch_std=spec.batch_std,
+        )
         if not spec.switched:
             return plain
         share = float(schedule_value(spec.pass_k_schedule, 1.0, 0.0, jnp.float32(done), 1))

@@ -4,20 +4,23 @@ tokens.
     L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
         - lambda * sum_BT off * g(pi, A)
 
-`on` weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch,
-before it is split: losses, gradients and statistics of micro-batches then add up to those of the
-batch, whatever the split.
+Other surrogates in place of the first term: `learning/surrogates.py`; weights of sampler against
+trainer: `learning/sampler_weights.py`. `on` weighs the POLICY tokens, `off` the TEACHER tokens.
+Both are fixed for the global batch, before it is split: losses, gradients and statistics of
+micro-batches then add up to those of the batch, whatever the split.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from scope_jax.learning.sampler_weights import Level, in_band, log_weights, truncated
+from scope_jax.learning.surrogates import surrogate
 from scope_jax.types import Owner, Rollout, check_choices, masked_sum, owner_mask
 
 # Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp
@@ -31,6 +34,10 @@ class LossSpec:
     """Switches of the objective. ValueError (one line) on a word or a number that makes no
     sense."""
 
+    # Of the policy's own tokens: PPO's clip, CISPO's clipped weight, SAPO's gate.
+    surrogate: Literal["clip", "cispo", "sapo"] = "clip"
+    sapo_positive: float = 1.0  # tau of the gate where the advantage is above 0; larger: narrower
+    sapo_negative: float = 1.05  # and where it is not
     # The ratio is clipped to [1 - clip_low, 1 + clip_high]; None: no bound on that side (LUFFY's
     # released script clips nothing). 0.28 is DAPO's clip-higher, arXiv 2503.14476.
     clip_low: float | None = 0.2
@@ -50,24 +57,65 @@ class LossSpec:
     entropy_bonus: float = 0.0
     kl_weight: float = 0.0  # k3 estimator towards the reference log-probs
     tis_cap: float | None = None  # cap of the importance weight trainer / sampler
+    tis_level: Level = "token"  # of a token, the product over its row, their geometric mean
+    # Tokens, or rows, whose weight lies outside of this band gain nothing.
+    mask_low: float | None = None
+    mask_high: float | None = None
+    mask_level: Level = "sequence"
+    # On-policy distillation: the reverse KL to the teacher on the policy's own tokens.
+    distill_weight: float = 0.0
+    distill_form: Literal["advantage", "loss"] = "advantage"
+    outcome_weight: float = 1.0  # of the other advantage beside it
     # Old log-probs: as the sampler recorded them, or by the trainer before the first update.
     old_logp: Literal["sampler", "recompute"] = "sampler"
 
     def __post_init__(self) -> None:
         check_choices(self, "loss")
-        for name in ("teacher_weight", "teacher_weight_end", "entropy_bonus", "kl_weight"):
+        for name in (
+            *("teacher_weight", "teacher_weight_end", "entropy_bonus", "kl_weight"),
+            *("clip_low", "clip_high", "distill_weight", "outcome_weight"),
+        ):
             self._require(name, lambda x: x >= 0, "a number of 0 or more")
-        for name in ("clip_low", "clip_high"):
-            self._require(name, lambda x: x >= 0, "a number of 0 or more")
-        for name in ("shaping_gamma", "importance_cap", "tis_cap"):
+        for name in (
+            *("shaping_gamma", "importance_cap", "tis_cap", "mask_low", "mask_high"),
+            *("sapo_positive", "sapo_negative"),
+        ):
             self._require(name, lambda x: x > 0, "a number above 0")
         self._require("clip_low", lambda x: x <= 1, "at most 1 (a ratio is never below 0)")
         self._require("dual_clip", lambda x: x > 1, "a number above 1")
         self._require("max_new_tokens", lambda x: x >= 1, "at least 1")
-        if self.tis_cap is not None and self.old_logp == "sampler":
-            raise ValueError(
-                "config.loss.tis_cap weighs trainer against sampler; with loss.old_logp 'sampler'"
-                " they are the same: use 'recompute'"
+        for reason in self._conflicts():
+            raise ValueError(f"config.loss.{reason}")
+
+    def _conflicts(self) -> Iterator[str]:
+        """What cannot go together, each with its reason."""
+        for name in ("tis_cap", "mask_low", "mask_high"):
+            if getattr(self, name) is not None and self.old_logp == "sampler":
+                yield (
+                    f"{name} weighs trainer against sampler; with loss.old_logp 'sampler' they are"
+                    " the same: use 'recompute'"
+                )
+        low, high = self.mask_low, self.mask_high
+        if low is not None and high is not None and low >= high:
+            yield f"mask_low = {low} must lie below mask_high = {high}"
+        if self.tis_level != "token" and self.tis_cap is None:
+            yield f"tis_level {self.tis_level!r} is that of a weight with a cap: set loss.tis_cap"
+        if self.surrogate != "clip" and self.dual_clip is not None:
+            yield f"dual_clip is of surrogate 'clip', not {self.surrogate!r}: set it to None"
+        if self.surrogate == "sapo" and (self.clip_low, self.clip_high) != (None, None):
+            yield (
+                "surrogate 'sapo' has a gate in place of the clip: set loss.clip_low and clip_high"
+                " to None"
+            )
+        if self.outcome_weight != 1 and not self.distill_weight:
+            yield (
+                f"outcome_weight = {self.outcome_weight} weighs the advantage against that of"
+                " distillation: set loss.distill_weight above 0, or outcome_weight to 1"
+            )
+        if self.distill_weight and self.distill_form == "advantage" and self.ratio == "sequence":
+            yield (
+                "ratio 'sequence' has one ratio per row, which averages away the advantages of"
+                " distillation: set loss.ratio to 'token', or distill_form to 'loss'"
             )
 
     @property
@@ -76,9 +124,17 @@ class LossSpec:
         ends = self.teacher_schedule != "constant" and self.teacher_weight_end > 0
         return self.teacher_weight > 0 or ends
 
+    @property
+    def masks(self) -> bool:
+        """Whether tokens or rows may be masked for their weight."""
+        return self.mask_low is not None or self.mask_high is not None
+
     def _require(self, name: str, good: Callable[[Any], bool], expected: str) -> None:
         value = getattr(self, name)
-        optional = name in ("clip_low", "clip_high", "dual_clip", "tis_cap", "max_new_tokens")
+        optional = name in (
+            *("clip_low", "clip_high", "dual_clip", "tis_cap", "max_new_tokens"),
+            *("mask_low", "mask_high"),
+        )
         if value is None and optional:
             return
         if not (isinstance(value, int | float) and math.isfinite(value) and good(value)):
@@ -166,6 +222,7 @@ def policy_loss(
     teacher_logp_BT: jax.Array | None = None,
     reference_logp_BT: jax.Array | None = None,
     sampler_logp_BT: jax.Array | None = None,
+    distill_logp_BT: jax.Array | None = None,
     entropy_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(float32[] loss, statistics): a sum over the rows given, to be minimised; input of
@@ -184,8 +241,9 @@ def policy_loss(
     reference_logp_BT  log-prob of the reference, for the k3 estimate of KL(pi, reference) on POLICY
                        tokens
     sampler_logp_BT    as recorded while sampling, for the statistics, and for spec.tis_cap: the
-                       surrogate is multiplied by min(pi_old / pi_sampler, tis_cap); NaN where
-                       unknown, taken as weight 1
+                       surrogate is multiplied by min(pi_old / pi_sampler, tis_cap), and is 0
+                       outside of spec.mask_low to mask_high; NaN where unknown, taken as weight 1
+    distill_logp_BT    log-prob of the teacher on POLICY tokens, for spec.distill_weight
     entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
 
     Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated
@@ -193,6 +251,11 @@ def policy_loss(
     pi_teacher, cap)) A log pi; `mask` 0. With the ratio at `sequence` level every POLICY token of
     a row has the same ratio, through which the gradient goes to all of them alike: an advantage
     that differs along the row is then averaged over it.
+
+    Distillation, with weight w: as `advantage`, that of POLICY tokens is outcome_weight A +
+    w (log pi_teacher - log pi_old), whose mean over samples of pi_old is minus the reverse KL; as
+    `loss`, w / 2 (log pi - log pi_teacher)^2 is added per token, which has the same gradient where
+    pi = pi_old, is not clipped, and leaves outcome_weight A to the surrogate.
 
     Raises ValueError where shapes differ or an argument that the spec needs is missing.
     """
@@ -208,6 +271,8 @@ def policy_loss(
         ),
         (spec.kl_weight > 0, reference_logp_BT, "kl_weight > 0", "reference_logp_BT"),
         (spec.tis_cap is not None, sampler_logp_BT, "tis_cap", "sampler_logp_BT"),
+        (spec.masks, sampler_logp_BT, "mask_low or mask_high", "sampler_logp_BT"),
+        (spec.distill_weight > 0, distill_logp_BT, "distill_weight > 0", "distill_logp_BT"),
         (spec.entropy_bonus > 0, entropy_BT, "entropy_bonus > 0", "entropy_BT"),
     )
 
@@ -242,13 +307,27 @@ def policy_loss(
         tokens = jnp.maximum(jnp.sum(is_on, axis=1, keepdims=True), 1)
         log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True) / tokens, shape)
     ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    surrogate, clipped = _surrogate(ratio, advantage, spec)
-    if spec.tis_cap is not None:
+    stats = {}
+    on_advantage = advantage
+    if spec.distill_weight > 0:
+        teacher_on = only(is_on, fixed("distill_logp_BT", distill_logp_BT))
+        stats["distill_sum"] = masked_sum(old_on - teacher_on, is_on)
+        on_advantage = spec.outcome_weight * advantage
+        if spec.distill_form == "advantage":
+            on_advantage += spec.distill_weight * (teacher_on - old_on)
+    gain, clipped = surrogate(ratio, logp_on, on_advantage, spec)
+    if spec.tis_cap is not None or spec.masks:
         sampler = only(is_on, fixed("sampler_logp_BT", sampler_logp_BT))
-        mismatch = jax.lax.stop_gradient(jnp.where(jnp.isnan(sampler), 0.0, old_on - sampler))
-        tis = jnp.exp(jnp.minimum(mismatch, math.log(spec.tis_cap)))
-        surrogate *= tis
-    on_loss = -masked_sum(on * surrogate, is_on)
+        weigh = functools.partial(log_weights, old_on, sampler, is_on)
+    if spec.tis_cap is not None:
+        tis, of_weights = truncated(weigh(spec.tis_level), is_on, spec.tis_cap)
+        stats |= of_weights
+        gain *= tis
+    if spec.masks:
+        inside, of_band = in_band(weigh(spec.mask_level), is_on, spec.mask_low, spec.mask_high)
+        stats |= of_band
+        gain = only(inside, gain)
+    on_loss = -masked_sum(on * gain, is_on)
 
     teacher_logp = None
     if spec.teacher_term == "importance":
@@ -256,8 +335,10 @@ def policy_loss(
     weight = spec.teacher_weight if teacher_weight is None else teacher_weight
     off_loss = -masked_sum(off * _teacher_gain(logp_off, advantage, teacher_logp, spec), is_off)
     total = on_loss + jnp.asarray(weight, jnp.float32) * off_loss
+    if spec.distill_weight > 0 and spec.distill_form == "loss":
+        total += spec.distill_weight * masked_sum(on * 0.5 * (logp_on - teacher_on) ** 2, is_on)
 
-    stats = {
+    stats |= {
         "on_tokens": jnp.sum(is_on).astype(jnp.float32),
         "off_tokens": jnp.sum(is_off).astype(jnp.float32),
         "ratio_sum": masked_sum(ratio, is_on),
@@ -275,8 +356,6 @@ def policy_loss(
         stats["gap_max"] = jnp.max(gap, initial=0.0)
         stats["gap_sum"] = jnp.sum(gap)
         stats["gap_count"] = jnp.sum(known).astype(jnp.float32)
-    if spec.tis_cap is not None:
-        stats["tis_sum"] = masked_sum(tis, is_on)
     if reference_logp_BT is not None:
         gap = only(is_on, fixed("reference_logp_BT", reference_logp_BT)) - logp_on
         # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of
@@ -309,7 +388,7 @@ def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Merged statistics as flat metrics (scalars); entropy, KL, TIS and the sampler's gap only
+    """Merged statistics as flat metrics (scalars); entropy, KL, weights and the sampler's gap only
     where `policy_loss` was given them.
 
     Means are per POLICY token, `policy/teacher_logp` per TEACHER token; 0 where there is no such
@@ -318,7 +397,11 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     gap between sampler and trainer.
     `policy/logp_move_max` is the largest |log pi - log pi_old|: how far updates on the same batch
     have moved the policy. `policy/clip_share` is the share of POLICY tokens
-    whose gradient the clip (or dual clip) took away. `loss/policy` and `loss/teacher`, the latter
+    whose gradient the clip (or dual clip) took away, under `cispo` whose weight lies at a bound,
+    under `sapo` whose gate is below 1/2. `policy/tis_capped` and `policy/masked_share` are shares
+    of POLICY tokens, `policy/masked_rows` is the share of rows of which no POLICY token is left.
+    `policy/reverse_kl` is the mean of log pi_old - log pi_teacher, an estimate of the KL per token.
+    `loss/policy` and `loss/teacher`, the latter
     before lambda, are sums with the weights of `token_weights`, as the loss itself.
     """
     on, off = jnp.maximum(stats["on_tokens"], 1), jnp.maximum(stats["off_tokens"], 1)
@@ -335,30 +418,18 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
         ("entropy_sum", "policy/entropy"),
         ("kl_sum", "policy/kl"),
         ("tis_sum", "policy/tis_mean"),
+        ("tis_capped", "policy/tis_capped"),
+        ("masked_tokens", "policy/masked_share"),
+        ("distill_sum", "policy/reverse_kl"),
     ):
         if name in stats:
             metrics[metric] = stats[name] / on
+    if "masked_rows" in stats:
+        metrics["policy/masked_rows"] = stats["masked_rows"] / jnp.maximum(stats["own_rows"], 1)
     if "gap_max" in stats:
         metrics["sampler/logp_gap_max"] = stats["gap_max"]
         metrics["sampler/logp_gap_mean"] = stats["gap_sum"] / jnp.maximum(stats["gap_count"], 1)
     return metrics
-
-
-def _surrogate(
-    ratio: jax.Array, advantage: jax.Array, spec: LossSpec
-) -> tuple[jax.Array, jax.Array]:
-    """The clipped surrogate per token (arXiv 1707.06347), and where the ratio's gradient was cut
-    off."""
-    low = 0.0 if spec.clip_low is None else 1.0 - spec.clip_low
-    high = jnp.inf if spec.clip_high is None else 1.0 + spec.clip_high
-    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
-    clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
-    if spec.dual_clip is not None:
-        surrogate = jnp.where(
-            advantage < 0, jnp.maximum(surrogate, spec.dual_clip * advantage), surrogate
-        )
-        clipped |= (advantage < 0) & (ratio > spec.dual_clip)
-    return surrogate, clipped
 
 
 def _teacher_gain(

@@ -34,8 +34,9 @@ def policy_objective(
 ) -> Loss:
     """The hybrid objective over what `pack` made of `advantage` ([B], or [B, T] where it differs
     along a row), `on`, `off` [B, T] and, where given, `old_logp`, `teacher_logp`,
-    `reference_logp`, `sampler_logp` [B, T]; scalars: `teacher_weight`. `entropy`: whether the
-    statistics hold it. `lora`: adapters are trained, of the weights in scalars under `base`."""
+    `reference_logp`, `sampler_logp`, `distill_logp` [B, T]; scalars: `teacher_weight`. `entropy`:
+    whether the statistics hold it. `lora`: adapters are trained, of the weights in scalars under
+    `base`."""
     config = for_device(config)
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
@@ -60,6 +61,7 @@ def policy_objective(
             teacher_logp_BT=batch.get("teacher_logp"),
             reference_logp_BT=batch.get("reference_logp"),
             sampler_logp_BT=batch.get("sampler_logp"),
+            distill_logp_BT=batch.get("distill_logp"),
             entropy_BT=entropy_BT,
         )
 

@@ -42,7 +42,10 @@ _MORE = (
     ("Distinct correct paths", ("diversity/distinct_paths",), False),
     (
         "Seconds by phase",
-        ("time/rollout", "time/verify", "time/prm", "time/correct", "time/update"),
+        (
+            *("time/rollout", "time/verify", "time/prm", "time/correct", "time/distill"),
+            "time/update",
+        ),
         False,
     ),
 )

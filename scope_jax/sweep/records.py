@@ -51,7 +51,7 @@ CURVES = (
 )
 # What was written and read in the whole run, in tokens. The policy: its rollouts, the tails of
 # rescued rows, a localiser's continuations. The teacher: steps (and tails of its own), and whole
-# solutions. Read by the process reward model.
+# solutions. Read by the process reward model, and by the teacher of a distillation.
 TOKENS = {
     "rollouts": "cost/rollout_tokens",
     "tails": "cost/tail_tokens",
@@ -59,6 +59,7 @@ TOKENS = {
     "teacher": "cost/teacher_tokens",
     "demonstrations": "cost/demonstration_tokens",
     "prm": "cost/prm_tokens",
+    "distillation": "cost/distill_tokens",
 }
 MOST_POINTS = 100  # longer curves are averaged in bins of neighbouring steps
 

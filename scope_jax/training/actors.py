@@ -290,8 +290,7 @@ def _planned_model_teacher(
     spec, directory = config.teacher, config.models.teacher
     if not directory:
         raise ValueError(
-            "config.models.teacher is None; the correction needs a teacher (a Hugging Face"
-            " directory)"
+            "config.models.teacher is None; this config asks a teacher (a Hugging Face directory)"
         )
     where = _own_mesh(config, "teacher", mesh)
     described = models.read_config(directory)
@@ -328,6 +327,12 @@ def _own_tokenizer(
         same = own.get_vocab() == tokenizer.get_vocab()
     except FileNotFoundError:
         own, same = None, teacher.vocab_size == policy.vocab_size
+    if not same and config.distills:
+        raise ValueError(
+            f"{directory}: another tokenizer than the policy's (vocabulary of"
+            f" {teacher.vocab_size}, the policy has {policy.vocab_size}); loss.distill_weight asks"
+            " the teacher for the probabilities of the policy's tokens: it must share the tokenizer"
+        )
     if not same and (own is None or not spec.prompted or writes_tails):
         raise ValueError(
             f"{directory}: another tokenizer than the policy's (vocabulary of"

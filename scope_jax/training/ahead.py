@@ -20,6 +20,7 @@ from scope_jax.run import PhaseTimer
 from scope_jax.training import resample
 from scope_jax.training.actors import Actors, prm_of
 from scope_jax.training.learner import Learner
+from scope_jax.training.logprobs import teacher_logprobs
 from scope_jax.training.rollouts import (
     Step,
     demonstration_job,
@@ -40,7 +41,7 @@ def compile_ahead(actors: Actors, learner: Learner, config: TrainConfig, key: ja
         _of_rollouts(actors, config, scene_of(actors, learner.publish(), config, step))
     with learner.rehearsal():
         if later or config.training.length_buckets > 1:
-            _of_updates(learner, config, key)
+            _of_updates(actors, learner, config, key)
         if isinstance(config.method, Relift):
             rows = _idle(config, config.method.buffer, 1, 1)
             job = demonstration_job(actors, config, [], rows, Step(0, key, 0, PhaseTimer()))
@@ -80,8 +81,8 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
         rows_of([rows, rows], np.arange(len(problems)))
 
 
-def _of_updates(learner: Learner, config: TrainConfig, key: jax.Array) -> None:
-    """Updates of rows of every width."""
+def _of_updates(actors: Actors, learner: Learner, config: TrainConfig, key: jax.Array) -> None:
+    """Updates of rows of every width, and what a teacher says of such rows."""
     prompts, group = config.rollout.prompts, config.rows_per_group
     rows = _idle(config, prompts, group, 1)
     B = prompts * group
@@ -91,7 +92,10 @@ def _of_updates(learner: Learner, config: TrainConfig, key: jax.Array) -> None:
     for width in learner.sizes.completion:
         length = np.full(B, min(1 + width, config.rollout.length), np.int32)
         as_long = rows.replace(length_B=put_rows(length))
-        learner.update(as_long, group, advantage, np.ones(B, bool), key, 0, credit_from)
+        taught = None
+        if config.distills:
+            taught, _ = teacher_logprobs(actors.teacher, config, as_long, group)
+        learner.update(as_long, group, advantage, np.ones(B, bool), key, 0, credit_from, taught)
 
 
 def _idle(config: TrainConfig, prompts: int, group: int, length: int) -> Rollout:

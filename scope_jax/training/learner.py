@@ -19,8 +19,9 @@ from scope_jax.devices.memory import device_memory, local_bytes, on_device
 from scope_jax.devices.mesh import to_device_memory, to_host, to_host_memory
 from scope_jax.devices.programs import program
 from scope_jax.training.actors import Actors, resident_models
+from scope_jax.training.logprobs import written_logprobs
 from scope_jax.training.recompute import chosen_remat
-from scope_jax.training.widths import buckets_and_passes, pack_sizes
+from scope_jax.training.widths import bucketed_together, buckets_and_passes, pack_sizes
 from scope_jax.types import Owner, Rollout
 
 # What a supervised step minimises: the mean over demonstrated tokens of -log pi.
@@ -48,12 +49,15 @@ def cloning_spec(config: TrainConfig) -> learning.UpdateSpec:
     return dataclasses.replace(update_spec(config), loss=CLONING, temperature=1.0, entropy=False)
 
 
-def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "reference"]]:
+Whose = Literal["sampler", "policy", "reference", "teacher"]
+
+
+def loss_inputs(config: TrainConfig) -> dict[str, Whose]:
     """{name of a log-prob that the loss is given beside the trained one: whose it is}. Those of the
-    sampler are recorded in the rollout; those of the policy (before the updates) and of the
-    reference are computed."""
+    sampler are recorded in the rollout; those of the policy (before the updates), of the reference
+    and of the teacher are computed."""
     training, loss = config.training, config.loss
-    inputs: dict[str, Literal["sampler", "policy", "reference"]] = {"sampler_logp": "sampler"}
+    inputs: dict[str, Whose] = {"sampler_logp": "sampler"}
     if loss.old_logp == "sampler":
         inputs["old_logp"] = "sampler"
     elif training.epochs * training.mini_batches > 1:
@@ -62,6 +66,8 @@ def loss_inputs(config: TrainConfig) -> dict[str, Literal["sampler", "policy", "
         inputs["reference_logp"] = "reference"
     if loss.teacher_term == "importance":
         inputs["teacher_logp"] = "sampler"
+    if loss.distill_weight > 0:
+        inputs["distill_logp"] = "teacher"
     return inputs
 
 
@@ -69,15 +75,15 @@ def rows_with_gradient(
     loss: learning.LossSpec, teacher_weight: float, rows: Rollout, advantage: Any
 ) -> np.ndarray:
     """bool[B]: rows whose gradient may differ from 0. Without an advantage a row has one through a
-    KL or an entropy term, and through TEACHER tokens that are cloned (`nll`) with a weight above
-    0; every other term is multiplied by the advantage. A row whose own log-probs are not finite
-    counts: its update is computed and found to be none. `advantage` [B] or [B, T]. All processes
-    call it."""
+    KL or an entropy term, through distillation, and through TEACHER tokens that are cloned (`nll`)
+    with a weight above 0; every other term is multiplied by the advantage. A row whose own
+    log-probs are not finite counts: its update is computed and found to be none. `advantage` [B] or
+    [B, T]. All processes call it."""
     owner_BT, length_B, logp_BT, advantage = to_host(
         (rows.owner_BT, rows.length_B, rows.logp_BT, advantage)
     )
     B = len(length_B)
-    if loss.kl_weight > 0 or loss.entropy_bonus > 0:
+    if loss.kl_weight > 0 or loss.entropy_bonus > 0 or loss.distill_weight > 0:
         return np.ones(B, bool)
     tells_B = (np.asarray(advantage).reshape(B, -1) != 0).any(axis=1)
     tells_B |= ((owner_BT == Owner.POLICY) & ~np.isfinite(logp_BT)).any(axis=1)
@@ -85,12 +91,6 @@ def rows_with_gradient(
         held_BT = np.arange(owner_BT.shape[1]) < length_B[:, None]
         tells_B |= ((owner_BT == Owner.TEACHER) & held_BT).any(axis=1)
     return tells_B
-
-
-def bucketed_together(config: TrainConfig, group: int) -> int:
-    """Consecutive rows that stay together in a length bucket: a group, with its prompt once; or
-    each row for itself, where prompts are so short that to repeat them costs little."""
-    return 1 if config.rollout.new_tokens >= 4 * config.rollout.prompt_tokens else group
 
 
 # ---- the learner
@@ -178,10 +178,12 @@ class Learner:
         key: jax.Array,
         step: int,
         credit_from_B: np.ndarray | None = None,
+        teacher_logp_BT: jax.Array | None = None,
     ) -> dict[str, float]:
         """The updates of one rollout batch: `training.epochs` times over its groups, each time in
         `training.mini_batches` parts of whole groups. `advantage` [B] or [B, T]; of `include_B`
-        and `credit_from_B` see `learning.token_weights`. A part whose
+        and `credit_from_B` see `learning.token_weights`; `teacher_logp_BT`: for distillation, of
+        `training.logprobs.teacher_logprobs`. A part whose
         gradient is 0 whatever the weights (`rows_with_gradient`) is left out and counted: neither
         weights nor moments nor the count of updates change. Returns metrics."""
         config, loss = self.config, self.spec.loss
@@ -213,6 +215,12 @@ class Learner:
         for name, whose in loss_inputs(config).items():
             if whose == "sampler":
                 arrays[name] = rows.logp_BT
+            elif whose == "teacher":
+                if teacher_logp_BT is None:
+                    raise ValueError(
+                        "loss.distill_weight needs the teacher's log-probs of the rows"
+                    )
+                arrays[name] = teacher_logp_BT
             else:
                 params = self._params() if whose == "policy" else to_device_memory(self.start)
                 arrays[name] = self._logprobs(params, rows, group)
@@ -287,19 +295,7 @@ class Learner:
         return models.merge(self.model, self.start, trained, self.spec.lora)
 
     def _logprobs(self, params: models.Params, rows: Rollout, group: int) -> jax.Array:
-        training = self.config.training
-        groups = rows.tokens_BT.shape[0] // group
-        micro_batches = training.micro_batches * training.mini_batches
-        buckets, passes = buckets_and_passes(groups, group, training.length_buckets, micro_batches)
-        run = learning.make_logprobs(
-            self.model, temperature=self.spec.temperature, micro_batches=passes
-        )
-        if buckets == 1:
-            return run(params, rows, group, self.sizes)
-        together = bucketed_together(self.config, group)
-        order, whole = learning.length_order(rows, together, buckets), Batch(rows, {}, together)
-        parts = [run(params, whole.take(index).rows, together, self.sizes) for index in order]
-        return _in_order(parts, np.argsort(order.ravel()))
+        return written_logprobs(self.config, self.model, params, rows, group)
 
     def _step(
         self, spec: learning.UpdateSpec, batch: Batch, micro_batches: int, teacher_weight: Any
@@ -366,11 +362,6 @@ class Learner:
                 learning.learning_rate(self.spec.optimizer, max(taken - 1, 0))
             ),
         }
-
-
-@program
-def _in_order(parts: list[jax.Array], order: jax.Array) -> jax.Array:
-    return jnp.concatenate(parts)[order]
 
 
 def _mini_batches(

@@ -26,3 +26,9 @@ def pack_sizes(config: TrainConfig) -> PackSizes:
     count = min(config.training.length_buckets, WIDTHS)
     shares = {min(fine_width(-(-most * part // count)), most) for part in range(1, count + 1)}
     return PackSizes((prompt,), tuple(sorted(shares)))
+
+
+def bucketed_together(config: TrainConfig, group: int) -> int:
+    """Consecutive rows that stay together in a length bucket: a group, with its prompt once; or
+    each row for itself, where prompts are so short that to repeat them costs little."""
+    return 1 if config.rollout.new_tokens >= 4 * config.rollout.prompt_tokens else group

@@ -150,3 +150,88 @@ def test_bad_shapes_are_named():
         group_advantages(np.zeros(6), 3, include_B=np.ones(6, np.float32))
     with pytest.raises(ValueError, match=r"reward_B has shape \(3, 2\)"):
         group_advantages(np.zeros((3, 2)), 3)
+
+
+# ---- other baselines, by hand
+
+
+def test_leave_one_out_by_hand():
+    """Each row minus the mean of the others of its group."""
+    reward = np.array([1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1], np.float32)
+    got = group_advantages(reward, 4, baseline="leave_one_out")
+    third = 1 / 3
+    np.testing.assert_allclose(
+        got,
+        [1, -third, -third, -third, 0, 0, 0, 0, -2 * third, -2 * third, 2 * third, 2 * third],
+        rtol=1e-6,
+    )
+    # Rows that do not count are no others: of two that count each has the other alone; one alone
+    # is compared with nobody.
+    reward = np.array([1, 0, NAN, 1, 0.5, NAN, NAN, 1], np.float32)
+    include = np.array([1, 1, 1, 0, 1, 1, 1, 0], bool)
+    np.testing.assert_allclose(
+        group_advantages(reward, 4, include_B=include, baseline="leave_one_out"),
+        [1, -1, 0, 0, 0, 0, 0, 0],
+    )
+
+
+def test_the_batch_normalises_by_hand():
+    """REINFORCE++ with and without the baseline of the group."""
+    reward = np.array([1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1], np.float32)
+    # Differences: 3/4, three times -1/4; 0; 1/2 four times. Squares: 12/16 + 4/4 = 7/4, of 12 rows.
+    scale = (7 / 48) ** 0.5
+    np.testing.assert_allclose(
+        group_advantages(reward, 4, batch_std=True),
+        np.array([0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0, -0.5, -0.5, 0.5, 0.5]) / scale,
+        rtol=1e-5,
+    )
+    # Seven of twelve rows are right, whatever their group: mean 7/12, variance 35/144.
+    root = 35**0.5
+    np.testing.assert_allclose(
+        group_advantages(reward, 4, baseline="batch", batch_std=True),
+        np.where(reward == 1, 5, -7) / root,
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        group_advantages(reward, 4, baseline="batch"), reward - 7 / 12, rtol=1e-5
+    )
+
+
+def test_rows_that_do_not_count_are_not_in_the_batch():
+    reward = np.array([1, 0, NAN, 9, 1, 1, 0, 1], np.float32)
+    include = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
+    counts = include & ~np.isnan(reward)
+    known = reward[counts].astype(np.float64)
+    got = np.asarray(
+        group_advantages(reward, 4, include_B=include, baseline="batch", batch_std=True)
+    )
+    np.testing.assert_allclose(got[counts], (known - known.mean()) / known.std(), rtol=1e-5)
+    np.testing.assert_array_equal(got[~counts], 0)
+    # The group's mean: (1, 0) and (1, 1, 0, 1).
+    difference = np.array([0.5, -0.5, 0.25, 0.25, -0.75, 0.25])
+    got = np.asarray(group_advantages(reward, 4, include_B=include, batch_std=True))
+    np.testing.assert_allclose(got[counts], difference / np.std(difference), rtol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out", "batch"])
+@pytest.mark.parametrize("batch_std", [False, True])
+def test_equal_rewards_give_zero_under_every_baseline(baseline, batch_std):
+    for reward in (np.full(6, 0.1, np.float32), np.full(6, NAN, np.float32)):
+        got = group_advantages(reward, 3, baseline=baseline, batch_std=batch_std)
+        np.testing.assert_array_equal(got, np.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"baseline": "mean"}, "advantage.baseline = 'mean' is unknown"),
+        ({"std": True, "batch_std": True}, "does not go with advantage.batch_std"),
+        ({"std": True, "baseline": "batch"}, "does not go with advantage.baseline 'batch'"),
+        ({"std": True, "baseline": "leave_one_out"}, "set std to False"),
+        ({"batch_std": True, "baseline": "leave_one_out"}, "set one of them back"),
+    ],
+)
+def test_normalisations_that_take_each_other_away_are_refused(settings, reason):
+    with pytest.raises(ValueError) as error:
+        AdvantageSpec(**settings)
+    assert reason in str(error.value) and "\n" not in str(error.value)

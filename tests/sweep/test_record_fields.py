@@ -71,7 +71,7 @@ def test_tokens_temperatures_and_counts_of_a_record(tmp_path: Path):
     )
     assert record["tokens"] == {
         **{"rollouts": 190, "tails": 7, "localiser": 0},
-        **{"teacher": 0, "demonstrations": 0, "prm": 40},
+        **{"teacher": 0, "demonstrations": 0, "prm": 40, "distillation": 0},
     }
     assert record["training_seconds"] == 2.0 and record["weights"] == {"policy": "f00"}
     assert record["final"] == {
