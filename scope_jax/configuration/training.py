@@ -168,7 +168,7 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_groups(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
-        yield from _of_diversity(config)
+    yield from _of_diversity(config)
     if config.uses_demonstrations and config.teacher.kind == "self":
         yield (
             "config.demonstrations need a teacher other than the policy itself: teacher.kind"
