@@ -125,7 +125,7 @@ class Trackers:
     ) -> None:
         code = 0 if error is None else STOPPED if isinstance(error, Stopped) else 1
         for name, tracker in self._open.items():
-            self._guarded(name, lambda tracker=tracker: tracker.finish(code))
+            self._guarded(name, tracker.finish, code)
         self._open = {}
 
     def __bool__(self) -> bool:
@@ -145,13 +145,13 @@ class Trackers:
             self._kept[name] = kept
             # Before anything is sent: a run that nobody would find again is not begun.
             self._write_kept()
-            self._guarded(name, lambda name=name: self._begin(name, start))
+            self._guarded(name, self._begin, name, start)
 
     def _begin(self, name: str, start: int) -> None:
-        opened = {"wandb": _Wandb, "trackio": _Trackio}[name]
+        kinds: dict[str, Callable[..., Tracker]] = {"wandb": _Wandb, "trackio": _Trackio}
         kept = self._kept[name]
         run_name = self._spec.name or self._workdir.resolve().name
-        tracker = opened(self._spec, run_name, kept["id"], self._workdir, self._config)
+        tracker = kinds[name](self._spec, run_name, kept["id"], self._workdir, self._config)
         self._open[name] = tracker
         kept["steps"] = max(kept["steps"], tracker.steps)
         if start < kept["steps"]:
@@ -164,7 +164,7 @@ class Trackers:
         """Send the metrics of a step where they have not been sent."""
         for name in self._wanted:
             if step >= self._kept[name]["steps"]:
-                self._guarded(name, lambda name=name: self._send(name, step, metrics))
+                self._guarded(name, self._send, name, step, metrics)
 
     def _send(self, name: str, step: int, metrics: Mapping[str, Any]) -> None:
         if name not in self._open:
@@ -179,7 +179,7 @@ class Trackers:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "report.html"
             for name in self._open:
-                self._guarded(name, lambda name=name: self._page(name, path, write))
+                self._guarded(name, self._page, name, path, write)
 
     def _page(self, name: str, path: Path, write: Callable[[Path], Any]) -> None:
         if not path.exists():
@@ -188,9 +188,9 @@ class Trackers:
 
     # ---- parts
 
-    def _guarded(self, name: str, send: Callable[[], None]) -> None:
+    def _guarded(self, name: str, send: Callable[..., None], *what: Any) -> None:
         try:
-            send()
+            send(*what)
         except Exception as error:
             self.failed += 1
             if name not in self._said:
