@@ -35,8 +35,9 @@ def rescue_text(item: Mapping[str, Any], title: str, *, width: int, colour: bool
     model wrote nothing but its printable characters gets through.
     """
     shown = rescue_of(item)
-    verdict = {True: "right", False: "wrong", None: "not judged"}[shown.verdict_after]
-    what = f"rescued: {verdict}" if shown.rescued else "not corrected"
+    what = {True: "rescued", False: "not rescued", None: "corrected, not verified"}[
+        shown.verdict_after
+    ]
     if shown.why_not:
         what += f" ({shown.why_not})"
     lines = [_styled(f"{title}, {what}", "1", colour)]

@@ -33,7 +33,7 @@ REFUSED = RESCUED | {
 
 def test_without_colours():
     assert rescue_text(RESCUED, "step 40", width=80, colour=False) == (
-        "step 40, rescued: right\n"
+        "step 40, rescued\n"
         "problem      2+3-4=  (answer: 1)\n"
         " 1 kept      2+3=5;  [0.98]\n"
         " 2 wrong     ~~5-4=2;~~  [0.12]\n"
@@ -54,7 +54,7 @@ def test_with_colours_the_wrong_step_is_struck_out_and_the_words_are_the_same():
 @pytest.mark.parametrize("colour", [False, True])
 def test_what_a_model_wrote_cannot_steer_the_terminal(colour):
     lines = rescue_text(REFUSED, "step 1", width=80, colour=colour).splitlines()
-    assert "not corrected (the teacher's step gave the answer away)" in lines[0]
+    assert "not rescued (the teacher's step gave the answer away)" in lines[0]
     assert "so it is 1 [2J  at once" in lines[-1]
     assert re.sub(r"\x1b\[[\d;]+m", "", "".join(lines)).isprintable()
 
@@ -93,6 +93,6 @@ def test_it_stands_above_the_bar_and_the_bar_is_drawn_again(monkeypatch):
         bar.update(1)
         say_beside_bars(rescue_text(RESCUED, "step 40", width=80, colour=True))
         drawn = sys.stderr.getvalue()
-    before, _, after = drawn.partition("step 40, rescued: right")
+    before, _, after = drawn.partition("step 40, rescued")
     assert before.rstrip("\x1b[1m").endswith("\r")  # the bar's line was cleared
     assert after.rstrip("\x1b[A").split("\r")[-1].startswith("run:")
