@@ -21,6 +21,7 @@ from scope_jax.configuration import default_config, train_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.configuration.training import TrainConfig
 from scope_jax.run import Stopped, Trackers, TrackSpec, check_trackers, trackers
+from scope_jax.train import train
 
 
 class StandIn(ModuleType):
@@ -200,6 +201,17 @@ def test_a_missing_package_is_named_in_one_line(name, there, monkeypatch):
     with pytest.raises(ValueError, match=rf"^config\.track\.{name}: the package {name} is") as said:
         check_trackers(TrackSpec(**{name: "p"}))
     assert f"pip install 'scope_jax[{name}]'" in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_run_says_so_before_it_looks_for_a_model(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    config = default_config()
+    config.track.trackio, config.models.policy = "p", str(tmp_path / "no_such_model")
+    with pytest.raises(
+        ValueError, match=r"^config\.track\.trackio: the package trackio is missing"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings():
