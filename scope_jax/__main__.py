@@ -13,6 +13,7 @@ COMMANDS = (
     "evaluate",
     "evaluate-suites",
     "evaluate-prm",
+    "harness",
     "prospect",
     "salvage",
     "demo",

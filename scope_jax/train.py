@@ -39,6 +39,8 @@ from scope_jax.report import Watch, write_run_report
 from scope_jax.report.by_problem import BY_PROBLEM, ByProblem
 from scope_jax.run import (
     StopSignal,
+    Trackers,
+    check_trackers,
     check_workdir,
     config_changes,
     names_of_run,
@@ -83,6 +85,7 @@ MAY_DIFFER = (
     "checkpoint.every",
     "checkpoint.keep",
     "samples",
+    "track",
     "training.remat",
     "teacher.endpoint.url",
     "teacher.endpoint.cache",
@@ -124,6 +127,7 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         check_workdir(workdir, written, allow=allow_changed, **compared)
+        check_trackers(settings.track)
         with hub.pinned(names_of_run(workdir)):
             actors = load_actors(settings, mesh, workdir)
         with contextlib.closing(actors), locked(workdir):
@@ -136,7 +140,8 @@ def train(
                 print(attention_line(actors, settings.dtype), flush=True)
             root = jax.random.key(settings.seed)
             learner = Learner(settings, actors, mesh, root)
-            return _train(settings, written, workdir, actors, learner, stop, profiled)
+            with Trackers(settings.track, workdir, written) as trackers:
+                return _train(settings, written, workdir, actors, learner, stop, profiled, trackers)
 
 
 def _train(
@@ -147,6 +152,7 @@ def _train(
     learner: Learner,
     stop: StopSignal,
     profiled: range,
+    trackers: Trackers,
 ) -> dict[str, Any]:
     root, progress = jax.random.key(config.seed), Progress()
 
@@ -160,7 +166,12 @@ def _train(
             write_atomically(workdir / BY_PROBLEM, text + "\n")
         return figures
 
-    kept = Session(workdir, keeping(config), stop, evaluate=evaluate, profiled=profiled)
+    def page(path: Path) -> None:
+        write_run_report(workdir, how_to_read=actors.task.domain.how_to_read, path=path)
+
+    kept = Session(
+        workdir, keeping(config), stop, evaluate=evaluate, profiled=profiled, trackers=trackers
+    )
     with kept as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
@@ -182,13 +193,17 @@ def _train(
             with session.timer("total"):
                 metrics = train_step(actors, learner, config, progress, step, session.safe_point)
             step.samples.write(workdir, number, config)
+            step.samples.show(number)
             for line in watch.see(number, metrics):
                 say_beside_bars(f"warning: {workdir}: {line}")
             metrics |= step_figures(metrics, progress, session.compiles, session.timer.pop())
             metrics |= step.figures.metrics(peaks(), jax.device_count()) | peak_memory()
+            metrics |= trackers.metrics()
             session.record(
                 number, metrics, skipped=metrics["grad/skipped_now"] > 0, shown=one_line(metrics)
             )
+            if (number + 1) % config.checkpoint.every == 0:
+                trackers.page(page)  # the run so far
     learner.save(workdir)
     if is_main():
         save_tokenizer(actors.tokenizer, workdir / "model")
@@ -203,7 +218,8 @@ def _train(
     # Last but for the page about it: this file says that the run is finished.
     summary = write_summary(workdir, summary)
     if is_main():
-        write_run_report(workdir, how_to_read=actors.task.domain.how_to_read)
+        page(workdir / "report.html")
+    trackers.page(page)
     wait_for_all("the run is written")
     return summary
 
@@ -249,7 +265,7 @@ def train_step(
     # ---- Correction: failures rescued at their first wrong step (SCOPE).
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
-        rescued = rescue(groups, scene, method, keep_gallery=step.samples.due)
+        rescued = rescue(groups, scene, method, keep_gallery=step.samples.wants_rescues)
         around = (actors, policy, config, progress, step)
         rescued = replace_silent(*around, groups, rescued, safe_point)  # where that is on
         final, step.samples.rescues = rescued.groups, rescued.gallery

@@ -2,7 +2,7 @@
 
 Those that a room below has use for as they are stand there: `AdvantageSpec`, `LossSpec`,
 `OptimizerSpec` (learning), `LocaliserSpec` (correction), `TeacherSpec`, `EndpointSpec`,
-`DemonstrationSpec` (teachers), `TaskSpec` (data).
+`DemonstrationSpec` (teachers), `TaskSpec` (data), `TrackSpec` (run).
 """
 
 import dataclasses
@@ -214,7 +214,8 @@ class SamplesConfig:
     every: int = 20  # steps; the last one always has a file
     per_file: int = 6  # rescued rollouts
     rollouts: int = 2  # ordinary ones of each kind: right, wrong, cut off, not judged; 0: none
+    show_every: int | None = None  # steps between rescues on the terminal; None: none
 
     def __post_init__(self) -> None:
-        check_least(self, "samples", 1, "every")
+        check_least(self, "samples", 1, "every", "show_every")
         check_least(self, "samples", 0, "per_file", "rollouts")

@@ -35,6 +35,7 @@ from scope_jax.data.load import TaskSpec
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
 from scope_jax.learning.credit import Credit, GoodPrefix, OutcomeCredit, SummedSteps
 from scope_jax.rewards import RewardSpec
+from scope_jax.run import TrackSpec
 from scope_jax.teachers import DemonstrationSpec
 from scope_jax.types import check_least
 
@@ -68,6 +69,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
+    track: TrackSpec = TrackSpec()
 
     def __post_init__(self) -> None:
         check_least(self, "", 1, "steps")
@@ -198,6 +200,11 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield (
             f"config.advantage.overlong_tokens = {config.advantage.overlong_tokens} is more than"
             f" rollout.new_tokens = {config.rollout.new_tokens}"
+        )
+    if config.samples.show_every and not isinstance(method, Scope):
+        yield (
+            f"config.samples.show_every = {config.samples.show_every} shows rescues, which method"
+            f" {method.name!r} has none of: set it to None"
         )
     if config.reward.uses_prm and not config.models.prm:
         yield "config.models.prm is None; a part of the reward is 'prm', a process reward model"

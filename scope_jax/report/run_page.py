@@ -53,10 +53,15 @@ _ENDS = 10  # steps at either end of a run that its figures are means of, a thir
 
 
 def write_run_report(
-    workdir: str | PathLike, *, title: str = "", how_to_read: str = "", most_samples: int = 12
+    workdir: str | PathLike,
+    *,
+    title: str = "",
+    how_to_read: str = "",
+    most_samples: int = 12,
+    path: str | PathLike | None = None,
 ) -> pathlib.Path:
-    """Write `workdir/report.html` from `config.json`, `metrics.jsonl`, `samples/*.json` and
-    `summary.json`; returns its path.
+    """Write `workdir/report.html` (or `path`) from `config.json`, `metrics.jsonl`, `samples/*.json`
+    and `summary.json`; returns its path.
 
     Of rescues the newest files (by name) come first, verified ones before the others,
     `most_samples` in all; of rollouts those of the newest file, and folded those of the oldest.
@@ -100,7 +105,7 @@ def write_run_report(
         ),
         figures=_flat(summary),
     )
-    return write_report(workdir / "report.html", report)
+    return write_report(workdir / "report.html" if path is None else path, report)
 
 
 def _object(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:

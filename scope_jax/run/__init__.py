@@ -1,13 +1,15 @@
 """Keeping a run: its folder, checkpoints, metrics, signals to stop, and how it ends.
 
 In: metrics, the state of a run, a config. Out: files, written whole or not at all, and what to go
-on from. Importing it is cheap: Orbax and TensorBoard are imported where they are first used.
+on from. Importing it is cheap: Orbax, TensorBoard and the packages of trackers are imported where
+they are first used.
 """
 
 from scope_jax.errors import MachineError, NoRoom, StorageError
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metrics
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
+from scope_jax.run.trackers import Trackers, TrackSpec, check_trackers
 from scope_jax.run.workdir import (
     check_workdir,
     config_changes,
@@ -29,6 +31,9 @@ __all__ = [
     "StopSignal",
     "Stopped",
     "StorageError",
+    "TrackSpec",
+    "Trackers",
+    "check_trackers",
     "check_workdir",
     "config_changes",
     "names_of_run",

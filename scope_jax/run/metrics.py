@@ -70,14 +70,7 @@ class MetricsWriter:
 
         if not self._writes:
             return
-        numbers: dict[str, float] = {}
-        for name, value in metrics.items():
-            try:
-                numbers[name] = int(value) if isinstance(value, int) else float(value)
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"step {step}: metric {name} must be one number, not {type(value).__name__}"
-                ) from None
+        numbers = numbers_of(step, metrics)
         line = {"step": int(step)} | {
             k: v if math.isfinite(v) else None for k, v in numbers.items()
         }
@@ -108,6 +101,19 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def numbers_of(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a step as Python numbers. Raises ValueError for one that is no number."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = int(value) if isinstance(value, int) else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"step {step}: metric {name} must be one number, not {type(value).__name__}"
+            ) from None
+    return numbers
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -258,8 +264,15 @@ def _redraws() -> bool:
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
+def in_colour() -> bool:
+    """Whether what is said on standard error may be coloured (https://no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return _redraws() and not plain
+
+
 def say_beside_bars(line: str) -> None:
-    """Print a line on stderr, above the bars that are drawn there; process 0 alone does."""
+    """Print a line (or several) on stderr, above the bars that are drawn there; process 0 alone
+    does."""
     from tqdm import tqdm
 
     if is_main():

@@ -37,6 +37,7 @@ from scope_jax.run.metrics import (
 )
 from scope_jax.run.profile import Profile
 from scope_jax.run.stop import Stopped, StopSignal
+from scope_jax.run.trackers import Trackers
 from scope_jax.run.workdir import write_atomically
 
 # What a run that goes on may find in its checkpoint: the metrics of a step whose evaluation the
@@ -80,7 +81,8 @@ class Keeping:
 class Session:
     """The keeping of one run in `workdir`. `metrics`: whether it has metrics.jsonl and TensorBoard
     events. `evaluate()`: metrics of an evaluation, which go into those of the step before it.
-    `profiled`: steps whose trace goes into its folder `profile`."""
+    `profiled`: steps whose trace goes into its folder `profile`. `trackers`: where the metrics go
+    besides."""
 
     def __init__(
         self,
@@ -91,13 +93,14 @@ class Session:
         metrics: bool = True,
         evaluate: Callable[[], dict[str, float]] | None = None,
         profiled: range = range(0),
+        trackers: Trackers | None = None,
     ):
         self.workdir, self.keeping, self.stop = workdir, keeping, stop
         self.timer, self.compiles = PhaseTimer(), Compiles()
         self._profile = Profile(profiled, workdir / "profile")
         self.start = 0  # steps that were done before this process
         self.last: dict[str, Any] = {}  # metrics of the last step
-        self._with_metrics, self._evaluate = metrics, evaluate
+        self._with_metrics, self._evaluate, self._trackers = metrics, evaluate, trackers
         self._opened = contextlib.ExitStack()
         self._checkpoints: Checkpoints | None = None
         self._metrics: MetricsWriter
@@ -227,6 +230,8 @@ class Session:
             return
         resume = self.start if self._pending is None else self.start - 1
         self._metrics = self._opened.enter_context(MetricsWriter(self.workdir, resume_step=resume))
+        if self._trackers is not None:
+            self._trackers.begin(resume)
         if self.start == self.keeping.steps and is_main():
             # Stopped between its last checkpoint and its summary: the figures are on disk.
             for row in read_metrics(self._metrics.path)[-1:]:
@@ -235,6 +240,8 @@ class Session:
 
     def _write(self, step: int, metrics: dict[str, Any]) -> None:
         self._metrics.write(step, metrics)
+        if self._trackers is not None:
+            self._trackers.write(step, metrics)
 
     def _evaluated(self, done: int, metrics: dict[str, Any]) -> dict[str, Any]:
         """`metrics` of the last of `done` steps with those of its evaluation and its seconds. A

@@ -70,7 +70,10 @@ def replace_silent(
         safe_point()
         seed = streams.round_seed(step.seed, number)
         after = rescue(
-            before, dataclasses.replace(scene, seed=seed), method, keep_gallery=step.samples.due
+            before,
+            dataclasses.replace(scene, seed=seed),
+            method,
+            keep_gallery=step.samples.wants_rescues,
         )
         rounds.append(Round(silent_P, before, after))
         final, gallery = placed(final, after.groups, silent_P), gallery + after.gallery

@@ -1,8 +1,9 @@
 """What a run shows of its steps: a few rollouts as the policy wrote them, and rows that were
-attempted to be rescued, in files of `samples/`."""
+attempted to be rescued, in files of `samples/`; a rescue on the terminal."""
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 from scope_jax.configuration import TrainConfig
 from scope_jax.correction import Groups
 from scope_jax.devices.mesh import to_host
+from scope_jax.report.terminal import rescue_text
 from scope_jax.rollout import completion_ids, texts
 from scope_jax.run import write_atomically
+from scope_jax.run.metrics import in_colour, say_beside_bars
 from scope_jax.training.actors import Actors
 
 KINDS = ("right", "wrong", "cut_off", "not_judged")
@@ -23,13 +26,22 @@ class Samples:
     """What is kept of one step."""
 
     due: bool = False  # whether this step has a file
+    shown: bool = False  # whether a rescue of this step is shown on the terminal
     rescues: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # attempted rows
     rollouts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of_step(cls, number: int, config: TrainConfig) -> "Samples":
-        """Nothing yet, of step `number`: due every `samples.every` steps and at the last one."""
-        return cls(number % config.samples.every == 0 or number + 1 == config.steps)
+        """Nothing yet, of step `number`: due every `samples.every` steps and at the last one, shown
+        every `samples.show_every` ones."""
+        due = number % config.samples.every == 0 or number + 1 == config.steps
+        show_every = config.samples.show_every
+        return cls(due, show_every is not None and number % show_every == 0)
+
+    @property
+    def wants_rescues(self) -> bool:
+        """Whether somebody will look at the rows that are attempted in this step."""
+        return self.due or self.shown
 
     def keep(self, groups: Groups, actors: Actors, config: TrainConfig) -> None:
         """Take `samples.rollouts` rows of each of KINDS, where this step is due. All processes
@@ -40,7 +52,7 @@ class Samples:
     def write(self, workdir: Path, number: int, config: TrainConfig) -> None:
         """The file of the step, of at most `samples.per_file` rescues, the accepted ones first;
         none where there is nothing to show."""
-        if not self.rescues and not self.rollouts:
+        if not self.due or not (self.rescues or self.rollouts):
             return
         first = sorted(self.rescues, key=lambda item: not item["verdict_after"])
         content = {
@@ -50,6 +62,18 @@ class Samples:
         }
         text = json.dumps(content, indent=1)
         write_atomically(workdir / "samples" / f"step_{number:06d}.json", text)
+
+    def show(self, number: int) -> None:
+        """Print a rescue of step `number` on stderr where one is to be shown: the first that was
+        accepted, or else the first attempt."""
+        if not self.shown:
+            return
+        if not self.rescues:
+            say_beside_bars(f"step {number}: no failure was attempted, so there is none to show")
+            return
+        item = min(self.rescues, key=lambda item: not item["verdict_after"])
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+        say_beside_bars(rescue_text(item, f"step {number}", width=width, colour=in_colour()))
 
 
 def rollout_items(groups: Groups, actors: Actors, most: int) -> list[dict[str, Any]]:

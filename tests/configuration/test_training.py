@@ -409,8 +409,14 @@ SINCE = {
     "reward.seconds",
     "reward.workers",
     "samples.rollouts",
+    "samples.show_every",
     "teacher.first",
     "teacher.self_tries",
+    "track.group",
+    "track.name",
+    "track.tags",
+    "track.trackio",
+    "track.wandb",
 }
 
 

@@ -16,7 +16,7 @@ ACTORS = Actors(None, {}, TOKENIZER, None, None, None)
 
 
 def config_of(**samples: int) -> TrainConfig:
-    config = default_config()
+    config = default_config("scope" if "show_every" in samples else "grpo")
     config.steps = 6
     config.samples.update({"every": 2} | samples)
     return train_config(config)
@@ -78,6 +78,22 @@ def test_a_row_that_was_cut_off_is_that_whatever_it_says():
 def test_files_are_due_every_so_often_and_at_the_end():
     config = config_of()
     assert [n for n in range(6) if Samples.of_step(n, config).due] == [0, 2, 4, 5]
+
+
+def test_a_rescue_on_the_terminal_every_so_often(tmp_path, capsys):
+    config = config_of(show_every=2)
+    assert [n for n in range(6) if Samples.of_step(n, config).shown] == [0, 2, 4]
+    assert not any(Samples.of_step(n, config_of()).shown for n in range(6))
+    lost = {"prompt": "one", "steps": [], "verdict_after": False, "verdict_before": False}
+    Samples(shown=True, rescues=[lost, lost | {"prompt": "two", "verdict_after": True}]).show(4)
+    Samples(shown=True).show(6)
+    Samples(rescues=[lost]).show(7)
+    first, problem, none = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 4, ") and "two" in problem
+    assert none == "step 6: no failure was attempted, so there is none to show"
+    (tmp_path / "samples").mkdir()
+    Samples(shown=True, rescues=[lost]).write(tmp_path, 4, config)
+    assert not [*(tmp_path / "samples").iterdir()]  # what is shown is not due
 
 
 def test_a_file_of_a_step(tmp_path):
