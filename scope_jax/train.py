@@ -238,13 +238,7 @@ def train_step(
 
     # ---- Supervised start: demonstrations alone (SFT).
     if step.number < config.sft.steps:
-        count = config.sft.prompts or config.rollout.prompts
-        problems, _ = draw(actors, config, progress, count)
-        shown = collect_demonstrations(actors, config, problems, step)
-        safe_point()
-        with timer("update"), step.figures.updating(learner, shown.rollout, 1):
-            parts = config.training.mini_batches
-            return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts)
+        return supervised_step(actors, learner, config, progress, step, safe_point)
 
     # ---- Rollouts and verdicts.
     with timer("rollout"):
@@ -287,15 +281,33 @@ def train_step(
     # ---- Update. From here on the step is not given up any more.
     safe_point()
     del policy, scene  # the layout for decoding need not stay in memory
-    written, spared, times = final.rollout, final.credit_from_B, config.training.epochs
+    written, times = final.rollout, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
-        given = (written, final.group, advantage, final.include_B)
-        metrics |= learner.update(*given, step.key, step.number, spared, taught)
+        given = (written, final.group, advantage, final.include_B, step.key, step.number)
+        metrics |= learner.update(*given, final.credit_from_B, taught)
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):
         clone_failures(actors, learner, config, progress, groups, step, metrics)
     return metrics
+
+
+def supervised_step(
+    actors: Actors,
+    learner: Learner,
+    config: TrainConfig,
+    progress: Progress,
+    step: Step,
+    safe_point: Callable[[], None],
+) -> dict[str, float]:
+    """A step on demonstrations alone: its metrics."""
+    count = config.sft.prompts or config.rollout.prompts
+    problems, _ = draw(actors, config, progress, count)
+    shown = collect_demonstrations(actors, config, problems, step)
+    safe_point()
+    with step.timer("update"), step.figures.updating(learner, shown.rollout, 1):
+        parts = config.training.mini_batches
+        return shown.metrics | learner.clone(shown.rollout, shown.include_B, parts)
 
 
 def no_signal(advantage: Any, groups: Groups) -> float:
