@@ -69,8 +69,8 @@ def test_every_method_trains(checkpoints: Tiny, other: Path, tmp_path: Path, nam
         if "distill" in name:
             # Each of eight prompts once, and whatever stands behind the prompts.
             read = row["cost/distill_tokens"] - 8 * 5
-            if name == "distill":
-                assert read == row["cost/rollout_tokens"]
+            if name == "distill":  # the end tokens of 32 rows are no tokens of their texts
+                assert 0 < read - row["cost/rollout_tokens"] <= 8 * 4
             else:
                 assert 0 < read <= 8 * 4 * 12
         if name.startswith("seq") and "policy/tis_mean" in row:
