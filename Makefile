@@ -6,6 +6,7 @@ ORACLE_VENV ?= .venv-oracles
 FIT ?= fit
 FIT_VENV ?= .venv-$(FIT)
 OLDEST_VENV ?= .venv-oldest
+DOCS_VENV ?= .venv-docs
 # What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
 EXTRAS ?= test
 # Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
@@ -18,11 +19,12 @@ READY := $(VENV)/.ready-$(notdir $(PYTHON))-$(subst $(comma),+,$(EXTRAS))
 ORACLE_READY := $(ORACLE_VENV)/.ready-$(notdir $(PYTHON))
 FIT_READY := $(FIT_VENV)/.ready-$(notdir $(PYTHON))
 OLDEST_READY := $(OLDEST_VENV)/.ready-$(notdir $(PYTHON))
+DOCS_READY := $(DOCS_VENV)/.ready-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long clean
+.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -78,6 +80,8 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@"$(ORACLE_VENV)/bin/python" tests/goldens/make_prm_goldens.py --check
 	@echo "== the endpoint client against transformers serve"
 	@"$(ORACLE_VENV)/bin/python" tests/endpoint_oracle.py
+	@echo "== the files of a salvage in TRL's trainers, where TRL is installed"
+	@"$(ORACLE_VENV)/bin/python" tests/salvage_oracle.py
 
 $(FIT_READY): pyproject.toml constraints.txt
 	$(call environment,$(FIT_VENV),$(FIT)$(comma)test,constraints.txt)
@@ -103,6 +107,20 @@ kills: $(READY)  ## tiny runs killed at random moments until they finish, agains
 long: $(READY)  ## the tests that take long each
 	@"$(BIN)/python" -m pytest -m long -n $(WORKERS) --dist worksteal $(ARGS)
 
+# The extra alone, without the package and its JAX: the site is made by reading the code.
+$(DOCS_READY): pyproject.toml constraints.txt
+	@echo "== set-up: $(DOCS_VENV) with $(PYTHON), the extra docs, versions of constraints.txt (once)"
+	@"$(PYTHON)" -m venv --clear "$(DOCS_VENV)"
+	@"$(PYTHON)" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	  > "$(DOCS_VENV)/requirements.txt"
+	@"$(DOCS_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -r "$(DOCS_VENV)/requirements.txt"
+	@touch "$@"
+	@echo "== set-up done"
+
+# A warning ends the build. The variable keeps the theme from printing when its support ends (May 2027).
+docs: $(DOCS_READY)  ## the documentation as a site, site/index.html, links checked (own environment, without JAX)
+	@NO_MKDOCS_2_WARNING=1 "$(DOCS_VENV)/bin/python" -m mkdocs build --strict $(ARGS)
+
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
-	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .venv-fit-gpu "$(OLDEST_VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .venv-fit-gpu "$(OLDEST_VENV)" "$(DOCS_VENV)" site .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  scope_jax.egg-info build

@@ -9,6 +9,7 @@ It takes half a minute on one core.
 
 import argparse
 import importlib.metadata
+import re
 import time
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def short(text: str | None, most: int) -> str:
         return "none"
     line = " ".join(text.split())
     line = line if len(line) <= most else f"...{line[-most:]}"
-    return line.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    line = re.sub(r"([\\|*_\[\]])", r"\\\1", line)  # what Markdown would read as its own
+    return line.replace("<", "&lt;").replace("`", "'")
 
 
 def row(pool: GymPool, name: str) -> str:

@@ -63,6 +63,66 @@ def arithmetic_prm():
     return config
 
 
+# Of the long signed terms: short problems teach the arithmetic, long ones the book-keeping.
+LONG_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13)
+
+
+def arithmetic_long_base():
+    """The base policy of long signed terms: a misconception about lines that wrap, which grows with
+    the line; it reads the teacher's notation and seldom writes it.
+
+    Measured (192 problems, 8 samples, temperature 1): pass@1 / pass@8 0.096 / 0.526 with 10 terms,
+    0.042 / 0.292 with 11, 0.012 / 0.086 with 13 (256 problems); median first error of the failures
+    after 0.70, 0.64 and 0.54 of the lines. 290 seconds of one core.
+    """
+    config = default_config()
+    config.steps = 1500
+    config.fresh.lengths = LONG_LENGTHS
+    config.target.misconception = 0.9
+    config.target.misconception_kind = "wrap"
+    config.task.options = {"misconception_lines": (4, 9), "marks": True, "marked": 0.05}
+    return config
+
+
+def arithmetic_long_teacher():
+    """The teacher of long signed terms: no misconception, its own order (sorted) and its own
+    notation (a mark in every line).
+
+    Measured (128 problems of 10 and 11 terms, 8 samples, temperature 1): pass@1 0.86; its greedy
+    line at a first error of the base is right in 0.944 of 234. 29 seconds of one core.
+    """
+    config = default_config()
+    config.seed = 1
+    config.steps = 80
+    config.fresh.lengths = LONG_LENGTHS
+    config.fresh.seed = 2
+    config.target.style = "sorted"
+    config.target.foreign_prefix = True
+    config.task.options = {"marks": True, "marked": 1.0}
+    config.start = f"{CACHE}/arithmetic_long/base"
+    config.optimizer.learning_rate = 2e-3
+    return config
+
+
+def arithmetic_long_prm():
+    """The process reward model of long signed terms: labelled rollouts of the base, on the
+    teacher's trunk.
+
+    Measured with 250 steps only (969 failed held-out rollouts, 55 right), threshold 0.5: first
+    error exact 0.48, not later 0.61, later 0.36, none found 0.03; right rollouts left alone 0.60.
+    62 seconds of one core; the loss was falling still, so there are 1,000.
+    """
+    config = default_config("prm")
+    config.steps = 1000
+    config.start = f"{CACHE}/arithmetic_long/teacher"
+    config.task.options = {"marks": True}
+    config.target.rollouts.policy = f"{CACHE}/arithmetic_long/base"
+    config.target.rollouts.problems = 2048
+    config.target.rollouts.lengths = (10, 11)
+    config.optimizer.learning_rate = 1e-3
+    return config
+
+
 def countdown_base():
     """The base policy of Countdown: any right line, and a misconception about subtractions.
 
@@ -272,6 +332,9 @@ CHECKPOINTS = {
     "base,arithmetic": arithmetic_base,
     "teacher,arithmetic": arithmetic_teacher,
     "prm,arithmetic": arithmetic_prm,
+    "base,arithmetic_long": arithmetic_long_base,
+    "teacher,arithmetic_long": arithmetic_long_teacher,
+    "prm,arithmetic_long": arithmetic_long_prm,
     "base,countdown": countdown_base,
     "teacher,countdown": countdown_teacher,
     "prm,countdown": countdown_prm,

@@ -66,6 +66,27 @@ def arithmetic() -> ConfigDict:
     return config
 
 
+def arithmetic_long() -> ConfigDict:
+    """Long signed terms: nine to eleven terms, a base that fails late, a teacher with an order and
+    a notation of its own (docs/embedded_task.md)."""
+    config = arithmetic()
+    config.steps = 180
+    config.task.options = {
+        "lengths": (10, 11, 11),
+        "ood_lengths": (13,),
+        "start": "zero",
+        "marks": True,
+        "test_size": 1000,
+        "test_ood_size": 1000,
+    }
+    config.models.policy = f"{CACHE}/arithmetic_long/base"
+    config.rollout.prompt_tokens = 23
+    config.rollout.new_tokens = 70
+    config.evaluation.prompt_tokens = 27
+    config.evaluation.new_tokens = 82
+    return config
+
+
 def countdown() -> ConfigDict:
     """Countdown: reach a target from four numbers, one operation a step."""
     config = arithmetic()
@@ -362,6 +383,12 @@ TASKS = {
         arithmetic,
         teacher={"models.teacher": f"{CACHE}/teacher"},
         prm={"models.prm": f"{CACHE}/prm"},
+        rescue={"teacher.step_tokens": 8},
+    ),
+    "arithmetic_long": Task(
+        arithmetic_long,
+        teacher={"models.teacher": f"{CACHE}/arithmetic_long/teacher"},
+        prm={"models.prm": f"{CACHE}/arithmetic_long/prm"},
         rescue={"teacher.step_tokens": 8},
     ),
     "countdown": Task(

@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate-suites",
     "evaluate-prm",
     "prospect",
+    "salvage",
     "demo",
     "publish",
     "fit",

@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
-
-from scope_jax.devices import hosts
 from scope_jax.errors import StorageError
 
 Kind = Literal["model", "dataset"]
@@ -122,6 +119,10 @@ def _on_all_hosts(place: str, kind: Kind) -> _Found:
     match = _NAME.fullmatch(place)
     assert match is not None
     name, revision = match["name"], _pins.get(place) or match["revision"]
+    import jax
+
+    from scope_jax.devices import hosts
+
     # Before processes are joined, asking for their number would start the devices.
     if not jax.distributed.is_initialized():
         return _find(name, revision, kind)

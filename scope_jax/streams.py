@@ -25,11 +25,12 @@ root keys of their own, and use the same streams.
 
 **On the host.** `host_rng(seed, stream, ...)` draws from `[seed, stream, ...]`. In a step `seed` is
 `step_seed(config.seed, step)`, a hash, so what a step draws is apart from what the run draws with
-its own seed. Seeds of the problems are other lists: `[seed, epoch]` for their order (it permutes a
-data set and draws nothing else; only epochs 7 and 8 of a supervised run share a seed with its
-batches), `[seed, split, index, sizes]` for a generated problem. The seed of a step alone ranks the
-rows of the selection rule `random` (`rank_rng`). `request_seed(seed, row)` goes to an endpoint's
-sampler.
+its own seed. Where a step has several rounds of dynamic sampling, each later one has a seed of its
+own in its place (`round_seed`). Seeds of the problems are other lists: `[seed, epoch]` for their
+order (it permutes a data set and draws nothing else; only epochs 7 and 8 of a supervised run share
+a seed with its batches), `[seed, split, index, sizes]` for a generated problem. The seed of a step
+alone ranks the rows of the selection rule `random` (`rank_rng`). `request_seed(seed, row)` goes to
+an endpoint's sampler.
 """
 
 import enum
@@ -65,6 +66,7 @@ class Host(enum.IntEnum):
     CANDIDATE = 6  # seeds of a teacher's further steps; then the candidate's number
     DEMONSTRATION_BATCHES = 7  # problems and styles of supervised batches
     LABELLED_BATCHES = 8  # rows of the batches of a process reward model
+    ROUND = 9  # seeds of a step's later rounds (method.resample of SCOPE); then the round's number
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -80,6 +82,12 @@ def candidate_seed(seed: int, number: int) -> int:
 def host_rng(seed: int, stream: Host, *more: int) -> np.random.Generator:
     """The generator of one of the host's streams."""
     return np.random.default_rng([seed, int(stream), *more])
+
+
+def round_seed(seed: int, number: int) -> int:
+    """The seed that takes the place of a step's `seed` in its round `number` of dynamic sampling,
+    from 1 on; below 2^32."""
+    return int(host_rng(seed, Host.ROUND, number).integers(2**32))
 
 
 def rank_rng(seed: int) -> np.random.Generator:

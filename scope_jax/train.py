@@ -66,6 +66,7 @@ from scope_jax.training.ahead import compile_ahead
 from scope_jax.training.figures import peak_memory
 from scope_jax.training.learner import Learner
 from scope_jax.training.logprobs import teacher_logprobs
+from scope_jax.training.resample import replace_silent
 from scope_jax.training.rollouts import (
     Progress,
     Step,
@@ -249,14 +250,17 @@ def train_step(
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
         rescued = rescue(groups, scene, method, keep_gallery=step.samples.due)
+        around = (actors, policy, config, progress, step)
+        rescued = replace_silent(*around, groups, rescued, safe_point)  # where that is on
         final, step.samples.rescues = rescued.groups, rescued.gallery
         metrics |= rescued.metrics
 
     # ---- Credit: the advantage of each row, or of each token.
     credit = config.credit
     with timer("prm" if credit.scores_steps else "update"):
+        spec, done = config.advantage, step.number / config.steps
         advantage, more = advantages(
-            final, scene, credit, config.advantage, max_new_tokens=config.rollout.new_tokens
+            final, scene, credit, spec, max_new_tokens=config.rollout.new_tokens, done=done
         )
         jax.block_until_ready(advantage)
     metrics |= more | {"advantage/zero_group_share_after": no_signal(advantage, final)}
@@ -269,9 +273,8 @@ def train_step(
     del policy, scene  # the layout for decoding need not stay in memory
     written, spared, times = final.rollout, final.credit_from_B, config.training.epochs
     with timer("update"), step.figures.updating(learner, written, final.group, times):
-        metrics |= learner.update(
-            written, final.group, advantage, final.include_B, step.key, step.number, spared, taught
-        )
+        given = (written, final.group, advantage, final.include_B)
+        metrics |= learner.update(*given, step.key, step.number, spared, taught)
 
     # ---- Supervised steps on prompts whose group failed altogether (ReLIFT).
     if isinstance(method, Relift):

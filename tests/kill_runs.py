@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("scope", {"lora.rank": 4, "training.mini_batches": 2}),
     "bfloat16": ("scope", {"dtype": "bfloat16", "training.micro_batches": 2}),
     "dapo": ("dapo", {"method.resample": 2, "checkpoint.every": 3}),
+    "resampled": ("scope", {"method.resample": 2, "rollout.group": 2, "checkpoint.every": 3}),
 }
 MACHINE = (
     "time/",

@@ -138,6 +138,7 @@ RUN = {
         ({"models.prm": "small"}, "small: a qwen2 model with head 'lm'"),
         ({"models.prm_format": "skywork"}, "a PRM of format 'skywork' has 'value'"),
         ({"localiser.kind": "oracle"}, "localiser.kind 'oracle': domain 'math' cannot check steps"),
+        ({"advantage.unique": True}, "config.advantage.unique: domain 'math' does not say which"),
         ({"teacher.kind": "program"}, "domain 'math' has no program that writes steps"),
         ({"teacher.kind": "reference"}, "none of the problems looked at has a solution"),
         ({"mesh.tensor": 3}, "needs 6 devices, 8 are here"),

@@ -577,11 +577,12 @@ def poisoned(*at: int) -> Iterator[None]:
         include: Any,
         key: Any,
         step: int,
+        *more: Any,
     ) -> Any:
         bad = np.array(advantage)
         if step in at:
             bad[..., 0] = np.nan
-        return own(self, rows, group, bad, include, key, step)
+        return own(self, rows, group, bad, include, key, step, *more)
 
     learner.Learner.update = update  # type: ignore[method-assign]
     try:

@@ -22,6 +22,8 @@ class Scope(CorrectionSpec):
     """Failed rollouts are rescued at their first wrong step (arXiv 2602.24110)."""
 
     name: Literal["scope"] = "scope"
+    # Rounds of other prompts, rescued too, in place of groups without two rewards after the rescue.
+    resample: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

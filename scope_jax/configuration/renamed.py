@@ -74,7 +74,7 @@ _OF_SOURCES = (
 )
 # Which variant of the section `method` has which of these settings.
 _OF_METHOD = {
-    "scope": ("select", "tail", "tails", "accept", "place", "rows_at_once"),
+    "scope": ("select", "tail", "tails", "accept", "place", "rows_at_once", "resample"),
     "luffy": ("per_group",),
     "relift": ("buffer",),
     "process": ("process_weight", "outcome_weight", "resample"),

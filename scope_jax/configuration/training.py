@@ -110,7 +110,8 @@ class TrainConfig:
 
     @property
     def resample(self) -> int:
-        """Further batches of prompts per step at most, for groups with two different rewards."""
+        """Further batches of prompts per step at most, for groups with two different rewards: of
+        rollouts, or under SCOPE of rescued ones."""
         return getattr(self.method, "resample", 0)
 
     @property
@@ -170,6 +171,7 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_scored_steps(config)
     if config.sft.steps < config.steps:
         yield from _of_groups(config)
+        yield from _of_diversity(config)
     if config.teacher.first == "self":
         yield from _of_own_repairs(config)
     if config.distills and config.teacher.kind != "model":
@@ -224,6 +226,12 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
         )
     if method.accept != "unverified":
         return
+    if method.resample:
+        yield (
+            f"config.method.resample = {method.resample} looks for groups that the rescue gave a"
+            " second reward, and unverified rows have none: set it to 0, or method.accept to"
+            " 'verified' with a tail"
+        )
     if loss.teacher_term in ("shaped", "reinforce", "importance"):
         yield (
             f"config.loss.teacher_term {loss.teacher_term!r} multiplies by an advantage, and"
@@ -310,6 +318,46 @@ def _of_groups(config: TrainConfig) -> Iterator[str]:
         yield (
             "config.rollout.temperature = 0 makes the rows of a group alike, which leaves nothing"
             " to compare: set it above 0"
+        )
+
+
+def _of_diversity(config: TrainConfig) -> Iterator[str]:
+    """Switches of the advantage that would do nothing, or leave something out."""
+    spec, method = config.advantage, config.method
+    for name in spec.switched:
+        if isinstance(method, Vppo):
+            yield (
+                f"config.advantage.{name} changes the advantage of the outcome, which method 'vppo'"
+                " does not use; leave it at its default"
+            )
+        if isinstance(method, SummedSteps) and method.outcome_weight == 0:
+            yield (
+                f"config.advantage.{name} changes the advantage of the outcome, which"
+                " method.outcome_weight = 0 takes away; leave it at its default"
+            )
+    if spec.pass_k == 1:
+        return
+    if spec.baseline != "group" or spec.batch_std:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} compares the rows of a group: set"
+            " advantage.baseline to 'group' and advantage.batch_std to False"
+        )
+    if spec.pass_k > config.rollout.group:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} is more than rollout.group ="
+            f" {config.rollout.group}"
+        )
+    if spec.overlong_tokens:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} knows right and wrong rows only, and would"
+            " leave the punishment out: set advantage.overlong_tokens to None"
+        )
+    weighed = [(part.function, part.weight) for part in config.reward.parts if part.weight]
+    if weighed != [("outcome", 1.0)]:
+        yield (
+            f"config.advantage.pass_k = {spec.pass_k} knows right and wrong rows only, and would"
+            " leave the other parts of the reward out: set it to 1, or reward.functions to the"
+            " task's verifier alone"
         )
 
 

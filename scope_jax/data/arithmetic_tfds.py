@@ -12,18 +12,20 @@ from scope_jax.tasks.arithmetic import Arithmetic
 
 @dataclasses.dataclass(eq=False)
 class SignedTermsConfig(generated_tfds.GeneratedConfig):
-    """Problems of `lengths` terms; `moduli` and `start` as in `Arithmetic`."""
+    """Problems of `lengths` terms; `moduli`, `start` and `marks` as in `Arithmetic`."""
 
     lengths: tuple[int, ...] = (4, 5, 6)
     ood_lengths: tuple[int, ...] = (7, 8)
     moduli: tuple[int, int] = (10, 9)
     start: str = "random"
+    marks: bool = False
 
     def domain(self) -> Arithmetic:
-        return Arithmetic(moduli=self.moduli, start=self.start)
+        return Arithmetic(moduli=self.moduli, start=self.start, marks=self.marks)
 
     def domain_parts(self) -> list[str]:
-        return ["mod" + ".".join(map(str, self.moduli)), self.start]
+        marks = ["marks"] if self.marks else []
+        return ["mod" + ".".join(map(str, self.moduli)), self.start, *marks]
 
 
 class SignedTerms(generated_tfds.GeneratedBuilder):

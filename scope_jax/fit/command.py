@@ -118,6 +118,7 @@ def cut(found: Models, layers: int) -> Models:
             model,
             num_layers=min(layers, model.num_layers),
             local_layers=local,
+            unrotated_layers=model.unrotated_layers[:layers],
             window=model.window if any(local) else 0,
         )
 

@@ -18,6 +18,11 @@ _KEYS = (
     "intermediate_size",
     "vocab_size",
 )
+_OLMO3_7B: tuple[str, tuple[int, ...], dict[str, Any]] = (
+    "olmo3",
+    (4096, 32, 32, 32, 11008, 100278),
+    {"max_position_embeddings": 65536},
+)
 _SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "Qwen2.5-0.5B": ("qwen2", (896, 24, 14, 2, 4864, 151936), {"tie_word_embeddings": True}),
     "Qwen2.5-1.5B": ("qwen2", (1536, 28, 12, 2, 8960, 151936), {"tie_word_embeddings": True}),
@@ -89,6 +94,38 @@ _SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         {"tie_word_embeddings": True, "head_dim": 128},
     ),
     "Llama-3.3-70B": ("llama", (8192, 80, 64, 8, 28672, 128256), {}),
+    "SmolLM3-3B": (
+        "smollm3",
+        (2048, 36, 16, 4, 11008, 128256),
+        {"max_position_embeddings": 65536},
+    ),
+    "OLMo-2-0425-1B": (
+        "olmo2",
+        (2048, 16, 16, 16, 8192, 100352),
+        {"max_position_embeddings": 4096},
+    ),
+    "Olmo-3-1025-7B": _OLMO3_7B,
+    "Olmo-3-7B": _OLMO3_7B,
+    "Phi-3-mini-4k": (
+        "phi3",
+        (3072, 32, 32, 32, 8192, 32064),
+        {"max_position_embeddings": 4096, "sliding_window": 2047},
+    ),
+    "phi-4": (
+        "phi3",
+        (5120, 40, 40, 10, 17920, 100352),
+        {"max_position_embeddings": 16384},
+    ),
+    # Positions: as many as its rotary scaling is supported for.
+    "Phi-4-mini": (
+        "phi3",
+        (3072, 32, 24, 8, 8192, 200064),
+        {
+            "tie_word_embeddings": True,
+            "partial_rotary_factor": 0.75,
+            "max_position_embeddings": 4096,
+        },
+    ),
 }
 
 
@@ -100,7 +137,7 @@ def model_shapes(directory: str) -> tuple[ModelConfig, str]:
     """
     if (Path(directory) / "config.json").is_file():
         return read_config(directory), f"{directory}/config.json"
-    name = re.sub(r"-(Instruct|Base|it)$", "", Path(directory).name)
+    name = re.sub(r"(?i)-(instruct|base|it)$", "", Path(directory).name)
     known = {key.lower(): key for key in _SHAPES}
     key = known.get(name.lower()) or known.get(name.lower().removeprefix("meta-"))
     if key is None:

@@ -293,8 +293,9 @@ class _Maker:
         """The teacher's steps and the policy's tails behind them, from cuts anywhere in the row."""
         config = self.config
         most = config.rollout.prompts * method.select.most(config.rollout.group)
-        rescued = max(most, 1)
+        rescued, rounds = max(most, 1), 1 + method.resample
         rows = part_size(rescued, method.rows_at_once)
+        parts = rounds * rescued // rows
         teacher = self.policy if config.teacher.kind == "self" else self.teacher
         prompted = config.teacher.prompted
         if teacher is not None:
@@ -312,7 +313,7 @@ class _Maker:
                 teacher,
                 sampling,
                 RowCounts(rows, buffer, longest),
-                method.candidates * rescued // rows,
+                method.candidates * parts,
             )
         if method.tail == "none":
             return
@@ -324,7 +325,7 @@ class _Maker:
             writer,
             self.sampling(),
             RowCounts(rows, self.buffer, self.buffer),
-            (method.candidates * method.tails + own) * rescued // rows,
+            (method.candidates * method.tails + own) * parts,
         )
 
     def scores(self) -> Iterator[Planned]:
@@ -337,6 +338,7 @@ class _Maker:
         with jax.set_mesh(mesh):
             batches = list(score_batches([length] * rows, rows, at_once, width_of))
         (count, width), choice = batches[0][1], None if model.head != "lm" else (0, 1)
+        rounds = 1 + config.resample if isinstance(config.method, Scope) else 1
         tokens = row_struct((count, width), jnp.int32, mesh)
         lengths = row_struct((count,), jnp.int32, mesh)
         yield Planned(
@@ -348,7 +350,7 @@ class _Maker:
             score_work(model, count, width),
             frozenset({"PRM"}),
             self.on_host("PRM"),
-            runs=len(batches),
+            runs=len(batches) * rounds,
             rows=count,
         )
 

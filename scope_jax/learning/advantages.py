@@ -4,6 +4,7 @@ Rows are prompt-major: rows `[i * group, (i + 1) * group)` are the samples of pr
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -12,6 +13,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from scope_jax.types import check_choices
+
+# The switches of `learning/diversity.py`: settings that leave advantages alone at their defaults.
+SWITCHES = ("pass_k", "focal", "positive_weight", "unique", "smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,13 @@ class AdvantageSpec:
     overlong_tokens: int | None = None  # DAPO's soft overlong punishment: where it begins, before
     # the limit; None: off
     overlong_penalty: float = 1.0  # at full length
+    # Diversity on right rows (`learning/diversity.py`, docs/method.md), each off by default.
+    pass_k: int = 1  # the advantage of pass@k in place of pass@1's
+    pass_k_schedule: Literal["linear", "cosine", "constant"] = "linear"  # of its share, 1 to 0
+    focal: float = 0.0  # gamma: right rows times (1 - share of right rows) ** gamma
+    positive_weight: float = 1.0  # of advantages above 0
+    unique: bool = False  # copies of a right path share its credit
+    smoothing: float = 0.0  # beta: right rows of the policy that it found less likely get more
 
     def __post_init__(self) -> None:
         check_choices(self, "advantage")
@@ -45,6 +56,21 @@ class AdvantageSpec:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"advantage.{name} = {value} must be 0 or more")
+        for name in ("focal", "positive_weight", "smoothing"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"advantage.{name} = {getattr(self, name)} must be a number of 0 or more"
+                )
+        if self.pass_k < 1:
+            raise ValueError(f"advantage.pass_k = {self.pass_k} must be at least 1")
+
+    @property
+    def switched(self) -> tuple[str, ...]:
+        """Those of SWITCHES that do not stand at their defaults."""
+        return tuple(name for name in SWITCHES if getattr(self, name) != getattr(_OFF, name))
+
+
+_OFF = AdvantageSpec()
 
 
 def group_advantages(

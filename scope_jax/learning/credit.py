@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scope_jax.correction import Groups, Located, Scene, locate
 from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
 from scope_jax.learning.advantages import AdvantageSpec, group_advantages
+from scope_jax.learning.diversity import diversified
+from scope_jax.learning.optimizer import schedule_value
 from scope_jax.learning.process_rewards import (
     Rows,
     Steps,
@@ -40,7 +43,7 @@ class Credit(Protocol):
     scores_steps: ClassVar[bool]
 
     def advantages(
-        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+        self, groups: Groups, by_outcome: Callable[[], Advantages], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """(advantages, metrics). `by_outcome()`: float32[B], those of the rows by their outcome
         alone; rows without a verdict have 0."""
@@ -48,9 +51,16 @@ class Credit(Protocol):
 
 
 def advantages(
-    groups: Groups, scene: Scene, credit: Credit, spec: AdvantageSpec, *, max_new_tokens: int
+    groups: Groups,
+    scene: Scene,
+    credit: Credit,
+    spec: AdvantageSpec,
+    *,
+    max_new_tokens: int,
+    done: float = 0.0,
 ) -> tuple[Advantages, Metrics]:
-    """(float32[B], or [B, T] where `credit` scores steps; metrics)."""
+    """(float32[B], or [B, T] where `credit` scores steps; metrics). `done`: share of the run
+    that is done, for what changes over it."""
     metrics: Metrics = {}
     reward_B = groups.reward_B
     if spec.overlong_tokens:
@@ -61,8 +71,8 @@ def advantages(
         reward_B = reward_B + penalty
         metrics["reward/overlong_penalty"] = float(np.mean(penalty))
 
-    def by_outcome() -> jax.Array:
-        return _group_advantages(
+    def by_outcome() -> Advantages:
+        plain = _group_advantages(
             reward_B,
             groups.group,
             std=spec.std,
@@ -70,6 +80,12 @@ def advantages(
             baseline=spec.baseline,
             batch_std=spec.batch_std,
         )
+        if not spec.switched:
+            return plain
+        share = float(schedule_value(spec.pass_k_schedule, 1.0, 0.0, jnp.float32(done), 1))
+        changed, more = diversified(np.asarray(plain), groups, scene, spec, pass_k_share=share)
+        metrics.update(more)
+        return changed
 
     advantage, more = credit.advantages(groups, by_outcome, scene)
     return advantage, metrics | more
@@ -85,7 +101,7 @@ class OutcomeCredit:
     scores_steps: ClassVar[bool] = False
 
     def advantages(
-        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+        self, groups: Groups, by_outcome: Callable[[], Advantages], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B]: the outcome's."""
         return by_outcome(), {}
@@ -105,14 +121,14 @@ class SummedSteps:
         _at_least_0(self, "process_weight", "outcome_weight")
 
     def advantages(
-        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+        self, groups: Groups, by_outcome: Callable[[], Advantages], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: the weighted sum of both."""
         rows, steps, metrics = _scored_steps(groups, scene)
         token = summed_step_advantages(rows, steps)
         return self.mix(groups, by_outcome(), token), metrics
 
-    def mix(self, groups: Groups, row: jax.Array, token_BT: np.ndarray) -> np.ndarray:
+    def mix(self, groups: Groups, row: Advantages, token_BT: np.ndarray) -> np.ndarray:
         """float32[B, T]: `outcome_weight` times the advantage of the row (float32[B]) on what was
         written, plus `process_weight` times that of the token."""
         start, stop = to_host((groups.rollout.prompt_length_B, groups.rollout.length_B))
@@ -134,7 +150,7 @@ class WorstStep(SummedSteps):
             raise ValueError(f"method.min_temperature = {self.min_temperature} must be above 0")
 
     def advantages(
-        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+        self, groups: Groups, by_outcome: Callable[[], Advantages], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: the weighted sum of both."""
         rows, steps, metrics = _scored_steps(groups, scene)
@@ -165,7 +181,7 @@ class GoodPrefix:
             )
 
     def advantages(
-        self, groups: Groups, by_outcome: Callable[[], jax.Array], scene: Scene
+        self, groups: Groups, by_outcome: Callable[[], Advantages], scene: Scene
     ) -> tuple[Advantages, Metrics]:
         """float32[B, T]: of the prefixes before the first errors."""
         rows = _rows(groups)

@@ -179,6 +179,7 @@ def on_one_device(config: ModelConfig, shape: UpdateShape, sizes: Mapping[str, i
         vocab_size=8,
         window=0,
         local_layers=(),
+        unrotated_layers=(),
         scan_layers=True,
         query_pre_attn_scalar=config.query_pre_attn_scalar,
     )

@@ -1,64 +1,30 @@
 """What a decoder is made of, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from scope_jax import hub, types
+from scope_jax.models.families import FAMILIES, Family
 from scope_jax.models.kinds import check_kinds, end_ids_of, read_object
-from scope_jax.models.rope import PLAIN, RopeScaling, read_rope, read_theta, write_rope
+from scope_jax.models.rope import PLAIN, RopeScaling, check_kind, read_ropes, write_rope
+from scope_jax.models.windows import (
+    LAYER_TYPES,
+    read_unrotated,
+    read_windows,
+    write_unrotated,
+    write_windows,
+)
 
 Read = TypeVar("Read")
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What sets one `model_type` apart from the others. `name` begins the names of its classes in
-    transformers."""
-
-    name: str
-    trunk: str
-    head_size: int | None = (
-        None  # where config.json has no head_dim: this, or hidden_size / num_heads
-    )
-    qk_norm: bool = False
-    biases: tuple[
-        str, ...
-    ] = ()  # of attention_bias and mlp_bias, the keys that its config.json has
-    gemma: bool = False
-
-    @property
-    def architectures(self) -> dict[str, str]:
-        """Name in `architectures` -> head."""
-        return {
-            f"{self.name}ForCausalLM": "lm",
-            f"{self.name}ForProcessRewardModel": "prm",
-            f"{self.name}ForPrmModel": "value",
-            self.trunk: "none",
-        }
-
-
-FAMILIES = {
-    "qwen2": Family("Qwen2", "Qwen2Model"),
-    "qwen3": Family("Qwen3", "Qwen3Model", head_size=128, qk_norm=True, biases=("attention_bias",)),
-    "llama": Family("Llama", "LlamaModel", biases=("attention_bias", "mlp_bias")),
-    "mistral": Family("Mistral", "MistralModel"),
-    "gemma2": Family(
-        "Gemma2", "Gemma2Model", head_size=256, biases=("attention_bias",), gemma=True
-    ),
-    "gemma3_text": Family(
-        "Gemma3",
-        "Gemma3TextModel",
-        head_size=256,
-        qk_norm=True,
-        biases=("attention_bias",),
-        gemma=True,
-    ),
-}
 HEADS = ("lm", "prm", "value", "none")
-LAYER_TYPES = ("full_attention", "sliding_attention")
+# (local, without positions): all that sets layers of one model apart.
+LayerKind = tuple[bool, bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +59,8 @@ class ModelConfig:
     mlp_bias: bool = False
     window: int = 0  # positions that a local layer's query sees, its own included
     local_layers: tuple[bool, ...] = ()  # one per layer
+    unrotated_layers: tuple[bool, ...] = ()  # one per layer: those without positions
+    partial_rotary_factor: float = 1.0  # the first part of a head that is rotated
     rope_scaling: RopeScaling = PLAIN
     local_rope_theta: float = (
         0.0  # of local layers; 0: theirs is that of the others, scaling included
@@ -148,6 +116,29 @@ class ModelConfig:
         for key in ("attention_bias", "mlp_bias"):
             if getattr(self, key) and key not in self.family.biases:
                 raise ValueError(f"{key} is not part of {self.model_type}")
+        self._check_rotation()
+
+    def _check_rotation(self) -> None:
+        if self.unrotated_layers and not self.family.unrotated:
+            raise ValueError(f"unrotated_layers is not part of {self.model_type}")
+        if self.unrotated_layers and len(self.unrotated_layers) != self.num_layers:
+            raise ValueError(
+                f"unrotated_layers names {len(self.unrotated_layers)} layers, num_layers is"
+                f" {self.num_layers}"
+            )
+        if self.partial_rotary_factor != 1 and not self.family.partial_rotary:
+            raise ValueError(
+                f"partial_rotary_factor is not supported for {self.model_type}; whole heads are"
+                " rotated"
+            )
+        check_kind(self.rope_scaling.kind, self.family)
+        size = self.rotary_size
+        if not 2 <= size <= self.head_size or size % 2:
+            raise ValueError(
+                f"partial_rotary_factor {self.partial_rotary_factor} of heads of {self.head_size}"
+                f" rotates {size} numbers; an even number from 2 up to the head's size is needed"
+            )
+        self.rope_scaling.check_size(size)
 
     @property
     def family(self) -> Family:
@@ -167,6 +158,29 @@ class ModelConfig:
     def query_scale(self) -> float:
         """What attention scores are multiplied by."""
         return (self.query_pre_attn_scalar or self.head_size) ** -0.5
+
+    @property
+    def rotary_size(self) -> int:
+        """How many numbers of a head are rotated: the first ones."""
+        return int(self.head_size * self.partial_rotary_factor)
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError for rows of more positions than the rotary scaling is the same for:
+        `longrope` turns every position of a longer row by other factors."""
+        if self.rope_scaling.kind == "longrope" and width > self.max_positions:
+            raise ValueError(
+                f"rows of {width} positions: longrope is supported up to"
+                f" original_max_position_embeddings, {self.max_positions}; shorten prompts or"
+                " completions"
+            )
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        none = (False,) * self.num_layers
+        return tuple(
+            zip(self.local_layers or none, self.unrotated_layers or none, strict=True),
+        )
 
     def rope(self, local: bool) -> tuple[float, RopeScaling]:
         """(theta, scaling) of local layers, or of the others."""
@@ -223,6 +237,11 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
                 f"{key} is not supported; give weights in float32, bfloat16 or float16 of a causal"
                 " decoder"
             )
+    for key, value in family.only.items():
+        if raw.get(key) not in (None, value):
+            raise ValueError(
+                f"{key} {raw[key]!r:.60} is not supported for {model_type}; {json.dumps(value)} is"
+            )
     key, activation = (
         ("hidden_activation", "gelu_pytorch_tanh") if family.gemma else ("hidden_act", "silu")
     )
@@ -237,7 +256,9 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
     max_positions = raw.get("max_position_embeddings", 32768)
     head_size = raw.get("head_dim") or family.head_size or raw["hidden_size"] // heads
-    window, local_layers = _read_windows(raw, model_type, layers)
+    unrotated = read_unrotated(raw, layers) if family.unrotated else ()
+    window, local_layers = read_windows(raw, model_type, layers, unrotated)
+    ropes = read_ropes(raw, family, max_positions, window)
     return ModelConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
@@ -246,9 +267,9 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         num_kv_heads=raw.get("num_key_value_heads") or heads,
         head_size=head_size,
         ffn_size=raw["intermediate_size"],
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        tied=bool(raw.get("tie_word_embeddings", family.gemma)),
-        max_positions=max_positions,
+        norm_eps=float(raw.get("rms_norm_eps", family.norm_eps)),
+        tied=bool(raw.get("tie_word_embeddings", family.gemma or family.tied)),
+        max_positions=ropes["rope_scaling"].longest or max_positions,
         head=family.architectures[architecture],
         model_type=model_type,
         end_ids=end_ids_of(raw),
@@ -256,7 +277,8 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         mlp_bias="mlp_bias" in family.biases and bool(raw.get("mlp_bias")),
         window=window,
         local_layers=local_layers,
-        **_read_ropes(raw, model_type, max_positions, window),
+        unrotated_layers=unrotated,
+        **ropes,
         **(_read_gemma(raw, model_type, head_size) if family.gemma else {}),
         bos_id=raw.get("bos_token_id"),
         pad_id=raw.get("pad_token_id"),
@@ -286,7 +308,7 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "rope_scaling": write_rope(config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": config.rope_scaling.reach or config.max_positions,
         # Written where they are None too: transformers has numbers of its own for some families.
         "bos_token_id": config.bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
@@ -294,7 +316,14 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         "torch_dtype": dtype,
     }
     written |= {key: getattr(config, key) for key in family.biases}
-    written |= _write_windows(config)
+    local = config.local_layers or (False,) * config.num_layers
+    written |= write_windows(config.model_type, config.window, local, config.max_positions)
+    if family.unrotated:
+        written |= write_unrotated(config.unrotated_layers, config.num_layers)
+    if family.partial_rotary:
+        written["partial_rotary_factor"] = config.partial_rotary_factor
+    if config.rope_scaling.kind == "longrope":
+        written["original_max_position_embeddings"] = config.rope_scaling.original_positions
     if family.gemma:
         scalar = config.query_pre_attn_scalar or config.head_size
         written |= {
@@ -303,10 +332,11 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
             "final_logit_softcapping": config.logit_cap or None,
             "attn_logit_softcapping": config.attention_cap or None,
         }
-    if config.model_type == "gemma3_text":
+    if family.local_rope_theta:
         theta, scaling = config.rope(local=True)
-        written["rope_local_base_freq"] = theta
-        if scaling != PLAIN:
+        if family.gemma:
+            written["rope_local_base_freq"] = theta
+        if scaling != PLAIN or not family.gemma:
             written["rope_parameters"] = {
                 kind: (write_rope(rope[1]) or {"rope_type": "default"}) | {"rope_theta": rope[0]}
                 for kind, rope in zip(LAYER_TYPES, (config.rope(local=False), (theta, scaling)))
@@ -341,103 +371,6 @@ def _of_file(path: Path, read: Callable[[dict[str, Any]], Read]) -> Read:
         return read(raw)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _read_windows(
-    raw: dict[str, Any], model_type: str, layers: int
-) -> tuple[int, tuple[bool, ...]]:
-    """(window, which layers are local), (0, ()) where none is."""
-    window = raw.get("sliding_window", None if model_type == "llama" else 4096)
-    if model_type.startswith("qwen"):
-        window = window if raw.get("use_sliding_window") else None
-        first = raw.get("max_window_layers")
-        local = [number >= (28 if first is None else first) for number in range(layers)]
-    elif model_type.startswith("gemma"):
-        period = (
-            raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
-            if model_type == "gemma3_text"
-            else 2
-        )
-        local = [bool((number + 1) % period) for number in range(layers)]
-    else:
-        window = None if model_type == "llama" else window
-        local = [True] * layers
-    types = raw.get("layer_types")
-    if types is None:
-        return (int(window), tuple(local)) if window and any(local) else (0, ())
-    if len(types) != layers or set(types) - set(LAYER_TYPES):
-        raise ValueError(
-            f"layer_types must name {LAYER_TYPES[0]} or {LAYER_TYPES[1]} for each of {layers}"
-            " layers"
-        )
-    listed = [kind == LAYER_TYPES[1] for kind in types]
-    if model_type == "mistral" and listed != [bool(window)] * layers:
-        raise ValueError(
-            "layer_types that differ from sliding_window are not supported for mistral; all its"
-            " layers are alike"
-        )
-    if any(listed) and not window:
-        raise ValueError("layer_types has sliding_attention, but no sliding_window is in force")
-    return (int(window or 0), tuple(listed)) if any(listed) else (0, ())
-
-
-def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    local, model_type = config.local_layers or (False,) * config.num_layers, config.model_type
-    types = {"layer_types": [LAYER_TYPES[is_local] for is_local in local]}
-    if model_type == "mistral":
-        return {"sliding_window": config.window or None}
-    if model_type.startswith("qwen"):
-        if not config.window:
-            return {"use_sliding_window": False}
-        return {
-            "use_sliding_window": True,
-            "sliding_window": config.window,
-            "max_window_layers": local.index(True),
-        } | types
-    if model_type.startswith("gemma"):
-        # transformers makes the mask of a window for every gemma, so it needs a number.
-        window = {"sliding_window": config.window or config.max_positions} | types
-        periods = [
-            p
-            for p in range(1, config.num_layers + 2)
-            if local == tuple(bool((n + 1) % p) for n in range(len(local)))
-        ]
-        return window | (
-            {"sliding_window_pattern": periods[0]}
-            if periods and model_type == "gemma3_text"
-            else {}
-        )
-    return {}
-
-
-def _read_ropes(
-    raw: dict[str, Any], model_type: str, max_positions: int, window: int
-) -> dict[str, Any]:
-    """The fields of ModelConfig about rotary positions."""
-    scaling, parameters = raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}
-    outside = raw.get("original_max_position_embeddings")
-    nested = [kind for kind in LAYER_TYPES if kind in parameters]
-    if model_type != "gemma3_text":
-        if nested:
-            raise ValueError(f"rope_parameters per layer type is not supported for {model_type}")
-        given = scaling or parameters
-        theta = read_theta(given.get("rope_theta"), raw.get("rope_theta"))
-        return {"rope_theta": theta, "rope_scaling": read_rope(given, max_positions, outside)}
-    if parameters and not nested:
-        raise ValueError(
-            f"rope_parameters of {model_type} must hold {LAYER_TYPES[0]} and {LAYER_TYPES[1]}"
-        )
-    everywhere, local = (parameters.get(kind) or {} for kind in LAYER_TYPES)
-    if not isinstance(everywhere, dict) or not isinstance(local, dict):
-        raise ValueError("rope_parameters: an object is needed for each type of layer")
-    everywhere = everywhere | scaling
-    theta = read_theta(everywhere.get("rope_theta"), raw.get("rope_theta"), 1e6)
-    fields = {"rope_theta": theta, "rope_scaling": read_rope(everywhere, max_positions, outside)}
-    local_theta = read_theta(local.get("rope_theta"), raw.get("rope_local_base_freq"))
-    local_scaling = read_rope(local, max_positions)
-    if not window or (local_theta, local_scaling) == (theta, fields["rope_scaling"]):
-        return fields
-    return fields | {"local_rope_theta": local_theta, "local_rope_scaling": local_scaling}
 
 
 def _read_gemma(raw: dict[str, Any], model_type: str, head_size: int) -> dict[str, Any]:

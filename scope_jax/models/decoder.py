@@ -24,7 +24,7 @@ from scope_jax.models.cache import (
     put_stacked,
     stored,
 )
-from scope_jax.models.config import ModelConfig
+from scope_jax.models.config import LayerKind, ModelConfig
 from scope_jax.models.layers import (
     Rotation,
     embed,
@@ -56,6 +56,7 @@ def hidden_states(
     tokens_BT: jax.Array,
 ) -> jax.Array:
     """Final-norm hidden states, [B, T, D] in the parameters' dtype."""
+    config.check_width(tokens_BT.shape[1])
     position = jnp.arange(tokens_BT.shape[1])[None]
     hidden, _ = _run_layers(params, config, tokens_BT, position, _attend_causal(params, config))
     return hidden
@@ -112,6 +113,7 @@ def completion_states(
     P, W = prompt_PW.shape
     B, C = completion_BC.shape
     M = B // P
+    config.check_width(W + C)
     # A completion's first position is fed the prompt's last token, and its keys come from there:
     # the prompt's own last position is not seen.
     last = jnp.take_along_axis(prompt_PW, prompt_length_P[:, None] - 1, axis=1)
@@ -187,9 +189,9 @@ def decode_step(
     if on_B is not None and (blocks is not None or cache.form == "by_position"):
         length_B = jnp.where(on_B, length_B, 0)
 
-    def kind(local: bool) -> tuple[Rotation, int | None]:
-        window = config.window if local else None
-        return rotation_of(position_B[:, None], config, local), window
+    def kind(of: LayerKind) -> tuple[Rotation, int | None]:
+        window = config.window if of[0] else None
+        return rotation_of(position_B[:, None], config, of), window
 
     def run(
         x: jax.Array,
@@ -207,14 +209,14 @@ def decode_step(
 
     if cache.axes.apart:
         parts = []
-        kinds, local_L = _kinds_apart(config, kind)
-        for number, (layer, local) in enumerate(zip(layers, local_L, strict=True)):
+        kinds, kinds_L = _kinds_apart(config, kind)
+        for number, (layer, of) in enumerate(zip(layers, kinds_L, strict=True)):
 
             def write_one(new: Cache, number: int = number) -> tuple[Cache, None, Cache]:
                 part = put_in_layer(cache, number, new, position_B)
                 return part, None, part
 
-            x_BD, part = run(x_BD, layer, kinds[local], write_one)
+            x_BD, part = run(x_BD, layer, kinds[of], write_one)
             parts.append((part.k, part.v, part.k_scale, part.v_scale))
         k, v, k_scale, v_scale = (
             None if part[0] is None else tuple(part) for part in zip(*parts, strict=True)
@@ -225,7 +227,7 @@ def decode_step(
 
         def body(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
             x, kept = carry
-            layer, number, local = xs
+            layer, number, of = xs
 
             def write(new: Cache) -> tuple[Cache, jax.Array | None, Cache]:
                 whole = put_stacked(kept, number, new, position_B)
@@ -233,7 +235,7 @@ def decode_step(
                     return layer_of(whole, number), None, whole
                 return whole, number, whole
 
-            return run(x, layer, pick(local), write), None
+            return run(x, layer, pick(of), write), None
 
         numbers = jnp.arange(config.num_layers)
         (x_BD, cache), _ = jax.lax.scan(body, (x_BD, cache), (layers, numbers, scanned_L))
@@ -284,8 +286,8 @@ def _run_layers(
     `attend(q, k, v, window)`: [B, T, K, G, H], [B, T, K, H] -> [B, T, N H]."""
     x = constrain(embed(params, config, tokens_BT), "batch", None, None)
 
-    def kind(local: bool) -> tuple[Rotation, int | None]:
-        return rotation_of(position_BT, config, local), config.window if local else None
+    def kind(of: LayerKind) -> tuple[Rotation, int | None]:
+        return rotation_of(position_BT, config, of), config.window if of[0] else None
 
     def body(
         kind: tuple[Rotation, attention.Window], x: jax.Array, layer: Params
@@ -300,11 +302,11 @@ def _run_layers(
     # What a kind holds is closed over, so that a Python window stays one under `jax.checkpoint`.
     wrap = REMAT[config.remat]
     if config.unrolled:
-        kinds, local_L = _kinds_apart(config, kind)
-        bodies = {local: wrap(functools.partial(body, value)) for local, value in kinds.items()}
+        kinds, kinds_L = _kinds_apart(config, kind)
+        bodies = {of: wrap(functools.partial(body, value)) for of, value in kinds.items()}
         parts = []
-        for layer, local in zip(decode_layers(params, config, True), local_L, strict=True):
-            x, part = bodies[local](x, layer)
+        for layer, of in zip(decode_layers(params, config, True), kinds_L, strict=True):
+            x, part = bodies[of](x, layer)
             parts.append(part)
         kept = jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
     else:
@@ -336,23 +338,30 @@ def _scoring(config: ModelConfig) -> attention.Scoring:
 
 
 def _kinds_apart(
-    config: ModelConfig, kind: Callable[[bool], Any]
-) -> tuple[dict[bool, Any], tuple[bool, ...]]:
-    """For a Python loop over layers: what `kind` gives for local layers and for the others, as far
-    as there are any; and which layers are local."""
-    local_L = config.local_layers or (False,) * config.num_layers
-    return {local: kind(local) for local in sorted(set(local_L))}, local_L
+    config: ModelConfig, kind: Callable[[LayerKind], tuple[Rotation, int | None]]
+) -> tuple[dict[LayerKind, tuple[Rotation, int | None]], tuple[LayerKind, ...]]:
+    """For a Python loop over layers: what `kind` gives for each kind of layer that there is; and
+    the kind of each layer."""
+    kinds_L = config.layer_kinds
+    return {of: kind(of) for of in sorted(set(kinds_L))}, kinds_L
 
 
 def _kinds_scanned(
-    config: ModelConfig, kind: Callable[[bool], Any]
+    config: ModelConfig, kind: Callable[[LayerKind], tuple[Rotation, int | None]]
 ) -> tuple[Callable[[Any], Any], jax.Array | None]:
     """For a scan over layers: a function from what is scanned to what `kind` gives for that layer;
-    and what to scan. Nothing is scanned or picked where all layers are of one kind. A Python
-    number or None counts as a window."""
-    kinds, local_L = _kinds_apart(config, kind)
+    and what to scan, the number of its kind. Nothing is scanned or picked where all layers are of
+    one kind."""
+    kinds, kinds_L = _kinds_apart(config, kind)
     if len(kinds) == 1:
-        return lambda _: kinds[local_L[0]], None
+        return lambda _: kinds[kinds_L[0]], None
+
+    numbers_L = jnp.array([list(kinds).index(of) for of in kinds_L], jnp.int32)
+    windows = [window for _, window in kinds.values()]
+    if len(set(windows)) == 1:
+        # A window that all share stays a Python number: kernels take no other.
+        turns = jax.tree.map(lambda *each: jnp.stack(each), *(turn for turn, _ in kinds.values()))
+        return lambda n: (jax.tree.map(lambda x: x[n], turns), windows[0]), numbers_L
 
     def is_window(x: Any) -> bool:
         return x is None or isinstance(x, int)
@@ -361,9 +370,6 @@ def _kinds_scanned(
         return jnp.int32(NO_WINDOW if x is None else x) if is_window(x) else x
 
     stacked = jax.tree.map(
-        lambda *both: jnp.stack([array(x) for x in both]),
-        kinds[False],
-        kinds[True],
-        is_leaf=is_window,
+        lambda *each: jnp.stack([array(x) for x in each]), *kinds.values(), is_leaf=is_window
     )
-    return lambda local: jax.tree.map(lambda x: x[local], stacked), jnp.array(local_L, jnp.int32)
+    return lambda n: jax.tree.map(lambda x: x[n], stacked), numbers_L

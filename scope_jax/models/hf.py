@@ -136,9 +136,7 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
         if not is_main():
             continue
         for number, layer in enumerate(value) if weight.stacked else [(0, value)]:
-            tensors[weight.hf.format(number)] = np.ascontiguousarray(
-                layer.T if weight.transpose else layer
-            )
+            _put_tensor(tensors, weight, number, layer.T if weight.transpose else layer)
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -154,6 +152,36 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     wait_for_all(f"{directory} is written")
+
+
+def _put_tensor(
+    tensors: dict[str, np.ndarray], weight: Weight, number: int, value: np.ndarray
+) -> None:
+    """Add a layer's tensor, or the rows of it that are this weight."""
+    name = weight.hf.format(number)
+    if weight.rows is None:
+        tensors[name] = np.ascontiguousarray(value)
+        return
+    if name not in tensors:
+        tensors[name] = np.empty(weight.file_shape, value.dtype)
+    tensors[name][weight.rows[0] : weight.rows[0] + len(value)] = value
+
+
+class _Rows:
+    """The rows of a file's tensor that are a weight, counted from the first of them."""
+
+    def __init__(self, tensor: Any, first: int):
+        self.tensor, self.first = tensor, first
+        self.get_dtype, self.get_shape = tensor.get_dtype, tensor.get_shape
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        rows, *others = index if isinstance(index, tuple) else (index,)
+        return self.tensor[(slice(rows.start + self.first, rows.stop + self.first), *others)]
+
+
+def _part(tensor: Any, weight: Weight) -> Any:
+    """What of a file's tensor is the weight."""
+    return tensor if weight.rows is None else _Rows(tensor, weight.rows[0])
 
 
 def _tensor_files(directory: Path, config: ModelConfig) -> dict[str, tuple[Path, str]]:
@@ -232,11 +260,8 @@ def _check_tensors(
     """Names of the tensors that will be skipped, "*" for a layer's number."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight in table.values():
-        shape = weight.shape[1:] if weight.stacked else weight.shape
         for number in range(weight.shape[0] if weight.stacked else 1):
-            expected[weight.hf.format(number)] = (
-                tuple(reversed(shape)) if weight.transpose else shape
-            )
+            expected[weight.hf.format(number)] = weight.file_shape
     unused_head = {"lm_head.weight"} if "head" not in table else set()
     hints = {
         "score.": "; a PRM needs its head score.0, score.2",
@@ -312,7 +337,7 @@ def _load_part(
     block: the host never holds more than a block of it. Raises NotFinite."""
     part = jnp.zeros([end - begin for begin, end in bounds], dtype, device=device)
     for layer in range(*bounds[0]) if weight.stacked else (0,):
-        tensor = read(weight.hf.format(layer))
+        tensor = _part(read(weight.hf.format(layer)), weight)
         inside = bounds[1:] if weight.stacked else bounds
         (begin, end), *others = reversed(inside) if weight.transpose else inside
         row_bytes = int(np.prod([b - a for a, b in others])) * ITEM_BYTES[tensor.get_dtype()]
@@ -350,7 +375,7 @@ def _load_int8(
     for begin, end in sorted({bounds[channel_axis] for bounds in owner}):
         parts = [bounds for bounds in owner if bounds[channel_axis] == (begin, end)]
         for layer in range(weight.shape[0]) if weight.stacked else (0,):
-            tensor = read(weight.hf.format(layer))
+            tensor = _part(read(weight.hf.format(layer)), weight)
             width = tensor.get_shape()[1]
             rows = max(BLOCK_BYTES // (width * ITEM_BYTES[tensor.get_dtype()]), 1)
             rows = min(rows, end - begin)

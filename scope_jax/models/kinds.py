@@ -27,6 +27,7 @@ _WHOLE = (
     "sliding_window_pattern",
     "_sliding_window_pattern",
     "original_max_position_embeddings",
+    "no_rope_layer_interval",
 )
 _NUMBERS = (
     "rms_norm_eps",
@@ -35,9 +36,11 @@ _NUMBERS = (
     "query_pre_attn_scalar",
     "final_logit_softcapping",
     "attn_logit_softcapping",
+    "partial_rotary_factor",
 )
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _NAMES = ("architectures", "layer_types")
+_FLAGS = ("no_rope_layers",)
 _TABLES = ("rope_scaling", "rope_parameters")
 _IDS = ("bos_token_id", "pad_token_id")
 _NEVER_NULL = (*_NEEDED, "max_position_embeddings", "rms_norm_eps", "query_pre_attn_scalar")
@@ -62,6 +65,7 @@ def check_kinds(raw: dict[str, Any]) -> None:
         (_NUMBERS, lambda value: is_number(value) and value >= 0, "a number from 0 up"),
         (_SWITCHES, lambda value: isinstance(value, bool), "true or false"),
         (_NAMES, _is_names, "a list of names"),
+        (_FLAGS, _is_flags, "a list of 0 and 1"),
         (_TABLES, lambda value: isinstance(value, dict), "an object"),
         (_IDS, is_whole, "a whole number"),
     )
@@ -109,6 +113,10 @@ def is_number(value: Any) -> bool:
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_flags(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole(flag) and flag in (0, 1) for flag in value)
 
 
 def _shown(value: Any) -> str:

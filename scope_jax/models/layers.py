@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain, parts
-from scope_jax.models.config import ModelConfig
+from scope_jax.models.config import LayerKind, ModelConfig
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params
 
-# cos, sin [B, T, 1, H/2]
+# cos, sin [B, T, 1, R/2]: R numbers of a head are rotated, all of them unless the config says so
 Rotation = tuple[jax.Array, jax.Array]
 
 
@@ -51,10 +51,15 @@ def cap_logits(logits: jax.Array, config: ModelConfig) -> jax.Array:
     return config.logit_cap * jnp.tanh(logits / config.logit_cap) if config.logit_cap else logits
 
 
-def rotation_of(position_BT: jax.Array, config: ModelConfig, local: bool) -> Rotation:
-    """cos, sin [B, T, 1, H/2], float32."""
+def rotation_of(position_BT: jax.Array, config: ModelConfig, kind: LayerKind) -> Rotation:
+    """cos, sin [B, T, 1, R/2], float32, R the numbers of a head that are rotated: 1 and 0, which
+    leave them as they are, in layers without positions."""
+    local, unrotated = kind
+    if unrotated:
+        shape = (*position_BT.shape, 1, config.rotary_size // 2)
+        return jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
     theta, scaling = config.rope(local)
-    frequency = frequencies(theta, config.head_size, scaling)
+    frequency = frequencies(theta, config.rotary_size, scaling)
     angle = position_BT.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     if scaling.attention_factor != 1:
@@ -67,12 +72,15 @@ def project(
     x_BTD: jax.Array, layer: Params, config: ModelConfig, rotation: Rotation
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """q [B, T, K, G, H], k and v [B, T, K, H], rotary positions applied."""
-    h = rms_norm(x_BTD, layer["attention_norm"], config)
+    family = config.family
+    h = x_BTD if family.post_norm else rms_norm(x_BTD, layer["attention_norm"], config)
     B, T, _ = h.shape
     K, G, H = config.num_kv_heads, config.num_query_groups, config.head_size
     q, k, v = _linears(h, layer, ("query", "key", "value"), (K * G * H, K * H, K * H))
+    if family.whole_qk_norm:
+        q, k = rms_norm(q, layer["query_norm"], config), rms_norm(k, layer["key_norm"], config)
     q, k, v = q.reshape(B, T, K * G, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
-    if config.family.qk_norm:
+    if family.qk_norm:
         q, k = rms_norm(q, layer["query_norm"], config), rms_norm(k, layer["key_norm"], config)
     return _rotate(q, rotation).reshape(B, T, K, G, H), _rotate(k, rotation), v
 
@@ -80,19 +88,25 @@ def project(
 def finish_layer(
     x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig
 ) -> jax.Array:
-    gemma = config.family.gemma
+    family = config.family
     attended = _linear(attended, layer, "output")
-    x = x + (rms_norm(attended, layer["attended_norm"], config) if gemma else attended)
-    h = rms_norm(x, layer["ffn_norm"], config)
+    x = x + (
+        rms_norm(attended, layer["attended_norm"], config) if family.norms_behind else attended
+    )
+    h = x if family.post_norm else rms_norm(x, layer["ffn_norm"], config)
     gate, up = _linears(h, layer, ("gate", "up"), (config.ffn_size, config.ffn_size))
-    gate = jax.nn.gelu(gate, approximate=True) if gemma else jax.nn.silu(gate)
+    gate = jax.nn.gelu(gate, approximate=True) if family.gemma else jax.nn.silu(gate)
     fed = _linear(gate * up, layer, "down")
-    return x + (rms_norm(fed, layer["fed_norm"], config) if gemma else fed)
+    return x + (rms_norm(fed, layer["fed_norm"], config) if family.norms_behind else fed)
 
 
 def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotary positions on [B, T, heads, H], halves paired as in Hugging Face's Llama and Qwen."""
+    """Rotary positions on [B, T, heads, H], halves paired as in Hugging Face's Llama and Qwen. What
+    stands behind the rotated numbers of a head stays as it is."""
     cos, sin = rotation
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return jnp.concatenate([_rotate(x[..., :rotated], rotation), x[..., rotated:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
@@ -107,6 +121,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, config: ModelConfig) -> jax.Array:
     scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
     if config.family.gemma:
         return (normed * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+    if config.family.wide_norms:
+        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
     return normed.astype(x.dtype) * scale
 
 

@@ -69,6 +69,12 @@ def lora_table(config: ModelConfig, spec: LoraSpec) -> dict[str, Weight]:
     weights, table = weight_table(config), {}
     for name in spec.targets:
         weight = weights[f"layers/{name}"]
+        if weight.rows is not None:
+            raise ValueError(
+                f"lora.targets: {name} of {config.model_type} is a part of"
+                f" {weight.hf.split('.')[-2]}, for which there are no adapters; take some of"
+                f" {', '.join(_known(config))}"
+            )
         (layers, rows, columns), (_, row_axis, column_axis) = weight.shape, weight.axes
         hf = "base_model.model." + weight.hf.removesuffix(".weight")
         a, b = (layers, rows, spec.rank), (layers, spec.rank, columns)
@@ -169,7 +175,7 @@ def load_lora(
                 f"{directory}: adapter_config.json: {key} {raw[key]!r} is not supported; only"
                 f" {wanted!r} is"
             )
-    known = {_module(config, name): name for name in TARGETS}
+    known = {_module(config, name): name for name in _known(config)}
     modules = raw.get("target_modules") or []
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise ValueError(
@@ -212,6 +218,12 @@ def load_lora(
         raise ValueError(f"{directory}: weight {min(found)} is not part of these adapters")
     lora = nest(flat)
     return spec, lora if mesh is None else jax.device_put(lora, table_shardings(table, mesh))
+
+
+def _known(config: ModelConfig) -> list[str]:
+    """The projections that may have adapters: those that are tensors of their own in files."""
+    table = weight_table(config)
+    return [name for name in TARGETS if table[f"layers/{name}"].rows is None]
 
 
 def _module(config: ModelConfig, name: str) -> str:

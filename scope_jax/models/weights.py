@@ -26,7 +26,8 @@ Params = dict[str, Any]
 class Weight:
     """One parameter. `hf` holds "{}" for the layer number when the weight is stacked, and is empty
     for a scale, which no file has; `transpose` says that the Hugging Face tensor is the transpose
-    of (each layer of) ours."""
+    of (each layer of) ours; `rows` that it holds other weights too: our first row there, and how
+    many it has."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -34,10 +35,18 @@ class Weight:
     init: str = "normal"  # normal | zeros | ones
     transpose: bool = False
     dtype: str | None = None  # None: the one that the model is used in
+    rows: tuple[int, int] | None = None
 
     @property
     def stacked(self) -> bool:
         return "{}" in self.hf
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Of the Hugging Face tensor."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        shape = shape[::-1] if self.transpose else shape
+        return shape if self.rows is None else (self.rows[1], *shape[1:])
 
 
 def weight_table(config: ModelConfig) -> dict[str, Weight]:
@@ -57,23 +66,28 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         # Gemma's norms multiply by 1 + w.
         return vector(f"{hf}.weight", size, None, "zeros" if gemma else "ones")
 
-    gemma = config.family.gemma
+    gemma, before = config.family.gemma, not config.family.post_norm
+    behind, whole = config.family.norms_behind, config.family.whole_qk_norm
     projection_bias = config.attention_bias or config.model_type == "qwen2"
     listed: dict[str, Weight | None] = {
         "embed": Weight((V, D), ("vocab", None), "model.embed_tokens.weight"),
-        "layers/attention_norm": norm("input_layernorm"),
+        "layers/attention_norm": norm("input_layernorm") if before else None,
         "layers/query": projection("self_attn.q_proj", D, Q, ("embed", "heads")),
         "layers/query_bias": vector("self_attn.q_proj.bias", Q, "heads", "zeros")
         if projection_bias
         else None,
-        "layers/query_norm": norm("self_attn.q_norm", config.head_size)
+        "layers/query_norm": vector("self_attn.q_norm.weight", Q, "heads", "ones")
+        if whole
+        else norm("self_attn.q_norm", config.head_size)
         if config.family.qk_norm
         else None,
         "layers/key": projection("self_attn.k_proj", D, K, ("embed", "kv_heads")),
         "layers/key_bias": vector("self_attn.k_proj.bias", K, "kv_heads", "zeros")
         if projection_bias
         else None,
-        "layers/key_norm": norm("self_attn.k_norm", config.head_size)
+        "layers/key_norm": vector("self_attn.k_norm.weight", K, "kv_heads", "ones")
+        if whole
+        else norm("self_attn.k_norm", config.head_size)
         if config.family.qk_norm
         else None,
         "layers/value": projection("self_attn.v_proj", D, K, ("embed", "kv_heads")),
@@ -84,12 +98,14 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         "layers/output_bias": vector("self_attn.o_proj.bias", D, None, "zeros")
         if config.attention_bias
         else None,
-        # Gemma has a norm behind each block too, and Hugging Face's post_attention_layernorm is
-        # that one there.
-        "layers/attended_norm": norm("post_attention_layernorm") if gemma else None,
+        # Gemma has a norm behind each block too, OLMo has no other, and Hugging Face's
+        # post_attention_layernorm is that one there.
+        "layers/attended_norm": norm("post_attention_layernorm") if behind else None,
         "layers/ffn_norm": norm(
-            "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
-        ),
+            "pre_feedforward_layernorm" if behind else "post_attention_layernorm"
+        )
+        if before
+        else None,
         "layers/gate": projection("mlp.gate_proj", D, F, ("embed", "mlp")),
         "layers/gate_bias": vector("mlp.gate_proj.bias", F, "mlp", "zeros")
         if config.mlp_bias
@@ -102,10 +118,13 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         "layers/down_bias": vector("mlp.down_proj.bias", D, None, "zeros")
         if config.mlp_bias
         else None,
-        "layers/fed_norm": norm("post_feedforward_layernorm") if gemma else None,
+        "layers/fed_norm": norm("post_feedforward_layernorm") if behind else None,
         "final_norm": Weight((D,), (None,), "model.norm.weight", "zeros" if gemma else "ones"),
     }
     table = {path: weight for path, weight in listed.items() if weight is not None}
+    if config.family.fused:
+        _fuse(table, ("query", "key", "value"), "self_attn.qkv_proj")
+        _fuse(table, ("gate", "up"), "mlp.gate_up_proj")
     if config.head == "lm" and not config.tied:
         table["head"] = Weight((D, V), (None, "vocab"), "lm_head.weight", transpose=True)
     if config.head == "prm":
@@ -121,6 +140,17 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
             "value_head_bias": Weight((1,), (None,), "v_head.summary.bias", "zeros"),
         }
     return _with_scales(table, config) if config.weights == "int8" else table
+
+
+def _fuse(table: dict[str, Weight], names: tuple[str, ...], hf: str) -> None:
+    """These projections of the table, one after the other, are the rows of one tensor in files."""
+    paths = [f"layers/{name}" for name in names]
+    total, first = sum(table[path].shape[-1] for path in paths), 0
+    for path in paths:
+        table[path] = dataclasses.replace(
+            table[path], hf=f"model.layers.{{}}.{hf}.weight", rows=(first, total)
+        )
+        first += table[path].shape[-1]
 
 
 def _with_scales(table: dict[str, Weight], config: ModelConfig) -> dict[str, Weight]:

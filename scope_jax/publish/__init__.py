@@ -1,4 +1,4 @@
-"""Upload the model of a finished run to the Hugging Face hub, with a card of how it was made.
+"""Upload the model of a finished run, with a card, to the Hugging Face hub.
 
 In: the workdir of a run. Out: `model/README.md`, a repository.
 """

@@ -1,4 +1,4 @@
-"""Upload the model of a finished run to the Hugging Face hub, with a card of how it was made.
+"""Upload the model of a finished run, with a card, to the Hugging Face hub.
 
     python -m scope_jax.publish --workdir=runs/scope --name=ORGANISATION/NAME [--private]
     python -m scope_jax.publish --workdir=runs/scope --dry-run       # writes the card only

@@ -135,6 +135,7 @@ def run_request(
         )
     check_heads(config, current_mesh())
     B, T = request.rollout.tokens_BT.shape
+    config.check_width(T)
     if B % shared_prefix:
         raise ValueError(f"{B} rows are not a multiple of shared_prefix {shared_prefix}")
     longest = spec.prefix_tokens

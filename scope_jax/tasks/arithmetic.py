@@ -6,8 +6,9 @@ A problem is a start state and k distinct signed terms, and every character is o
     prompt      47:+7-3+9-1=        totals 4 modulo 10 and 7 modulo 9, then the terms
     completion  -314\\n +9 03\\n ...  (without the blanks) one line for each term, in any order
 
-A line is the term's sign and digit and the new running totals modulo 10 and modulo 9. The last
-line ends the solution and has no newline. All k! orders are valid paths. The outcome verifier
+A line is the term's sign and digit and the new running totals modulo 10 and modulo 9; where the
+task has marks, a ":" may stand between them and says nothing. The last line ends the solution and
+has no newline. All k! orders are valid paths. The outcome verifier
 reads the last line's two totals only, so a random well-formed guess passes once in 90. A term
 takes one of 18 values (sign, digit 1-9), so there are 90 x C(18, k) problems (k = 4: 275,400; k =
 6: 1.7 million), each with k! orders of its prompt; without a start state, 1/90 of that.
@@ -23,6 +24,7 @@ from scope_jax.tasks.domain import GeneratedDomain, Problem
 from scope_jax.text.boundaries import split_steps
 
 CHARACTERS = "0123456789+-:=\n"
+MARK = ":"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")
 STYLES = ("mixed", "prompt_order", "sorted", "same_term", "terse")
 MISCONCEPTIONS = ("borrow", "carry", "wrap")
@@ -38,13 +40,21 @@ class Arithmetic(GeneratedDomain):
 
     `misconception` is the probability that `demonstration` writes a line of the kind
     `misconception_kind` wrong, which is how a base policy gets a weakness that is structured and
-    can be rescued. Teachers leave it at 0.
+    can be rescued. Teachers leave it at 0. With `misconception_lines` (a, b) it grows with the
+    line: 0 up to line a (the first is 1), from there evenly up to the whole of it at line b.
+
+    With `marks` a line may have a ":" between term and totals, which changes no verdict and no
+    path: a notation of its own for a teacher. `marked` is the share of lines that `demonstration`
+    and `next_step` write so.
     """
 
     moduli: tuple[int, int] = (10, 9)
     start: str = "random"
     misconception: float = 0.0
     misconception_kind: str = "borrow"
+    misconception_lines: tuple[int, int] = (0, 1)
+    marks: bool = False
+    marked: float = 0.0
 
     name = "arithmetic"
     separator = "\n"
@@ -68,6 +78,17 @@ class Arithmetic(GeneratedDomain):
             raise ValueError(
                 f"arithmetic: misconception {self.misconception}: expected a probability"
             )
+        if self.misconception_lines[0] >= self.misconception_lines[1]:
+            raise ValueError(
+                f"arithmetic: misconception_lines {self.misconception_lines}: expected two lines,"
+                " the first before the second"
+            )
+        if not 0.0 <= self.marked <= 1.0:
+            raise ValueError(f"arithmetic: marked {self.marked}: expected a probability")
+        if self.marked and not self.marks:
+            raise ValueError(
+                f"arithmetic: marked {self.marked}, but no line may have a mark: set marks = True"
+            )
 
     @property
     def how_to_read(self) -> str:
@@ -77,6 +98,7 @@ class Arithmetic(GeneratedDomain):
             f"+7{first}{second} takes the term +7 of the problem and writes the running totals"
             f" after it, {first} modulo {self.moduli[0]} and {second} modulo {self.moduli[1]};"
             " terms may come in any order, and the last two totals are the answer"
+            + (f"; +7{MARK}{first}{second} says the same" if self.marks else "")
         )
 
     # ---- problems
@@ -130,14 +152,16 @@ class Arithmetic(GeneratedDomain):
         return 2 * k + 1 + (0 if self.start == "zero" else 3)
 
     def completion_length(self, k: int) -> int:
-        """Tokens of a full solution with k lines, the end token included."""
-        return 5 * k
+        """Tokens of a full solution with k lines, the end token included; with marks, of the
+        longest."""
+        return (6 if self.marks else 5) * k
 
     # ---- verdicts
 
     def equations(self, completion: str) -> list[str]:
-        """The well-formed lines: a line says what a term made of the totals."""
-        return [line for line in completion.split("\n") if self._parse(line)]
+        """The well-formed lines, without marks: a line says what a term made of the totals."""
+        parsed = [self._parse(line) for line in completion.split("\n")]
+        return [f"{line[0]}{line[1][0]}{line[1][1]}" for line in parsed if line]
 
     def verify(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[bool | None]:
         """True where the last line is well-formed and shows the true totals. Earlier lines are not
@@ -150,8 +174,8 @@ class Arithmetic(GeneratedDomain):
     def answer_of(self, completion: str) -> str | None:
         """The two digits of the last line, or None where it is not well-formed (a newline at the
         very end included)."""
-        line = completion.rsplit("\n", 1)[-1]
-        return line[2:] if self._parse(line) else None
+        parsed = self._parse(completion.rsplit("\n", 1)[-1])
+        return f"{parsed[1][0]}{parsed[1][1]}" if parsed else None
 
     def answer_marker(self, step: str) -> bool:
         """Only the final line has no newline."""
@@ -204,9 +228,9 @@ class Arithmetic(GeneratedDomain):
         (right at the end, not line by line)."""
         terms, totals = self._parse_prompt(problem)
         lines = []
-        for term in _order(terms, style, rng):
-            totals = self._write(totals, term, rng)
-            lines.append(f"{term}{totals[0]}{totals[1]}")
+        for number, term in enumerate(_order(terms, style, rng), start=1):
+            totals = self._write(totals, term, number, rng)
+            lines.append(self._line(term, totals, rng))
         if style == "terse":
             lines = [line for line in lines[:-1] if rng.random() < 0.5] + lines[-1:]
         return "\n".join(lines)
@@ -235,15 +259,15 @@ class Arithmetic(GeneratedDomain):
             totals = parsed[1]
         if not unused:
             return None
-        order = _order(unused, style, rng)
+        order, number = _order(unused, style, rng), len(steps) + 1
         if style == "same_term" and wrong_step is not None and wrong_step[:2] in order:
             order = [wrong_step[:2]]
         if style == "terse" and len(order) > 1 and rng.random() < 0.5:
-            totals = self._write(totals, order[0], rng)
+            totals = self._write(totals, order[0], number, rng)
             unused.remove(order[0])
-            order = order[1:]
-        totals = self._write(totals, order[0], rng)
-        return f"{order[0]}{totals[0]}{totals[1]}" + ("\n" if len(unused) > 1 else "")
+            order, number = order[1:], number + 1
+        totals = self._write(totals, order[0], number, rng)
+        return self._line(order[0], totals, rng) + ("\n" if len(unused) > 1 else "")
 
     # ---- arithmetic
 
@@ -252,16 +276,29 @@ class Arithmetic(GeneratedDomain):
         value = int(term)
         return (totals[0] + value) % self.moduli[0], (totals[1] + value) % self.moduli[1]
 
-    def _write(self, totals: Totals, term: str, rng: np.random.Generator) -> Totals:
-        """The totals as they get written: one too high in the first track where the misconception
-        strikes."""
+    def slip_rate(self, number: int) -> float:
+        """The probability that the misconception strikes in line `number` (from 1), if the line is
+        of its kind."""
+        first, last = self.misconception_lines
+        return self.misconception * min(max((number - first) / (last - first), 0.0), 1.0)
+
+    def _write(self, totals: Totals, term: str, number: int, rng: np.random.Generator) -> Totals:
+        """The totals as they get written in line `number`: one too high in the first track where
+        the misconception strikes."""
         first, second = self.add(totals, term)
         if self.misconception and applies(self.misconception_kind, totals[0], term, self.moduli[0]):
-            first = (first + int(rng.random() < self.misconception)) % self.moduli[0]
+            first = (first + int(rng.random() < self.slip_rate(number))) % self.moduli[0]
         return first, second
+
+    def _line(self, term: str, totals: Totals, rng: np.random.Generator) -> str:
+        """A line as it is written, without newline."""
+        mark = MARK if self.marked and rng.random() < self.marked else ""
+        return f"{term}{mark}{totals[0]}{totals[1]}"
 
     def _parse(self, line: str) -> tuple[str, Totals] | None:
         """(term, totals) of a line without newline; None where it is not well-formed."""
+        if self.marks and line[2:3] == MARK:
+            line = line[:2] + line[3:]
         if (
             len(line) != 4
             or line[:2] not in TERMS

@@ -63,6 +63,12 @@ class Domain(abc.ABC):
         return type(self).check_steps is not Domain.check_steps
 
     @property
+    def finds_paths(self) -> bool:
+        """Whether right solutions of one path are known from those of another
+        (`solution_path`)."""
+        return type(self).solution_path is not Domain.solution_path
+
+    @property
     def how_to_read(self) -> str:
         """One line for people who see a step of this domain for the first time; empty where steps
         are plain language."""

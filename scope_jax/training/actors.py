@@ -61,6 +61,7 @@ def load_actors(
         read_prm = planned_prm(config, mesh)
     if config.uses_localiser:
         _check_localiser(config, task)
+    _check_paths(config, task)
     # Headers of all files, before the weights of the first.
     models.check_files(config.models.policy or "")
     for directory in _weights_beside(config, read_prm is not None):
@@ -105,6 +106,9 @@ def described_policy(
         raise ValueError(
             f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
         )
+    model_config.check_width(config.rollout.length)
+    if config.lora.spec is not None:
+        models.lora_table(model_config, config.lora.spec)  # names what cannot have adapters
     tokenizer = load_tokenizer(directory)
     check_vocabulary(tokenizer, model_config.vocab_size, directory)
     # A base model's files often name one end token only; in a chat its turns end with another.
@@ -118,6 +122,15 @@ def _check_localiser(config: TrainConfig, task: Task) -> None:
         raise ValueError(
             f"localiser.kind 'oracle': domain {task.domain.name!r} cannot check steps; use 'prm' or"
             " 'monte_carlo'"
+        )
+
+
+def _check_paths(config: TrainConfig, task: Task) -> None:
+    if config.advantage.unique and not task.domain.finds_paths:
+        raise ValueError(
+            f"config.advantage.unique: domain {task.domain.name!r} does not say which solutions"
+            " take the same path (Domain.solution_path), and texts are hardly ever equal; use"
+            " advantage.smoothing"
         )
 
 
@@ -286,6 +299,7 @@ def _planned_model_teacher(
         raise ValueError(
             f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
+    described.check_width(config.rollout.length)
     own = _own_tokenizer(config, described, policy, tokenizer)
 
     def load() -> teachers.Teacher:

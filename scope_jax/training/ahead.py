@@ -14,8 +14,10 @@ from scope_jax.configuration import Relift, Scope, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.correction.localisers import PRM
 from scope_jax.devices.mesh import put_rows
+from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import OutcomeCredit, advantages
 from scope_jax.run import PhaseTimer
+from scope_jax.training import resample
 from scope_jax.training.actors import Actors, prm_of
 from scope_jax.training.learner import Learner
 from scope_jax.training.logprobs import teacher_logprobs
@@ -70,10 +72,12 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
             groups = Groups(rows, group, problems, *judged, {})
             correction.compile_ahead(groups, scene, config.method)
     groups = Groups(rows, group, problems, *judged, {})
-    advantages(
-        groups, scene, OutcomeCredit(), config.advantage, max_new_tokens=config.rollout.new_tokens
-    )
-    if config.resample:
+    # What else there is about an advantage is computed on the host.
+    spec = AdvantageSpec(std=config.advantage.std)
+    advantages(groups, scene, OutcomeCredit(), spec, max_new_tokens=config.rollout.new_tokens)
+    if config.resample and isinstance(config.method, Scope):
+        resample.compile_ahead(_idle(config, prompts, config.rows_per_group, 1))
+    elif config.resample:
         rows_of([rows, rows], np.arange(len(problems)))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scope_jax import learning, rollout, tasks, teachers
-from scope_jax.configuration import Luffy, TrainConfig
+from scope_jax.configuration import Luffy, Scope, TrainConfig
 from scope_jax.correction import Groups, Scene
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import put_rows, to_host
@@ -47,6 +47,44 @@ class Progress:
         self.waiting = [tasks.Problem(**problem) for problem in saved.get("waiting", ())]
 
 
+@dataclasses.dataclass
+class Written:
+    """What the policy wrote by itself in a step, judged: every batch of it, whole groups."""
+
+    judged: list[Judged] = dataclasses.field(default_factory=list)  # per batch
+    ids: list[list[int]] = dataclasses.field(default_factory=list)  # per row, as all below
+    texts: list[str] = dataclasses.field(default_factory=list)
+    problems: list[tasks.Problem] = dataclasses.field(default_factory=list)
+    finished: list[bool] = dataclasses.field(default_factory=list)
+
+    def add(
+        self,
+        judged: Judged,
+        ids: list[list[int]],
+        texts: list[str],
+        problems: list[tasks.Problem],
+        finished: np.ndarray,
+    ) -> None:
+        """One batch more."""
+        self.judged.append(judged)
+        self.ids += ids
+        self.texts += texts
+        self.problems += problems
+        self.finished += finished.tolist()
+
+    def metrics(self, group: int, actors: Actors) -> dict[str, float]:
+        """Figures of all batches together, in groups of `group` rows."""
+        every, domain = Judged.joined(self.judged), actors.task.domain
+        metrics = rollout_metrics(
+            np.array(self.finished), every, self.ids, self.texts, self.problems, group, domain
+        )
+        if not actors.reward.spec.is_default:
+            metrics |= every.metrics()
+        metrics["rollout/batches"] = float(len(self.judged))
+        metrics["cost/rollout_tokens"] = float(sum(len(x) for x in self.ids))
+        return metrics
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """What every stage of a step works with."""
@@ -57,6 +95,7 @@ class Step:
     timer: PhaseTimer
     samples: Samples = dataclasses.field(default_factory=Samples)
     figures: StepFigures = dataclasses.field(default_factory=StepFigures)
+    written: Written = dataclasses.field(default_factory=Written)
 
 
 def scene_of(actors: Actors, policy: rollout.Generator, config: TrainConfig, step: Step) -> Scene:
@@ -134,58 +173,70 @@ def collect_rollouts(
 
     With `method.resample`, up to that many further batches of prompts are rolled out until
     `rollout.prompts` groups with two different rewards are found (DAPO, arXiv 2503.14476, section
-    3.2); groups of one reward fill up what is missing then. The metrics speak of all rollouts,
-    those that were left out included.
+    3.2); groups of one reward fill up what is missing then. (Of SCOPE this is one batch: whom it
+    can rescue is not set aside before, see `training/resample.py`.) The metrics speak of all
+    rollouts, those that were left out included.
     """
-    P, M = config.rollout.prompts, config.rollout.group
-    if isinstance(config.method, Luffy):
-        M -= config.method.per_group
-    domain = actors.task.domain
-    sampling = rollout_sampling(actors, config)
-    parts: list[Rollout] = []
-    problems: list[tasks.Problem] = []
-    written: list[list[int]] = []
-    text: list[str] = []
-    judged: list[Judged] = []
-    finished: list[np.ndarray] = []
-    for attempt in range(1 + config.resample):
+    P, M = config.rollout.prompts, rows_of_prompt(config)
+    more = 0 if isinstance(config.method, Scope) else config.resample
+    parts: list[Groups] = []
+    for attempt in range(1 + more):
         drawn, ids = draw(actors, config, progress, P)
-        with step.timer("rollout"):
-            first_row = attempt * P * M
-            batch = rollout.from_prompts(ids, M, config.rollout.length, first_row=first_row)
-            start = time.perf_counter()
-            batch = policy.extend(batch, step.key, sampling, shared_prefix=M)
-            jax.block_until_ready(batch)
-            seconds = time.perf_counter() - start
-            step.figures.rolled_out(policy, sampling, batch, M, seconds)
-            own = rollout.completion_ids(batch)
-        with step.timer("verify"):
-            words = rollout.texts(own, actors.tokenizer)
-            rows = [problem for problem in drawn for _ in range(M)]
-            ended = to_host(batch.finished_B)
-            judged.append(actors.reward.judge(Rows(domain, rows, words, own, ended)))
-            finished.append(ended)
-        parts.append(batch)
-        problems += rows
-        written += own
-        text += words
-        every = Judged.joined(judged)
-        reward, right = every.reward_B, every.right_B
+        first_row = attempt * P * M
+        batch = rollout.from_prompts(ids, M, config.rollout.length, first_row=first_row)
+        rows = [problem for problem in drawn for _ in range(M)]
+        parts.append(roll_out(actors, policy, config, batch, rows, step))
+        reward = np.concatenate([part.reward_B for part in parts])
         informative = np.flatnonzero(~learning.zero_groups(reward, M))
         if len(informative) >= P:
             break
-    metrics = rollout_metrics(np.concatenate(finished), every, written, text, problems, M, domain)
-    if not actors.reward.spec.is_default:
-        metrics |= every.metrics()
-    metrics["rollout/batches"] = float(len(parts))
-    metrics["cost/rollout_tokens"] = float(sum(len(x) for x in written))
-    batch = parts[0]
-    if len(parts) > 1:
-        index = _kept_rows(informative, P, len(parts) * P, M)
-        batch = rows_of(parts, index)
-        problems, reward, right = [problems[b] for b in index], reward[index], right[index]
-    own_B = np.ones(len(reward), bool)
-    return Groups(batch, M, problems, reward, right, ~np.isnan(reward), own_B, metrics)
+    metrics = step.written.metrics(M, actors)
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], metrics=metrics)
+    index = _kept_rows(informative, P, len(parts) * P, M)
+    right = np.concatenate([part.right_B for part in parts])[index]
+    problems = [problem for part in parts for problem in part.problems]
+    reward, own_B = reward[index], np.ones(len(index), bool)
+    kept, problems = rows_of([part.rollout for part in parts], index), [problems[b] for b in index]
+    return Groups(kept, M, problems, reward, right, ~np.isnan(reward), own_B, metrics)
+
+
+def rows_of_prompt(config: TrainConfig) -> int:
+    """How many rows the policy writes for each prompt."""
+    shown = config.method.per_group if isinstance(config.method, Luffy) else 0
+    return config.rollout.group - shown
+
+
+def roll_out(
+    actors: Actors,
+    policy: rollout.Generator,
+    config: TrainConfig,
+    batch: Rollout,
+    problems: list[tasks.Problem],
+    step: Step,
+) -> Groups:
+    """The prompts of `batch` (one of `problems` for each row) continued by the policy and judged.
+    Rows that come finished only fill the batch up: nothing is written to them, their reward is NaN.
+    What was written is added to `step.written`; the groups have no metrics."""
+    M, open_B = rows_of_prompt(config), ~to_host(batch.finished_B)
+    sampling = rollout_sampling(actors, config)
+    with step.timer("rollout"):
+        start = time.perf_counter()
+        batch = policy.extend(batch, step.key, sampling, shared_prefix=M)
+        jax.block_until_ready(batch)
+        seconds = time.perf_counter() - start
+        step.figures.rolled_out(policy, sampling, batch, M, seconds)
+        own = rollout.completion_ids(batch)
+    with step.timer("verify"):
+        rows = np.flatnonzero(open_B)
+        ids, asked = [own[b] for b in rows], [problems[b] for b in rows]
+        words, ended = rollout.texts(ids, actors.tokenizer), to_host(batch.finished_B)[rows]
+        judged = actors.reward.judge(Rows(actors.task.domain, asked, words, ids, ended))
+    step.written.add(judged, ids, words, asked, ended)
+    reward, right = np.full(len(open_B), np.nan, np.float32), np.zeros(len(open_B), bool)
+    reward[rows], right[rows] = judged.reward_B, judged.right_B
+    everyone = np.ones(len(open_B), bool)
+    return Groups(batch, M, problems, reward, right, ~np.isnan(reward), everyone, {})
 
 
 def rollout_sampling(actors: Actors, config: TrainConfig) -> rollout.SampleSpec:

@@ -202,6 +202,50 @@ def test_a_bad_word_is_answered_in_one_line(word, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        ("grpo", "focal=-1", "config.advantage.focal = -1.0 must be a number of 0 or more"),
+        ("grpo", "unique=2", "config.advantage.unique = '2': expected true or false"),
+        ("grpo", "pass_k=0", "config.advantage.pass_k = 0 must be at least 1"),
+        ("grpo", "pass_k=9", "config.advantage.pass_k = 9 is more than rollout.group = 8"),
+        ("dapo", "pass_k=4", "would leave the punishment out: set advantage.overlong_tokens to N"),
+        (
+            "vppo",
+            "unique=true",
+            "config.advantage.unique changes the advantage of the outcome, w",
+        ),
+        ("vppo", "smoothing=0.1", "which method 'vppo' does not use; leave it at its default"),
+        ("prm_min", "focal=1 method.outcome_weight=0", "method.outcome_weight = 0 takes away"),
+    ],
+)
+def test_switches_of_the_advantage_that_cannot_be(config, words, message):
+    given = [word if word.startswith("method.") else f"advantage.{word}" for word in words.split()]
+    with pytest.raises(ValueError) as error:
+        of_command_line(*(f"--config.{word}" for word in given), config=f"{config},arithmetic")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pass_k_takes_the_verifier_alone():
+    config = run.get_config("grpo,arithmetic")
+    config.advantage.pass_k = config.rollout.group = 8
+    config.reward.accept = 0.5  # another threshold of the same verdicts
+    assert train_config(config).advantage.switched == ("pass_k",)
+    config.reward.functions = {"outcome": "outcome", "shape": {"function": "a:b", "weight": 0.5}}
+    with pytest.raises(ValueError, match="would leave the other parts of the reward out: set it"):
+        train_config(config)
+    config.reward.functions = {"outcome": "outcome", "shape": {"function": "a:b", "weight": 0}}
+    train_config(config)  # a metric only
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name != "vppo"])
+def test_every_method_of_groups_takes_the_switches(name):
+    config = run.get_config(f"{name},arithmetic")
+    config.advantage.update({"focal": 1.0, "positive_weight": 0.5, "unique": True})
+    config.advantage.smoothing = 0.05
+    assert len(train_config(config).advantage.switched) == 4
+
+
 # ---- config files
 
 
@@ -347,6 +391,12 @@ SINCE = {
     "method.choose",
     "method.credit",
     "method.spare_prefix",
+    "advantage.focal",
+    "advantage.pass_k",
+    "advantage.pass_k_schedule",
+    "advantage.positive_weight",
+    "advantage.smoothing",
+    "advantage.unique",
     "evaluation.more_temperatures",
     "models.attention",
     "models.prm_weights",

@@ -24,6 +24,8 @@ def task_of(words: str, *given: tuple[str, str]):
         ("grpo,arithmetic", "lengths", "5", (5,)),
         ("grpo,arithmetic", "start", "zero", "zero"),
         ("grpo,arithmetic", "moduli", "(7, 5)", (7, 5)),
+        ("grpo,arithmetic", "marks", "true", True),
+        ("grpo,arithmetic_long", "marks", "false", False),
         ("grpo,countdown", "ood_lengths", "[5]", (5,)),
         ("grpo,gsm8k", "system", "", ""),
         ("grpo,gsm8k", "system", "None", None),

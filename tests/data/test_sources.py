@@ -441,7 +441,7 @@ def test_settings_are_checked():
         with pytest.raises(ValueError) as caught:
             source_of(settings, where)
         assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
-    assert source_of({"path": "a/b"}, where, "data").path == "data/a/b"
+    assert source_of({"path": "a/b/c"}, where, "data").path == "data/a/b/c"
     assert source_of({"path": "/a/b"}, where, "data").path == "/a/b"
     assert source_of({"path": "a"}, where, "gs://bucket/").path == "gs://bucket/a"
     assert source_of({"path": "x", "where": (("extra.split", ("a",)),)}, where).where == {

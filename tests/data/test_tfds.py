@@ -62,6 +62,15 @@ def test_preparing_again_changes_nothing_and_another_config_has_another_director
     ).data_dir != str(directory)
 
 
+def test_marks_are_part_of_the_domain_and_of_the_name():
+    plain, marks = SignedTermsConfig(), SignedTermsConfig(marks=True)
+    # Written down: files of a data set that was made before are found again.
+    assert plain.name == "n32768.512.1024.512-k4.5.6-ood7.8-seed0-mod10.9-random"
+    assert marks.name == f"{plain.name}-marks"
+    assert not plain.domain().marks and marks.domain().marks
+    assert marks.domain().problem(0, "test", 3, 9) == plain.domain().problem(0, "test", 3, 9)
+
+
 def test_without_tensorflow(directory, tmp_path):
     """Writing and reading work in a process that cannot find TensorFlow, and ask for no jax."""
     code = """

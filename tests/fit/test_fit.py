@@ -110,6 +110,12 @@ def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
         ("models/Llama-3.1-8B-Instruct", 8.030, "lm"),
         ("models/Meta-Llama-3.1-8B", 8.030, "lm"),
         ("models/Qwen3-8B", 8.191, "lm"),
+        ("models/SmolLM3-3B", 3.075, "lm"),
+        ("models/OLMo-2-0425-1B-Instruct", 1.485, "lm"),
+        ("models/Olmo-3-1025-7B", 7.298, "lm"),
+        ("models/Phi-3-mini-4k-instruct", 3.821, "lm"),
+        ("models/phi-4", 14.660, "lm"),
+        ("models/Phi-4-mini-instruct", 3.836, "lm"),
     ],
 )
 def test_built_in_shapes_have_the_published_number_of_parameters(directory, billions, head):

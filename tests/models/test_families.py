@@ -79,6 +79,17 @@ def test_logits_are_those_of_transformers(family):
         ("gemma3", {"rope_scaling": RopeScaling()}),
         ("gemma3", {"local_layers": (True,) * 4}),
         ("gemma3", {"logit_cap": 0.0}),
+        ("smollm3", {"unrotated_layers": ()}),
+        ("smollm3", {"unrotated_layers": (False, True, True, False)}),
+        ("smollm3_window", {"unrotated_layers": ()}),
+        ("olmo2", {"norm_eps": 1e-6}),
+        ("olmo3", {"rope_scaling": RopeScaling()}),
+        ("olmo3", {"local_rope_theta": 0.0}),
+        ("olmo3", {"local_layers": (True,) * 5}),
+        ("olmo3_bases", {"local_rope_theta": 0.0}),
+        ("phi3", {"window": 6}),
+        ("phi4_mini", {"rope_scaling": RopeScaling()}),
+        ("phi4_mini", {"partial_rotary_factor": 1.0, "rope_scaling": RopeScaling()}),
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
 )
@@ -155,7 +166,7 @@ def test_import_export_import_is_exact(family, place, tmp_path):
         np.testing.assert_array_equal(value, flatten(params)[path], err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2"])
 def test_fresh_models(name, place):
     """`init` makes what `abstract` says, and its norms scale by 1: hidden states of unit size."""
     config, _ = loaded(name, place / name)
@@ -173,7 +184,13 @@ def test_what_each_family_is_read_as(place):
     read = {name: loaded(name, place / name)[0] for name in NAMES}
     local = {name: "".join("gl"[x] for x in config.local_layers) for name, config in read.items()}
     windowed = {"qwen2": "gll", "mistral": "lll", "gemma2": "lgl", "gemma3": "llgl"}
-    assert local == windowed | {"qwen2_yarn": "", "qwen3": "", "llama": ""}
+    windowed |= {"smollm3_window": "glgl", "olmo3": "lllgl", "olmo3_bases": "gll", "phi3": "lll"}
+    assert {name: kinds for name, kinds in local.items() if kinds} == windowed
+    unrotated = {name: config.unrotated_layers for name, config in read.items()}
+    assert {name: layers for name, layers in unrotated.items() if layers} == {
+        "smollm3": (False, True, False, True),
+        "smollm3_window": (False, True, False, True),
+    }
     assert {config.window for config in read.values()} == {0, 5}
     assert [read[name].rope(True)[0] for name in ("qwen3", "gemma2", "gemma3")] == [1e6, 1e4, 100.0]
     assert (
@@ -492,10 +509,16 @@ def test_configs_that_do_not_fit_together():
     for change, message in (
         (
             {"model_type": "gpt2"},
-            "'gpt2' is not supported; known: qwen2, qwen3, llama, mistral, gemma2, gemma3_text$",
+            "'gpt2' is not supported; known: qwen2, qwen3, llama, mistral, gemma2, gemma3_text,",
         ),
         ({"attention_bias": True}, "attention_bias is not part of qwen2$"),
         ({"window": 4}, "must both be given, or neither$"),
+        ({"unrotated_layers": (True,)}, "unrotated_layers is not part of qwen2$"),
+        (
+            {"unrotated_layers": (True, False), "model_type": "smollm3"},
+            "unrotated_layers names 2 layers, num_layers is 1$",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for qwen2;"),
         (
             {"window": 4, "local_layers": (True, False)},
             "local_layers names 2 layers, num_layers is 1$",

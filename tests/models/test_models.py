@@ -443,7 +443,8 @@ def say(directory: Path) -> tuple[type, str]:
 def test_missing_files(directory):
     assert say(directory / "nowhere") == (
         FileNotFoundError,
-        "DIR: no such model directory; give a Hugging Face directory (config.json, *.safetensors)",
+        "DIR: no such model directory; give a Hugging Face directory (config.json, *.safetensors),"
+        " or a name of the hub such as Qwen/Qwen2.5-0.5B-Instruct",
     )
     (directory / "model.safetensors").unlink()
     missing = (

@@ -144,6 +144,126 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
         },
         27,
     ),
+    "smollm3": (
+        _SIZES
+        | {
+            "model_type": "smollm3",
+            "architectures": ["SmolLM3ForCausalLM"],
+            "num_hidden_layers": 4,
+            "rope_theta": 5000.0,
+            "no_rope_layers": [1, 0, 1, 0],
+            "attention_bias": True,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+        },
+        31,
+    ),
+    # Layers without positions in every second place, by the interval, and local.
+    "smollm3_window": (
+        _SIZES
+        | {
+            "model_type": "smollm3",
+            "architectures": ["SmolLM3ForCausalLM"],
+            "num_hidden_layers": 4,
+            "rope_theta": 100.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": False,
+        },
+        32,
+    ),
+    "olmo2": (
+        _SIZES
+        | {
+            "model_type": "olmo2",
+            "architectures": ["Olmo2ForCausalLM"],
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "rope_theta": 500.0,
+            "rms_norm_eps": 1e-3,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+        113,
+    ),
+    "olmo3": (
+        _SIZES
+        | {
+            "model_type": "olmo3",
+            "architectures": ["Olmo3ForCausalLM"],
+            "num_hidden_layers": 5,
+            "sliding_window": WINDOW,
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+                "attention_factor": 1.2,
+            },
+            "tie_word_embeddings": False,
+        },
+        44,
+    ),
+    # A rotary base for each type of layer, and layers of both in another order.
+    "olmo3_bases": (
+        _SIZES
+        | {
+            "model_type": "olmo3",
+            "architectures": ["Olmo3ForCausalLM"],
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "tie_word_embeddings": True,
+        },
+        95,
+    ),
+    "phi3": (
+        _SIZES
+        | {
+            "model_type": "phi3",
+            "architectures": ["Phi3ForCausalLM"],
+            "hidden_size": 48,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000.0,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": False,
+        },
+        46,
+    ),
+    # Phi-4-mini: heads of 16 with 12 rotated, a window that is wider than all positions.
+    "phi4_mini": (
+        _SIZES
+        | {
+            "model_type": "phi3",
+            "architectures": ["Phi3ForCausalLM"],
+            "hidden_size": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000.0,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 48,
+            "max_position_embeddings": 384,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 3.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+            },
+            "sliding_window": 1000,
+            "full_attn_mod": 1,
+            "interpolate_factor": 1,
+            "lm_head_bias": False,
+            "tie_word_embeddings": True,
+        },
+        37,
+    ),
 }
 # The head of Skywork-o1-Open-PRM on the trunk "qwen2".
 VALUE_HEAD = {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)}

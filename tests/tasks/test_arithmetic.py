@@ -193,6 +193,103 @@ def test_misconception_writes_one_too_many_and_goes_on():
     assert 0.35 < rate < 0.55  # a quarter of the lines borrow: (1 - 1/8)^6 = 0.45
 
 
+# ---- a misconception that grows with the line
+
+
+@pytest.mark.parametrize(
+    ("lines", "rates"),
+    [
+        ((0, 1), [0.8] * 7),  # by default every line alike
+        ((3, 7), [0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8]),
+        ((-1, 3), [0.4, 0.6, 0.8, 0.8]),
+    ],
+)
+def test_slip_rate_of_each_line(lines, rates):
+    domain = Arithmetic(misconception=0.8, misconception_lines=lines)
+    found = [domain.slip_rate(number) for number in range(1, len(rates) + 1)]
+    assert found == pytest.approx(rates, abs=1e-12)
+
+
+def test_slips_start_and_grow_by_the_line():
+    slipping = Arithmetic(misconception=1.0, misconception_lines=(2, 3))
+    problem = Problem("p", "00:-9-8-7-6-5=", "51")
+    # Lines 1 and 2 are right although they borrow; 3-7 = 6 is written 7; 7-6 = 1 does not borrow;
+    # 1-5 = 6 is written 7.
+    assert slipping.demonstration(problem, rng(), "prompt_order") == "-910\n-831\n-773\n-616\n-571"
+    # The line's number counts from the start of the solution, whoever wrote it.
+    assert slipping.next_step(problem, ["-910\n"], rng(), "prompt_order") == "-831\n"
+    assert slipping.next_step(problem, ["-910\n", "-831\n"], rng(), "prompt_order") == "-773\n"
+
+    slips, kind = np.zeros(11), np.zeros(11)
+    domain = Arithmetic(
+        start="zero", misconception=0.9, misconception_kind="wrap", misconception_lines=(3, 8)
+    )
+    for index in range(400):
+        problem = domain.problem(0, "train", index, 10)
+        totals = (0, 0)
+        for number, line in enumerate(domain.demonstration(problem, rng(index)).split("\n"), 1):
+            wraps = applies("wrap", totals[0], line[:2], 10)
+            wrong = domain.add(totals, line[:2]) != (int(line[2]), int(line[3]))
+            assert wraps or not wrong
+            slips[number] += wrong
+            kind[number] += wraps
+            totals = int(line[2]), int(line[3])
+    rate = slips[1:] / kind[1:]
+    assert list(slips[1:4]) == [0, 0, 0]
+    assert rate[3:] == pytest.approx([0.18, 0.36, 0.54, 0.72, 0.9, 0.9, 0.9], abs=0.1)
+
+
+# ---- a notation of its own
+
+MARKS = Arithmetic(marks=True)
+MARKED = "+7:15\n-382\n+9:72\n-1:61"
+
+
+def test_marks_change_no_verdict_and_no_path():
+    assert MARKS.verify([PROBLEM] * 3, [MARKED, RIGHT, "-1:62"]) == [True, True, False]
+    assert MARKS.check_steps(PROBLEM, MARKED.split("\n")) == [True] * 4
+    assert MARKS.check_steps(PROBLEM, ["+7:15\n", "-3:92\n", "+972\n"], complete=False) == [
+        True,
+        False,
+        False,
+    ]
+    assert (
+        MARKS.solution_path(PROBLEM, MARKED)
+        == MARKS.solution_path(PROBLEM, RIGHT)
+        == ("+7", "-3", "+9", "-1")
+    )
+    assert MARKS.answer_of(MARKED) == "61" and MARKS.answer_of("-1:69") is None
+    assert MARKS.answer_marker("-1:61") and not MARKS.answer_marker("-1:61\n")
+    assert MARKS.equations(MARKED) == MARKS.equations(RIGHT) == RIGHT.split("\n")
+    assert "+7:77 says the same" in MARKS.how_to_read and ":" not in DOMAIN.how_to_read
+    for wrong in ("-1::61", "-:161", "-16:1", "-161:", ":-161", "-1:6"):
+        assert MARKS.verify([PROBLEM], [wrong]) == [False], wrong
+        assert MARKS.check_steps(Problem("p", "00:-9=", "10"), [wrong]) == [False], wrong
+
+
+def test_without_marks_a_mark_is_an_error():
+    assert DOMAIN.verify([PROBLEM], [MARKED]) == [False]
+    assert DOMAIN.check_steps(PROBLEM, MARKED.split("\n")) == [False] * 4
+    assert DOMAIN.solution_path(PROBLEM, MARKED) is None
+    assert DOMAIN.next_step(PROBLEM, ["+7:15\n"], rng()) is None
+
+
+def test_programs_write_the_notation():
+    own = Arithmetic(marks=True, marked=1.0)
+    assert own.demonstration(PROBLEM, rng(), "sorted") == "-3:14\n-1:03\n+7:71\n+9:61"
+    assert own.next_step(PROBLEM, ["+715\n"], rng(), "sorted") == "-3:82\n"
+    assert own.next_step(PROBLEM, ["+7:15\n", "-382\n", "+9:72\n"], rng()) == "-1:61"
+    # Who reads the notation goes on without it.
+    assert MARKS.next_step(PROBLEM, ["+7:15\n"], rng(), "sorted") == "-382\n"
+    assert len(own.demonstration(PROBLEM, rng())) + 1 == own.completion_length(4) == 24
+    assert DOMAIN.completion_length(4) == 20
+
+    seldom = Arithmetic(marks=True, marked=0.25)
+    texts = [seldom.demonstration(PROBLEM, rng(seed)) for seed in range(500)]
+    assert all(all(MARKS.check_steps(PROBLEM, text.split("\n"))) for text in texts)
+    assert sum(text.count(":") for text in texts) / (4 * 500) == pytest.approx(0.25, abs=0.03)
+
+
 def test_luck_of_a_well_formed_guess():
     generator = rng()
     problems = [DOMAIN.problem(1, "test", i, 4) for i in range(3000)]
@@ -240,6 +337,9 @@ def test_bad_arguments_are_named():
         ({"start": "none"}, "start 'none'"),
         ({"misconception": 1.5}, "misconception 1.5"),
         ({"misconception_kind": "x"}, "misconception_kind 'x'"),
+        ({"misconception_lines": (4, 4)}, r"misconception_lines \(4, 4\)"),
+        ({"marks": True, "marked": -0.1}, "marked -0.1"),
+        ({"marked": 0.5}, "set marks = True"),
     ]:
         with pytest.raises(ValueError, match=message):
             Arithmetic(**kwargs)

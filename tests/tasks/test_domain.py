@@ -24,6 +24,8 @@ def test_what_a_domain_can_do():
     assert Countdown().writes_steps and Countdown().checks_steps
     assert not Mathematics().writes_steps and not Mathematics().checks_steps
     assert Told().writes_steps and not Told().checks_steps
+    assert Arithmetic().finds_paths and Countdown().finds_paths
+    assert not Mathematics().finds_paths and not Told().finds_paths
 
 
 @pytest.mark.parametrize(

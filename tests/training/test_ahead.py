@@ -27,6 +27,7 @@ RUNS = {
         "training.mini_batches": 2,
         "training.epochs": 2,
     },
+    "scope, resampled": {"method.resample": 2, "method.place": "append", "rollout.group": 2},
     "dapo": {"method.resample": 2},
     "relift": {"method.buffer": 8},
     "vppo": {},

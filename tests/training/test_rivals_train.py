@@ -586,7 +586,7 @@ def test_the_teachers_probabilities_reach_the_update(parts: Parts):
 # ---- what is kept over a stop
 
 
-@pytest.mark.parametrize("name", ["relift", "luffy", "dapo"])
+@pytest.mark.parametrize("name", ["relift", "luffy", "dapo", "scope"])
 def test_a_stopped_run_goes_on_the_same(
     checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
@@ -596,6 +596,9 @@ def test_a_stopped_run_goes_on_the_same(
     if name == "relift":
         changes |= {"method.buffer": 5, "demonstrations.verified": False}
         refuse(monkeypatch, every_second)  # so that there are groups that failed
+    if name == "scope":  # rollouts and rescues in several rounds
+        changes |= {"method.resample": 2, "method.place": "replace_random_failure"}
+        changes |= {"localiser.kind": "oracle", "rollout.group": 2, "method.select.rule": "random"}
     more = settings(checkpoints, name, changes)
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(checkpoints.config(name, more), whole)
@@ -621,6 +624,27 @@ def test_a_stopped_run_goes_on_the_same(
     if name == "relift":
         assert any(row["demonstrations/waiting"] for row in rows[whole])
         assert sum("clone/total" in row for row in rows[whole]) >= 1
+    if name == "scope":
+        check_rounds(rows[whole], prompts=8, rounds=3)
+
+
+def check_rounds(rows: list[dict[str, float]], prompts: int, rounds: int) -> None:
+    """The figures of SCOPE's steps with dynamic sampling agree with each other."""
+    for row in rows:
+        found = {k.removeprefix("resample/"): v for k, v in row.items() if "resample/" in k}
+        left, after = found["zero_groups_left"], found["zero_groups_after_rescue"]
+        assert row["rollout/batches"] == rounds or left == 0
+        assert row["advantage/zero_group_share_after"] == left / prompts
+        # Of the groups that told nothing, those that are not left made room for a fresh prompt.
+        assert found["prompts"] == prompts + after - left
+        before = row["advantage/zero_group_share"] * found["prompts"]
+        assert after <= found["zero_groups_before_rescue"] == pytest.approx(before)
+    consumed = np.diff([0, *(row["data/prompts"] for row in rows)])
+    assert consumed.tolist() == [row["resample/prompts"] for row in rows]
+    # Else nothing was seen: rounds that were needed, and groups that a rescue kept.
+    assert max(row["rollout/batches"] for row in rows) > 1
+    kept = [row["resample/zero_groups_before_rescue"] for row in rows]
+    assert sum(kept) > sum(row["resample/zero_groups_after_rescue"] for row in rows)
 
 
 # ---- what cannot go together
@@ -631,12 +655,11 @@ NO_TAIL = {"method.tail": "none", "method.accept": "unverified"}
 @pytest.mark.parametrize(
     ("method", "changes", "reason"),
     [
-        # A failed demonstration would be corrected, steps are scored before the rescue, groups are
-        # drawn again before they get a second reward, prompts are cloned that have not failed: a
-        # method does not know another's settings.
+        # A failed demonstration would be corrected, steps are scored before the rescue, prompts are
+        # cloned that have not failed: a method does not know another's settings.
         ("scope", {"method.per_group": 1}, "config.method.per_group: unknown key"),
         ("scope", {"method.process_weight": 1.0}, "config.method.process_weight: unknown key"),
-        ("scope", {"method.resample": 1}, "config.method.resample: unknown key"),
+        ("scope", {**NO_TAIL, "method.resample": 1}, "unverified rows have none: set it to 0"),
         ("luffy", {"method.resample": 1}, "config.method.resample: unknown key"),
         ("relift", {"method.resample": 1}, "config.method.resample: unknown key"),
         ("luffy", {"method.buffer": 4}, "config.method.buffer: unknown key"),
@@ -683,6 +706,7 @@ NO_TAIL = {"method.tail": "none", "method.accept": "unverified"}
         ("grpo", {"samples.every": 0}, "samples.every = 0 must be at least 1"),
         ("luffy", {"method.per_group": -1}, "must be at least 1"),
         ("grpo", {"method.resample": -1}, "must be 0 or more"),
+        ("scope", {"method.resample": -1}, "must be 0 or more"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_a_reason(

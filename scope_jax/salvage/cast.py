@@ -1,0 +1,224 @@
+"""Who takes part: everything about them is checked before the first weight is read."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scope_jax import models, rollout, teachers
+from scope_jax.correction import CorrectionSpec, Scene, make_localiser
+from scope_jax.data.prompts import check_vocabulary
+from scope_jax.prm import ProcessRewardModel
+from scope_jax.rewards import Reward, RewardSpec
+from scope_jax.rollout import Generator, Policy, SampleSpec
+from scope_jax.run import PhaseTimer
+from scope_jax.salvage.encode import Encoder
+from scope_jax.salvage.settings import Settings, is_address, teacher_kind
+from scope_jax.salvage.writer import EndpointWriter
+from scope_jax.tasks import Domain
+from scope_jax.text import end_ids, load_tokenizer
+from scope_jax.types import imported
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cast:
+    """Who takes part. A context manager; leaving it ends the processes of the reward."""
+
+    settings: Settings
+    scene: Scene
+    spec: CorrectionSpec
+    encoder: Encoder
+    timer: PhaseTimer
+
+    def __enter__(self) -> "Cast":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.scene.reward.close()
+
+
+def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
+    """What loads the weights, once all that can be known without them is checked. Raises
+    ValueError, FileNotFoundError."""
+    domain = settings.domain
+    directory = rows_tokenizer(settings)
+    tokenizer = load_tokenizer(directory)
+    local = settings.policy if settings.policy and not is_address(settings.policy) else None
+    described = _described_writer(local, mesh) if local else _no_weights(len(tokenizer))
+    if local:
+        check_vocabulary(tokenizer, described.vocab_size, local)
+    ends = end_ids(tokenizer, described.end_ids)
+    sampling = SampleSpec(settings.temperature, max_new_tokens=settings.new_tokens, end_ids=ends)
+    end = rollout.solution_end(tokenizer, sampling)
+    encoder = Encoder(tokenizer, domain, settings, described.vocab_size, ends, end)
+    encoder.check()
+    if settings.localiser == "oracle" and not domain.checks_steps:
+        raise ValueError(f"--localiser=oracle: task {domain.name!r} cannot check steps; use 'prm'")
+    prm = None
+    if settings.prm:
+        prm = ProcessRewardModel.described(settings.prm, settings.prm_format)
+    read_teacher = _planned_teacher(settings, domain, tokenizer, mesh)
+    read_policy = _planned_policy(settings, local, encoder, mesh)
+    named = (local, settings.prm, _teacher_directory(settings))
+    for weights in dict.fromkeys(directory for directory in named if directory):
+        models.check_files(weights)
+
+    def load() -> Cast:
+        with contextlib.ExitStack() as opened:
+            reward = opened.enter_context(Reward(_reward_spec(settings)))
+            _start(reward)
+            model = None
+            if prm is not None and settings.prm is not None:
+                model = prm.with_weights(settings.prm, dtype=settings.dtype, mesh=mesh)
+            timer = PhaseTimer()
+            scene = Scene(
+                domain=domain,
+                policy=Policy(read_policy(), tokenizer, sampling),
+                key=jax.random.key(settings.seed),
+                teacher=read_teacher(),
+                localiser=make_localiser(settings.localiser_spec, model),
+                seed=settings.seed,
+                timer=timer,
+                reward=reward,
+            )
+            opened.pop_all()
+        return Cast(settings, scene, settings.correction, encoder, timer)
+
+    return load
+
+
+def rows_tokenizer(settings: Settings) -> str:
+    """The directory of the tokenizer that rows are in. Raises ValueError where nobody has one."""
+    named = (settings.tokenizer, settings.policy, _teacher_directory(settings))
+    found = [directory for directory in named if directory and not is_address(directory)]
+    if not found:
+        raise ValueError(
+            "--tokenizer is missing: a directory with the policy's tokenizer, since neither policy"
+            " nor teacher is one"
+        )
+    return found[0]
+
+
+def _teacher_directory(settings: Settings) -> str | None:
+    return settings.teacher if teacher_kind(settings.teacher) == "model" else None
+
+
+def _reward_spec(settings: Settings) -> RewardSpec:
+    return RewardSpec() if settings.needs_answers else RewardSpec(function=settings.verify)
+
+
+def _start(reward: Reward) -> None:
+    """Import the functions of the reward. Raises ValueError that names the flag."""
+    try:
+        reward.start()
+    except ValueError as error:
+        raise ValueError(str(error).replace("config.reward.function", "--verify")) from None
+
+
+def _no_weights(vocabulary: int) -> models.ModelConfig:
+    """What stands for a policy that is not on the mesh: its vocabulary."""
+    return models.ModelConfig(vocabulary, 2, 1, 1, 1, 2, 2)
+
+
+def _described_writer(directory: str, mesh: jax.sharding.Mesh) -> models.ModelConfig:
+    """The config of a model that writes. Raises ValueError where it has no vocabulary head."""
+    config = models.read_config(directory)
+    rollout.check_heads(config, mesh)
+    if config.head != "lm":
+        raise ValueError(
+            f"{directory}: head {config.head!r}; a model that writes needs a vocabulary head ('lm')"
+        )
+    return config
+
+
+def _load_writer(directory: str, settings: Settings, mesh: jax.sharding.Mesh) -> Generator:
+    config, params = models.load(directory, dtype=settings.dtype, mesh=mesh)
+    return Generator(models.decode_layout(config, params, mesh), config, mesh)
+
+
+def _planned_policy(
+    settings: Settings, local: str | None, encoder: Encoder, mesh: jax.sharding.Mesh
+) -> Callable[[], Generator]:
+    if local:
+        return lambda: _load_writer(local, settings, mesh)
+    nobody = _no_weights(encoder.vocabulary)
+    if not settings.policy:
+        return lambda: Generator({}, nobody)
+    server = EndpointWriter(
+        {},
+        nobody,
+        endpoint=teachers.Endpoint(_endpoint(settings, "policy")),
+        tokenizer=encoder.tokenizer,
+        end=encoder.end,
+        separator=encoder.domain.separator,
+        seed=settings.seed,
+    )
+    return lambda: server
+
+
+def _endpoint(settings: Settings, who: str) -> teachers.EndpointSpec:
+    """How the server of the policy or the teacher is asked. Replies are kept beside the output, so
+    that a salvage that goes on after a stop has the same ones."""
+    return teachers.EndpointSpec(
+        url=getattr(settings, who),
+        model=getattr(settings, f"{who}_model"),
+        api=settings.teacher_api if who == "teacher" else "completions",
+        api_key_env=getattr(settings, f"{who}_key_env"),
+        request_seconds=settings.request_seconds,
+        batch_seconds=settings.request_seconds * max(8, settings.rows / 4),
+        cache=str(Path(settings.out) / f"{who}_replies"),
+    )
+
+
+def _planned_teacher(
+    settings: Settings, domain: Domain, tokenizer: Any, mesh: jax.sharding.Mesh
+) -> Callable[[], teachers.Teacher]:
+    kind = teacher_kind(settings.teacher)
+    own = None
+    if kind == "model":
+        own = load_tokenizer(settings.teacher)
+        own = None if own.get_vocab() == tokenizer.get_vocab() else own
+    template = settings.template
+    if template == "auto":
+        continues = kind == "self" or (kind == "model" and own is None)
+        continues |= kind == "endpoint" and settings.teacher_api == "completions"
+        template = "continue" if continues else "wrong_step"
+    spec = teachers.TeacherSpec(
+        kind=kind,
+        template=template,
+        prompt_tokens=settings.prompt_tokens + settings.new_tokens + 512,
+        step_tokens=settings.step_tokens,
+        style=settings.style or next(iter(getattr(domain, "styles", ())), ""),
+    )
+    if kind == "model":
+        directory = settings.teacher
+        described = _described_writer(directory, mesh)
+        check_vocabulary(own or tokenizer, described.vocab_size, directory)
+        teachers.ModelTeacher(None, spec, own)  # refuses another tokenizer that goes on with ids
+        return lambda: teachers.ModelTeacher(_load_writer(directory, settings, mesh), spec, own)
+    if kind == "self":
+        return lambda: teachers.ModelTeacher(None, spec)
+    found = _teacher_without_weights(settings, spec, domain)
+    return lambda: found
+
+
+def _teacher_without_weights(
+    settings: Settings, spec: teachers.TeacherSpec, domain: Domain
+) -> teachers.Teacher:
+    if ":" in spec.kind:
+        return imported(spec.kind, "--teacher")(spec)
+    if spec.kind == "endpoint":
+        return teachers.EndpointTeacher(teachers.Endpoint(_endpoint(settings, "teacher")), spec)
+    if spec.kind == "reference":
+        return teachers.ReferenceTeacher(spec)
+    if not domain.writes_steps:
+        raise ValueError(
+            f"--teacher=program: task {domain.name!r} has no program that writes steps"
+        )
+    if spec.style not in getattr(domain, "styles", ()):
+        known = ", ".join(getattr(domain, "styles", ()))
+        raise ValueError(f"--style={spec.style} is no style of {domain.name!r}; one of {known}")
+    return teachers.ProgramTeacher(spec)

@@ -1,0 +1,137 @@
+"""The loop of a salvage: chunk after chunk, each written before the next is read."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scope_jax.run import (
+    Stopped,
+    StopSignal,
+    failures,
+    prepare_workdir,
+    progress,
+    try_place,
+    write_atomically,
+)
+from scope_jax.run.lock import locked
+from scope_jax.run.metrics import say_beside_bars
+from scope_jax.salvage.cast import Cast, planned
+from scope_jax.salvage.encode import Row
+from scope_jax.salvage.fields import Logged
+from scope_jax.salvage.forms import FILES, OUTCOMES, Lines, lines_of, right_lines
+from scope_jax.salvage.ledger import Ledger
+from scope_jax.salvage.play import BAD, RIGHT, play, tally
+from scope_jax.salvage.reading import Chunk, Source, open_source
+from scope_jax.salvage.settings import Settings
+from scope_jax.salvage.summary import summary_of
+
+SUMMARY = "summary.json"
+SHOWN = 5  # bad lines that are shown as they come; all are in outcomes.jsonl
+
+
+def salvage(settings: Settings, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Correct the failed rollouts of a file; returns the summary, which is in `summary.json` too.
+
+    Raises ValueError and FileNotFoundError for bad input, before a weight is read and before
+    anything is written; Stopped where SIGTERM or Ctrl-C asked for it, after a whole chunk.
+    """
+    source = open_source(settings)
+    with jax.set_mesh(mesh):
+        load = planned(settings, mesh)
+        out = Path(settings.out)
+        try_place(out, SUMMARY, *FILES)
+        with locked(out):
+            prepare_workdir(out, dataclasses.asdict(settings), name="settings.json")
+            ledger = Ledger(out, source.path)
+            say_beside_bars(f"{source.path}: fields as of {source.layout}")
+            with StopSignal() as stop:
+                _go_on(source, ledger, load, stop)
+            summary = summary_of(ledger.state, settings, source.layout, settings.out)
+            write_atomically(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _go_on(source: Source, ledger: Ledger, load: Any, stop: StopSignal) -> None:
+    """Play what is left of the file."""
+    size = source.path.stat().st_size
+    if ledger.state.place.offset >= size:
+        return  # all of it is done
+    bar = progress(size, ledger.state.place.offset, "bytes of rollouts")
+    shown = 0
+    with load() as cast:
+        failures.begun()
+        for chunk in source.chunks(ledger.state.place):
+            before = ledger.state.place.offset
+            lines, counts, cost = played(chunk, cast)
+            ledger.state.add(counts, cost)
+            for line in lines[OUTCOMES]:
+                if line["outcome"] == BAD and shown < SHOWN:
+                    shown += 1
+                    say_beside_bars(f"{source.path}: line {line['line']}: {line['reason']}")
+            ledger.add(lines, chunk.end)
+            bar.set_postfix_str(_so_far(ledger.state.counts), refresh=False)
+            bar.update(chunk.end.offset - before)
+            if stop.requested() and chunk.end.offset < size:
+                bar.close()
+                raise Stopped(
+                    f"{stop.name}: {ledger.folder}: stopped after line {chunk.end.line}; the same"
+                    " command goes on"
+                )
+    bar.close()
+
+
+def _so_far(counts: dict[str, int]) -> str:
+    failed = sum(n for name, n in counts.items() if name not in (RIGHT, BAD, "not_judged"))
+    usable = counts.get("rescued", 0) + counts.get("unverified", 0)
+    return f"{sum(counts.values())} rows, {failed} failed, {usable} corrected"
+
+
+def played(chunk: Chunk, cast: Cast) -> tuple[Lines, collections.Counter[str], dict[str, float]]:
+    """(the lines of each file, by the order of the rollouts; what was counted; what it cost)."""
+    settings, encoder = cast.settings, cast.encoder
+    bad, rows = list(chunk.bad), []
+    for logged in chunk.rows:
+        row = encoder.row(logged)
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            bad.append((logged.line, row))
+    result = play(rows, cast)
+    counts = tally(result.fates)
+    found: list[tuple[int, Lines]] = []
+    for fate in result.fates:
+        right = fate.outcome == RIGHT
+        lines = (
+            right_lines(fate.row, settings, encoder.tokenizer)
+            if right
+            else lines_of(fate, settings, encoder.tokenizer)
+        )
+        found.append((fate.row.logged.line, lines))
+    for logged in chunk.right:
+        one: Row | Logged | str = encoder.row(logged) if settings.right_steps else logged
+        if isinstance(one, str):
+            bad.append((logged.line, one))
+            continue
+        counts[RIGHT] += 1
+        found.append((logged.line, right_lines(one, settings, encoder.tokenizer)))
+    for line, reason in bad:
+        found.append((line, {OUTCOMES: [{"line": line, "outcome": BAD, "reason": reason}]}))
+    counts[BAD] += len(bad)
+    every: Lines = {name: [] for name in FILES}
+    for _, lines in sorted(found, key=lambda pair: pair[0]):
+        for name, more in lines.items():
+            every[name] += more
+    return every, counts, result.cost | _seconds(cast)
+
+
+def _seconds(cast: Cast) -> dict[str, float]:
+    """Seconds of each phase since the last call, and of all."""
+    spent = {name.removeprefix("time/"): value for name, value in cast.timer.pop().items()}
+    spent = {"tails" if name == "correct" else name: value for name, value in spent.items()}
+    return {f"seconds_{name}": value for name, value in spent.items()} | {
+        "seconds": sum(spent.values())
+    }
