@@ -201,6 +201,16 @@ def test_a_teacher_with_another_tokenizer_is_refused_before_its_weights(
         ("vppo", {"advantage.batch_std": True}, "config.method 'vppo' has advantages of its own"),
         ("vppo", {"advantage.baseline": "batch"}, "set advantage.baseline to 'group'"),
         ("grpo", {"loss.mask_high": 2.0}, "use 'recompute'"),
+        (
+            "grpo",
+            {
+                "loss.distill_weight": 1.0,
+                "loss.outcome_weight": 0.0,
+                "teacher.kind": "model",
+                "advantage.focal": 1.0,
+            },
+            "loss.outcome_weight = 0 takes away",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_a_reason(
