@@ -109,7 +109,7 @@ def rolled_out(actors: Actors, config: TrainConfig) -> Groups:
     [
         {},
         {"training.length_buckets": 2, "training.micro_batches": 2},
-        {"mesh.data": 2, "mesh.teacher.data": 1, "mesh.teacher.fsdp": 2},
+        {"mesh.data": 2, "mesh.teacher.data": 1, "mesh.teacher.fsdp": 2, "mesh.teacher.tensor": 1},
         {"placement.teacher": "host"},
     ],
 )
@@ -149,7 +149,7 @@ def test_the_policy_moves_towards_the_teacher(checkpoints: Tiny, other: Path, fo
         learner = Learner(config, actors, mesh, jax.random.key(0))
         arguments = (made.rollout, made.group, np.zeros(len(made.reward_B), np.float32))
         more = (made.include_B, jax.random.key(1), 0)
-        with pytest.raises(ValueError, match="needs teacher_logp_BT"):
+        with pytest.raises(ValueError, match="needs the teacher's log-probs"):
             learner.update(*arguments, *more)
         metrics = learner.update(*arguments, *more, teacher_logp_BT=teacher)
         after = np.asarray(learner._logprobs(learner.state.params, made.rollout, made.group))
