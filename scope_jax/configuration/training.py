@@ -342,6 +342,11 @@ def _of_diversity(config: TrainConfig) -> Iterator[str]:
                 f"config.advantage.{name} changes the advantage of the outcome, which"
                 " method.outcome_weight = 0 takes away; leave it at its default"
             )
+        if config.loss.outcome_weight == 0:
+            yield (
+                f"config.advantage.{name} changes the advantage of the outcome, which"
+                " loss.outcome_weight = 0 takes away; leave it at its default"
+            )
     if spec.pass_k == 1:
         return
     if spec.baseline != "group" or spec.batch_std:

@@ -73,7 +73,8 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
             correction.compile_ahead(groups, scene, config.method)
     groups = Groups(rows, group, problems, *judged, {})
     # What else there is about an advantage is computed on the host.
-    spec = AdvantageSpec(std=config.advantage.std)
+    own = config.advantage
+    spec = AdvantageSpec(std=own.std, baseline=own.baseline, batch_std=own.batch_std)
     advantages(groups, scene, OutcomeCredit(), spec, max_new_tokens=config.rollout.new_tokens)
     if config.resample and isinstance(config.method, Scope):
         resample.compile_ahead(_idle(config, prompts, config.rows_per_group, 1))

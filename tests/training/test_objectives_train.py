@@ -69,8 +69,8 @@ def test_every_method_trains(checkpoints: Tiny, other: Path, tmp_path: Path, nam
         if "distill" in name:
             # Each of eight prompts once, and whatever stands behind the prompts.
             read = row["cost/distill_tokens"] - 8 * 5
-            if name == "distill":
-                assert read == row["cost/rollout_tokens"]
+            if name == "distill":  # the end tokens of 32 rows are no tokens of their texts
+                assert 0 < read - row["cost/rollout_tokens"] <= 8 * 4
             else:
                 assert 0 < read <= 8 * 4 * 12
         if name.startswith("seq") and "policy/tis_mean" in row:
@@ -109,7 +109,7 @@ def rolled_out(actors: Actors, config: TrainConfig) -> Groups:
     [
         {},
         {"training.length_buckets": 2, "training.micro_batches": 2},
-        {"mesh.data": 2, "mesh.teacher.data": 1, "mesh.teacher.fsdp": 2},
+        {"mesh.data": 2, "mesh.teacher.data": 1, "mesh.teacher.fsdp": 2, "mesh.teacher.tensor": 1},
         {"placement.teacher": "host"},
     ],
 )
@@ -149,7 +149,7 @@ def test_the_policy_moves_towards_the_teacher(checkpoints: Tiny, other: Path, fo
         learner = Learner(config, actors, mesh, jax.random.key(0))
         arguments = (made.rollout, made.group, np.zeros(len(made.reward_B), np.float32))
         more = (made.include_B, jax.random.key(1), 0)
-        with pytest.raises(ValueError, match="needs teacher_logp_BT"):
+        with pytest.raises(ValueError, match="needs the teacher's log-probs"):
             learner.update(*arguments, *more)
         metrics = learner.update(*arguments, *more, teacher_logp_BT=teacher)
         after = np.asarray(learner._logprobs(learner.state.params, made.rollout, made.group))
@@ -201,6 +201,16 @@ def test_a_teacher_with_another_tokenizer_is_refused_before_its_weights(
         ("vppo", {"advantage.batch_std": True}, "config.method 'vppo' has advantages of its own"),
         ("vppo", {"advantage.baseline": "batch"}, "set advantage.baseline to 'group'"),
         ("grpo", {"loss.mask_high": 2.0}, "use 'recompute'"),
+        (
+            "grpo",
+            {
+                "loss.distill_weight": 1.0,
+                "loss.outcome_weight": 0.0,
+                "teacher.kind": "model",
+                "advantage.focal": 1.0,
+            },
+            "loss.outcome_weight = 0 takes away",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_a_reason(
