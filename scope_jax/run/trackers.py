@@ -270,7 +270,7 @@ class _Trackio:
     ):
         import trackio
 
-        self._artifact, self._id = trackio.Artifact, run_id
+        self._artifact, self._id, self._finish = trackio.Artifact, run_id, trackio.finish
         # It finds a run again by its name alone, so that the name has to be this run's only.
         self._run = trackio.init(
             project=str(spec.trackio),
@@ -291,4 +291,4 @@ class _Trackio:
         self._run.log_artifact(artifact)
 
     def finish(self, code: int) -> None:
-        self._run.finish()
+        self._finish()  # of the package, which would finish the run again as the process ends
