@@ -3,7 +3,7 @@
 #   sbatch [--nodes=N --gpus-per-node=G --partition=P --account=A ...] launch/slurm.sh CONFIG WORKDIR [--config.key=value ...]
 # Before the time limit the run stops with a checkpoint and the job is queued again, until the run is finished.
 # scancel --signal=USR1 --batch JOB: stop with a checkpoint and stay stopped; the same sbatch command goes on.
-# Not run on a real cluster yet: docs/launching.md says what was tested.
+# DRY_RUN=1, without sbatch: print what a node would run. Not run on a real cluster yet: docs/launching.md says what was tested.
 #SBATCH --job-name=scope_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -26,6 +26,11 @@ if [[ $# -lt 2 || "$1" == -* || "$2" == -* ]]; then
 fi
 config="$1" workdir="$2"
 shift 2
+if [[ -n "${DRY_RUN:-}" ]]; then
+  printf '%q ' srun --ntasks-per-node=1 "${PYTHON:-.venv/bin/python}" -m scope_jax.train --config="$config" --workdir="$workdir" "$@"
+  echo
+  exit 0
+fi
 [[ -n "${SLURM_JOB_ID:-}" ]] || fail "not a job of Slurm; submit it: sbatch launch/slurm.sh $config $workdir"
 # Slurm runs a copy of this script that lies elsewhere; where sbatch was called is known.
 cd -- "${SLURM_SUBMIT_DIR:-.}"

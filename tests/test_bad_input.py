@@ -105,8 +105,8 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         (
             {"task.options.sizes": 3},
             (
-                "config.task.options.sizes: unknown; known: lengths, moduli, ood_lengths, seed,"
-                " start, test_ood_size"
+                "config.task.options.sizes: unknown; known: lengths, marks, moduli, ood_lengths,"
+                " seed, start, test_ood_size"
             ),
         ),
         ({"dtype": "float33"}, "config.dtype = 'float33' is unknown; one of float32, bfloat16"),

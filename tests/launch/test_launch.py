@@ -349,6 +349,7 @@ DRY = {
     "slice.sh": [()],
     "watch.sh": [()],
     "run_local.sh": [(CONFIG, "my run", "--config.x=a 'b'"), ("scope,arithmetic", "my run")],
+    "slurm.sh": [("scope,arithmetic", "my run", "--config.x=a 'b'")],
     "sweep_slice.sh": [(SWEEP, "my records", *SLICE, "--secrets=my secrets", "--delete-after")],
     "sweep_tpu.sh": [(SWEEP, "my records", "tpu-0", "tpu-1")],
     "tpu.sh": [

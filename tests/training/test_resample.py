@@ -148,7 +148,6 @@ def test_groups_that_tell_nothing_after_the_rescue_are_replaced(mesh: Any):
 @pytest.mark.parametrize(
     ("resample", "later", "kept", "left", "batches"),
     [
-        (0, [], [0, 1, 2, 3], 2, 1),
         (1, [LOST, ALL_RIGHT], [0, 4, 2, 5], 2, 2),  # the last that were drawn stay
         (1, [ALL_RIGHT, BOTH], [0, 4, 2, 5], 1, 2),
         (2, [LOST, BOTH, ALL_RIGHT], [0, 6, 2, 5], 1, 3),
