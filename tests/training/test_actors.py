@@ -155,7 +155,7 @@ def test_answers_of_an_endpoint_are_kept_in_the_workdir_unless_the_config_says_w
 
 
 def test_a_teacher_needs_a_directory_and_a_vocabulary(folder: Path):
-    with pytest.raises(ValueError, match=r"config\.models\.teacher is None; this config asks a teacher"):
+    with pytest.raises(ValueError, match=r"config\.models\.teacher is None; this config asks"):
         teacher_of(config_of())
     with pytest.raises(ValueError, match="head 'prm'; a teacher needs a vocabulary head"):
         teacher_of(config_of(models__teacher=str(folder / "prm")))
