@@ -78,7 +78,7 @@ def sent(path):
 def test_the_image_has_a_pinned_base_another_user_than_root_and_the_command():
     assert of("FROM") == ["python:${PYTHON}-slim-bookworm"]
     assert of("ARG") == ["PYTHON=3.12", "DEVICE=cpu", "EXTRAS="]
-    assert of("USER") == ["scope"] and of("WORKDIR")[-1] == "/work"
+    assert of("USER") == ["scope"] and of("WORKDIR")[-1] == "/scope"
     # As a list: process 1 is the program, no shell that keeps SIGTERM to itself.
     assert json.loads(of("ENTRYPOINT")[0]) == ["scope-jax"]
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
@@ -116,7 +116,7 @@ def test_what_the_image_copies_is_there_and_is_sent_to_the_builder():
 def test_the_image_installs_the_extra_of_its_device(tmp_path, device, more, expected):
     assert set(re.findall(r"\w+", expected)) <= set(extras())
     install = next(run for run in of("RUN") if "DEVICE" in run)
-    assert install.startswith("--mount=type=cache,target=/root/.cache/pip ")
+    assert install.startswith("--mount=type=cache,target=/var/cache/pip ")
     program(tmp_path / "bin" / "pip")
     done = build(tmp_path, install, DEVICE=device, EXTRAS=more)
     assert done.returncode == 0, done.stderr
