@@ -318,15 +318,8 @@ def policy_loss(
     gain, clipped = surrogate(ratio, logp_on, on_advantage, spec)
     if spec.tis_cap is not None or spec.masks:
         sampler = only(is_on, fixed("sampler_logp_BT", sampler_logp_BT))
-        weigh = functools.partial(log_weights, old_on, sampler, is_on)
-    if spec.tis_cap is not None:
-        tis, of_weights = truncated(weigh(spec.tis_level), is_on, spec.tis_cap)
+        gain, of_weights = _weighed_by_sampler(gain, old_on, sampler, is_on, spec)
         stats |= of_weights
-        gain *= tis
-    if spec.masks:
-        inside, of_band = in_band(weigh(spec.mask_level), is_on, spec.mask_low, spec.mask_high)
-        stats |= of_band
-        gain = only(inside, gain)
     on_loss = -masked_sum(on * gain, is_on)
 
     teacher_logp = None
@@ -350,12 +343,7 @@ def policy_loss(
         "teacher_loss_sum": off_loss,
     }
     if sampler_logp_BT is not None:
-        sampler = fixed("sampler_logp_BT", sampler_logp_BT)
-        known = is_on & ~jnp.isnan(sampler)
-        gap = only(known, jnp.abs(logp_on - sampler))
-        stats["gap_max"] = jnp.max(gap, initial=0.0)
-        stats["gap_sum"] = jnp.sum(gap)
-        stats["gap_count"] = jnp.sum(known).astype(jnp.float32)
+        stats |= _gap(logp_on, fixed("sampler_logp_BT", sampler_logp_BT), is_on)
     if reference_logp_BT is not None:
         gap = only(is_on, fixed("reference_logp_BT", reference_logp_BT)) - logp_on
         # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of
@@ -372,6 +360,34 @@ def policy_loss(
         stats["entropy_sum"] = masked_sum(entropy, is_on)
         total -= spec.entropy_bonus * masked_sum(on * entropy, is_on)
     return total, jax.lax.stop_gradient(stats)
+
+
+def _weighed_by_sampler(
+    gain: jax.Array, old_on: jax.Array, sampler: jax.Array, is_on: jax.Array, spec: LossSpec
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(the gain of each token under spec.tis_cap and the mask's bounds, statistics)."""
+    weigh = functools.partial(log_weights, old_on, sampler, is_on)
+    stats: dict[str, jax.Array] = {}
+    if spec.tis_cap is not None:
+        tis, of_weights = truncated(weigh(spec.tis_level), is_on, spec.tis_cap)
+        stats |= of_weights
+        gain *= tis
+    if spec.masks:
+        inside, of_band = in_band(weigh(spec.mask_level), is_on, spec.mask_low, spec.mask_high)
+        stats |= of_band
+        gain = jnp.where(inside, gain, 0.0)
+    return gain, stats
+
+
+def _gap(logp_on: jax.Array, sampler: jax.Array, is_on: jax.Array) -> dict[str, jax.Array]:
+    """Statistics of how far log-probs are from what the sampler recorded, where that is known."""
+    known = is_on & ~jnp.isnan(sampler)
+    gap = jnp.where(known, jnp.abs(logp_on - sampler), 0.0)
+    return {
+        "gap_max": jnp.max(gap, initial=0.0),
+        "gap_sum": jnp.sum(gap),
+        "gap_count": jnp.sum(known).astype(jnp.float32),
+    }
 
 
 def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
