@@ -1,5 +1,6 @@
 r"""GRPO and SCOPE on word problems with a language model, three seeds each, and SCOPE's objective
-with the correction off; forty updates.
+with the correction off; 22 batches, so that there are at least forty updates (one in which no group
+has an advantage is left out).
 
 python -m scope_jax.sweep --sweep=configs/sweeps/word_problems.py --jobs=1 --keep \
     --workdir=runs/word_problems --records=docs/records/word_problems
@@ -30,7 +31,7 @@ def _run(method: str, file: str, seed: int) -> Run:
     return Run(
         f"{DOMAIN}/{method}/seed_{seed}",
         f"configs/run.py:{file},{DOMAIN}",
-        {"steps": 20, "seed": seed},
+        {"steps": 22, "seed": seed},
         {"domain": DOMAIN, "method": method, "seed": seed},
     )
 
