@@ -3,10 +3,11 @@
 # # SCOPE on a language model that you know
 #
 # SmolLM2-135M-Instruct learns to solve word problems, and gets some of them wrong late in the solution. GRPO throws such
-# a rollout away whole. SCOPE (arXiv 2602.24110) keeps its beginning: a process reward model finds the **first wrong
-# sentence**, a **teacher** writes that one anew, and the **policy goes on by itself**. This is an independent
-# implementation in JAX; choose a T4, an L4 or a TPU (v5e-1) as the runtime. Set `SMOKE` to see every cell run in a
-# minute, with a tiny model that has learned nothing.
+# a rollout away whole. SCOPE (arXiv 2602.24110) keeps its beginning. The **first wrong sentence** is the first that a
+# **teacher** would hardly have written (the paper asks a process reward model; `localiser.kind = "prm"` does, too); the
+# teacher writes that one anew, and the **policy goes on by itself**. This is an independent implementation in JAX; choose
+# a T4, an L4 or a TPU (v5e-1) as the runtime. Set `SMOKE` to see every cell run in a minute, with a tiny model that has
+# learned nothing.
 
 # %%
 import os
@@ -27,7 +28,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from scope_jax import models, report, rollout, run, supervise, tasks, train
-from scope_jax.demo.settings import CHECKPOINTS, REAL
+from scope_jax.demo.settings import REAL
 from scope_jax.demo.smollm2 import smollm2
 from scope_jax.text import encode_prompts, load_tokenizer
 
@@ -47,10 +48,10 @@ print(problem.prompt, "\n")
 print(domain.demonstration(problem, np.random.default_rng(0)))
 
 # %% [markdown]
-# ## 2. Base, teacher, process reward model
+# ## 2. Base and teacher
 #
-# The base is the model after a short supervised start, the teacher is the base trained further, and the process reward
-# model learns from rollouts of the base whose lines were checked. A folder that is finished is not made again.
+# The base is the model after a short supervised start, the teacher is the base trained further. A folder that is
+# finished is not made again.
 
 
 # %%
@@ -58,15 +59,12 @@ def small(config):
     """The same with a model of a few thousand weights."""
     config.steps, config.batch, config.micro_batches, config.optimizer.warmup_steps = 2, 8, 1, 0
     config.chat, config.model.num_layers, config.model.hidden_size = False, 1, 32
-    if "rollouts" in config.target:
-        config.target.rollouts.update({"problems": 4, "held_out": 2, "prompt_tokens": 256})
-    else:
-        config.target.max_tokens = 640
+    config.target.max_tokens = 640
     return config
 
 
 checkpoints = REAL.folder(CACHE if not SMOKE else FOLDER)
-for name in CHECKPOINTS:
+for name in REAL.made:
     config = REAL.checkpoint_config(name, checkpoints, model)
     if SMOKE:
         config = small(config)

@@ -72,7 +72,7 @@ def test_it_is_short_and_uses_public_functions_only(build, name):
     ("name", "folder", "said"),
     [
         ("scope_demo", "scope_demo_smoke", r"^  teacher  "),  # the owner of the corrected step
-        ("scope_real_model", "scope_real_smoke", r"^prm \d"),
+        ("scope_real_model", "scope_real_smoke", r"^teacher \d"),
     ],
 )
 def test_it_runs(tmp_path, name, folder, said):

@@ -1,6 +1,7 @@
-r"""GRPO and SCOPE on word problems with a language model, three seeds each, and SCOPE's objective
-with the correction off; 22 batches, so that there are at least forty updates (one in which no group
-has an advantage is left out).
+r"""GRPO and SCOPE on word problems with a language model, three seeds each. Then SCOPE's objective
+with the correction off, and SCOPE with a process reward model in place of the teacher's likelihood.
+22 batches, so that there are at least forty updates (one in which no group has an advantage is left
+out).
 
 python -m scope_jax.sweep --sweep=configs/sweeps/word_problems.py --jobs=1 --keep \
     --workdir=runs/word_problems --records=docs/records/word_problems
@@ -15,9 +16,16 @@ from scope_jax.sweep.runs import Checkpoint, Run
 SEEDS = range(3)
 # Name in the tables -> method of run.py; a pair of runs stands beside each other before the next
 # seed begins.
-PAIR = {"grpo": "grpo", "scope": "scope"}
-CONTROL = {"scope_off": "policy_gradient"}
+PAIR = {"grpo": ("grpo", {}), "scope": ("scope", {})}
 DOMAIN = "word_problems"
+PRM = f"{CACHE}/{DOMAIN}/prm"
+CONTROLS = {
+    "scope_off": ("policy_gradient", {}),
+    "scope_prm": (
+        "scope",
+        {"localiser.kind": "prm", "localiser.threshold": 0.6, "models.prm": PRM},
+    ),
+}
 
 
 def prepare():
@@ -27,19 +35,19 @@ def prepare():
     ]
 
 
-def _run(method: str, file: str, seed: int) -> Run:
+def _run(method: str, file: str, own: dict, seed: int) -> Run:
     return Run(
         f"{DOMAIN}/{method}/seed_{seed}",
         f"configs/run.py:{file},{DOMAIN}",
-        {"steps": 22, "seed": seed},
+        {"steps": 22, "seed": seed, **own},
         {"domain": DOMAIN, "method": method, "seed": seed},
     )
 
 
 def sweep():
     return [
-        _run(method, file, seed)
-        for arms in (PAIR, CONTROL)
+        _run(method, file, own, seed)
+        for arms in (PAIR, CONTROLS)
         for seed in SEEDS
-        for method, file in arms.items()
+        for method, (file, own) in arms.items()
     ]

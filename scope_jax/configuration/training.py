@@ -171,6 +171,8 @@ def conflicts(config: TrainConfig) -> Iterator[str]:
         yield from _of_vppo(config)
     if config.credit.scores_steps:
         yield from _of_scored_steps(config)
+    elif config.uses_localiser and config.localiser.kind == "likelihood":
+        yield from _of_likelihood(config)
     if config.sft.steps < config.steps:
         yield from _of_groups(config)
         yield from _of_diversity(config)
@@ -302,15 +304,23 @@ def _of_vppo(config: TrainConfig) -> Iterator[str]:
 
 def _of_scored_steps(config: TrainConfig) -> Iterator[str]:
     name = config.method.name
-    if config.localiser.kind == "monte_carlo":
+    if config.localiser.kind in ("monte_carlo", "likelihood"):
         yield (
             f"config.method {name!r} needs scores of steps: set localiser.kind to 'prm', 'oracle'"
-            " or 'function'"
+            f" or 'function', not {config.localiser.kind!r}"
         )
     if config.loss.ratio == "sequence":
         yield (
             "config.loss.ratio 'sequence' has one ratio per row, which averages away the token"
             f" advantages of method {name!r}"
+        )
+
+
+def _of_likelihood(config: TrainConfig) -> Iterator[str]:
+    if config.teacher.kind not in ("model", "self"):
+        yield (
+            "config.localiser.kind 'likelihood' asks the teacher for the probability of steps that"
+            f" it did not write: teacher.kind 'model' or 'self', not {config.teacher.kind!r}"
         )
 
 

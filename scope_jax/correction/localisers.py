@@ -10,25 +10,26 @@ from typing import Protocol
 
 import numpy as np
 
-from scope_jax.correction.monte_carlo import compile_ahead, locate_first_error
+from scope_jax.correction import likelihood, monte_carlo
 from scope_jax.correction.records import Scene
 from scope_jax.correction.step_checkers import StepChecker
 from scope_jax.correction.steps import StepRows
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.prm import TEMPLATE_TOKENS, ProcessRewardModel
+from scope_jax.prm.finite import finite_rows
 from scope_jax.types import Rollout, check_kind, imported
 
-KINDS = ("prm", "oracle", "monte_carlo", "function")
+KINDS = ("prm", "likelihood", "oracle", "monte_carlo", "function")
 
 
 @dataclasses.dataclass(frozen=True)
 class LocaliserSpec:
     """Who finds the first wrong step of a row."""
 
-    # prm: a process reward model; oracle: the domain's own step check; monte_carlo: continuations
-    # by the policy; function: a step checker of yours; module:name: a class of your own, called
-    # with this spec.
+    # prm: a process reward model; likelihood: the teacher's probability of each step; oracle: the
+    # domain's own step check; monte_carlo: continuations by the policy; function: a step checker of
+    # yours; module:name: a class of your own, called with this spec.
     kind: str = "prm"
     threshold: float = 0.5  # a step whose score is below it is wrong
     continuations: int = 4  # of monte_carlo: per prefix that is tried
@@ -105,6 +106,8 @@ def make_localiser(spec: LocaliserSpec, prm: ProcessRewardModel | None = None) -
         return imported(spec.kind, "localiser.kind")(spec)
     if spec.kind == "oracle":
         return Oracle(spec)
+    if spec.kind == "likelihood":
+        return Likelihood(spec)
     if spec.kind == "monte_carlo":
         return MonteCarlo(spec)
     if spec.kind == "function":
@@ -145,6 +148,29 @@ class PRM:
 
 
 @dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """The teacher's probability of each step, the geometric mean over its tokens: no process reward
+    model and no labels. Of teacher `self` it is the policy's own."""
+
+    spec: LocaliserSpec
+
+    def score(self, rows: StepRows, scene: Scene) -> Scores:
+        """Raises ValueError where the teacher is no model that reads the policy's tokens,
+        RuntimeError where most scores are not finite."""
+        score, valid = no_scores(rows)
+        found, tokens = likelihood.step_probabilities(rows, scene)
+        for r, probabilities in enumerate(found):
+            score[r, : len(probabilities)], valid[r, : len(probabilities)] = probabilities, True
+        score, valid, not_finite = finite_rows(score, valid, "teacher as localiser")
+        metrics = {"scope/unscored": float(not_finite), "cost/prm_tokens": float(tokens)}
+        return Scores(score, valid, metrics)
+
+    def compile_ahead(self, rollout: Rollout, scene: Scene) -> None:
+        """Run the teacher's programs for rows like these."""
+        likelihood.compile_ahead(rollout, scene)
+
+
+@dataclasses.dataclass(frozen=True)
 class Oracle:
     """The domain's own check of steps: 1 or 0."""
 
@@ -179,14 +205,14 @@ class MonteCarlo:
         score, valid = no_scores(rows)
         finished_R = to_host(rows.rollout.finished_B)[rows.rows_R]
         tried = np.flatnonzero(finished_R & (rows.count_R > 0))
-        found = locate_first_error(rows.take(tried), scene, self.spec.continuations)
+        found = monte_carlo.locate_first_error(rows.take(tried), scene, self.spec.continuations)
         for r, error in zip(tried.tolist(), found.error_R.tolist(), strict=True):
             score[r, :error], valid[r, : len(rows.steps[r])] = 1.0, True
         return Scores(score, valid, {"cost/localiser_tokens": float(found.tokens)})
 
     def compile_ahead(self, rollout: Rollout, scene: Scene) -> None:
         """Run the program of the continuations for rows like these."""
-        compile_ahead(rollout, scene, self.spec.continuations)
+        monte_carlo.compile_ahead(rollout, scene, self.spec.continuations)
 
 
 def no_scores(rows: StepRows) -> tuple[np.ndarray, np.ndarray]:

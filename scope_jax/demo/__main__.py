@@ -1,7 +1,8 @@
 """GRPO and SCOPE from the same base, compared.
 
     python -m scope_jax.demo [--seeds=0,1,2] [--workdir=runs/demo] [--steps=N]
-    python -m scope_jax.demo --real [--model=DIR] [--seeds=0] [--workdir=runs/real]
+    python -m scope_jax.demo --real [--model=DIR] [--localiser=prm] [--seeds=0]
+                             [--workdir=runs/real]
 
 Without `--real`: a tiny policy on the embedded task, minutes. With it: SmolLM2-135M-Instruct, or
 the model of `--model`, on word problems, an hour on two cores. Everything that was finished before
@@ -16,7 +17,7 @@ from absl import logging
 
 from scope_jax import cli
 from scope_jax.demo.play import play
-from scope_jax.demo.settings import EMBEDDED, REAL
+from scope_jax.demo.settings import EMBEDDED, FINDERS, REAL
 from scope_jax.demo.smollm2 import smollm2
 from scope_jax.devices.mesh import use_cpu_cores
 
@@ -26,6 +27,12 @@ FLAGS = (
     ),
     cli.Flag(
         "model", "with --real: Hugging Face directory to start from (default: SmolLM2)", None, Path
+    ),
+    cli.Flag(
+        "localiser",
+        "with --real: who finds first errors, likelihood (the teacher's) or prm (one is trained)",
+        None,
+        str,
     ),
     cli.Flag("seeds", "of the runs (default: 0,1,2; with --real 0)", None, list),
     cli.Flag(
@@ -52,6 +59,13 @@ def command(args: Any) -> None:
         raise ValueError(f"--steps={args.steps} must be at least 1")
     if args.model is not None and not args.real:
         raise ValueError("--model is for --real; the embedded task makes its own")
+    if args.localiser not in (None, *FINDERS):
+        raise ValueError(f"--localiser={args.localiser}: expected one of {', '.join(FINDERS)}")
+    if args.localiser is not None and not args.real:
+        raise ValueError("--localiser is for --real; the embedded task has a process reward model")
+    if args.localiser not in (None, shown.localiser):
+        workdir = f"{shown.workdir}-{args.localiser}"
+        shown = dataclasses.replace(shown, localiser=args.localiser, workdir=workdir)
     logging.set_verbosity(logging.ERROR)  # TFDS warns of a data set of one's own
     model = None
     if args.model is not None:

@@ -16,7 +16,7 @@ from scope_jax import models
 from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.demo.comparison import Runs, count, curves, table, wins
-from scope_jax.demo.settings import ARMS, CHECKPOINTS, Demonstration
+from scope_jax.demo.settings import ARMS, FINDERS, Demonstration
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.evaluate import evaluate_splits
 from scope_jax.report import Report, read_sample_file, write_report
@@ -46,7 +46,7 @@ def play(
 
     folder = shown.folder(cache)
     _say(f"1/4 checkpoints, in {folder}")
-    for name in CHECKPOINTS:
+    for name in shown.made:
         with _line(name) as line:
             summary = supervise(shown.checkpoint_config(name, folder, model), folder / name)
             if "first_error/exact" in summary:
@@ -77,7 +77,7 @@ def play(
         Report(
             title=shown.title,
             intro=[
-                shown.intro,
+                shown.intro.format(finder=FINDERS[shown.localiser]),
                 f"{count(len(seeds), 'seed')}; mean ± standard deviation over seeds. An independent"
                 " implementation of SCOPE, arXiv 2602.24110.",
             ],

@@ -6,11 +6,16 @@ from typing import Any
 
 from scope_jax.configs.checkpoints import get_config as checkpoint_config
 from scope_jax.configs.run import get_config as run_config
+from scope_jax.configs.tasks import TASKS, change
 
-CHECKPOINTS = ("base", "teacher", "prm")
 # Methods of configs/methods.py, and what they are called. SCOPE's own objective with nothing
 # corrected tells what the correction adds and what the objective.
 ARMS = {"grpo": "GRPO", "policy_gradient": "correction off", "scope": "SCOPE"}
+# Who finds first errors, by `localiser.kind`.
+FINDERS = {
+    "prm": "a process reward model",
+    "likelihood": "the teacher, which would hardly have written that step,",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,19 +24,25 @@ class Demonstration:
 
     task: str  # of configs/run.py
     title: str
-    intro: str  # what is rescued, in a sentence or two
+    intro: str  # what is rescued, in a sentence or two; {finder}: one of `FINDERS`
     seeds: tuple[str, ...]
     workdir: str
     steps: int  # batches of each run
     checkpoints: str = ""  # folder in the cache's
     arms: tuple[str, ...] = ("grpo", "scope")
+    localiser: str = "prm"  # who finds SCOPE's first errors, one of `FINDERS`
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The checkpoints that it needs, in order."""
+        return ("base", "teacher", "prm") if self.localiser == "prm" else ("base", "teacher")
 
     def folder(self, cache: Path) -> Path:
         """Where its checkpoints are."""
         return cache / "checkpoints" / self.checkpoints
 
     def checkpoint_config(self, name: str, folder: Path, model: Path | None = None) -> Any:
-        """How one of `CHECKPOINTS` is made; the base starts from `model`, where there is one."""
+        """How one of `made` is made; the base starts from `model`, where there is one."""
         config = checkpoint_config(f"{name},{self.task}")
         if name == "base" and model is not None:
             config.start = str(model)
@@ -50,16 +61,19 @@ class Demonstration:
         config.models.policy = str(folder / "base")
         if arm == "scope":
             config.models.teacher = str(folder / "teacher")
-            config.models.prm = str(folder / "prm")
+            config.localiser.kind = self.localiser
+            if self.localiser == "prm":
+                change(config, TASKS[self.task].prm)
+                config.models.prm = str(folder / "prm")
         config.steps = steps or self.steps
         config.evaluation.more_temperatures = (0.6,)
         return config
 
 
 _RESCUE = (
-    "Failed rollouts are rescued at their first wrong step: a process reward model finds it, a"
-    " teacher corrects that one step, the policy goes on from there. All runs start from the same"
-    " base, with equal rollouts and updates (two for each batch)."
+    "Failed rollouts are rescued at their first wrong step: {finder} finds it, a teacher corrects"
+    " that one step, the policy goes on from there. All runs start from the same base, with equal"
+    " rollouts and updates (two for each batch)."
 )
 
 EMBEDDED = Demonstration(
@@ -82,11 +96,11 @@ REAL = Demonstration(
         + _RESCUE
         + " The base is SmolLM2-135M-Instruct (or the model that was given) after a short"
         " supervised start, which taught it how a solution is laid out; the teacher is that base"
-        " trained further, the process reward model learned from the base's own rollouts. Both"
-        " were made by this command."
+        " trained further. Both were made by this command."
     ),
     seeds=("0",),
     workdir="runs/real",
     steps=16,
     checkpoints="word_problems",
+    localiser="likelihood",
 )

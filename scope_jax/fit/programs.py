@@ -172,6 +172,8 @@ class _Maker:
             yield from self.corrections(config.method)
             if config.localiser.kind == "monte_carlo":
                 self.notes.append("the continuations of localiser 'monte_carlo' are not compiled")
+            if config.localiser.kind == "likelihood":
+                self.notes.append("the teacher's pass of localiser 'likelihood' is not compiled")
         if self.teacher is not None and self.demonstrations:
             yield self.generate(
                 "demonstrations",

@@ -111,6 +111,7 @@ def _named(kind: Any, models: Mapping[str, Any]) -> str:
     words = {
         "prm": "a process reward model",
         "monte_carlo": "continuations of the policy",
+        "likelihood": "the teacher's likelihood",
         "oracle": "the task's own check",
         "function": "a step checker",
         "model": "a model",
