@@ -137,6 +137,10 @@ STORY_NUMBERS = {
 }
 
 
+# Of the process reward model of word problems: it finds errors too early rather than too late.
+PRM_THRESHOLD = 0.6
+
+
 def word_problems() -> ConfigDict:
     """Word problems in English for a small language model: two or three events, three to seven
     lines of solution; two updates for each batch."""
@@ -153,6 +157,7 @@ def word_problems() -> ConfigDict:
     config.rollout.new_tokens = 112
     config.loss.normaliser = "token"
     config.loss.old_logp = "sampler"
+    config.localiser.threshold = PRM_THRESHOLD
     config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup_steps = 3
     config.optimizer.b2 = 0.98
@@ -406,8 +411,7 @@ TASKS = {
     "word_problems": Task(
         word_problems,
         teacher={"models.teacher": f"{CACHE}/word_problems/teacher"},
-        # Of this PRM: it finds errors too early rather than too late.
-        prm={"models.prm": f"{CACHE}/word_problems/prm", "localiser.threshold": 0.6},
+        prm={"models.prm": f"{CACHE}/word_problems/prm", "localiser.threshold": PRM_THRESHOLD},
         # The teacher finds more first errors than the PRM (docs/real.md).
         rescue={
             "teacher.step_tokens": 32,
