@@ -137,7 +137,8 @@ def _temperatures(records: Sequence[Record], images: Path) -> list[str]:
         return []
     names = list(dict.fromkeys(name for methods in domains.values() for name in methods))
     names.sort(key=lambda name: (name not in OURS, name != BASELINE))
-    head, columns = ["method", "seeds"], []
+    head = ["method", "seeds"]
+    columns: list[tuple[Groups, str, float]] = []
     for domain, methods in domains.items():
         sets, task = measured(methods), TASKS.get(domain, domain)
         for t, prefix in sets.get("eval", {}).items():

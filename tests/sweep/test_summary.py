@@ -34,7 +34,7 @@ def table() -> list[dict]:
     """Four seeds of ours and GRPO, two of DAPO."""
     runs = []
     for seed in range(4):
-        runs.append(a_run("scope_first", seed, 0.60 + seed / 50, paths=2.4))
+        runs.append(a_run("scope_first", seed, 0.60 + seed / 50, paths=3.0))
         runs.append(a_run("grpo", seed, 0.50 + seed / 50))
     return [*runs, a_run("dapo", 0, 0.55), a_run("dapo", 1, 0.57)]
 
@@ -72,8 +72,8 @@ def test_a_lead_is_paired_where_every_run_of_the_baseline_has_its_partner():
 def test_the_table_and_the_pictures(tmp_path: Path):
     again = [a_run(m, s, v + s / 50) for m, v in (("scope", 0.7), ("grpo", 0.4)) for s in (10, 11)]
     text = summary({"table": table(), "confirmation": again}, tmp_path)
-    # 2.4 paths among 4 x 0.63 right samples against 2 / (4 x 0.53), in each seed of its own.
-    gaps = [2.4 / (4 * (0.60 + s / 50)) - 2.0 / (4 * (0.50 + s / 50)) for s in range(4)]
+    # 3 paths among 4 x 0.63 right samples against 2 / (4 x 0.53), in each seed of its own.
+    gaps = [3.0 / (4 * (0.60 + s / 50)) - 2.0 / (4 * (0.50 + s / 50)) for s in range(4)]
     base = sum(2.0 / (4 * (0.50 + s / 50)) for s in range(4)) / 4
     ours = cells(text, "**scope_first**")
     assert ours[:4] == ["4", "63.0 ± 4.1", "+10.0 ± 0.0", "+5.0 ± 0.0"]
