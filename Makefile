@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long docs clean
+.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long results docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -106,6 +106,11 @@ kills: $(READY)  ## tiny runs killed at random moments until they finish, agains
 
 long: $(READY)  ## the tests that take long each
 	@"$(BIN)/python" -m pytest -m long -n $(WORKERS) --dist worksteal $(ARGS)
+
+results: $(READY)  ## docs/results.md and its appendix, tables and pictures, from docs/records
+	"$(BIN)/python" -m scope_jax.sweep.page --page=docs/results_appendix.md --summary=docs/results.md \
+	  --table=docs/records/miniature --temperatures=docs/records/temperatures --ablations=docs/records/ablations \
+	  --confirmation=docs/records/confirmation --controls=docs/records/controls --tuning=docs/records/tuning
 
 # The extra alone, without the package and its JAX: the site is made by reading the code.
 $(DOCS_READY): pyproject.toml constraints.txt

@@ -6,8 +6,8 @@ python -m scope_jax.sweep --sweep=configs/sweeps/miniature_table.py --jobs=2 \
 
 Settings were chosen on other seeds and another draw of problems of signed terms (tuning.py);
 Countdown was looked at with them as they are. SCOPE is here as it was then (`scope_first`); its
-defaults now come from ablations.py and confirmation.py. docs/results.md is written from the
-records by `python -m scope_jax.sweep.page`.
+defaults now come from ablations.py and confirmation.py. docs/results.md and its appendix
+are written from the records by `make results`.
 """
 
 from scope_jax.configs.sweeps.common import DOMAINS, METHODS, checkpoints, run

@@ -4,8 +4,8 @@ signed terms only.
 python -m scope_jax.sweep --sweep=configs/sweeps/tuning.py --jobs=2 \
     --workdir=runs/tuning --records=docs/records/tuning
 
-Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch. docs/results.md has the
-outcome, and says where what common.py holds is not the best of it.
+Learning rate 1.5e-4 or 3e-4, times two values of the method's main switch.
+docs/results_appendix.md has the outcome, and says where what common.py holds is not the best of it.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""How numbers stand in the tables of the results page."""
+"""How numbers stand in the tables of the page of all results."""
 
 import math
 

@@ -1,16 +1,14 @@
-"""The picture of the results page: learning curves of all methods of a domain."""
+"""The picture of the page of all results: learning curves of all methods of a domain."""
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from scope_jax.run import write_atomically
 from scope_jax.sweep.figures import Groups, our_method
 from scope_jax.sweep.statistics import estimate
+from scope_jax.sweep.svg import colours, picture
 
 WINDOW = 5  # points that are averaged to one
 BANDED = 3  # methods in colour and with a band; the others are grey
@@ -27,16 +25,9 @@ def draw_curves(methods: Groups, path: Path) -> None:
     """Reward of the policy's own rollouts, groups without an advantage, entropy and distinct paths
     over the run: smoothed means over seeds, with 95 % bands for ours and the two rivals with most
     seeds. Writes an SVG that is the same for the same records."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     ours = our_method(methods)
     banded = sorted(methods, key=lambda name: (name != ours, -len(methods[name])))[:BANDED]
-    colours = matplotlib.colormaps["tab10"]
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "scope_jax", "svg.fonttype": "none", "font.size": 9}
-    ):
-        figure = Figure(figsize=(9, 6.4), layout="constrained")
+    with picture(path, 9, 6.4) as figure:
         panels = figure.subplots(2, 2).flat
         for axes, (title, metric) in zip(panels, _PANELS):
             for name, records in methods.items():
@@ -50,7 +41,7 @@ def draw_curves(methods: Groups, path: Path) -> None:
                 estimates = [estimate(column.tolist()) for column in columns]
                 mean = np.array([e.mean for e in estimates])
                 main = name in banded
-                colour = colours(banded.index(name)) if main else "0.65"
+                colour = colours()(banded.index(name)) if main else "0.65"
                 width, level = (1.8, 3) if main else (0.7, 1)
                 label = name if main else None
                 axes.plot(x, mean, color=colour, lw=width, label=label, zorder=level)
@@ -64,11 +55,6 @@ def draw_curves(methods: Groups, path: Path) -> None:
         if len(methods) > len(banded):
             first.plot([], [], color="0.65", lw=0.7, label="other methods")
         first.legend(frameon=False)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A hundredth of a point is enough, and makes the file smaller.
-    write_atomically(path, re.sub(r"(\.\d\d)\d+", r"\1", drawn.getvalue()))
 
 
 def smooth(values: Sequence[float | None]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scope_jax.configuration.renamed import upgraded
 from scope_jax.sweep.records import Record
-from scope_jax.sweep.statistics import Paired, estimate, paired
+from scope_jax.sweep.statistics import Estimate, Paired, estimate, paired, welch
 
 # Names of our method, best first; `scope_first` is SCOPE with the settings of the first tables.
 OURS = ("scope", "scope_first")
@@ -18,6 +18,9 @@ BASELINE = "grpo"
 
 # Methods whose records are kept and that no table shows: how they were run says nothing of them.
 LEFT_OUT = ("dapo_equal",)
+
+# What the tasks are called on a page; others by the name of their domain.
+TASKS = {"arithmetic": "signed terms", "countdown": "Countdown"}
 
 Groups = dict[str, list[Record]]  # name of a method or variant -> its records
 
@@ -101,6 +104,22 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> Pa
     return paired(
         [value(mine[s], metric) for s in seeds], [value(others[s], metric) for s in seeds]
     )
+
+
+class Lead(NamedTuple):
+    """A method minus the baseline."""
+
+    difference: Estimate
+    paired: bool  # seed by seed; else all runs of one against all of the other
+
+
+def lead(records: Sequence[Record], base: Sequence[Record], metric: str) -> Lead:
+    """records - base: seed by seed where every run of `base` has its partner, as in sweeps of equal
+    seeds; else, where few seeds stand against many, all runs against all (Welch's interval)."""
+    if not by_seed(base).keys() - by_seed(records).keys():
+        return Lead(compare(records, base, metric).difference, True)
+    sides = [[value(record, metric) for record in side] for side in (records, base)]
+    return Lead(welch(*sides)[0], False)
 
 
 def domains_of(records: Sequence[Record]) -> list[str]:

@@ -1,12 +1,12 @@
 """The picture of accuracy against diversity: one curve over temperatures for each method."""
 
-import io
-import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from scope_jax.run import write_atomically
-from scope_jax.sweep.figures import BASELINE, Groups, mean_value, our_method, value
+from scope_jax.sweep.figures import BASELINE, TASKS, Groups, mean_value, our_method, value
 from scope_jax.sweep.statistics import estimate
+from scope_jax.sweep.svg import colours, picture
 from scope_jax.sweep.temperatures import RAREFIED, SETS, measured
 
 
@@ -32,53 +32,55 @@ def draw_frontier(methods: Groups, path: Path) -> bool:
     triangle at the bottom is the greedy accuracy, which has no paths. Up and to the right is
     better. Writes an SVG that is the same for the same records; returns False, and writes nothing,
     where no record has rarefied paths."""
-    sets = {
-        name: (prefixes, points)
-        for name, prefixes in measured(methods).items()
-        if (points := points_of(methods, prefixes))
-    }
-    if not sets:
-        return False
-    import matplotlib
-    from matplotlib.figure import Figure
+    return _draw([(SETS[name], methods, found) for name, found in measured(methods).items()], path)
 
-    ours = our_method(methods)
-    order = sorted(methods, key=lambda name: (name != ours, name != BASELINE))
-    colours = matplotlib.colormaps["tab10"]
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "scope_jax", "svg.fonttype": "none", "font.size": 9}
-    ):
-        figure = Figure(figsize=(4.6 * len(sets), 3.8), layout="constrained")
-        for axes, (name, (prefixes, points)) in zip(
-            figure.subplots(1, len(sets), squeeze=False).flat, sets.items()
+
+def draw_frontiers(domains: Mapping[str, Groups], path: Path) -> bool:
+    """The same with a panel for each domain, in distribution."""
+    sets = {domain: measured(methods).get("eval", {}) for domain, methods in domains.items()}
+    panels = [(TASKS.get(d, d), methods, sets[d]) for d, methods in domains.items()]
+    return _draw(panels, path)
+
+
+def _draw(panels: Sequence[tuple[str, Groups, dict[float, str]]], path: Path) -> bool:
+    """Panels of (title, methods, temperatures); those without rarefied paths are left out."""
+    panels = [panel for panel in panels if points_of(panel[1], panel[2])]
+    if not panels:
+        return False
+    with picture(path, 4.6 * len(panels), 3.8) as figure:
+        for axes, (title, methods, prefixes) in zip(
+            figure.subplots(1, len(panels), squeeze=False).flat, panels
         ):
-            for number, method in enumerate(order):
-                if method not in points:
-                    continue
-                colour, width = colours(number % 10), 1.8 if method == ours else 1.0
-                heat, x, dx, y, dy = zip(*points[method])
-                axes.errorbar(
-                    *(x, y, dy, dx),
-                    color=colour,
-                    lw=width,
-                    elinewidth=0.6,
-                    marker="o",
-                    ms=3,
-                    label=method,
-                )
-                axes.annotate(f" T {heat[0]:g}", (x[0], y[0]), fontsize=6, color=colour)
-                if 0.0 in prefixes:
-                    greedy = mean_value(methods[method], f"{prefixes[0.0]}/pass@1")
-                    axes.plot(
-                        [greedy], [0.02], "^", color=colour, transform=axes.get_xaxis_transform()
-                    )
-            axes.set_title(SETS[name], fontsize=9)
-            axes.set_xlabel("pass@1 (triangles: greedy)")
-            axes.set_ylabel("right paths among four right samples")
-            axes.grid(alpha=0.3)
+            _panel(axes, methods, prefixes)
+            axes.set_title(title, fontsize=9)
         figure.axes[0].legend(frameon=False, fontsize=7)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, re.sub(r"(\.\d\d)\d+", r"\1", drawn.getvalue()))
     return True
+
+
+def _panel(axes: Any, methods: Groups, prefixes: dict[float, str]) -> None:
+    """A curve over temperatures for each method."""
+    ours = our_method(methods)
+    points = points_of(methods, prefixes)
+    for number, method in enumerate(
+        sorted(methods, key=lambda name: (name != ours, name != BASELINE))
+    ):
+        if method not in points:
+            continue
+        colour, width = colours()(number % 10), 1.8 if method == ours else 1.0
+        heat, x, dx, y, dy = zip(*points[method])
+        axes.errorbar(
+            *(x, y, dy, dx),
+            color=colour,
+            lw=width,
+            elinewidth=0.6,
+            marker="o",
+            ms=3,
+            label=method,
+        )
+        axes.annotate(f" T {heat[0]:g}", (x[0], y[0]), fontsize=6, color=colour)
+        if 0.0 in prefixes:
+            greedy = mean_value(methods[method], f"{prefixes[0.0]}/pass@1")
+            axes.plot([greedy], [0.02], "^", color=colour, transform=axes.get_xaxis_transform())
+    axes.set_xlabel("pass@1 (triangles: greedy)")
+    axes.set_ylabel("right paths among four right samples")
+    axes.grid(alpha=0.3)

@@ -1,11 +1,13 @@
 """From the records of sweeps to a page: tables with intervals, paired comparisons, learning
 curves.
 
-    python -m scope_jax.sweep.page --page=docs/results.md --table=DIR
+    python -m scope_jax.sweep.page --page=docs/results_appendix.md --table=DIR
         [--temperatures=DIR] [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
+        [--summary=docs/results.md]
 
-Only the part between the page's markers, `<!-- results: begin -->` and `<!-- results: end -->`, is
-written; the author's words around it stay. Pictures go into `images/` beside the page.
+The page has all tables, the summary one table and a few pictures. Only the part between each page's
+markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the author's words
+around it stay. Pictures go into `images/` beside the page.
 """
 
 import collections
@@ -21,6 +23,7 @@ from scope_jax.sweep.curves import draw_curves
 from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
+from scope_jax.sweep.summary import summary
 from scope_jax.sweep.temperatures import by_temperature
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -100,20 +103,27 @@ def _at_temperatures(methods: Groups, domain: str, images: Path, name: str) -> l
     return parts
 
 
-def write_page(page: Path, generated: str) -> None:
-    """Put the generated part between the markers of the page. Raises ValueError where they are
-    missing."""
+def sources_of(folders: Folders) -> dict[str, list[Record]]:
+    """The finished runs by the name of their folder's field; without those of the search."""
+    known = {name: _records(folder) for name, folder in vars(folders).items() if name != "tuning"}
+    return {name: records[0] for name, records in known.items() if records}
+
+
+def with_generated(page: Path, generated: str) -> str:
+    """The text of a page with the generated part between its markers. Raises ValueError where they
+    are missing."""
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(
             f"{page}: expected the lines {BEGIN} and {END}, once each and in this order"
         )
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomically(page, f"{before}{BEGIN}\n{generated}\n{END}{after}")
+    return f"{before}{BEGIN}\n{generated}\n{END}{after}"
 
 
 FLAGS = (
-    cli.Flag("page", "the page to write into", kind=Path, required=True),
+    cli.Flag("page", "the page to write all tables into", kind=Path, required=True),
+    cli.Flag("summary", "a short page: one table and a few pictures", kind=Path),
     cli.Flag("table", "records of the main table", kind=Path, required=True),
     cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),
@@ -125,13 +135,29 @@ FLAGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(cli.parse_or_exit(sys.argv[1:] if arguments is None else arguments, FLAGS))
-    page = given.pop("page")
+    page, short = given.pop("page"), given.pop("summary")
+    if short is not None and short.resolve() == page.resolve():
+        print(f"error: {short} is the page and its summary: two files are needed", file=sys.stderr)
+        return 2
+    folders = Folders(**given)
+    for name, folder in given.items():
+        if folder is None or any(folder.rglob("*.json")):
+            continue
+        if name == "table":
+            print(f"error: no records in {folder}: give --table=DIR of a sweep", file=sys.stderr)
+            return 2
+        print(f"no records in {folder}: the page has no part on --{name}")
     try:
-        write_page(page, results(Folders(**given), page.parent / "images"))
+        texts = {page: with_generated(page, results(folders, page.parent / "images"))}
+        if short is not None:
+            made = summary(sources_of(folders), short.parent / "images")
+            texts[short] = with_generated(short, made)
+        for path, text in texts.items():
+            write_atomically(path, text)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(f"written: {page}")
+    print(f"written: {', '.join(map(str, texts))}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The sections of the results page, in Markdown."""
+"""The sections of the page of all results, in Markdown."""
 
 import collections
 import itertools
@@ -49,7 +49,7 @@ _GENERATED = (
     "cost/self_tokens",
     "cost/localiser_tokens",
 )
-_TAUGHT = ("cost/teacher_tokens", "cost/demonstration_tokens")
+TAUGHT = ("cost/teacher_tokens", "cost/demonstration_tokens")
 _BOTH = ("eval/pass@1", "eval_ood/pass@1")
 
 
@@ -264,7 +264,7 @@ def _costs(methods: Groups) -> str:
         updates = np.mean([r["updates"] / r["steps"] for r in records])
         seconds = np.median([r["seconds_per_step"] for r in records])
         cells = [*map(plain, zero), plain(salvage_rate(records)), f"{updates:.1f}"]
-        cells += [plain(generated), f"{mean_cost(records, _TAUGHT):.0f}"]
+        cells += [plain(generated), f"{mean_cost(records, TAUGHT):.0f}"]
         cells += [f"{mean_cost(records, ('cost/prm_tokens',)):.0f}", f"{seconds:.2f}"]
         rows.append([name, *cells])
     head = ["method", "no advantage, before", "after", "salvage rate", "updates per batch"]

@@ -1,5 +1,5 @@
-"""Tables of the results page on the run itself, from the curves in the records: diversity of the
-policy's own rollouts, and the reward at equal budgets."""
+"""Tables of the page of all results on the run itself, from the curves in the records: diversity
+of the policy's own rollouts, and the reward at equal budgets."""
 
 import math
 from collections.abc import Sequence
@@ -68,11 +68,7 @@ def budgets(methods: Groups) -> str:
     known = {n: r for n, r in methods.items() if all(_whole(one, one, REWARD) for one in r)}
     if BASELINE not in known:
         return ""
-    tokens = {name: mean_cost(records, _WRITTEN) for name, records in known.items()}
-    seconds = {
-        name: float(np.median([r["seconds_per_step"] for r in records]))
-        for name, records in known.items()
-    }
+    tokens, seconds = batch_costs(known)
     rows = []
     for name, records in known.items():
         steps = min(len(curve_of(r, REWARD)) for r in records)
@@ -103,6 +99,17 @@ def budgets(methods: Groups) -> str:
         + markdown(head, rows)
         + "\n"
     )
+
+
+def batch_costs(methods: Groups) -> tuple[dict[str, float], dict[str, float]]:
+    """What a batch of each method takes: tokens that the policy wrote, and seconds (teacher and PRM
+    included; the median of the runs)."""
+    tokens = {name: mean_cost(records, _WRITTEN) for name, records in methods.items()}
+    seconds = {
+        name: float(np.median([r["seconds_per_step"] for r in records]))
+        for name, records in methods.items()
+    }
+    return tokens, seconds
 
 
 def explained(methods: Groups) -> str:
