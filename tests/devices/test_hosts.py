@@ -223,7 +223,8 @@ hosts.finish()
         assert f"process {1 - number} could not read it: " in text
 
 
-@pytest.mark.parametrize("who", [0, 1])
+# Of another one than the first: `test_of_many_processes_each_says_why_it_stops`.
+@pytest.mark.parametrize("who", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_an_error_on_one_process_stops_all_with_its_words(tmp_path: Path, who: int):
     """One process finds its input bad while the other waits for it in a collective: both end at
     once, with the same exit code."""

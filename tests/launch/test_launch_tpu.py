@@ -302,6 +302,7 @@ def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
     assert "tpu-0 still costs" in out
 
 
+@pytest.mark.long
 def test_watch_replaces_a_slice_of_which_one_worker_died(cloud):
     cloud.trains(steps=25, seconds=0.1)
     watch = cloud.begin(
@@ -698,6 +699,7 @@ def sweep_slice(cloud, *words, code=0, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_on_a_slice_of_two_workers(cloud):
     """Three runs, one after another; the first one's slice is refused once, the second one gives
     up; then nothing is left to do."""

@@ -73,7 +73,15 @@ def test_a_switch_of_scope(
         assert rows[0]["advantage/smoothing_unknown"] == 0
 
 
-@pytest.mark.parametrize("method", ["grpo", "dapo", "luffy", "prm_reward"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpo",
+        "luffy",
+        pytest.param("dapo", marks=pytest.mark.long),
+        pytest.param("prm_reward", marks=pytest.mark.long),
+    ],
+)
 def test_other_methods_take_them_all_at_once(method: str, checkpoints: Tiny, tmp_path: Path):
     given = {key: value for name in SWITCHES for key, value in SWITCHES[name].items()}
     if method == "dapo":  # which punishes long rows

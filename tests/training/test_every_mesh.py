@@ -152,7 +152,11 @@ def walk(node: Any) -> Iterator[Any]:
             yield from walk(child)
 
 
-@pytest.mark.parametrize("name", list(MESHES))
+@pytest.mark.parametrize(
+    "name",
+    # fsdp is split on the last two as well.
+    ["8x1x1", pytest.param("1x8x1", marks=pytest.mark.long), "2x2x2", "1x2x4"],
+)
 def test_all_programs_give_the_same(name):
     wanted, found = outcome((1, 1, 1)), outcome(MESHES[name])
     assert (wanted["length"] > 8).any() and (wanted["teacher length"] < 11 + 8).any()
