@@ -325,6 +325,7 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
         train(config(), workdir)
 
 
+@pytest.mark.long
 def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_path: Path):
     """Another folder would be an empty one: the run would begin anew. Told to, it does, and the
     metrics are kept."""
@@ -654,6 +655,7 @@ def test_a_stop_after_skipped_updates_saves_nothing_of_them(checkpoints: Tiny, t
     assert_same_run(workdir, tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_after_k_skipped_updates_a_resume_begins_at_the_last_good_state(
     checkpoints: Tiny, tmp_path: Path
 ):

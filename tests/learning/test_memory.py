@@ -631,6 +631,7 @@ def weight_bytes(config: models.ModelConfig) -> int:
     return sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in alive)
 
 
+@pytest.mark.long
 def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Path, monkeypatch):
     """A run on 2x2x2: parameters and moments split over fsdp, beside them the layout for decoding
     while rollouts are made, and nothing else; before the update that layout is gone too."""

@@ -38,7 +38,14 @@ def plain(checkpoints: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trained(checkpoints, tmp_path_factory.mktemp("plain") / "run", "scope", {})
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+# Each compiles nothing of its own but is a run; their formulas: tests/learning/.
+ALIKE = ("focal", "positive_weight")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in SWITCHES],
+)
 def test_a_switch_of_scope(
     name: str, plain: Any, checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

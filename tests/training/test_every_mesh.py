@@ -191,7 +191,7 @@ def same_rows(found: Rollout, wanted: Rollout) -> None:
     np.testing.assert_allclose(found.logp_BT, wanted.logp_BT, atol=1e-5)
 
 
-@pytest.mark.parametrize("parked", [False, True])
+@pytest.mark.parametrize("parked", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_writer_on_a_mesh_of_its_own(parked):
     """The rows come from 8x1x1 and go back there; the writer's weights are split over four devices
     of its own shape."""
