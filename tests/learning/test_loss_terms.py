@@ -28,7 +28,7 @@ def test_what_has_no_weight_is_replaced():
     np.testing.assert_allclose(found.logp_off, [[0, 0, np.log(0.125), 0]], rtol=1e-6)
     np.testing.assert_allclose(found.old_on, [[np.log(0.25), np.log(0.5), 0, 0]], rtol=1e-6)
     assert found.advantage.tolist() == [[2, 2, 2, 0]]
-    given = found.given("reference_logp_BT", [[1.0, NAN, 3.0, 4.0]], found.is_off)
+    given = found.given("reference_logp_BT", np.array([[1, NAN, 3, 4]]), found.is_off)
     assert given.tolist() == [[0, 0, 3, 0]]
     with pytest.raises(ValueError, match=r"x has shape \(4,\); expected that of logp_BT, \(1, 4\)"):
         found.given("x", np.zeros(4), found.is_on)
