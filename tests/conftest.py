@@ -14,6 +14,7 @@ from support.compile_report import CompileReport
 from support.tiny_runs import ROOT, Tiny, make_checkpoints
 from support.workers import made_once
 
+from scope_jax.report import charts
 from scope_jax.run import failures
 
 # Nearly all of the suite's time is tracing and compilation. LLVM's level 0 halves the latter, the
@@ -92,8 +93,19 @@ def _room_for_programs():
     the suite would use them up."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_charts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs of these processes draw no charts: a page has one of each metric, and matplotlib takes
+    longer for them than a tiny run for its steps. Drawn are those of the tests of pages, and those
+    of every program that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in ("report", "sweep"):
+            patch.setattr(charts, "_drawn", lambda numbers: "")
+        yield
 
 
 @pytest.fixture

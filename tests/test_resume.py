@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -167,36 +168,33 @@ def test_a_run_stops_between_phases_and_goes_on_the_same(
     assert_same_run(workdir, undisturbed)
 
 
-def test_supervised_steps_and_buffers_stop_and_go_on_the_same(checkpoints: Tiny, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "more", "where", "number"),
+    [
+        # A buffer in a checkpoint: tests/training/test_rivals_train.py.
+        pytest.param("relift", {"method.buffer": 5}, "collect_rollouts", 3, marks=pytest.mark.long),
+        ("sft_grpo", {"sft.steps": 2, "sft.prompts": 4}, "collect_demonstrations", 2),
+    ],
+    ids=["relift", "sft_grpo"],
+)
+def test_supervised_steps_and_buffers_stop_and_go_on_the_same(
+    checkpoints: Tiny, tmp_path: Path, name: str, more: dict, where: str, number: int
+):
     """ReLIFT's buffer of failed prompts at a step that is given up; a supervised step that is
     given up."""
-    place = {
-        "models.teacher": str(checkpoints.policy),
-        "steps": 4,
-        "checkpoint.every": 9,
-        **NO_EVALUATION,
-    }
-    for name, more, where, number in (
-        ("relift", {"method.buffer": 5}, "collect_rollouts", 3),
-        (
-            "sft_grpo",
-            {"sft.steps": 2, "sft.prompts": 4},
-            "collect_demonstrations",
-            2,
-        ),
+    place = {"models.teacher": str(checkpoints.policy), "steps": 4, "checkpoint.every": 9}
+
+    def config() -> ConfigDict:
+        return checkpoints.config(name, {**place, **NO_EVALUATION, **more})
+
+    train(config(), tmp_path / "whole")
+    with (
+        after_call(program, where, number, tell()),
+        pytest.raises(Stopped, match=rf"goes on at step {number - 1}$"),
     ):
-
-        def config(name: str = name, more: dict = more) -> ConfigDict:
-            return checkpoints.config(name, {**place, **more})
-
-        train(config(), tmp_path / f"{name}_whole")
-        with (
-            after_call(program, where, number, tell()),
-            pytest.raises(Stopped, match=rf"goes on at step {number - 1}$"),
-        ):
-            train(config(), tmp_path / name)
-        train(config(), tmp_path / name)
-        assert_same_run(tmp_path / name, tmp_path / f"{name}_whole")
+        train(config(), tmp_path / "run")
+    train(config(), tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.long
@@ -327,6 +325,7 @@ def test_a_changed_config_is_refused_unless_told_to(checkpoints: Tiny, tmp_path:
         train(config(), workdir)
 
 
+@pytest.mark.long
 def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_path: Path):
     """Another folder would be an empty one: the run would begin anew. Told to, it does, and the
     metrics are kept."""
@@ -506,9 +505,8 @@ def fill(folder: Path, leave: int) -> Path:
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    small_disk, undisturbed: Path, checkpoints: Tiny
+    small_disk, undisturbed: Path, checkpoints: Tiny, caplog, capfd
 ):
-
     def size(folder: Path) -> int:
         return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
 
@@ -516,9 +514,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     disk = small_disk(20 * one)
     # Room for the first two checkpoints or so: file systems count a file's bytes differently.
     ballast = fill(disk, int(2.6 * one))
-    more = {"steps": 6, "checkpoint.every": 1, "checkpoint.keep": 5, **NO_EVALUATION}
+    more = {"steps": 5, "checkpoint.every": 1, "checkpoint.keep": 5, **NO_EVALUATION}
     arguments = checkpoints.program("grpo", disk / "run", more)
-    done = run_program(arguments, checkpoints.folder, code=1)
+    # With the devices of this process, in which it goes on.
+    done = run_program(arguments, checkpoints.folder, code=1, devices=jax.device_count())
     last = done.stderr.strip().splitlines()[-1]
     assert (
         last.startswith(f"error: {disk / 'run'}")
@@ -528,12 +527,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     kept = steps(disk / "run")
     assert kept in ([1], [1, 2], [1, 2, 3]) and not (disk / "run" / "summary.json").exists()
     ballast.unlink()
-    done = run_program(arguments, checkpoints.folder)
-    assert (
-        f"resuming {disk / 'run'} at step {kept[-1]}" in done.stdout
-        and "damaged" not in done.stderr
-    )
-    run_program(checkpoints.program("grpo", checkpoints.folder / "roomy", more), checkpoints.folder)
+    capfd.readouterr()
+    train(checkpoints.config("grpo", more), disk / "run")
+    out, err = capfd.readouterr()
+    assert f"resuming {disk / 'run'} at step {kept[-1]}" in out
+    assert "damaged" not in err + caplog.text
+    train(checkpoints.config("grpo", more), checkpoints.folder / "roomy")
     assert_same_run(disk / "run", checkpoints.folder / "roomy")
 
 
@@ -656,6 +655,7 @@ def test_a_stop_after_skipped_updates_saves_nothing_of_them(checkpoints: Tiny, t
     assert_same_run(workdir, tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_after_k_skipped_updates_a_resume_begins_at_the_last_good_state(
     checkpoints: Tiny, tmp_path: Path
 ):
@@ -690,19 +690,18 @@ def test_a_run_with_infinite_rewards_is_the_run_without_them(
     def config() -> ConfigDict:
         return checkpoints.config("grpo", {"steps": 2, **NO_EVALUATION})
 
-    for name, bad in (("none", None), ("inf", float("inf")), ("nan", float("nan"))):
+    for name, bad in (("none", (None,)), ("odd", (float("inf"), float("nan"), -float("inf")))):
 
         def verify(self: Any, problems: Any, texts: Any, bad: Any = bad) -> Any:
             return [
-                bad if n % 5 == 0 else verdict
+                bad[n // 5 % len(bad)] if n % 5 == 0 else verdict
                 for n, verdict in enumerate(own(self, problems, texts))
             ]
 
         monkeypatch.setattr(tasks.Arithmetic, "verify", verify)
         assert train(config(), tmp_path / name)["skipped"] == 0
-    rows = read_metrics(tmp_path / "inf" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "odd" / "metrics.jsonl")
     assert all(0 <= row["reward/mean"] <= 1 and row["reward/unscored"] > 0 for row in rows)
     assert any(row["grad/norm"] > 0 for row in rows)
-    for name in ("inf", "nan"):
-        assert_same_run(tmp_path / name, tmp_path / "none")
-    assert all(np.isfinite(x).all() for x in arrays(tmp_path / "inf").values())
+    assert_same_run(tmp_path / "odd", tmp_path / "none")
+    assert all(np.isfinite(x).all() for x in arrays(tmp_path / "odd").values())

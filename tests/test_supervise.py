@@ -347,6 +347,7 @@ def test_policy_from_a_file(solver):
     assert load_tokenizer(directory).chat_template
 
 
+@pytest.mark.long
 def test_prm_of_another_domain_by_monte_carlo(math, solver):
     folder, task = math
     settings = {

@@ -327,8 +327,10 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(
     ("shape", "places"),
-    [((2, 2, 2), {}), ((8, 1, 1), ELSEWHERE)],
-    ids=["2x2x2", "meshes_of_their_own"],
+    [
+        pytest.param((2, 2, 2), {}, id="2x2x2"),
+        pytest.param((8, 1, 1), ELSEWHERE, id="meshes_of_their_own", marks=pytest.mark.long),
+    ],
 )
 def test_the_mesh_does_not_matter(
     reference: Path, checkpoints: Tiny, tmp_path: Path, shape: tuple[int, int, int], places: dict

@@ -4,10 +4,11 @@ tokens.
     L = - sum_BT on * min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
         - lambda * sum_BT off * g(pi, A)
 
-Other surrogates in place of the first term: `learning/surrogates.py`; weights of sampler against
-trainer: `learning/sampler_weights.py`. `on` weighs the POLICY tokens, `off` the TEACHER tokens.
-Both are fixed for the global batch, before it is split: losses, gradients and statistics of
-micro-batches then add up to those of the batch, whatever the split.
+Its terms: `learning/loss_terms.py`; other surrogates in place of the first one:
+`learning/surrogates.py`; weights of sampler against trainer: `learning/sampler_weights.py`. `on`
+weighs the POLICY tokens, `off` the TEACHER tokens. Both are fixed for the global batch, before it
+is split: losses, gradients and statistics of micro-batches then add up to those of the batch,
+whatever the split.
 """
 
 import functools
@@ -19,14 +20,20 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from scope_jax.learning.sampler_weights import Level, in_band, log_weights, truncated
-from scope_jax.learning.surrogates import surrogate
+from scope_jax.learning.loss_terms import (
+    Stats,
+    Weighed,
+    distilled,
+    kl_estimate,
+    only,
+    own_term,
+    sampler_gap,
+    teacher_gain,
+    token_statistics,
+    weighed,
+)
+from scope_jax.learning.sampler_weights import Level
 from scope_jax.types import Owner, Rollout, check_choices, masked_sum, owner_mask
-
-# Beyond e^20 a ratio says only that the two log-probs have nothing to do with each other; exp
-# would overflow soon after, and infinity times the 0 of the branch that `minimum` did not take is
-# NaN.
-LOG_RATIO_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -246,148 +253,55 @@ def policy_loss(
     distill_logp_BT    log-prob of the teacher on POLICY tokens, for spec.distill_weight
     entropy_BT         entropy of the next-token distribution that token t was drawn from, in nats
 
-    Teacher term g: `nll` log pi; `shaped` A f(pi) with f(p) = p / (p + gamma), differentiated
-    through f (arXiv 2504.14945); `reinforce` A log pi; `importance` stop_gradient(min(pi /
-    pi_teacher, cap)) A log pi; `mask` 0. With the ratio at `sequence` level every POLICY token of
-    a row has the same ratio, through which the gradient goes to all of them alike: an advantage
-    that differs along the row is then averaged over it.
-
-    Distillation, with weight w: as `advantage`, that of POLICY tokens is outcome_weight A +
-    w (log pi_teacher - log pi_old), whose mean over samples of pi_old is minus the reverse KL; as
-    `loss`, w / 2 (log pi - log pi_teacher)^2 is added per token, which has the same gradient where
-    pi = pi_old, is not clipped, and leaves outcome_weight A to the surrogate.
+    The teacher term g: `teacher_gain`; sequence ratios and distillation: `own_term`.
 
     Raises ValueError where shapes differ or an argument that the spec needs is missing.
     """
-    shape = jnp.shape(logp_BT)
-    if len(shape) != 2:
-        raise ValueError(f"logp_BT has shape {shape}; expected [B, T]")
-    _check_needs(
-        (
-            spec.teacher_term == "importance",
-            teacher_logp_BT,
-            "teacher_term = 'importance'",
-            "teacher_logp_BT",
-        ),
-        (spec.kl_weight > 0, reference_logp_BT, "kl_weight > 0", "reference_logp_BT"),
-        (spec.tis_cap is not None, sampler_logp_BT, "tis_cap", "sampler_logp_BT"),
-        (spec.masks, sampler_logp_BT, "mask_low or mask_high", "sampler_logp_BT"),
-        (spec.distill_weight > 0, distill_logp_BT, "distill_weight > 0", "distill_logp_BT"),
-        (spec.entropy_bonus > 0, entropy_BT, "entropy_bonus > 0", "entropy_BT"),
+    _check_given(
+        logp_BT,
+        spec,
+        teacher_logp_BT=teacher_logp_BT,
+        reference_logp_BT=reference_logp_BT,
+        sampler_logp_BT=sampler_logp_BT,
+        distill_logp_BT=distill_logp_BT,
+        entropy_BT=entropy_BT,
     )
-
-    def fixed(name: str, values: Any) -> jax.Array:
-        if jnp.shape(values) != shape and not (
-            name == "advantage_BT" and jnp.shape(values) == (shape[0], 1)
-        ):
-            raise ValueError(
-                f"{name} has shape {jnp.shape(values)}; expected that of logp_BT, {shape}"
-            )
-        return jax.lax.stop_gradient(jnp.broadcast_to(jnp.asarray(values, jnp.float32), shape))
-
-    on, off = fixed("on_BT", on_BT), fixed("off_BT", off_BT)
-    is_on, is_off = on > 0, off > 0
-
-    # NaN * 0 is NaN, in the value and in the gradient. So what has no weight is replaced before it
-    # is computed with, and again (in `masked_sum`) afterwards.
-    def only(mask: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.where(mask, values, 0.0)
-
-    logp = jnp.asarray(logp_BT, jnp.float32)
-    advantage = only(is_on | is_off, fixed("advantage_BT", advantage_BT))
-    logp_on, logp_off = only(is_on, logp), only(is_off, logp)
-    old_on = (
-        jax.lax.stop_gradient(logp_on)
-        if old_logp_BT is None
-        else only(is_on, fixed("old_logp_BT", old_logp_BT))
-    )
-
-    log_ratio = logp_on - old_on
-    if spec.ratio == "sequence":
-        tokens = jnp.maximum(jnp.sum(is_on, axis=1, keepdims=True), 1)
-        log_ratio = jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True) / tokens, shape)
-    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    stats = {}
-    on_advantage = advantage
-    if spec.distill_weight > 0:
-        teacher_on = only(is_on, fixed("distill_logp_BT", distill_logp_BT))
-        stats["distill_sum"] = masked_sum(old_on - teacher_on, is_on)
-        on_advantage = spec.outcome_weight * advantage
-        if spec.distill_form == "advantage":
-            on_advantage += spec.distill_weight * (teacher_on - old_on)
-    gain, clipped = surrogate(ratio, logp_on, on_advantage, spec)
-    if spec.tis_cap is not None or spec.masks:
-        sampler = only(is_on, fixed("sampler_logp_BT", sampler_logp_BT))
-        gain, of_weights = _weighed_by_sampler(gain, old_on, sampler, is_on, spec)
-        stats |= of_weights
-    on_loss = -masked_sum(on * gain, is_on)
-
-    teacher_logp = None
-    if spec.teacher_term == "importance":
-        teacher_logp = only(is_off, fixed("teacher_logp_BT", teacher_logp_BT))
+    tokens = weighed(logp_BT, old_logp_BT, advantage_BT, on_BT, off_BT)
+    own = own_term(tokens, spec, distill_logp_BT, sampler_logp_BT)
+    on_loss = -masked_sum(tokens.on * own.gain, tokens.is_on)
+    gain = teacher_gain(tokens, spec, teacher_logp_BT)
     weight = spec.teacher_weight if teacher_weight is None else teacher_weight
-    off_loss = -masked_sum(off * _teacher_gain(logp_off, advantage, teacher_logp, spec), is_off)
+    off_loss = -masked_sum(tokens.off * gain, tokens.is_off)
     total = on_loss + jnp.asarray(weight, jnp.float32) * off_loss
     if spec.distill_weight > 0 and spec.distill_form == "loss":
-        total += spec.distill_weight * masked_sum(on * 0.5 * (logp_on - teacher_on) ** 2, is_on)
-
-    stats |= {
-        "on_tokens": jnp.sum(is_on).astype(jnp.float32),
-        "off_tokens": jnp.sum(is_off).astype(jnp.float32),
-        "ratio_sum": masked_sum(ratio, is_on),
-        "ratio_max": jnp.max(only(is_on, ratio), initial=0.0),
-        "move_max": jnp.max(only(is_on, jnp.abs(logp_on - old_on)), initial=0.0),
-        "clip_count": jnp.sum(is_on & clipped).astype(jnp.float32),
-        "teacher_logp_sum": masked_sum(logp_off, is_off),
-        "policy_loss_sum": on_loss,
-        "teacher_loss_sum": off_loss,
-    }
+        total += distilled(tokens, own, spec)
+    stats = own.stats | token_statistics(tokens, own)
+    stats |= {"policy_loss_sum": on_loss, "teacher_loss_sum": off_loss}
     if sampler_logp_BT is not None:
-        stats |= _gap(logp_on, fixed("sampler_logp_BT", sampler_logp_BT), is_on)
+        stats |= sampler_gap(tokens, sampler_logp_BT)
+    total, penalties = _penalised(total, tokens, spec, reference_logp_BT, entropy_BT)
+    return total, jax.lax.stop_gradient(stats | penalties)
+
+
+def _penalised(
+    total: jax.Array, tokens: Weighed, spec: LossSpec, reference_logp_BT: Any, entropy_BT: Any
+) -> tuple[jax.Array, Stats]:
+    """(the loss with the KL and the entropy bonus where they are given, statistics)."""
+    stats: Stats = {}
     if reference_logp_BT is not None:
-        gap = only(is_on, fixed("reference_logp_BT", reference_logp_BT)) - logp_on
-        # k3 of Schulman's "Approximating KL divergence": e^x - x - 1 >= 0, unbiased on samples of
-        # pi.
-        kl = jnp.exp(jnp.clip(gap, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - gap - 1.0
-        stats["kl_sum"] = masked_sum(kl, is_on)
-        total += spec.kl_weight * masked_sum(on * kl, is_on)
+        kl = kl_estimate(tokens, reference_logp_BT)
+        stats["kl_sum"] = masked_sum(kl, tokens.is_on)
+        total += spec.kl_weight * masked_sum(tokens.on * kl, tokens.is_on)
     if entropy_BT is not None:
+        shape = tokens.on.shape
         if jnp.shape(entropy_BT) != shape:
             raise ValueError(
                 f"entropy_BT has shape {jnp.shape(entropy_BT)}; expected that of logp_BT, {shape}"
             )
-        entropy = only(is_on, jnp.asarray(entropy_BT, jnp.float32))
-        stats["entropy_sum"] = masked_sum(entropy, is_on)
-        total -= spec.entropy_bonus * masked_sum(on * entropy, is_on)
-    return total, jax.lax.stop_gradient(stats)
-
-
-def _weighed_by_sampler(
-    gain: jax.Array, old_on: jax.Array, sampler: jax.Array, is_on: jax.Array, spec: LossSpec
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(the gain of each token under spec.tis_cap and the mask's bounds, statistics)."""
-    weigh = functools.partial(log_weights, old_on, sampler, is_on)
-    stats: dict[str, jax.Array] = {}
-    if spec.tis_cap is not None:
-        tis, of_weights = truncated(weigh(spec.tis_level), is_on, spec.tis_cap)
-        stats |= of_weights
-        gain *= tis
-    if spec.masks:
-        inside, of_band = in_band(weigh(spec.mask_level), is_on, spec.mask_low, spec.mask_high)
-        stats |= of_band
-        gain = jnp.where(inside, gain, 0.0)
-    return gain, stats
-
-
-def _gap(logp_on: jax.Array, sampler: jax.Array, is_on: jax.Array) -> dict[str, jax.Array]:
-    """Statistics of how far log-probs are from what the sampler recorded, where that is known."""
-    known = is_on & ~jnp.isnan(sampler)
-    gap = jnp.where(known, jnp.abs(logp_on - sampler), 0.0)
-    return {
-        "gap_max": jnp.max(gap, initial=0.0),
-        "gap_sum": jnp.sum(gap),
-        "gap_count": jnp.sum(known).astype(jnp.float32),
-    }
+        entropy = only(tokens.is_on, jnp.asarray(entropy_BT, jnp.float32))
+        stats["entropy_sum"] = masked_sum(entropy, tokens.is_on)
+        total -= spec.entropy_bonus * masked_sum(tokens.on * entropy, tokens.is_on)
+    return total, stats
 
 
 def merge_stats(*stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -448,26 +362,18 @@ def finish_stats(stats: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return metrics
 
 
-def _teacher_gain(
-    logp: jax.Array, advantage: jax.Array, teacher_logp: jax.Array | None, spec: LossSpec
-) -> jax.Array:
-    """g(pi, A) per token, to be maximised."""
-    if spec.teacher_term == "nll":
-        return logp
-    if spec.teacher_term == "shaped":
-        # p / (p + gamma) written as a sigmoid: its gradient stays finite where p underflows to 0.
-        return advantage * jax.nn.sigmoid(logp - math.log(spec.shaping_gamma))
-    if spec.teacher_term == "reinforce":
-        return advantage * logp
-    if spec.teacher_term == "importance":
-        assert teacher_logp is not None
-        known = jnp.where(jnp.isnan(teacher_logp), 0.0, teacher_logp)
-        weight = jnp.exp(jnp.minimum(logp - known, math.log(spec.importance_cap)))
-        return jax.lax.stop_gradient(weight) * advantage * logp
-    return jnp.zeros_like(logp)
-
-
-def _check_needs(*needs: tuple[bool, Any, str, str]) -> None:
-    for needed, value, because, name in needs:
-        if needed and value is None:
+def _check_given(logp_BT: Any, spec: LossSpec, **given: Any) -> None:
+    """Raises ValueError where there are no rows of tokens, or an argument that the spec needs is
+    None."""
+    if jnp.ndim(logp_BT) != 2:
+        raise ValueError(f"logp_BT has shape {jnp.shape(logp_BT)}; expected [B, T]")
+    for needed, because, name in (
+        (spec.teacher_term == "importance", "teacher_term = 'importance'", "teacher_logp_BT"),
+        (spec.kl_weight > 0, "kl_weight > 0", "reference_logp_BT"),
+        (spec.tis_cap is not None, "tis_cap", "sampler_logp_BT"),
+        (spec.masks, "mask_low or mask_high", "sampler_logp_BT"),
+        (spec.distill_weight > 0, "distill_weight > 0", "distill_logp_BT"),
+        (spec.entropy_bonus > 0, "entropy_bonus > 0", "entropy_BT"),
+    ):
+        if needed and given[name] is None:
             raise ValueError(f"policy_loss: LossSpec.{because} needs {name}")

@@ -110,6 +110,92 @@ class Update:
         return self.end(state, sums)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Step:
+    """What the programs of an `Update` compute."""
+
+    value_and_grad: Any  # (weights, rows, scalars) -> ((loss, statistics), gradient)
+    optimizer: optax.GradientTransformation
+    table: dict[str, Weight]  # of the weights that are trained
+    micro_batches: int
+    dtype: Any  # that the weights are used in; None: the one they are kept in
+
+    def update(
+        self, state: TrainState, batch: Batch, scalars: dict[str, Any]
+    ) -> tuple[TrainState, Stats]:
+        return self.take_step(state, self.gradients(state.params, batch, scalars))
+
+    def accumulate(self, sums: Sums, params: Params, batch: Batch, scalars: dict[str, Any]) -> Sums:
+        return self.gradients(params, batch, scalars, sums)
+
+    def gradients(
+        self, params: Params, batch: Batch, scalars: dict[str, Any], sums: Sums | None = None
+    ) -> Sums:
+        """The sums of a batch, added to `sums` where they are given."""
+        # Once for all micro-batches, and before layers are gathered.
+        params = params if self.dtype is None else computing(params, self.dtype)
+        if self.micro_batches == 1:
+            if sums is not None:
+                return self._add(sums, params, batch, scalars)
+            (total, stats), grads = self.value_and_grad(params, batch, scalars)
+            return total, stats, self._pin(grads)
+        parts = self._split(batch)
+        if sums is None:
+            sums = self.zero_sums(params, jax.tree.map(lambda x: x[0], parts), scalars)
+        return jax.lax.scan(
+            lambda sums, rows: (self._add(sums, params, rows, scalars), None), sums, parts
+        )[0]
+
+    def zero_sums(self, params: Params, rows: Batch, scalars: dict[str, Any]) -> Sums:
+        def zeros(tree: Any) -> Any:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+
+        (value, stats), grad = jax.eval_shape(self.value_and_grad, params, rows, scalars)
+        return zeros(value), zeros(stats), self._pin(zeros(grad))
+
+    def take_step(self, state: TrainState, sums: Sums) -> tuple[TrainState, Stats]:
+        """The guarded update."""
+        total, stats, grads = sums
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(total) & jnp.isfinite(norm)
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+        # A skipped update still runs through the optimiser: it is fed zeros, so that no NaN is
+        # made, and its result is dropped.
+        grads = jax.tree.map(lambda g: jnp.where(good, g, jnp.zeros_like(g)), grads)
+        steps, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, steps)
+        bad = jnp.int32(~good)
+        state = TrainState(
+            params=choose(params, state.params),
+            opt_state=choose(opt_state, state.opt_state),
+            updates=state.updates + 1 - bad,
+            skipped=state.skipped + bad,
+            skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
+        )
+        return state, stats | {"loss": total, "grad_norm": norm, "skipped": bad}
+
+    def _add(self, sums: Sums, params: Params, rows: Batch, scalars: dict[str, Any]) -> Sums:
+        total, stats, grads = sums
+        (value, new_stats), grad = self.value_and_grad(params, rows, scalars)
+        grads = jax.tree.map(jnp.add, grads, self._pin(grad))
+        return total + value, merge_stats(stats, new_stats), grads
+
+    def _pin(self, grads: Params) -> Params:
+        # Without a constraint, gradients of sharded parameters may come out replicated.
+        flat = traverse_util.flatten_dict(grads, sep="/")
+        return traverse_util.unflatten_dict(
+            {p: constrain(g, *self.table[p].axes).astype(jnp.float32) for p, g in flat.items()},
+            sep="/",
+        )
+
+    def _split(self, batch: Batch) -> Batch:
+        units = min(len(x) for x in batch.values())
+        return jax.tree.map(lambda x: split_rows(x, units, self.micro_batches), batch)
+
+
 def make_update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -137,87 +223,19 @@ def make_update(
     `loss`, `grad_norm`, `skipped` (1 where this update was left out).
     """
     refuse_int8(config, "a model is trained")
-    table = weight_table(config) if table is None else table
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-
-    def pin(grads: Params) -> Params:
-        # Without a constraint, gradients of sharded parameters may come out replicated.
-        flat = traverse_util.flatten_dict(grads, sep="/")
-        return traverse_util.unflatten_dict(
-            {p: constrain(g, *table[p].axes).astype(jnp.float32) for p, g in flat.items()}, sep="/"
-        )
-
-    def add(sums: Sums, params: Params, rows: Batch, scalars: dict[str, Any]) -> Sums:
-        total, stats, grads = sums
-        (value, new_stats), grad = value_and_grad(params, rows, scalars)
-        grads = jax.tree.map(jnp.add, grads, pin(grad))
-        return total + value, merge_stats(stats, new_stats), grads
-
-    def zero_sums(params: Params, rows: Batch, scalars: dict[str, Any]) -> Sums:
-        def zeros(tree: Any) -> Any:
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
-
-        (value, stats), grad = jax.eval_shape(value_and_grad, params, rows, scalars)
-        return zeros(value), zeros(stats), pin(zeros(grad))
-
-    def split(batch: Batch) -> Batch:
-        units = min(len(x) for x in batch.values())
-        return jax.tree.map(lambda x: split_rows(x, units, micro_batches), batch)
-
-    def gradients(
-        params: Params, batch: Batch, scalars: dict[str, Any], sums: Sums | None = None
-    ) -> Sums:
-        # Once for all micro-batches, and before layers are gathered.
-        params = params if dtype is None else computing(params, dtype)
-        if micro_batches == 1:
-            if sums is not None:
-                return add(sums, params, batch, scalars)
-            (total, stats), grads = value_and_grad(params, batch, scalars)
-            return total, stats, pin(grads)
-        parts = split(batch)
-        if sums is None:
-            sums = zero_sums(params, jax.tree.map(lambda x: x[0], parts), scalars)
-        return jax.lax.scan(
-            lambda sums, rows: (add(sums, params, rows, scalars), None), sums, parts
-        )[0]
-
-    def take_step(state: TrainState, sums: Sums) -> tuple[TrainState, Stats]:
-        total, stats, grads = sums
-        norm = optax.tree.norm(grads)
-        good = jnp.isfinite(total) & jnp.isfinite(norm)
-
-        def choose(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-        # A skipped update still runs through the optimiser: it is fed zeros, so that no NaN is
-        # made, and its result is dropped.
-        grads = jax.tree.map(lambda g: jnp.where(good, g, jnp.zeros_like(g)), grads)
-        steps, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, steps)
-        bad = jnp.int32(~good)
-        state = TrainState(
-            params=choose(params, state.params),
-            opt_state=choose(opt_state, state.opt_state),
-            updates=state.updates + 1 - bad,
-            skipped=state.skipped + bad,
-            skipped_in_row=jnp.where(good, 0, state.skipped_in_row + 1),
-        )
-        return state, stats | {"loss": total, "grad_norm": norm, "skipped": bad}
-
-    def update(
-        state: TrainState, batch: Batch, scalars: dict[str, Any]
-    ) -> tuple[TrainState, Stats]:
-        return take_step(state, gradients(state.params, batch, scalars))
-
-    def accumulate(sums: Sums, params: Params, batch: Batch, scalars: dict[str, Any]) -> Sums:
-        return gradients(params, batch, scalars, sums)
-
+    step = _Step(
+        jax.value_and_grad(loss, has_aux=True),
+        optimizer,
+        weight_table(config) if table is None else table,
+        micro_batches,
+        dtype,
+    )
     return Update(
         micro_batches=micro_batches,
-        whole=program(update, donate_argnums=0),
-        begin=program(zero_sums),
-        add=program(accumulate, donate_argnums=0),
-        end=program(take_step, donate_argnums=0),
+        whole=program(step.update, donate_argnums=0),
+        begin=program(step.zero_sums),
+        add=program(step.accumulate, donate_argnums=0),
+        end=program(step.take_step, donate_argnums=0),
     )
 
 

@@ -1,6 +1,7 @@
 """Line charts as inline SVG, drawn by matplotlib and coloured by the page's style sheet."""
 
 import dataclasses
+import functools
 import io
 import math
 import re
@@ -20,6 +21,9 @@ _MOST_POINTS = 400
 # Colours that matplotlib draws with, which then become the style sheet's variables.
 _GRID = "#00ff00"
 _LINES = [f"#00000{number}" for number in range(1, COLOURS + 1)]
+
+# Of each series x, and for each seed y, None where there is a gap.
+_Numbers = tuple[tuple[tuple[float, ...], tuple[tuple[float | None, ...], ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +56,36 @@ def line_chart(curve: Mapping[str, Any]) -> Chart:
         legend.append((number % COLOURS, text))
     names = ("title", "x_label", "y_label", "value", "note")
     texts = {key: str(curve.get(key, "")) for key in names}
-    return Chart(**texts, legend=legend, svg=_svg(figure_of(curve)))
+    return Chart(**texts, legend=legend, svg=_drawn(_numbers(curve)))
 
 
 def figure_of(curve: Mapping[str, Any]) -> "Figure":
     """The matplotlib figure of a curve: axes, lines and bands, without any text but the ticks."""
+    return _figure(_numbers(curve))
+
+
+def _numbers(curve: Mapping[str, Any]) -> _Numbers:
+    """What is drawn of a curve. Raises ValueError, see `line_chart`."""
+    found = []
+    for series in curve["series"]:
+        for y in series["y_by_seed"]:
+            if len(y) != len(series["x"]):
+                raise ValueError(
+                    f"chart {curve['title']!r}, series {series['label']!r}: {len(series['x'])} x"
+                    f" and {len(y)} y values; as many of one as of the other are needed"
+                )
+        x = tuple(float(value) for value in series["x"])
+        found.append((x, tuple(tuple(map(_number, y)) for y in series["y_by_seed"])))
+    return tuple(found)
+
+
+# Of a run's metrics many are the same numbers: 0 at every step, for one.
+@functools.lru_cache(maxsize=512)
+def _drawn(numbers: _Numbers) -> str:
+    return _svg(_figure(numbers))
+
+
+def _figure(numbers: _Numbers) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))  # one unit of the SVG is 1/72 inch
@@ -68,16 +97,9 @@ def figure_of(curve: Mapping[str, Any]) -> "Figure":
             1 - (_TOP + _BOTTOM) / _HEIGHT,
         )
     )
-    for number, series in enumerate(curve["series"]):
-        x_T = np.asarray(series["x"], np.float64)
-        for y in series["y_by_seed"]:
-            if len(y) != len(x_T):
-                raise ValueError(
-                    f"chart {curve['title']!r}, series {series['label']!r}: {len(x_T)} x and"
-                    f" {len(y)} y values; as many of one as of the other are needed"
-                )
-        y_ST = np.array([[_number(value) for value in y] for y in series["y_by_seed"]], np.float64)
-        y_ST = y_ST.reshape(len(series["y_by_seed"]), len(x_T))
+    for number, (x, y_by_seed) in enumerate(numbers):
+        x_T = np.array(x, np.float64)
+        y_ST = np.array(y_by_seed, np.float64).reshape(len(y_by_seed), len(x_T))  # None: NaN
         _draw(axes, *_thin(x_T, y_ST), colour=_LINES[number % COLOURS])
     _style(axes)
     return figure
@@ -152,8 +174,8 @@ def _short_numbers(numbers: re.Match[str]) -> str:
     return re.sub(r"(\.\d)\d+", r"\1", " ".join(numbers[0].split()))
 
 
-def _number(value: Any) -> float:
-    return float(value) if value is not None and math.isfinite(value) else math.nan
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _thin(x_T: np.ndarray, y_ST: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -270,6 +270,7 @@ def write_policy(folder):
     save_tokenizer(tokenizer, folder)
 
 
+@pytest.mark.long
 def test_a_tiny_run_learns_the_most_frequent_answer(tmp_path):
     """GRPO on greatest common divisors, nearly all of which are 1, beside palindromes, whose scorer
     gives 0.02 to a text that is none: rewards are real numbers, the policy comes to write 1, and is

@@ -72,7 +72,14 @@ def test_one_update_against_adamw_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "micro"),
-    [("1", 2), ("8x1x1", 1), ("8x1x1", 4), ("2x2x2", 1), ("2x2x2", 2), ("2x2x2", 4)],
+    [
+        ("1", 2),
+        ("8x1x1", 1),
+        ("2x2x2", 4),
+        pytest.param("8x1x1", 4, marks=pytest.mark.long),
+        pytest.param("2x2x2", 1, marks=pytest.mark.long),
+        pytest.param("2x2x2", 2, marks=pytest.mark.long),
+    ],
 )
 def test_meshes_and_micro_batches_give_the_same_update(name, micro):
     wanted_params, wanted_mu, wanted_stats = one_update("1", 1)

@@ -302,6 +302,7 @@ def test_watch_survives_refusals_and_pre_emptions_and_loses_no_step(cloud):
     assert "tpu-0 still costs" in out
 
 
+@pytest.mark.long
 def test_watch_replaces_a_slice_of_which_one_worker_died(cloud):
     cloud.trains(steps=25, seconds=0.1)
     watch = cloud.begin(
@@ -324,13 +325,13 @@ def test_watch_replaces_a_slice_of_which_one_worker_died(cloud):
 def test_watch_goes_by_the_exit_code(cloud):
     # A crash of one worker, which takes the other along; then SIGTERM by nobody, as before a
     # pre-emption; then it ends well.
-    cloud.trains(steps=12, seconds=0.1, exits={"0": [76, 75, None], "1": [1, 75, None]})
+    cloud.trains(steps=4, exits={"0": [76, 75, None], "1": [1, 75, None]})
     out, _ = cloud.do("watch", "tpu-0", cloud.config, "--zone=my-zone1", "--type=v6e-8", BUCKET)
     assert out.count("tpu-0 is tried again in 0 s") == 2
     assert (
         len(cloud.starts()) == 6
         and len(cloud.calls("create")) == 1
-        and cloud.steps("tpu-0") == list(range(12))
+        and cloud.steps("tpu-0") == list(range(4))
     )
 
     # Bad input is not tried again, and its message is shown.
@@ -375,6 +376,7 @@ def test_a_run_that_somebody_stops_stays_stopped_and_goes_on_by_the_same_command
     assert cloud.steps("tpu-0") == list(range(end))
 
 
+@pytest.mark.long
 def test_watch_started_again_finds_the_run_that_is_alive(cloud):
     cloud.trains(steps=40, seconds=0.1)
     watch = cloud.begin("watch", "tpu-0", cloud.config, *HERE, BUCKET)
@@ -400,6 +402,7 @@ def test_watch_started_again_finds_the_run_that_is_alive(cloud):
     )
 
 
+@pytest.mark.long
 def test_a_machine_that_was_overtaken_neither_writes_nor_goes_on_from_its_old_folder(cloud):
     same = (*HERE, BUCKET, "--run=same")
     cloud.trains(steps=1000, seconds=0.1)
@@ -698,6 +701,7 @@ def sweep_slice(cloud, *words, code=0, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_on_a_slice_of_two_workers(cloud):
     """Three runs, one after another; the first one's slice is refused once, the second one gives
     up; then nothing is left to do."""

@@ -349,9 +349,9 @@ def test_memory_falls_with_what_is_recomputed():
     [
         ("1", 2, 1, True),
         ("1", 4, 2, False),
-        ("8x1x1", 2, 1, True),
-        ("2x2x2", 2, 1, False),
         ("2x2x2", 2, 2, True),
+        pytest.param("8x1x1", 2, 1, True, marks=pytest.mark.long),
+        pytest.param("2x2x2", 2, 1, False, marks=pytest.mark.long),
     ],
 )
 def test_buckets_give_the_same_gradient(name, buckets, micro, together):
@@ -387,7 +387,7 @@ def test_buckets_give_the_same_gradient(name, buckets, micro, together):
         )
 
 
-@pytest.mark.parametrize(("buckets", "micro"), [(4, 2), (2, 4)])
+@pytest.mark.parametrize(("buckets", "micro"), [(4, 2), pytest.param(2, 4, marks=pytest.mark.long)])
 def test_a_learner_with_buckets_takes_the_same_step(buckets, micro):
     """All that an update computes of its rows: log-probs of the sampler's policy and of the
     reference, then two updates."""
@@ -631,6 +631,7 @@ def weight_bytes(config: models.ModelConfig) -> int:
     return sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in alive)
 
 
+@pytest.mark.long
 def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Path, monkeypatch):
     """A run on 2x2x2: parameters and moments split over fsdp, beside them the layout for decoding
     while rollouts are made, and nothing else; before the update that layout is gone too."""

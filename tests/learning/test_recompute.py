@@ -123,24 +123,30 @@ def test_the_largest_update_of_a_run_decides():
 # ---- bytes
 
 
+SPLIT = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+
+
 @pytest.mark.parametrize(
-    ("model", "settings"),
+    ("model", "settings", "remats"),
     [
-        (SMALL, {"dtype": "bfloat16"}),
-        (SMALL, {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}),
-        pytest.param(SMALL, {}, marks=pytest.mark.long),
+        (SMALL, {"dtype": "bfloat16"}, ("none", "layer")),
+        (SMALL, SPLIT, ("dots",)),
+        pytest.param(SMALL, {"dtype": "bfloat16"}, ("dots",), marks=pytest.mark.long),
+        pytest.param(SMALL, SPLIT, ("none", "layer"), marks=pytest.mark.long),
+        pytest.param(SMALL, {}, recompute.REMATS, marks=pytest.mark.long),
         pytest.param(
             SMALL,
             {"training__micro_batches": 4, "rollout__new_tokens": 192},
+            recompute.REMATS,
             marks=pytest.mark.long,
         ),
-        pytest.param(SMALL, {"lora__rank": 4}, marks=pytest.mark.long),
-        pytest.param(LOCAL, {}, marks=pytest.mark.long),
+        pytest.param(SMALL, {"lora__rank": 4}, recompute.REMATS, marks=pytest.mark.long),
+        pytest.param(LOCAL, {}, recompute.REMATS, marks=pytest.mark.long),
     ],
 )
-def test_foretold_bytes_against_the_compiler(model, settings):
+def test_foretold_bytes_against_the_compiler(model, settings, remats):
     """At most a tenth below what the compiler takes, and at most twice it."""
-    for remat in recompute.REMATS:
+    for remat in remats:
         config = train_config(config_of(training__remat=remat, **settings))
         devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
         made = plan(config, Models(model), jax.devices()[:devices])

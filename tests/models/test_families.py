@@ -66,30 +66,36 @@ def test_logits_are_those_of_transformers(family):
     assert np.abs(wanted["logits"]).max() > 1 and not found[~INSIDE].any()
 
 
+FORGOTTEN: list[tuple[str, dict]] = [
+    ("qwen2", {"window": 6}),
+    ("qwen2_yarn", {"rope_scaling": RopeScaling()}),
+    ("llama", {"rope_scaling": RopeScaling()}),
+    ("mistral", {"window": 4}),
+    ("gemma2", {"attention_cap": 0.0}),
+    ("gemma2", {"query_pre_attn_scalar": 0.0}),
+    ("gemma3", {"local_rope_theta": 0.0}),
+    ("gemma3", {"rope_scaling": RopeScaling()}),
+    ("gemma3", {"local_layers": (True,) * 4}),
+    ("gemma3", {"logit_cap": 0.0}),
+    ("smollm3", {"unrotated_layers": ()}),
+    ("smollm3", {"unrotated_layers": (False, True, True, False)}),
+    ("smollm3_window", {"unrotated_layers": ()}),
+    ("olmo2", {"norm_eps": 1e-6}),
+    ("olmo3", {"rope_scaling": RopeScaling()}),
+    ("olmo3", {"local_rope_theta": 0.0}),
+    ("olmo3", {"local_layers": (True,) * 5}),
+    ("olmo3_bases", {"local_rope_theta": 0.0}),
+    ("phi3", {"window": 6}),
+    ("phi4_mini", {"rope_scaling": RopeScaling()}),
+    ("phi4_mini", {"partial_rotary_factor": 1.0, "rope_scaling": RopeScaling()}),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
-    [
-        ("qwen2", {"window": 6}),
-        ("qwen2_yarn", {"rope_scaling": RopeScaling()}),
-        ("llama", {"rope_scaling": RopeScaling()}),
-        ("mistral", {"window": 4}),
-        ("gemma2", {"attention_cap": 0.0}),
-        ("gemma2", {"query_pre_attn_scalar": 0.0}),
-        ("gemma3", {"local_rope_theta": 0.0}),
-        ("gemma3", {"rope_scaling": RopeScaling()}),
-        ("gemma3", {"local_layers": (True,) * 4}),
-        ("gemma3", {"logit_cap": 0.0}),
-        ("smollm3", {"unrotated_layers": ()}),
-        ("smollm3", {"unrotated_layers": (False, True, True, False)}),
-        ("smollm3_window", {"unrotated_layers": ()}),
-        ("olmo2", {"norm_eps": 1e-6}),
-        ("olmo3", {"rope_scaling": RopeScaling()}),
-        ("olmo3", {"local_rope_theta": 0.0}),
-        ("olmo3", {"local_layers": (True,) * 5}),
-        ("olmo3_bases", {"local_rope_theta": 0.0}),
-        ("phi3", {"window": 6}),
-        ("phi4_mini", {"rope_scaling": RopeScaling()}),
-        ("phi4_mini", {"partial_rotary_factor": 1.0, "rope_scaling": RopeScaling()}),
+    [  # the first of each family; the others in `make long`
+        pytest.param(*case, marks=pytest.mark.long) if case[0] in dict(FORGOTTEN[:n]) else case
+        for n, case in enumerate(FORGOTTEN)
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
 )
@@ -111,6 +117,15 @@ def test_logits_on_a_mesh(place):
     np.testing.assert_allclose(found[INSIDE], golden(name)["logits"], atol=1e-4)
 
 
+# Of a family in two forms, whose logits are compared above, one writes.
+FORMS = ("qwen2_yarn", "smollm3_window", "olmo3_bases", "phi4_mini")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.long) if name in FORMS else name for name in NAMES],
+    indirect=True,
+)
 def test_greedy_rows_are_those_of_transformers(family):
     """Token by token, and the sampler's log-probs are those of teacher forcing, whole rows or
     packed."""

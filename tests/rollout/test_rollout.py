@@ -301,7 +301,13 @@ def uneven_rows() -> tuple[Rollout, np.ndarray, Rollout]:
 
 
 @pytest.mark.parametrize(
-    ("name", "unrolled"), [("1", True), ("1", False), ("2x2x2", True), ("2x2x2", False)]
+    ("name", "unrolled"),
+    [
+        ("1", True),
+        ("2x2x2", False),
+        pytest.param("1", False, marks=pytest.mark.long),
+        pytest.param("2x2x2", True, marks=pytest.mark.long),
+    ],
 )
 def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monkeypatch):
     """32 seats for 64 rows of lengths of their own; at the end 16 and 8 seats (4 on each of the
@@ -327,10 +333,18 @@ def test_a_batch_that_is_halved_as_rows_end_writes_the_same(name, unrolled, monk
     assert sizes == {32, 16, 8}
 
 
-@pytest.mark.parametrize("cache", ["auto", "int8"])
 @pytest.mark.parametrize(
-    ("name", "unrolled", "seats"),
-    [("1", True, None), ("1", False, None), ("1", True, 16), ("2x2x2", False, 32)],
+    ("name", "unrolled", "seats", "cache"),
+    [
+        ("1", True, None, "auto"),
+        ("1", False, None, "int8"),
+        ("1", True, 16, "int8"),
+        ("2x2x2", False, 32, "auto"),
+        pytest.param("1", True, None, "int8", marks=pytest.mark.long),
+        pytest.param("1", False, None, "auto", marks=pytest.mark.long),
+        pytest.param("1", True, 16, "auto", marks=pytest.mark.long),
+        pytest.param("2x2x2", False, 32, "int8", marks=pytest.mark.long),
+    ],
 )
 def test_a_cache_read_by_blocks_gives_the_same(name, unrolled, seats, cache, monkeypatch):
     """Blocks of 4 positions and lanes of 2 seats, put in order as rows end; prompts and rows are of
@@ -818,7 +832,7 @@ def test_weights_split_over_fsdp_would_be_moved_in_every_step(monkeypatch):
     assert max(gathered) >= WIDE.hidden_size * WIDE.ffn_size // 2
 
 
-@pytest.mark.parametrize("name", list(MESHES))
+@pytest.mark.parametrize("name", ["1", pytest.param("8x1x1", marks=pytest.mark.long), "2x2x2"])
 def test_merged_projections_write_the_same(name, monkeypatch):
     """As decoding on a GPU has them: layers apart; queries, keys and values by one product, gate
     and up by another; split over the tensor axis, too."""

@@ -49,32 +49,47 @@ def clean(folder: Path) -> dict[str, str]:
     return {k: v for k, v in environment(folder).items() if not re.match("JAX_(COMP|PERS)", k)}
 
 
-def test_a_second_run_compiles_nothing_and_has_the_same_numbers(checkpoints: Tiny, tmp_path: Path):
-    """By the command line, in a folder of its own, with nothing set."""
-    rows: list[list[dict[str, Any]]] = []
-    for name in ("first", "second", "off"):
-        flags = ("--compilation_cache=off",) if name == "off" else ()
-        more = {"steps": 2, "evaluation.problems": 0, "evaluation.ood_problems": 0}
-        program = checkpoints.program("grpo", tmp_path / name, more, flags)
+def of_runs(checkpoints: Tiny, folder: Path, flags: dict[str, tuple[str, ...]]) -> list[list[dict]]:
+    """The metrics of runs by the command line, one after another, in a folder of their own with
+    nothing set; `flags` of each, by its name."""
+    found: list[list[dict[str, Any]]] = []
+    for name, more in flags.items():
+        settings = {"steps": 2, "evaluation.problems": 0, "evaluation.ood_problems": 0}
+        program = checkpoints.program("grpo", folder / name, settings, more)
         subprocess.run(
-            program, env=clean(tmp_path), cwd=tmp_path, check=True, timeout=400, capture_output=True
+            program, env=clean(folder), cwd=folder, check=True, timeout=400, capture_output=True
         )
-        rows.append(read_metrics(tmp_path / name / "metrics.jsonl"))
-    first, second, off = (row[-1] for row in rows)
-    print({name: [row[-1][f"compile/{name}"] for row in rows] for name in ("count", "from_cache")})
-    print("seconds of the compiler", [row[-1]["compile/seconds"] for row in rows])
-    assert first["compile/count"] == second["compile/count"] == off["compile/count"] > 10
+        found.append(read_metrics(folder / name / "metrics.jsonl"))
+    print({key: [rows[-1][f"compile/{key}"] for rows in found] for key in ("count", "from_cache")})
+    print("seconds of the compiler", [rows[-1]["compile/seconds"] for rows in found])
+    return found
+
+
+def numbers(rows: list[dict]) -> list[dict]:
+    machine = ("time/", "throughput/", "compile/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(machine)} for row in rows]
+
+
+def test_a_second_run_compiles_nothing_and_has_the_same_numbers(checkpoints: Tiny, tmp_path: Path):
+    one, other = of_runs(checkpoints, tmp_path, {"first": (), "second": ()})
+    first, second = one[-1], other[-1]
+    assert first["compile/count"] == second["compile/count"] > 10
     assert first["compile/from_cache"] == 0
     assert second["compile/from_cache"] == second["compile/count"]
-    assert off["compile/from_cache"] == 0
     assert second["compile/seconds"] < 0.5 * first["compile/seconds"]
-    machine = ("time/", "throughput/", "compile/", "memory/")
-    numbers = [
-        [{k: v for k, v in row.items() if not k.startswith(machine)} for row in run] for run in rows
-    ]
-    assert numbers[0] == numbers[1] == numbers[2]
+    assert numbers(one) == numbers(other)
     [folder] = (tmp_path / "cache" / "xla").iterdir()
     assert len(list(folder.glob("*-cache"))) > 10
+
+
+@pytest.mark.long
+def test_a_run_by_the_flag_compiles_all_beside_a_full_folder(checkpoints: Tiny, tmp_path: Path):
+    """The same of a small program: `test_where_compiled_programs_are_kept`."""
+    one, other = of_runs(checkpoints, tmp_path, {"kept": (), "off": ("--compilation_cache=off",)})
+    kept, off = one[-1], other[-1]
+    assert kept["compile/count"] == off["compile/count"] > 10
+    assert kept["compile/from_cache"] == off["compile/from_cache"] == 0
+    assert numbers(one) == numbers(other)
 
 
 def test_where_compiled_programs_are_kept(tmp_path: Path):

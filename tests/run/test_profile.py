@@ -28,7 +28,8 @@ def events(workdir: Path) -> tuple[Counter, set[int]]:
 
 def test_a_training_run_is_traced(checkpoints: Tiny, tmp_path: Path):
     workdir = tmp_path / "run"
-    program = checkpoints.program("scope", workdir, {"steps": 5}, ("--profile_steps=2:4",))
+    more = {"steps": 5, "evaluation.problems": 0, "evaluation.ood_problems": 0}
+    program = checkpoints.program("scope", workdir, more, ("--profile_steps=2:4",))
     done = run_program(program, checkpoints.folder)
     assert f"the trace of steps 2:4 is in {workdir}/profile" in done.stderr
     names, steps = events(workdir)

@@ -131,6 +131,12 @@ def some_labels(path, split, problems, scene, rollouts, spec):
     return rows, {"rows": len(rows)}
 
 
+@pytest.mark.parametrize(
+    "trunk",
+    [pytest.param(False, marks=pytest.mark.long), True],
+    indirect=True,
+    ids=["untied", "tied"],
+)
 def test_labelled_trained_saved_scored_and_trained_with(trunk, tmp_path, monkeypatch, capsys):
     folder, size = trunk
     monkeypatch.setattr("scope_jax.supervise.labelled_rows", some_labels)

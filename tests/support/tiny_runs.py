@@ -176,12 +176,17 @@ def environment(folder: Path, devices: int = 1) -> dict[str, str]:
 
 
 def run_program(
-    arguments: list[str], folder: Path, *, code: int = 0, seconds: float = 240.0
+    arguments: list[str],
+    folder: Path,
+    *,
+    code: int = 0,
+    seconds: float = 240.0,
+    devices: int = 1,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; its exit code must be `code`."""
     done = subprocess.run(
         arguments,
-        env=environment(folder),
+        env=environment(folder, devices),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -169,9 +169,22 @@ def test_an_import_that_never_ends_is_waited_for_once(tmp_path, monkeypatch):
         pool.start()
 
 
-def test_one_that_hangs_after_others_came_up_is_started_again(starts):
+def test_one_that_hangs_after_others_came_up_is_started_again(starts, monkeypatch):
+    """The second one gets no more time than it takes to begin to hang; the others have plenty."""
     starts.doom((1,), "time.sleep(100)")
-    with MathVerifier(workers=1, seconds=20.0, items_per_worker=1, start_seconds=8.0) as pool:
+    own = worker_pool._Worker
+
+    def impatient(*arguments):
+        before = len(starts)
+        made = own(*arguments)
+        if before == 1:
+            while len(starts) == 1:
+                time.sleep(0.01)
+            made.deadline = time.monotonic()
+        return made
+
+    monkeypatch.setattr(worker_pool, "_Worker", impatient)
+    with MathVerifier(workers=1, seconds=20.0, items_per_worker=1, start_seconds=60.0) as pool:
         assert pool.verify([r"\boxed{1}"] * 2, ["1", "2"]) == [True, False]
     assert len(starts) == 3
 

@@ -8,7 +8,7 @@ from scope_jax.run import read_metrics
 from scope_jax.train import train
 
 RUNS = {
-    "scope": {"steps": 60},
+    "scope": {"steps": 60, "evaluation.every": 20, "checkpoint.every": 15},
     "scope, several tails, appended": {
         "method.tails": 2,
         "method.place": "append",

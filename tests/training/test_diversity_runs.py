@@ -38,7 +38,14 @@ def plain(checkpoints: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trained(checkpoints, tmp_path_factory.mktemp("plain") / "run", "scope", {})
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+# Each compiles nothing of its own but is a run; their formulas: tests/learning/.
+ALIKE = ("focal", "positive_weight")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in SWITCHES],
+)
 def test_a_switch_of_scope(
     name: str, plain: Any, checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -73,7 +80,15 @@ def test_a_switch_of_scope(
         assert rows[0]["advantage/smoothing_unknown"] == 0
 
 
-@pytest.mark.parametrize("method", ["grpo", "dapo", "luffy", "prm_reward"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpo",
+        "luffy",
+        pytest.param("dapo", marks=pytest.mark.long),
+        pytest.param("prm_reward", marks=pytest.mark.long),
+    ],
+)
 def test_other_methods_take_them_all_at_once(method: str, checkpoints: Tiny, tmp_path: Path):
     given = {key: value for name in SWITCHES for key, value in SWITCHES[name].items()}
     if method == "dapo":  # which punishes long rows

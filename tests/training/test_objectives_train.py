@@ -55,7 +55,14 @@ def other(checkpoints: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Each compiles an update of its own: of those that differ by a formula of `learning` alone, one.
+ALIKE = ("rloo", "reinforce_pp", "seq_tis")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in METHODS],
+)
 def test_every_method_trains(checkpoints: Tiny, other: Path, tmp_path: Path, name: str):
     more = QUICK | {"models.teacher": str(other), "models.prm": str(checkpoints.prm)}
     if name == "scope_distill":

@@ -103,7 +103,9 @@ def check_rows(found: Played) -> None:
     assert found.final.own_B.all() and found.final.include_B.all()
 
 
-@pytest.mark.parametrize("mesh", [None, (4, 1, 1), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [None, (4, 1, 1), pytest.param((1, 2, 1), marks=pytest.mark.long)], ids=str
+)
 def test_groups_that_tell_nothing_after_the_rescue_are_replaced(mesh: Any):
     """Prompts 1 and 3 tell nothing after the rescue; of 4 and 5 in their places, 4 failed
     altogether and is rescued, 5 is all right; 6, in the place of 5, has two rewards."""

@@ -173,13 +173,14 @@ def test_process_rewards_reach_groups_without_an_outcome(
     have token advantages all the same, and are counted so."""
     refuse(monkeypatch, lambda prompt: True)
     for name in ("dr_grpo", "prm_reward", "prm_min", "vppo"):
-        train(checkpoints.config(name, settings(checkpoints, name)), tmp_path / name)
+        more = settings(checkpoints, name, {"steps": 1})
+        train(checkpoints.config(name, more), tmp_path / name)
         rows = read_metrics(tmp_path / name / "metrics.jsonl")
         before, after = (
             [row[f"advantage/zero_group_share{end}"] for row in rows] for end in ("", "_after")
         )
-        assert before == [1, 1, 1]
-        assert sum(after) == 3 if name == "dr_grpo" else sum(after) < 3, name
+        assert before == [1]
+        assert after == [1] if name == "dr_grpo" else after[0] < 1, name
 
 
 def test_the_monte_carlo_localiser_reports_its_cost(runs: dict[str, list[dict]]):
@@ -586,7 +587,9 @@ def test_the_teachers_probabilities_reach_the_update(parts: Parts):
 # ---- what is kept over a stop
 
 
-@pytest.mark.parametrize("name", ["relift", "luffy", "dapo", "scope"])
+@pytest.mark.parametrize(
+    "name", ["relift", pytest.param("luffy", marks=pytest.mark.long), "dapo", "scope"]
+)
 def test_a_stopped_run_goes_on_the_same(
     checkpoints: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
