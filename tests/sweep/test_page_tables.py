@@ -164,6 +164,11 @@ def test_the_reward_at_equal_budgets_by_hand():
     assert cells(text, "grpo")[1:] == [
         *("85.0 ± 0.0", "85.0 ± 0.0 (20)", "1.00", "85.0 ± 0.0 (20)", "1.00")
     ]
+    own = runs("scope", 40.0, 2.0)  # 80 and 20 more for tries before the teacher is asked
+    for record in own:
+        record["mean"]["cost/self_tokens"] = 20.0
+    text = budgets({"scope": own, "grpo": runs("grpo", 50.0, 1.5)})
+    assert cells(text, "scope")[2:4] == ["85.0 ± 0.0 (20)", "1.00"]
     cheap = budgets({"luffy": runs("luffy", 25.0, 0.5), "grpo": runs("grpo", 50.0, 1.5)})
     assert cells(cheap, "luffy")[2:4] == ["85.0 ± 0.0 (20)", "0.50"]  # at its end
     holes = a_record("sft_grpo", curve={"reward/mean": [None] * 10 + [0.5] * 10})
