@@ -262,6 +262,12 @@ def test_the_picture_of_accuracy_and_diversity(tmp_path: Path):
     assert len(drawn) < 60_000
     words = set(re.findall(r">([^<>]+)</text>", drawn))
     assert {"scope", "grpo", "in distribution", "pass@1 (triangles: greedy)"} <= words
+    # The seeds differ in accuracy, which lies to the right, and not in paths: of each of four
+    # points a bar that is as high as its point and goes to both sides, and one that is a dot.
+    line = r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" clip-path="[^"]+" style="[^"]+: 0.6"'
+    bars = [tuple(map(float, ends)) for ends in re.findall(line, drawn)]
+    assert len(bars) == 8 and all(y0 == y1 for _, y0, _, y1 in bars)
+    assert sum(x1 - x0 > 1 for x0, _, x1, _ in bars) == 4
     assert draw_frontier(methods, path) and path.read_text() == drawn
     old = {"grpo": [a_record("grpo", final={"eval/pass@1": 0.5})]}
     assert not draw_frontier(old, tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
