@@ -245,6 +245,10 @@ def test_tables_by_temperature_by_hand():
     assert by_temperature({"grpo": [old]}) == "" and temperatures_of(old, "eval") == {1.0: "eval"}
     cold = a_record("grpo", settings={"evaluation.temperature": 0.6}, final=old["final"])
     assert temperatures_of(cold, "eval") == {0.6: "eval"}
+    assert measured({"grpo": [cold, cold]}) == {}
+    for methods in ({"grpo": [old], "scope": [cold]}, {"grpo": [cold, warm("grpo", 0, 0.4, 3.0)]}):
+        with pytest.raises(ValueError, match=r"eval/: records with .* 0\.6, 1 in one table"):
+            measured(methods)
 
 
 def test_the_picture_of_accuracy_and_diversity(tmp_path: Path):
