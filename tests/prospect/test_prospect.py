@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.tiny_runs import Tiny, run_program
 
+from scope_jax.configuration import default_config
 from scope_jax.prospect.command import Prospect, command, prospect
 from scope_jax.report import read_sample_file
 from scope_jax.run import read_metrics
@@ -179,6 +180,22 @@ def test_bad_input_is_refused_before_weights(
     with pytest.raises((ValueError, OSError)) as caught:
         command(config, None, given)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_everybody_is_closed_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    """A localiser's processes too, not the reward's alone."""
+    closed: list[str] = []
+    actors = SimpleNamespace(
+        params={},
+        config=None,
+        reward=SimpleNamespace(close=lambda: closed.append("reward")),
+        close=lambda: closed.append("actors"),
+    )
+    monkeypatch.setattr("scope_jax.prospect.command.load_actors", lambda *_: actors)
+    monkeypatch.setattr("scope_jax.models.decode_layout", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prospect(default_config("scope"))
+    assert closed == ["actors"]
 
 
 def test_a_record_that_cannot_be_written_is_refused_before_weights(
