@@ -55,8 +55,8 @@ CANDIDATE = 1 << 23
 
 
 class Host(enum.IntEnum):
-    """Streams of the host's random numbers. The first six take the seed of a step, the last two
-    that of a supervised run."""
+    """Streams of the host's random numbers. Those of batches take the seed of a supervised run, all
+    others that of a step."""
 
     PLACE = 1  # which failure an accepted row replaces (method.place)
     PROGRAM_STEP = 2  # a step by a program; then the row's id

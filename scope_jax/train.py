@@ -76,6 +76,7 @@ from scope_jax.training.rollouts import (
     collect_rollouts,
     draw,
     scene_of,
+    summed_demonstrations,
     with_demonstrations,
 )
 from scope_jax.training.samples import Samples
@@ -345,15 +346,16 @@ def clone_failures(
     failed = np.all(groups.failed_B.reshape(-1, groups.group), axis=1)
     prompts = groups.problems[:: groups.group]
     progress.waiting += [problem for problem, bad in zip(prompts, failed, strict=True) if bad]
-    size, rows = config.method.buffer, len(groups.reward_B)
+    size, rows, parts = config.method.buffer, len(groups.reward_B), []
     while len(progress.waiting) >= size:
         asked, progress.waiting = progress.waiting[:size], progress.waiting[size:]
         shown = collect_demonstrations(actors, config, asked, step, first_row=rows)
+        parts.append(shown.metrics)
         with step.timer("update"), step.figures.updating(learner, shown.rollout, 1):
             cloned = learner.clone(shown.rollout, shown.include_B)
         metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
-        metrics |= shown.metrics
         metrics |= {f"clone/{name.split('/')[1]}": v for name, v in cloned.items() if "/" in name}
+    metrics |= summed_demonstrations(parts)
     metrics["demonstrations/waiting"] = float(len(progress.waiting))
 
 

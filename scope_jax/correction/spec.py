@@ -79,6 +79,11 @@ class CorrectionSpec:
             raise ValueError(f"method.tails = {self.tails} must be at least 1")
         if self.candidates < 1:
             raise ValueError(f"method.candidates = {self.candidates} must be at least 1")
+        if self.choose != "policy_logp" and self.candidates == 1:
+            raise ValueError(
+                f"method.choose = {self.choose!r} chooses from several steps: set"
+                " method.candidates above 1, or choose to 'policy_logp'"
+            )
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(
                 f"method.rows_at_once = {self.rows_at_once} must be at least 1, or None for all"

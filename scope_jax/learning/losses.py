@@ -107,6 +107,11 @@ class LossSpec:
             yield f"mask_low = {low} must lie below mask_high = {high}"
         if self.tis_level != "token" and self.tis_cap is None:
             yield f"tis_level {self.tis_level!r} is that of a weight with a cap: set loss.tis_cap"
+        if self.mask_level != "sequence" and not self.masks:
+            yield (
+                f"mask_level {self.mask_level!r} is that of a weight with a bound: set"
+                " loss.mask_low or mask_high"
+            )
         if self.surrogate != "clip" and self.dual_clip is not None:
             yield f"dual_clip is of surrogate 'clip', not {self.surrogate!r}: set it to None"
         if self.surrogate == "sapo" and (self.clip_low, self.clip_high) != (None, None):
@@ -118,6 +123,11 @@ class LossSpec:
             yield (
                 f"outcome_weight = {self.outcome_weight} weighs the advantage against that of"
                 " distillation: set loss.distill_weight above 0, or outcome_weight to 1"
+            )
+        if self.distill_form != "advantage" and not self.distill_weight:
+            yield (
+                f"distill_form = {self.distill_form!r} is of distillation: set loss.distill_weight"
+                " above 0, or distill_form to 'advantage'"
             )
         if self.distill_weight and self.distill_form == "advantage" and self.ratio == "sequence":
             yield (

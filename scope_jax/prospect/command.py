@@ -55,7 +55,7 @@ def prospect(
     `workdir`: where the answers of a teacher that is an endpoint are kept.
 
     Raises ValueError and FileNotFoundError for what a training run would refuse, and ValueError for
-    a config without a verified rescue, all before a weight is read.
+    a config without a verified rescue or with dynamic sampling, all before a weight is read.
     """
     settings = train_config(config)
     method = check(settings, problems)
@@ -63,7 +63,7 @@ def prospect(
     mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
     with jax.set_mesh(mesh), matmul_precision(settings.matmul_precision):
         actors = load_actors(settings, mesh, Path(workdir) if workdir else None)
-        with contextlib.closing(actors.reward):
+        with contextlib.closing(actors):
             weights, actors.params = actors.params, {}
             params = models.decode_layout(actors.config, weights, mesh)
             del weights
@@ -72,6 +72,7 @@ def prospect(
         found,
         localiser=settings.localiser.kind,
         good_steps=method.select.good_steps,
+        candidates=method.candidates,
         seed=settings.seed,
     )
     said = opinion(summed)
@@ -100,6 +101,11 @@ def check(config: TrainConfig, problems: int) -> Scope:
         raise ValueError(
             "config.method.tail = 'none' leaves rows that nothing verifies, so there is no salvage"
             " rate: set method.tail to 'policy' and method.accept to 'verified'"
+        )
+    if method.resample:
+        raise ValueError(
+            f"config.method.resample = {method.resample} draws other prompts after a rescue, which"
+            " is not measured here: set it to 0, and see how many groups have no advantage after"
         )
     if config.sft.steps:
         raise ValueError(

@@ -60,14 +60,17 @@ class Precision:
 class Rescues:
     """The way of the failures: each that is lost is lost at the first of these that fits it."""
 
+    elsewhere: int  # in groups that `method.select.groups` leaves alone
     cut_off: int  # by length
     not_found: int  # no error found in them
     not_scored: int  # of these: the localiser gave no scores
     too_early: int  # fewer good steps before the error than `method.select.good_steps`
     eligible: int
     selected: int
-    corrected: int  # with a step of the teacher that may be used
-    rescued: int  # verified
+    by_policy: int  # of these: repaired by the policy itself, before the teacher was asked
+    steps: int  # asked of the teacher, `method.candidates` for each row
+    corrected: int  # of these: steps that may be used
+    rescued: int  # verified, those by the policy itself included
     refused: dict[str, int]  # why a teacher's step was not used
 
 
@@ -77,6 +80,7 @@ class Cost:
 
     rollout_tokens: int  # the policy's own rollouts
     tail_tokens: int  # what it wrote after the teacher
+    self_tokens: int  # its own tries before the teacher was asked
     teacher_tokens: int  # written
     prm_tokens: int  # read
     localiser_tokens: int  # continuations of Monte Carlo
@@ -94,6 +98,7 @@ class Figures:
     batches: int
     localiser: str  # its kind
     good_steps: int  # of the selection
+    candidates: int  # steps that the teacher writes for a row
     policy: Policy
     found: Places  # by the localiser
     checked: Places | None  # by the task's own check; None: it has none, or it is the localiser
@@ -107,7 +112,12 @@ class Figures:
 
 
 def figures(
-    batches: Sequence[Batch], *, localiser: str, good_steps: int = 1, seed: int = 0
+    batches: Sequence[Batch],
+    *,
+    localiser: str,
+    good_steps: int = 1,
+    candidates: int = 1,
+    seed: int = 0,
 ) -> Figures:
     """The figures of one or more batches. `localiser`: `localiser.kind` of the config."""
     failures = FirstErrors.joined([batch.failures for batch in batches])
@@ -122,13 +132,14 @@ def figures(
         batches=len(batches),
         localiser=localiser,
         good_steps=good_steps,
+        candidates=candidates,
         policy=policy_of(batches),
         found=places(ended.found_R, ended.steps_R),
         checked=places(known.true_R, known.steps_R) if checks else None,
         precision=precision(known, right) if checks else None,
         right_asked=len(scored.found_R),
         right_flagged=int(np.sum(scored.found_R < scored.steps_R)),
-        rescues=rescues_of(batches, failures, good_steps),
+        rescues=rescues_of(batches, failures, good_steps, candidates),
         dead_before=_mean(batches, "advantage/zero_group_share"),
         dead_after=_mean(batches, "advantage/zero_group_share_after"),
         cost=cost_of(batches),
@@ -189,7 +200,9 @@ def precision(failures: FirstErrors, right: FirstErrors) -> Precision:
     )
 
 
-def rescues_of(batches: Sequence[Batch], failures: FirstErrors, good_steps: int) -> Rescues:
+def rescues_of(
+    batches: Sequence[Batch], failures: FirstErrors, good_steps: int, candidates: int
+) -> Rescues:
     """The way of the failures."""
     ended, found = failures.ended_R, failures.found_R < failures.steps_R
     early = failures.found_R < good_steps
@@ -198,13 +211,18 @@ def rescues_of(batches: Sequence[Batch], failures: FirstErrors, good_steps: int)
         for name, value in batch.metrics.items():
             if value and (reason := _refusal(name)) is not None:
                 refused[reason] += int(value)
+    failed = sum(int(batch.failed_B.sum()) for batch in batches)
+    selected, by_policy = _sum(batches, "scope/selected"), _sum(batches, "scope/self_accepted")
     return Rescues(
+        elsewhere=failed - len(failures.found_R),
         cut_off=int(np.sum(~ended)),
         not_found=int(np.sum(ended & ~found)),
         not_scored=int(np.sum(ended & ~failures.scored_R)),
         too_early=int(np.sum(ended & found & early)),
         eligible=int(np.sum(ended & found & ~early)),
-        selected=_sum(batches, "scope/selected"),
+        selected=selected,
+        by_policy=by_policy,
+        steps=(selected - by_policy) * candidates,
         corrected=_sum(batches, "scope/corrected"),
         rescued=_sum(batches, "scope/accepted"),
         refused=dict(refused),
@@ -221,6 +239,7 @@ def cost_of(batches: Sequence[Batch]) -> Cost:
     return Cost(
         rollout_tokens=_sum(batches, "cost/rollout_tokens"),
         tail_tokens=_sum(batches, "cost/tail_tokens"),
+        self_tokens=_sum(batches, "cost/self_tokens"),
         teacher_tokens=_sum(batches, "cost/teacher_tokens"),
         prm_tokens=_sum(batches, "cost/prm_tokens"),
         localiser_tokens=_sum(batches, "cost/localiser_tokens"),

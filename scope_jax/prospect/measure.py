@@ -14,6 +14,7 @@ import numpy as np
 from scope_jax import streams
 from scope_jax.configuration import Scope, TrainConfig
 from scope_jax.correction import Groups, Located, Scene, StepRows, locate, rescue
+from scope_jax.correction.choose import correctable
 from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.learning.credit import advantages
@@ -58,7 +59,7 @@ class Batch:
     group: int  # rows of one prompt
     right_B: np.ndarray  # bool: rows with a verdict, and a good one
     failed_B: np.ndarray  # bool: rows with a verdict, and a bad one
-    failures: FirstErrors  # of the rows that failed
+    failures: FirstErrors  # of the rows that failed, in the groups that may be corrected
     right: FirstErrors | None  # of the right ones; None: the localiser was not asked about them
     metrics: dict[str, float]  # those of a training step, as far as it goes without an update
 
@@ -84,17 +85,21 @@ def measure_batch(
     scene = scene_of(actors, policy, config, step)
     rescued = rescue(groups, scene, config.method, keep_gallery=False)
     final = rescued.groups
+    spec, done = config.advantage, step.number / config.steps
     advantage, more = advantages(
-        final, scene, config.credit, config.advantage, max_new_tokens=config.rollout.new_tokens
+        final, scene, config.credit, spec, max_new_tokens=config.rollout.new_tokens, done=done
     )
     metrics = groups.metrics | rescued.metrics | more
     metrics["advantage/zero_group_share_after"] = no_signal(advantage, final)
     metrics |= step.timer.pop()
+    # With prefixes to be spared the localiser is asked of all failures.
+    located, may_B = rescued.located, correctable(groups, config.method.select)
+    failures = first_errors(located, actors.task.domain).take(may_B[located.rows.rows_R])
     return Batch(
         group=groups.group,
         right_B=groups.right_B,
         failed_B=groups.failed_B,
-        failures=first_errors(rescued.located, actors.task.domain),
+        failures=failures,
         right=right_rows(groups, scene, config.localiser.kind),
         metrics=metrics,
     )

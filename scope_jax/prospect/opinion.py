@@ -96,9 +96,10 @@ def beginnings(figures: Figures) -> str:
     """Whether failures have a good beginning to keep."""
     rescues, places = figures.rescues, figures.checked or figures.found
     by = "the step check" if figures.checked else name(figures)
-    if rescues.cut_off / figures.policy.failed > MOST:
+    looked_at = max(figures.policy.failed - rescues.elsewhere, 1)
+    if rescues.cut_off / looked_at > MOST:
         return (
-            f"Most failures ({percent(rescues.cut_off / figures.policy.failed)}) were cut off by"
+            f"Most failures ({percent(rescues.cut_off / looked_at)}) were cut off by"
             " length and cannot be rescued: raise rollout.new_tokens, or see whether the policy"
             " ends its answers."
         )

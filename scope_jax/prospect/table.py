@@ -117,6 +117,9 @@ def way(figures: Figures) -> list[_Row]:
     """What becomes of the failures."""
     rescues, failed = figures.rescues, figures.policy.failed
     before = "step" if figures.good_steps == 1 else "steps"
+    usable = "with a teacher's step that may be used"
+    if figures.candidates > 1:
+        usable = "the teacher's steps that may be used"
     rows = [
         ("the way of the failures", "share", "of"),
         _part("cut off by length", rescues.cut_off, failed),
@@ -126,7 +129,7 @@ def way(figures: Figures) -> list[_Row]:
         ),
         _part("may be rescued", rescues.eligible, failed),
         _part("chosen by method.select", rescues.selected, failed),
-        _part("with a teacher's step that may be used", rescues.corrected, rescues.selected),
+        _part(usable, rescues.corrected, rescues.steps),
         _part(
             "rescued: right in the end (salvage rate)",
             rescues.rescued,
@@ -136,8 +139,16 @@ def way(figures: Figures) -> list[_Row]:
     if rescues.not_scored:
         row = _part("not scored, among those without an error found", rescues.not_scored, failed)
         rows.insert(3, row)
+    if rescues.elsewhere:
+        row = _part(
+            "in groups that are left alone (method.select.groups)", rescues.elsewhere, failed
+        )
+        rows.insert(1, row)
+    if figures.cost.self_tokens:
+        row = _part("of these, by the policy itself", rescues.by_policy, rescues.rescued)
+        rows.append(row)
     for reason, count in sorted(rescues.refused.items()):
-        rows.append(_part(f"refused: {why_not(reason)}", count, rescues.selected))
+        rows.append(_part(f"refused: {why_not(reason)}", count, rescues.steps))
     return rows
 
 
@@ -171,13 +182,15 @@ def costs(figures: Figures) -> list[_Row]:
     read = (f"  {who}, read", tokens(cost.prm_tokens), spent("prm"))
     if cost.localiser_tokens:
         read = (f"  {who}, written", tokens(cost.localiser_tokens), spent("prm"))
+    rows.append(read)
+    if cost.self_tokens:
+        rows.append(("  the policy's own tries", tokens(cost.self_tokens), ""))
     rows += [
-        read,
         ("  the teacher's steps", tokens(cost.teacher_tokens), ""),
         ("  the tails, and seconds of both", tokens(cost.tail_tokens), spent("correct")),
     ]
     rescued, right = figures.rescues.rescued, figures.policy.right
-    written = cost.teacher_tokens + cost.tail_tokens + cost.localiser_tokens
+    written = cost.teacher_tokens + cost.tail_tokens + cost.self_tokens + cost.localiser_tokens
     rows.append(("  a rescued row, written", *_per(written, seconds_of_rescue, rescued)))
     if cost.prm_tokens:
         rows.append((f"  a rescued row, read by {who}", _per(cost.prm_tokens, 0, rescued)[0], ""))

@@ -50,11 +50,13 @@ CURVES = (
     "eval_ood/pass@1",
 )
 # What was written and read in the whole run, in tokens. The policy: its rollouts, the tails of
-# rescued rows, a localiser's continuations. The teacher: steps (and tails of its own), and whole
-# solutions. Read by the process reward model, and by the teacher of a distillation.
+# rescued rows, its own tries before a teacher is asked, a localiser's continuations. The teacher:
+# steps (and tails of its own), and whole solutions. Read by the process reward model, and by the
+# teacher of a distillation.
 TOKENS = {
     "rollouts": "cost/rollout_tokens",
     "tails": "cost/tail_tokens",
+    "own_tries": "cost/self_tokens",
     "localiser": "cost/localiser_tokens",
     "teacher": "cost/teacher_tokens",
     "demonstrations": "cost/demonstration_tokens",

@@ -18,8 +18,7 @@ RAREFIED = "diversity/rarefied_paths"
 
 def temperatures_of(record: Record, name: str) -> dict[float, str]:
     """{temperature: beginning of its metrics} of an evaluation set ("eval", "eval_ood")."""
-    main = record.get("settings", {}).get("evaluation.temperature", 1.0)
-    found = {float(main): name} if f"{name}/pass@1" in record["final"] else {}
+    found = {_main(record): name} if f"{name}/pass@1" in record["final"] else {}
     for metric in record["final"]:
         other = re.fullmatch(rf"{name}_t([0-9.e+-]+)/pass@1", metric)
         if other:
@@ -29,15 +28,28 @@ def temperatures_of(record: Record, name: str) -> dict[float, str]:
 
 def measured(methods: Groups) -> dict[str, dict[float, str]]:
     """{evaluation set: {temperature: beginning of its metrics}} that some record has; empty where
-    no record has more than one temperature nor rarefied paths."""
+    no record has more than one temperature nor rarefied paths. Raises ValueError for records of
+    different main temperatures: figures of the same name would be of one and of another."""
     records = [record for group in methods.values() for record in group]
     found: dict[str, dict[float, str]] = {}
     for name in SETS:
+        mains = {_main(record) for record in records if f"{name}/pass@1" in record["final"]}
+        if len(mains) > 1:
+            raise ValueError(
+                f"{name}/: records with evaluation.temperature"
+                f" {', '.join(f'{t:g}' for t in sorted(mains))} in one table; expected one, and the"
+                " others in evaluation.more_temperatures"
+            )
         every = [temperatures_of(record, name) for record in records]
         known = {t: prefix for each in every for t, prefix in each.items()}
         if len(known) > 1 or any(f"{name}/{RAREFIED}" in record["final"] for record in records):
             found[name] = dict(sorted(known.items(), reverse=True))
     return found
+
+
+def _main(record: Record) -> float:
+    """The temperature whose figures have no temperature in their names."""
+    return float(record.get("settings", {}).get("evaluation.temperature", 1.0))
 
 
 def by_temperature(methods: Groups) -> str:

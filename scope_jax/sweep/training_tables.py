@@ -23,7 +23,12 @@ from scope_jax.sweep.statistics import Estimate, estimate
 
 REWARD, PATHS, ENTROPY = "reward/mean", "diversity/distinct_paths", "policy/entropy"
 LATEST = 5  # batches whose mean is the reward at a moment of the run
-_WRITTEN = ("cost/rollout_tokens", "cost/tail_tokens", "cost/localiser_tokens")
+_WRITTEN = (
+    "cost/rollout_tokens",
+    "cost/tail_tokens",
+    "cost/self_tokens",
+    "cost/localiser_tokens",
+)
 
 
 def rollout_diversity(methods: Groups) -> str:

@@ -133,9 +133,11 @@ def joined_metrics(rounds: Sequence[Round], final: Rollout) -> dict[str, float]:
         "scope/accepted_share": total["scope/accepted"] / max(total["scope/selected"], 1),
         "scope/teacher_token_share": by_teacher / max(int(np.sum(owner_BT >= Owner.POLICY)), 1),
     }
+    # With the policy's own repairs first, rows without a teacher's step are accepted too.
+    taught = "scope/teacher_accepted" if "scope/teacher_accepted" in total else "scope/accepted"
     weights = {
         "scope/first_error_position": errors,
-        "scope/step_logp_taken": _counts(rounds, "scope/accepted"),
+        "scope/step_logp_taken": _counts(rounds, taught),
         "scope/step_logp_accepted": _counts(rounds, "scope/candidates_accepted"),
     }
     for name in weights.keys() & total.keys():

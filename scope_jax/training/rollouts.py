@@ -1,5 +1,6 @@
 """The rows of one training step: problems drawn, rollouts written and judged, demonstrations."""
 
+import collections
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -306,6 +307,21 @@ def collect_demonstrations(
     rows = teachers.without(demonstrated.rollout, jnp.asarray(~include))
     own_B = np.zeros(len(reward), bool)
     return Groups(rows, 1, list(problems), reward, right_B, include, own_B, metrics)
+
+
+def summed_demonstrations(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of several lots of demonstrations as those of one: counts and costs are added up,
+    the share of right ones is that of all that were given."""
+    total: dict[str, float] = collections.defaultdict(float)
+    for metrics in parts:
+        for name, value in metrics.items():
+            total[name] += value
+    share = "demonstrations/right_share"
+    given = [m["demonstrations/asked"] - m["demonstrations/failed"] for m in parts]
+    if share in total:
+        right = sum(m[share] * count for m, count in zip(parts, given, strict=True))
+        total[share] = right / max(sum(given), 1.0)
+    return dict(total)
 
 
 def demonstration_job(

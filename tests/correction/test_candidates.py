@@ -13,6 +13,7 @@ from support.hand_made import (
     POLICY,
     PROMPT,
     RIGHT,
+    SAMPLE,
     SPEC,
     STEP,
     TEACHER,
@@ -70,9 +71,9 @@ def policy() -> Generator:
     )
 
 
-def mean_logp(writer: Generator, step: str, before: str = "\n") -> float:
+def mean_logp(writer: Generator, step: str, before: str = "\n", temperature: float = 1) -> float:
     """By the table alone: each token after the one before it."""
-    table = np.asarray(writer.params["head"], np.float64) * np.sqrt(V)
+    table = np.asarray(writer.params["head"], np.float64) * np.sqrt(V) / temperature
     logp = table - np.log(np.exp(table - table.max(1, keepdims=True)).sum(1, keepdims=True))
     logp -= table.max(1, keepdims=True)
     ids = TOKENIZER.encode(before + step)
@@ -112,6 +113,13 @@ def test_the_likeliest_step_with_a_right_tail_is_taken():
         "-777\n",
         "+198",
     ]
+
+
+def test_steps_are_as_likely_as_the_policy_finds_them_at_its_temperature():
+    result = rescued(InTurn(STEPS), sample=dataclasses.replace(SAMPLE, temperature=2.0))
+    wanted = mean_logp(policy(), STEPS[2], temperature=2.0)
+    assert result.metrics["scope/step_logp_taken"] == pytest.approx(wanted, rel=1e-4)
+    assert abs(wanted - mean_logp(policy(), STEPS[2])) > 1
 
 
 def test_the_first_one_that_is_right_is_taken_where_that_is_asked():
@@ -190,6 +198,7 @@ def test_candidates_have_random_numbers_of_their_own_and_the_first_those_of_one(
     ("settings", "message"),
     [
         ({"method.candidates": 0}, "method.candidates = 0 must be at least 1"),
+        ({"method.choose": "first"}, "method.choose = 'first' chooses from several steps: set"),
         ({"method.choose": "best"}, "method.choose = 'best' is unknown; one of policy_logp, first"),
         (
             {"method.candidates": 4},

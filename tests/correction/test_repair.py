@@ -1,6 +1,7 @@
 """Stages 3 and 4 with the policy's own repairs first, and the teacher for what is left."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from support.hand_made import (
 from scope_jax import streams
 from scope_jax.configuration import default_config, set_method, train_config
 from scope_jax.correction import rescue
-from scope_jax.correction.repair import SELF_METRICS
+from scope_jax.correction.repair import SELF_METRICS, _metrics
 from scope_jax.report.gallery import rescue_of
 from scope_jax.teachers import ModelTeacher, TeacherSpec
 
@@ -128,6 +129,29 @@ def test_what_neither_can_repair_stays_a_failure():
         "tail_tokens": 6,
     }
     assert [item["not_rescued"] for item in result.gallery] == ["tail_cut_off", "tail_wrong"]
+
+
+def test_what_could_not_be_judged_is_counted_of_both():
+    """Of two rows the policy repaired one, with three tries; the teacher was asked for one."""
+    own = SimpleNamespace(
+        accepted_R=np.array([True, False]),
+        metrics={
+            "cost/tail_tokens": 5.0,
+            "scope/not_judged_late": 2.0,
+            "scope/not_judged_odd": 1.0,
+        },
+        tails=3,
+    )
+    asked = SimpleNamespace(job=SimpleNamespace(asks=[None]))
+    taught = SimpleNamespace(
+        metrics={"cost/tail_tokens": 7.0, "scope/not_judged_late": 4.0}, corrected=asked
+    )
+    assert _metrics(own, taught, 1, 2) == {
+        **{"scope/not_judged_late": 6, "scope/not_judged_odd": 1},
+        **{"cost/tail_tokens": 7, "cost/self_tokens": 5, "scope/self_tails": 3},
+        **{"scope/self_accepted": 1, "scope/teacher_accepted": 0, "scope/teacher_asked": 1},
+        **{"scope/accepted": 1, "scope/accepted_share": 0.5},
+    }
 
 
 def test_own_repairs_are_pairs_too():

@@ -296,6 +296,10 @@ def test_weights_of_right_rows_by_hand():
     # A row that could not be judged is in no share: two of three.
     got, _ = credit_of(AdvantageSpec(focal=1.0), reward=(1, 1, NAN, 0))
     np.testing.assert_allclose(got, [1 / 9, 1 / 9, 0, -2 / 3], rtol=1e-6)
+    # Nor is one that is left out, whatever its reward.
+    left_out = {"include_B": np.array([T, T, F, T])}
+    got, _ = credit_of(AdvantageSpec(focal=1.0), groups=left_out)
+    np.testing.assert_allclose(got, [1 / 9, 1 / 9, 0, -2 / 3], rtol=1e-6)
 
 
 def test_pass_k_goes_over_into_pass_1():

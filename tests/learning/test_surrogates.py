@@ -314,6 +314,8 @@ def test_distillation_leaves_teacher_tokens_alone():
         ({"surrogate": "cispo", "dual_clip": 3.0}, "dual_clip is of surrogate 'clip'"),
         ({"sapo_positive": 0.0}, "sapo_positive = 0.0; expected a number above 0"),
         ({"tis_level": "sequence"}, "set loss.tis_cap"),
+        ({"mask_level": "token"}, "set loss.mask_low or mask_high"),
+        ({"distill_form": "loss"}, "set loss.distill_weight above 0, or distill_form to"),
         ({"mask_high": 2.0}, "mask_high weighs trainer against sampler"),
         ({"mask_low": 0.5}, "use 'recompute'"),
         ({"mask_low": 2.0, "mask_high": 2.0, "old_logp": "recompute"}, "must lie below"),

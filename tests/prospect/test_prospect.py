@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.tiny_runs import Tiny, run_program
 
+from scope_jax.configuration import default_config
 from scope_jax.prospect.command import Prospect, command, prospect
 from scope_jax.report import read_sample_file
 from scope_jax.run import read_metrics
@@ -23,6 +24,7 @@ FROZEN = {
     "method.select.rule": "all",
     "method.select.good_steps": 0,
     "method.select.keep_failure": False,
+    "advantage.pass_k": 2,  # whose share falls from step to step
 }
 OF_THE_UPDATE = ("policy/", "loss/", "grad/", "update/", "optimizer/", "sampler/", "eval", "data/")
 OF_THE_MACHINE = ("time/", "throughput/", "compile/", "memory/")
@@ -91,6 +93,32 @@ def test_first_errors_are_those_that_the_samples_show(trained: Path, measured: P
     assert sum(shown.values()) + precision["missed"] == precision["errors"]
 
 
+def test_groups_that_are_left_alone_and_the_policys_own_repairs(checkpoints: Tiny):
+    more = {
+        "rollout.group": 2,  # of which many fail altogether
+        "method.select.groups": "all_failed",
+        "method.spare_prefix": True,
+        "teacher.first": "self",
+        "teacher.self_tries": 1,
+    }
+    found = prospect(checkpoints.config("scope", {**FROZEN, **more}), problems=9)
+    total = {
+        name: sum(batch.metrics[name] for batch in found.batches)
+        for name in ("scope/eligible", "scope/selected", "scope/self_accepted", "scope/accepted")
+        + ("scope/teacher_asked", "cost/self_tokens")
+    }
+    rescues, policy = found.record["figures"]["rescues"], found.record["figures"]["policy"]
+    assert rescues["eligible"] == total["scope/eligible"] > 0
+    lost = ("elsewhere", "cut_off", "not_found", "too_early", "eligible")
+    assert sum(rescues[name] for name in lost) == policy["failed"]
+    assert rescues["elsewhere"] == policy["mixed"] > 0  # of two rows one
+    assert rescues["by_policy"] == total["scope/self_accepted"] > 0
+    assert rescues["steps"] == total["scope/teacher_asked"]
+    assert rescues["rescued"] == total["scope/accepted"]
+    assert found.record["figures"]["cost"]["self_tokens"] == total["cost/self_tokens"] > 0
+    assert f"{rescues['by_policy']} of {rescues['rescued']}\n" in found.table
+
+
 def test_the_table_says_what_was_measured(measured: Prospect):
     assert measured.text.startswith("SCOPE before training: 16 problems x 4 rollouts (2 batches,")
     rescues = measured.record["figures"]["rescues"]
@@ -122,6 +150,12 @@ def test_the_command_line(checkpoints: Tiny, measured: Prospect):
     [
         ("grpo", {}, 8, "config.method.name = 'grpo' rescues nothing: give the config of a SCOPE"),
         ("scope", {}, 0, "--problems=0 must be at least 1"),
+        (
+            "scope",
+            {"method.resample": 1},
+            8,
+            "config.method.resample = 1 draws other prompts after",
+        ),
         ("scope", {"sft.steps": 1}, 8, "config.sft.steps = 1: the run would roll out another pol"),
         (
             "scope",
@@ -146,6 +180,22 @@ def test_bad_input_is_refused_before_weights(
     with pytest.raises((ValueError, OSError)) as caught:
         command(config, None, given)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_everybody_is_closed_at_the_end(monkeypatch: pytest.MonkeyPatch):
+    """A localiser's processes too, not the reward's alone."""
+    closed: list[str] = []
+    actors = SimpleNamespace(
+        params={},
+        config=None,
+        reward=SimpleNamespace(close=lambda: closed.append("reward")),
+        close=lambda: closed.append("actors"),
+    )
+    monkeypatch.setattr("scope_jax.prospect.command.load_actors", lambda *_: actors)
+    monkeypatch.setattr("scope_jax.models.decode_layout", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prospect(default_config("scope"))
+    assert closed == ["actors"]
 
 
 def test_a_record_that_cannot_be_written_is_refused_before_weights(

@@ -1,5 +1,7 @@
 """The arithmetic of the table, on batches that were counted by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,32 @@ def test_the_way_of_the_failures():
     assert rescues.refused == {"leak": 1, "teacher_too_long": 1}
     deeper = figures(two_batches(), localiser="prm", good_steps=3).rescues
     assert (deeper.too_early, deeper.eligible) == (3, 2)
+
+
+def test_the_way_with_own_tries_candidates_and_groups_that_are_left_alone():
+    one, two = two_batches()
+    one.metrics.update({"scope/self_accepted": 1.0, "cost/self_tokens": 30.0})
+    one.metrics.update({"scope/corrected": 2.0, "scope/accepted": 2.0})
+    # Of its four failures two are in a group that may be corrected.
+    one = dataclasses.replace(one, failures=one.failures.take(np.arange(2)))
+    found = figures([one, two], localiser="prm", candidates=3)
+    rescues = found.rescues
+    assert (rescues.elsewhere, rescues.cut_off, rescues.not_found) == (2, 1, 1)
+    assert (rescues.too_early, rescues.eligible) == (2, 2)
+    # Three rows were chosen, one of which the policy repaired: three steps for each of the others.
+    assert (rescues.selected, rescues.by_policy, rescues.steps) == (3, 1, 6)
+    assert (rescues.corrected, rescues.rescued, found.cost.self_tokens) == (2, 2, 30)
+    lines = {
+        line[:56].strip(): line[56:].split(maxsplit=2) for line in table(found).splitlines() if line
+    }
+    assert lines["in groups that are left alone (method.select.groups)"] == ["25", "%", "2 of 8"]
+    assert lines["the teacher's steps that may be used"] == ["33", "%", "2 of 6"]
+    assert lines["rescued: right in the end (salvage rate)"] == ["67", "%", "2 of 3"]
+    assert lines["of these, by the policy itself"] == ["50", "%", "1 of 2"]
+    assert lines["refused: the teacher's step was too long"] == ["17", "%", "1 of 6"]
+    assert lines["the policy's own tries"] == ["15"]  # of each of two batches
+    # 10 of the teacher, 10 of tails and 30 of tries, for two rows.
+    assert lines["a rescued row, written"][0] == "25"
 
 
 def test_cost_and_dead_groups():

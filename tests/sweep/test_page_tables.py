@@ -164,6 +164,11 @@ def test_the_reward_at_equal_budgets_by_hand():
     assert cells(text, "grpo")[1:] == [
         *("85.0 ± 0.0", "85.0 ± 0.0 (20)", "1.00", "85.0 ± 0.0 (20)", "1.00")
     ]
+    own = runs("scope", 40.0, 2.0)  # 80 and 20 more for tries before the teacher is asked
+    for record in own:
+        record["mean"]["cost/self_tokens"] = 20.0
+    text = budgets({"scope": own, "grpo": runs("grpo", 50.0, 1.5)})
+    assert cells(text, "scope")[2:4] == ["85.0 ± 0.0 (20)", "1.00"]
     cheap = budgets({"luffy": runs("luffy", 25.0, 0.5), "grpo": runs("grpo", 50.0, 1.5)})
     assert cells(cheap, "luffy")[2:4] == ["85.0 ± 0.0 (20)", "0.50"]  # at its end
     holes = a_record("sft_grpo", curve={"reward/mean": [None] * 10 + [0.5] * 10})
@@ -240,6 +245,10 @@ def test_tables_by_temperature_by_hand():
     assert by_temperature({"grpo": [old]}) == "" and temperatures_of(old, "eval") == {1.0: "eval"}
     cold = a_record("grpo", settings={"evaluation.temperature": 0.6}, final=old["final"])
     assert temperatures_of(cold, "eval") == {0.6: "eval"}
+    assert measured({"grpo": [cold, cold]}) == {}
+    for methods in ({"grpo": [old], "scope": [cold]}, {"grpo": [cold, warm("grpo", 0, 0.4, 3.0)]}):
+        with pytest.raises(ValueError, match=r"eval/: records with .* 0\.6, 1 in one table"):
+            measured(methods)
 
 
 def test_the_picture_of_accuracy_and_diversity(tmp_path: Path):
@@ -257,6 +266,12 @@ def test_the_picture_of_accuracy_and_diversity(tmp_path: Path):
     assert len(drawn) < 60_000
     words = set(re.findall(r">([^<>]+)</text>", drawn))
     assert {"scope", "grpo", "in distribution", "pass@1 (triangles: greedy)"} <= words
+    # The seeds differ in accuracy, which lies to the right, and not in paths: of each of four
+    # points a bar that is as high as its point and goes to both sides, and one that is a dot.
+    line = r'd="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" clip-path="[^"]+" style="[^"]+: 0.6"'
+    bars = [tuple(map(float, ends)) for ends in re.findall(line, drawn)]
+    assert len(bars) == 8 and all(y0 == y1 for _, y0, _, y1 in bars)
+    assert sum(x1 - x0 > 1 for x0, _, x1, _ in bars) == 4
     assert draw_frontier(methods, path) and path.read_text() == drawn
     old = {"grpo": [a_record("grpo", final={"eval/pass@1": 0.5})]}
     assert not draw_frontier(old, tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()

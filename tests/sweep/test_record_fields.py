@@ -55,6 +55,7 @@ def test_tokens_temperatures_and_counts_of_a_record(tmp_path: Path):
         {"step": 0, "time/total": 1.5, "cost/rollout_tokens": 100.0, "cost/prm_tokens": 40.0},
         {"step": 1, "time/total": 0.5, "cost/rollout_tokens": 90.0, "cost/tail_tokens": 7.0},
     ]
+    rows[-1]["cost/self_tokens"] = 11.0
     rows[-1] |= {"eval_t0/pass@1": 0.5, "eval_ood_t0.6/pass@1": 0.25, "evaluation/x": 1.0}
     rows[-1] |= {"time/evaluate": 9.0}
     for row, paths in zip(rows, (1.0, 2.0)):
@@ -70,7 +71,7 @@ def test_tokens_temperatures_and_counts_of_a_record(tmp_path: Path):
         by_problem=read_by_problem(tmp_path),
     )
     assert record["tokens"] == {
-        **{"rollouts": 190, "tails": 7, "localiser": 0},
+        **{"rollouts": 190, "tails": 7, "own_tries": 11, "localiser": 0},
         **{"teacher": 0, "demonstrations": 0, "prm": 40, "distillation": 0},
     }
     assert record["training_seconds"] == 2.0 and record["weights"] == {"policy": "f00"}

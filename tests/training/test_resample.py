@@ -7,6 +7,7 @@ rows that were rescued.
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,17 +15,18 @@ import numpy as np
 import pytest
 from support.hand_made import DOMAIN, PLAIN, STEP, TOKENIZER, bigram, text
 
-from scope_jax import tasks
+from scope_jax import streams, tasks
 from scope_jax.configuration import Scope, default_config, train_config
-from scope_jax.correction import Groups, LocaliserSpec, make_localiser, rescue
+from scope_jax.correction import Groups, LocaliserSpec, Rescue, make_localiser, rescue
 from scope_jax.data import Problems, batch_indices
 from scope_jax.data.load import Task
 from scope_jax.devices.mesh import make_mesh
 from scope_jax.learning import group_advantages
+from scope_jax.rollout import from_prompts
 from scope_jax.run import PhaseTimer
 from scope_jax.teachers import ModelTeacher
 from scope_jax.training.actors import Actors
-from scope_jax.training.resample import replace_silent
+from scope_jax.training.resample import Round, joined_metrics, replace_silent
 from scope_jax.training.rollouts import Progress, Step, collect_rollouts, scene_of
 from scope_jax.training.samples import Samples
 from scope_jax.types import Rollout
@@ -34,6 +36,8 @@ TEACHER = bigram("=+7\n")
 SOURCE = [DOMAIN.make_problem(["+3", f"-{n}"], id=f"p{n}") for n in range(1, 9)]  # never 198
 ORDER = [SOURCE[n] for n in batch_indices(0, 0, 8, 8)]  # as a run with seed 0 draws them
 ALL_RIGHT, ALL_WRONG, BOTH = [1, 1], [0, 0], [1, 0]
+NAMES = ("problems", "reward_B", "right_B", "include_B", "own_B")
+NOBODY = from_prompts([[2]] * 2, 2, 3)  # four rows of a prompt alone
 RESCUED, LOST = [*ALL_WRONG, 1], [*ALL_WRONG, 0]
 # Batches of four prompts of two rows, each prompt's verdicts; what is drawn in later rounds.
 FIRST = [BOTH, ALL_RIGHT, RESCUED, LOST]
@@ -63,7 +67,24 @@ class Played:
         return [ORDER.index(problem) for problem in self.final.problems[:: self.final.group]]
 
 
-def play(script: list[list[int]], resample: int, mesh: Any = None, **settings: Any) -> Played:
+@dataclasses.dataclass(frozen=True)
+class Seen(ModelTeacher):
+    """The teacher, and the seeds that it was given."""
+
+    seeds: list[int] = dataclasses.field(default_factory=list)
+
+    def correct(self, job: Any) -> Any:
+        self.seeds.append(job.seed)
+        return ModelTeacher(self.generator, self.spec).correct(job)
+
+
+def play(
+    script: list[list[int]],
+    resample: int,
+    mesh: Any = None,
+    teacher: ModelTeacher = ModelTeacher(TEACHER, STEP),
+    **settings: Any,
+) -> Played:
     """`script`: verdicts of the prompts in the order in which they are drawn."""
     config = default_config("scope")
     config.rollout.prompts, config.rollout.group = 4, 2
@@ -79,7 +100,7 @@ def play(script: list[list[int]], resample: int, mesh: Any = None, **settings: A
     model = dataclasses.replace(PLAIN, end_ids=(0,))
     task = Task(domain, Problems.from_list(SOURCE), {})
     localiser = make_localiser(LocaliserSpec("oracle"), None)
-    actors = Actors(model, {}, TOKENIZER, task, ModelTeacher(TEACHER, STEP), localiser)
+    actors = Actors(model, {}, TOKENIZER, task, teacher, localiser)
     progress, seen = Progress(), []
     step = Step(0, jax.random.key(5), 11, PhaseTimer(), Samples(due=True))
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -186,3 +207,65 @@ def test_appended_rows_go_with_their_group():
     assert found.final.include_B.tolist() == [not np.isnan(r) for r in wanted]
     rescued = [text(found.final.rollout, b) for b in (2, 5, 8, 11)]
     assert rescued == ["", "+7\n+198#", "+7\n+198#", ""]
+
+
+def test_credit_at_the_divergence_goes_with_its_group():
+    """Prompts are five tokens and the first line is wrong: a pair's credit begins at 5. The parent
+    is the lower row of each rescued group; the other failure gives its place."""
+    more = {"method.place": "pair", "method.credit": "divergence"}
+    found = play([*FIRST, RESCUED, BOTH], 1, **more)
+    assert found.drawn == [0, 4, 2, 5]
+    assert found.final.reward_B.tolist() == [1, 0, 0, 1, 0, 1, 1, 0]
+    assert found.final.credit_from_B is not None
+    assert found.final.credit_from_B.tolist() == [0, 0, 5, 5, 5, 5, 0, 0]
+    assert found.metrics["scope/paired"] == 2
+
+
+def test_each_round_has_a_seed_of_its_own():
+    teacher = Seen(TEACHER, STEP)
+    play([*FIRST, LOST, RESCUED, LOST], 2, teacher=teacher)
+    assert teacher.seeds == [11, streams.round_seed(11, 1), streams.round_seed(11, 2)]
+    assert len(set(teacher.seeds)) == 3
+
+
+def test_figures_of_several_rounds_are_those_of_all_their_rows():
+    """Two rounds of two prompts of two rows, the second with one fresh prompt: shares and means
+    are formed over the rows of both, counts are added up."""
+
+    def a_round(fresh: list[bool], reward: list[float], errors: list[bool], **metrics: float):
+        rewards = np.array(reward, np.float32)
+        given = (SOURCE[:1] * 4, rewards, rewards == 1, ~np.isnan(rewards), np.ones(4, bool))
+        groups = Groups(rollout=NOBODY, group=2, **dict(zip(NAMES, given, strict=True)), metrics={})
+        located = SimpleNamespace(
+            rows=SimpleNamespace(rows_R=np.flatnonzero(groups.failed_B)),
+            has_error_R=np.array(errors),
+        )
+        named = {f"scope/{name}": float(value) for name, value in metrics.items()}
+        return Round(np.array(fresh), groups, Rescue(groups, named, [], located))
+
+    one = a_round(
+        *([True, True], [1, 0, 0, 0], [True, True, False]),
+        **{"selected": 2, "accepted": 2, "teacher_accepted": 1, "candidates_accepted": 3},
+        **{"first_error_position": 0.25, "step_logp_taken": -2.0, "step_logp_accepted": -1.0},
+    )
+    # The policy repaired three rows by itself, and no step of a teacher was taken.
+    two = a_round(
+        *([True, False], [0, 0, np.nan, np.nan], [True, False]),
+        **{"selected": 4, "accepted": 3, "teacher_accepted": 0, "candidates_accepted": 0},
+        **{"first_error_position": 0.75},
+    )
+    found = joined_metrics([one, two], NOBODY)
+    wanted = {
+        "scope/selected": 6,
+        "scope/accepted": 5,
+        "scope/accepted_share": 5 / 6,
+        "scope/failed_share": 5 / 6,
+        "scope/located_share": 3 / 5,
+        "scope/first_error_position": (2 * 0.25 + 0.75) / 3,
+        "scope/step_logp_taken": -2.0,
+        "scope/step_logp_accepted": -1.0,
+        "scope/teacher_token_share": 0,
+        "resample/prompts": 3,
+        "resample/zero_groups_before_rescue": 2,
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)

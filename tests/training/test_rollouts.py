@@ -48,6 +48,7 @@ from scope_jax.training.rollouts import (
     encoded_or_none,
     rollout_metrics,
     scene_of,
+    summed_demonstrations,
     with_demonstrations,
 )
 
@@ -337,3 +338,19 @@ def test_demonstrations_stand_at_the_end_of_their_groups():
     assert text(found.rollout, 4) == RIGHT + "#" and text(found.rollout, 10) == ""
     assert found.rollout.owner_BT[1, 7] == POLICY and found.rollout.owner_BT[4, 7] == TEACHER
     assert found.metrics == own.metrics | shown.metrics
+
+
+def test_several_lots_of_demonstrations_are_counted_as_one():
+    """Of three and of four asked, two and four were given: 1 of 2 and 1 of 4 are right."""
+    one = {"asked": 3, "failed": 1, "failed_too_long": 1, "used": 1, "right_share": 0.5}
+    two = {"asked": 4, "failed": 0, "used": 1, "right_share": 0.25}
+    parts = [
+        {f"demonstrations/{k}": float(v) for k, v in lot.items()} | {"cost/demonstration_tokens": n}
+        for lot, n in ((one, 20.0), (two, 30.0))
+    ]
+    found = summed_demonstrations(parts)
+    assert {k.removeprefix("demonstrations/"): v for k, v in found.items()} == {
+        **{"asked": 7, "failed": 1, "failed_too_long": 1, "used": 2, "right_share": 2 / 6},
+        "cost/demonstration_tokens": 50,
+    }
+    assert summed_demonstrations(parts[:1]) == parts[0] and summed_demonstrations([]) == {}
