@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from scope_jax import cli
+from scope_jax import cli, hub
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
+from scope_jax.run import names_of_run
 from scope_jax.salvage.run import salvage
 from scope_jax.salvage.settings import TASKS, Settings
 from scope_jax.salvage.summary import said
@@ -98,7 +99,8 @@ def command(values: Any) -> str:
     chosen = {name: value for name, value in given.items() if name in names}
     settings = Settings(**{**chosen, "fields": tuple(values.fields)})
     local = [settings.policy, settings.teacher, settings.prm]
-    use_cpu_cores(max(map(cli.weights_of, local)))
+    with hub.pinned(names_of_run(settings.out)):
+        use_cpu_cores(max(map(cli.weights_of, local)))
     return said(salvage(settings, make_mesh(-1, values.fsdp, values.tensor)))
 
 

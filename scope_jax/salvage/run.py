@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 
+from scope_jax import hub
 from scope_jax.errors import StorageError
 from scope_jax.run import (
     Stopped,
     StopSignal,
     failures,
+    names_of_run,
     prepare_workdir,
     progress,
+    record_names,
     try_place,
     write_atomically,
 )
@@ -44,12 +47,14 @@ def salvage(settings: Settings, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     anything is written; Stopped where SIGTERM or Ctrl-C asked for it, after a whole chunk.
     """
     source = open_source(settings)
-    with jax.set_mesh(mesh):
+    out = Path(settings.out)
+    # A salvage that goes on has the models that it began with.
+    with jax.set_mesh(mesh), hub.pinned(names_of_run(out)):
         load = planned(settings, mesh)
-        out = Path(settings.out)
         try_place(out, SUMMARY, *FILES)
         with locked(out):
             prepare_workdir(out, dataclasses.asdict(settings), name="settings.json")
+            record_names(out)
             ledger = Ledger(out, source.path)
             say_beside_bars(f"{source.path}: fields as of {source.layout}")
             with StopSignal() as stop:
