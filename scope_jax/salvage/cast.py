@@ -38,11 +38,8 @@ class Cast:
     def endpoints(self) -> list[teachers.Endpoint]:
         """The servers that are asked."""
         who = (self.scene.teacher, self.scene.policy.generator)
-        return [
-            one.endpoint
-            for one in who
-            if isinstance(getattr(one, "endpoint", None), teachers.Endpoint)
-        ]
+        found = [getattr(one, "endpoint", None) for one in who]
+        return [one for one in found if isinstance(one, teachers.Endpoint)]
 
     def __enter__(self) -> "Cast":
         return self

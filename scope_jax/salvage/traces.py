@@ -62,7 +62,7 @@ def _ids(nodes: list[Mapping[str, Any]]) -> tuple[list[int], int]:
 
 def _reward(rewards: Any) -> float | None:
     """The weighted sum, None where nothing was scored. Raises ValueError."""
-    total = None
+    total: float | None = None
     for name, reward in _mapping(rewards).items():
         score, weight = reward, 1.0
         if isinstance(reward, Mapping):

@@ -73,7 +73,7 @@ def _taken_out(text: str, frame: _Frame) -> Turns | None:
     inner = text[len(first) : len(text) - len(last)]
     if not (text.startswith(first) and text.endswith(last) and first + inner + last == text):
         return None
-    system = None
+    system: str | None = None
     if middle:
         system, between, inner = inner.partition(middle[0])
         if not between:
