@@ -39,6 +39,13 @@ class _Found(NamedTuple):
     commit: str
 
 
+class _Silent(NamedTuple):
+    """Why the hub gives nothing, as the end of "the hub ..."."""
+
+    words: str
+    passes: bool  # whether another try may help
+
+
 # (kind, name as it was written) -> where it is; and the commits that a workdir holds names to.
 _found: dict[tuple[Kind, str], _Found] = {}
 _pins: dict[str, str] = {}
@@ -145,35 +152,20 @@ def _find(name: str, revision: str | None, kind: Kind) -> _Found:
     """Look a revision up (None: main) and download what is missing of it; offline, or where the hub
     cannot be reached, what the cache has of it."""
     shown = name if revision is None else f"{name}@{revision}"
-    why_not = _check(shown, name, revision, kind)
-    directory = _download(shown, name, revision, kind, why_not)
+    silent = _check(shown, name, revision, kind)
+    directory = _download(shown, name, revision, kind, silent)
     return _Found(directory, Path(directory).name)
 
 
-def _check(shown: str, name: str, revision: str | None, kind: Kind) -> str | None:
+def _check(shown: str, name: str, revision: str | None, kind: Kind) -> _Silent | None:
     """Why the hub cannot be asked, if it cannot. Raises for what it does not have."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:
-        return "is offline (HF_HUB_OFFLINE is set)"
+        return _Silent("is offline (HF_HUB_OFFLINE is set)", True)
     try:
         info = huggingface_hub.HfApi().repo_info(name, revision=revision, repo_type=kind)
-    except errors.GatedRepoError:
-        raise FileNotFoundError(
-            f"{shown}: gated: accept its terms on {_page(name, kind)}, then log in with `hf auth"
-            " login` or HF_TOKEN, and start the same command again"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{shown}: no such directory here, and no such {kind} at {_page(name, kind)}; a private"
-            " one needs `hf auth login` or HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise FileNotFoundError(
-            f"{shown}: {name} has no revision {revision!r}; give a branch, a tag or a commit of"
-            f" {_page(name, kind)}"
-        ) from None
     except errors.HFValidationError as error:
         raise FileNotFoundError(
             f"{shown}: no such directory, and no name: {one_line(error)}"
@@ -181,12 +173,47 @@ def _check(shown: str, name: str, revision: str | None, kind: Kind) -> str | Non
     except Exception as error:
         if not is_of_the_network(error):
             raise
-        return f"cannot be reached ({one_line(error)})"
+        if missing := _missing(error, shown, name, revision, kind):
+            raise missing from None
+        return _silent(error)
     if kind == "model":
         _check_safetensors(
             shown, [entry.rfilename for entry in getattr(info, "siblings", None) or ()]
         )
     return None
+
+
+def _missing(
+    error: Exception, shown: str, name: str, revision: str | None, kind: Kind
+) -> FileNotFoundError | None:
+    """What to raise where the hub says that it does not have, or may not give, what was asked for.
+    Of a gated repository it tells everybody about, and refuses the files."""
+    from huggingface_hub import errors
+
+    page = _page(name, kind)
+    if isinstance(error, errors.GatedRepoError):
+        words = (
+            f"gated: accept its terms on {page}, then log in with `hf auth login` or HF_TOKEN, and"
+            " start the same command again"
+        )
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        words = (
+            f"no such directory here, and no such {kind} at {page}; a private one needs `hf auth"
+            " login` or HF_TOKEN"
+        )
+    elif isinstance(error, errors.RevisionNotFoundError):
+        words = f"{name} has no revision {revision!r}; give a branch, a tag or a commit of {page}"
+    else:
+        return None
+    return FileNotFoundError(f"{shown}: {words}")
+
+
+def _silent(error: Exception) -> _Silent:
+    """Of an answer that is no files: 401 for a token that is no longer valid, 403 for a repository
+    that was disabled, 5xx for a hub that is down."""
+    if is_refused(error):
+        return _Silent(f"refuses ({one_line(error)}; is HF_TOKEN, or the login, valid?)", False)
+    return _Silent(f"cannot be reached ({one_line(error)})", True)
 
 
 def _check_safetensors(shown: str, names: list[str]) -> None:
@@ -200,8 +227,10 @@ def _check_safetensors(shown: str, names: list[str]) -> None:
     )
 
 
-def _download(shown: str, name: str, revision: str | None, kind: Kind, why_not: str | None) -> str:
-    """The folder of the snapshot. `why_not`: the hub cannot be asked."""
+def _download(
+    shown: str, name: str, revision: str | None, kind: Kind, silent: _Silent | None
+) -> str:
+    """The folder of the snapshot. `silent`: why the hub cannot be asked."""
     import huggingface_hub
 
     try:
@@ -209,7 +238,7 @@ def _download(shown: str, name: str, revision: str | None, kind: Kind, why_not: 
             name,
             revision=revision,
             repo_type=kind,
-            local_files_only=why_not is not None,
+            local_files_only=silent is not None,
             allow_patterns=list(MODEL_FILES if kind == "model" else DATASET_FILES),
             # Patterns match across folders: of a model only what lies at the top is meant.
             ignore_patterns=["*/*"] if kind == "model" else None,
@@ -217,9 +246,14 @@ def _download(shown: str, name: str, revision: str | None, kind: Kind, why_not: 
     except Exception as error:
         if not is_of_the_network(error):
             raise
-        if why_not is not None:
-            words = f"no such directory, the hub {why_not} and its cache has no such {kind}"
-            raise StorageError(f"{shown}: {words}") from None
+        if silent is not None:
+            words = f"no such directory, the hub {silent.words} and its cache has no such {kind}"
+            kept = StorageError if silent.passes else FileNotFoundError
+            raise kept(f"{shown}: {words}") from None
+        if missing := _missing(error, shown, name, revision, kind):
+            raise missing from None
+        if is_refused(error):
+            raise FileNotFoundError(f"{shown}: the hub {_silent(error).words}") from None
         raise StorageError(
             f"{shown}: the download was cut ({one_line(error)}); files that came whole are kept:"
             " start the same command again"
@@ -231,6 +265,13 @@ def is_of_the_network(error: Exception) -> bool:
     the hub's client sends requests with depends on its version."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in ("httpx", "httpx2", "requests", "urllib3")
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the hub answered that it will not, so that the same request would fail again: 4xx but
+    for timeouts and "too many requests"."""
+    status = getattr(getattr(error, "response", None), "status_code", None) or 0
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 def one_line(error: Exception) -> str:

@@ -109,6 +109,7 @@ def test_a_run_keeps_its_commit_when_the_branch_moves(hub: Hub, model_files, mon
     [
         ("org/none", FileNotFoundError, "org/none: no such directory here, and no such model at"),
         ("org/gated", FileNotFoundError, "org/gated: gated: accept its terms on"),
+        ("org/closed", FileNotFoundError, "org/closed: gated: accept its terms on"),
         ("org/tiny@v9", FileNotFoundError, "org/tiny@v9: org/tiny has no revision 'v9'"),
         (
             "org/pickles",
@@ -120,7 +121,8 @@ def test_a_run_keeps_its_commit_when_the_branch_moves(hub: Hub, model_files, mon
 )
 def test_what_cannot_be_had_is_one_line(hub: Hub, model_files, name, error, message):
     hub.add("models/org/tiny", model_files)
-    hub.add("models/org/gated", model_files, gated=True)
+    hub.add("models/org/gated", model_files, gated="files")  # as huggingface.co has it
+    hub.add("models/org/closed", model_files, gated="all")
     hub.add("models/org/pickles", {"config.json": b"{}", "pytorch_model.bin": b"\x80"})
     hub.add("models/org/empty", {"README.md": b""})
     with pytest.raises(error) as raised:
@@ -151,6 +153,20 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, model_files, monkeypatch):
     assert names.local("org/tiny").name == FIRST
     with pytest.raises(StorageError, match=r"org/other: .* cannot be reached \(ConnectError"):
         names.local("org/other")
+
+
+def test_a_token_that_is_not_valid_is_no_hub_that_is_down(hub: Hub, model_files, monkeypatch):
+    hub.add("models/org/tiny", model_files)
+    assert names.local("org/tiny").name == FIRST
+    again(monkeypatch)
+    hub.token = "of-today"
+    assert names.local("org/tiny").name == FIRST  # what is here needs no token
+    with pytest.raises(FileNotFoundError) as error:  # another try would not help
+        names.local("org/other")
+    assert "the hub refuses (HfHubHTTPError: " in str(error.value)
+    assert "Invalid credentials" in str(error.value)
+    assert "is HF_TOKEN, or the login, valid?" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_data_set_by_its_name(hub: Hub, tmp_path):

@@ -73,6 +73,9 @@ def test_upload_and_back_again(workdir, tmp_path, monkeypatch):
         assert str(error.value).startswith("me/trained: the hub refuses (")
         assert "hf auth login" in str(error.value) and "write to me" in str(error.value)
         monkeypatch.setenv("HF_TOKEN", "of-a-writer")
+        with pytest.raises(ValueError, match=r"me/unfit: the hub refuses .*reserved") as error:
+            publish(workdir, "me/unfit")  # another try would be in vain
+        assert "\n" not in str(error.value)
         assert publish(workdir, "me/trained") == f"{hub.url}/me/trained"
         files = hub.repositories["models/me/trained"].files("main")[1]
         assert "notes.txt" not in files and "README.md" in files and "tokenizer.json" in files

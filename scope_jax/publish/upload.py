@@ -47,7 +47,11 @@ def _upload(folder: Path, name: str, private: bool) -> str:
                 f"{name}: the hub refuses ({hub.one_line(error)}); log in with `hf auth login`, or"
                 f" set HF_TOKEN to a token that may write to {name.partition('/')[0]}"
             ) from None
-        raise StorageError(f"{name}: upload failed ({hub.one_line(error)})") from None
+        if hub.is_refused(error):
+            raise ValueError(f"{name}: the hub refuses ({hub.one_line(error)})") from None
+        raise StorageError(
+            f"{name}: the upload failed ({hub.one_line(error)}); start the same command again"
+        ) from None
     except Exception as error:
         if not hub.is_of_the_network(error):
             raise

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from scope_jax import cli
+from scope_jax import cli, hub
 from scope_jax.devices.mesh import make_mesh, use_cpu_cores
+from scope_jax.run import names_of_run
 from scope_jax.salvage.run import salvage
 from scope_jax.salvage.settings import TASKS, Settings
 from scope_jax.salvage.summary import said
@@ -32,7 +33,10 @@ FLAGS = (
     cli.Flag("policy", "who goes on: a model's directory, or an address; none: no tail"),
     cli.Flag("tokenizer", "directory of the tokenizer of rows (default: the policy's)"),
     cli.Flag(
-        "fields", "verl, trl, prime-rl, vllm, plain; and role=field for single ones", [], list
+        "fields",
+        "verl, trl, traces, prime-rl, vllm, plain; and role=field for single ones",
+        [],
+        list,
     ),
     cli.Flag("right", "a rollout with this reward or more is right", 1.0, float),
     cli.Flag("task", "steps, answers and verifier of the problems", "math", words=TASKS),
@@ -42,7 +46,8 @@ FLAGS = (
     cli.Flag("system", "system turn of problems (default: the task's)"),
     cli.Flag("prompt_tokens", "longest prompt", 1024, int),
     cli.Flag("new_tokens", "longest completion, tails included", 2048, int),
-    cli.Flag("localiser", "prm, oracle, monte_carlo, or module:name", "prm"),
+    cli.Flag("localiser", "prm, oracle, monte_carlo, function, or module:name", "prm"),
+    cli.Flag("checker", "of function: module:function, which names the first wrong step"),
     cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
     cli.Flag("threshold", "a step with a score below it is wrong", 0.5, float),
     cli.Flag("continuations", "of monte_carlo", 4, int),
@@ -58,6 +63,10 @@ FLAGS = (
     cli.Flag("teacher_api", "of an address", "chat", words=("chat", "completions")),
     cli.Flag("teacher_model", "its name there"),
     cli.Flag("teacher_key_env", "environment variable with its key"),
+    cli.Flag(
+        "teacher_tokens", "longest reply, thoughts included (default: --step-tokens)", None, int
+    ),
+    cli.Flag("teacher_extra", "JSON object with more fields of its requests"),
     cli.Flag("policy_model", "its name at an address"),
     cli.Flag("policy_key_env", "environment variable with its key"),
     cli.Flag("temperature", "of the tails; 0 is greedy", 1.0, float),
@@ -69,6 +78,7 @@ FLAGS = (
     cli.Flag("seed", "of the tails", 0, int),
     cli.Flag("dtype", "of the parameters", "float32", words=("float32", "bfloat16")),
     cli.Flag("request_seconds", "deadline of one request to an address", 120.0, float),
+    cli.Flag("concurrency", "requests to an address at once", 16, int),
     cli.Flag("fsdp", "devices over which the parameters are split", 1, int),
     cli.Flag("tensor", "devices over which heads and feed-forward are split", 1, int),
 )
@@ -89,7 +99,8 @@ def command(values: Any) -> str:
     chosen = {name: value for name, value in given.items() if name in names}
     settings = Settings(**{**chosen, "fields": tuple(values.fields)})
     local = [settings.policy, settings.teacher, settings.prm]
-    use_cpu_cores(max(map(cli.weights_of, local)))
+    with hub.pinned(names_of_run(settings.out)):
+        use_cpu_cores(max(map(cli.weights_of, local)))
     return said(salvage(settings, make_mesh(-1, values.fsdp, values.tensor)))
 
 

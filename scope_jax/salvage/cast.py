@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from scope_jax import models, rollout, teachers
-from scope_jax.correction import CorrectionSpec, Scene, make_localiser
+from scope_jax.correction import CorrectionSpec, Localiser, Scene, make_localiser
+from scope_jax.correction.step_checkers import StepChecker
 from scope_jax.data.prompts import check_vocabulary
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.rewards import Reward, RewardSpec
@@ -33,11 +34,20 @@ class Cast:
     encoder: Encoder
     timer: PhaseTimer
 
+    @property
+    def endpoints(self) -> list[teachers.Endpoint]:
+        """The servers that are asked."""
+        who = (self.scene.teacher, self.scene.policy.generator)
+        found = [getattr(one, "endpoint", None) for one in who]
+        return [one for one in found if isinstance(one, teachers.Endpoint)]
+
     def __enter__(self) -> "Cast":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.scene.reward.close()
+        if isinstance(self.scene.localiser, StepChecker):
+            self.scene.localiser.close()
 
 
 def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
@@ -57,6 +67,7 @@ def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
     encoder.check()
     if settings.localiser == "oracle" and not domain.checks_steps:
         raise ValueError(f"--localiser=oracle: task {domain.name!r} cannot check steps; use 'prm'")
+    own = _own_localiser(settings) if ":" in settings.localiser else None
     prm = None
     if settings.prm:
         prm = ProcessRewardModel.described(settings.prm, settings.prm_format)
@@ -70,6 +81,10 @@ def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
         with contextlib.ExitStack() as opened:
             reward = opened.enter_context(Reward(_reward_spec(settings)))
             _start(reward)
+            localiser = own
+            if settings.localiser == "function":
+                localiser = opened.enter_context(StepChecker(settings.localiser_spec))
+                _start(localiser)
             model = None
             if prm is not None and settings.prm is not None:
                 model = prm.with_weights(settings.prm, dtype=settings.dtype, mesh=mesh)
@@ -79,7 +94,7 @@ def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
                 policy=Policy(read_policy(), tokenizer, sampling),
                 key=jax.random.key(settings.seed),
                 teacher=read_teacher(),
-                localiser=make_localiser(settings.localiser_spec, model),
+                localiser=localiser or make_localiser(settings.localiser_spec, model),
                 seed=settings.seed,
                 timer=timer,
                 reward=reward,
@@ -110,12 +125,38 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     return RewardSpec() if settings.needs_answers else RewardSpec(function=settings.verify)
 
 
-def _start(reward: Reward) -> None:
-    """Import the functions of the reward. Raises ValueError that names the flag."""
+def _start(functions: Reward | StepChecker) -> None:
+    """Import the functions of the user. Raises ValueError that names the flag."""
     try:
-        reward.start()
+        functions.start()
     except ValueError as error:
-        raise ValueError(str(error).replace("config.reward.function", "--verify")) from None
+        words = str(error)
+        for setting, flag in _FLAGS.items():
+            words = words.replace(setting, flag)
+        raise ValueError(words) from None
+
+
+# What settings of a training are called here.
+_FLAGS = {
+    "config.reward.function": "--verify",
+    "config.localiser.function": "--checker",
+    "localiser.function": "--checker",
+}
+
+
+def _own_localiser(settings: Settings) -> Localiser:
+    """A class of the user's. Raises ValueError where it is none."""
+    name = settings.localiser
+    try:
+        found = make_localiser(settings.localiser_spec)
+    except TypeError as error:
+        raise ValueError(
+            f"--localiser={name}: cannot be called with a LocaliserSpec alone ({error}); a function"
+            f" that names the first wrong step is --localiser=function --checker={name}"
+        ) from None
+    if not callable(getattr(found, "score", None)):
+        raise ValueError(f"--localiser={name}: expected a localiser with a method score")
+    return found
 
 
 def _no_weights(vocabulary: int) -> models.ModelConfig:
@@ -162,11 +203,15 @@ def _planned_policy(
 def _endpoint(settings: Settings, who: str) -> teachers.EndpointSpec:
     """How the server of the policy or the teacher is asked. Replies are kept beside the output, so
     that a salvage that goes on after a stop has the same ones."""
+    teacher = who == "teacher"
     return teachers.EndpointSpec(
         url=getattr(settings, who),
         model=getattr(settings, f"{who}_model"),
-        api=settings.teacher_api if who == "teacher" else "completions",
+        api=settings.teacher_api if teacher else "completions",
         api_key_env=getattr(settings, f"{who}_key_env"),
+        concurrency=settings.concurrency,
+        max_tokens=settings.teacher_tokens if teacher else None,
+        extra=settings.teacher_extra if teacher else None,
         request_seconds=settings.request_seconds,
         batch_seconds=settings.request_seconds * max(8, settings.rows / 4),
         cache=str(Path(settings.out) / f"{who}_replies"),

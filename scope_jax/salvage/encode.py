@@ -1,17 +1,23 @@
 """A logged rollout in the policy's ids."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from scope_jax.salvage.fields import Logged
 from scope_jax.salvage.settings import Settings
+from scope_jax.salvage.turns import ChatTexts, Turns
 from scope_jax.tasks import Domain, Problem
 from scope_jax.tasks.visible import is_visible
 from scope_jax.teachers.replies import encode_step
 from scope_jax.text import encode_in_place
 from scope_jax.text.chat import chat_prompts
 from scope_jax.text.steps import token_bytes
+
+# How a prompt was read. A text, of a policy with a chat template: the template gives it for turns
+# that were read back, or it does not, and nobody knows whether the policy was shown it like this.
+KNOWN, TURNS, ALONE = "as_logged", "from_chat_text", "as_they_stand"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Row:
     prompt_ids: list[int]
     ids: list[int]  # of the completion; the end token of one that was not cut off included
     finished: bool
+    reading: str = KNOWN  # one of KNOWN, TURNS, ALONE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +60,8 @@ class Encoder:
         """The row, or why there is none: a sentence."""
         settings = self.settings
         try:
-            prompt = logged.prompt_ids or self._prompt(logged)
+            turns = self._turns(logged)
+            prompt = logged.prompt_ids or self._prompt(logged, turns)
         except ValueError as error:
             return f"prompt: {error}"
         if prompt is None or len(prompt) > settings.prompt_tokens:
@@ -67,22 +75,47 @@ class Encoder:
                 f"the completion has {len(ids)} tokens, more than"
                 f" --new-tokens={settings.new_tokens}"
             )
-        if max(*prompt, *ids) >= self.vocabulary:
-            return f"a token id of {max(*prompt, *ids)}, the vocabulary has {self.vocabulary}"
+        if max([*prompt, *ids]) >= self.vocabulary:
+            return f"a token id of {max([*prompt, *ids])}, the vocabulary has {self.vocabulary}"
         if not is_visible(exact(ids, self.tokenizer)):
             return "the completion has nothing visible"
-        problem = logged.problem or shown(prompt, self.tokenizer)
+        problem = self._problem(logged, prompt, turns)
+        reading = KNOWN
+        if self.chat and logged.prompt is not None and not (logged.messages or logged.prompt_ids):
+            reading = TURNS if turns else ALONE
         return Row(
             logged,
             Problem(logged.id, problem, logged.answer, logged.solution),
             prompt,
             ids,
             finished,
+            reading,
         )
 
-    def _prompt(self, logged: Logged) -> list[int] | None:
+    @functools.cached_property
+    def _chat_texts(self) -> ChatTexts:
+        return ChatTexts(self.tokenizer)
+
+    def _turns(self, logged: Logged) -> Turns | None:
+        """What a prompt that was logged as a text was made of, where the chat template tells."""
+        if logged.messages or logged.prompt is None or not self.chat:
+            return None
+        return self._chat_texts.turns(logged.prompt)
+
+    def _problem(self, logged: Logged, prompt: Sequence[int], turns: Turns | None) -> str:
+        """The question, for process reward models and teachers."""
+        if logged.problem is None and self.chat:  # ids alone
+            text = self.tokenizer.decode(list(prompt), skip_special_tokens=True)
+            turns = self._chat_texts.turns(text)
+        if turns is not None and logged.problem == logged.prompt:  # no other one was logged
+            return turns.user
+        return logged.problem or shown(prompt, self.tokenizer)
+
+    def _prompt(self, logged: Logged, turns: Turns | None) -> list[int] | None:
         if logged.messages:
             return self._prompts(logged.prompt or "", logged.system, True)
+        if turns is not None:
+            return self._prompts(turns.user, turns.system, True)
         if logged.prompt is not None:  # as the policy was shown it
             return self._prompts(logged.prompt, None, False)
         problem = Problem("", logged.problem or "", "")

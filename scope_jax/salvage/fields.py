@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scope_jax.data.fields import answer_text, check_characters, id_text, is_number, text_of
+from scope_jax.salvage import traces
 from scope_jax.salvage.settings import Settings
 
 # What a line may hold. A name with dots goes into objects and lists: outputs.0.text.
@@ -19,11 +20,14 @@ ROLES = (
     "solution",  # a whole reference solution
     "id",
     "group",
-    "cut_off",  # true, or "length": the rollout was stopped at its limit
+    "cut_off",  # true, or a reason of CUT: the rollout was stopped before its end
+    "error",  # the rollout failed before it was judged: its reward says nothing
 )
+CUT = ("length", "abort")
 # The most telling come first: a line is read by the first layout of which it has a completion and
 # a prompt.
 LAYOUTS: dict[str, dict[str, str]] = {
+    "traces": {"error": "error"},  # once `traces.flat` has read them
     "vllm": {
         "prompt": "prompt",
         "prompt_ids": "prompt_token_ids",
@@ -38,13 +42,25 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "completion": "completion",
         "group": "example_id",
         "cut_off": "is_truncated",
+        "error": "error",
     },
     "trl": {"prompt": "prompt", "completion": "completion"},
-    "plain": {role: role for role in ROLES},
+    "plain": {},
 }
 # The field that a line of a layout has and those of the others lack.
-_TELLING = {"vllm": "outputs", "verl": "output", "prime-rl": "example_id", "trl": "advantage"}
+_TELLING = {
+    "traces": "nodes",
+    "vllm": "outputs",
+    "verl": "output",
+    "prime-rl": "example_id",
+    "trl": "advantage",
+}
 _NOWHERE = object()
+# The field of each role where a layout does not name it. Of others than those that say so, a field
+# "error" may hold anything.
+_OWN = {role: role for role in ROLES} | {"error": ""}
+# Beside the text of a message: what a model wrote too, and what is not in its text.
+_APART = ("reasoning_content", "reasoning", "tool_calls", "function_call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +95,10 @@ def layout_of(settings: Settings, row: Mapping[str, Any]) -> tuple[str, dict[str
             f"--fields={','.join(settings.fields)}: one of {', '.join(LAYOUTS)}, and role=field"
         )
     for name in named or LAYOUTS:
-        names = {role: role for role in ROLES} | LAYOUTS[name] | changes
+        names = _OWN | LAYOUTS[name] | changes
         telling = _TELLING.get(name)
-        there = [role for role in ROLES if _find(row, names[role]) is not _NOWHERE]
+        seen = traces.flat(row) if name == "traces" and (named or telling in row) else row
+        there = [role for role in ROLES if _find(seen, names[role]) is not _NOWHERE]
         whole = {"completion", "completion_ids"} & {*there}
         whole_prompt = {"problem", "prompt", "prompt_ids"} & {*there}
         if whole and whole_prompt and (named or telling is None or telling in row):
@@ -96,7 +113,10 @@ def read_row(row: Any, names: Mapping[str, str], line: int, *, needs_answer: boo
     """The rollout in the object of one line. Raises ValueError that says what is wrong."""
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object, found {type(row).__name__}")
+    _check_one(row, names)
     found = {role: _value(row, names[role]) for role in ROLES}
+    if found["error"]:
+        raise ValueError(f"field {names['error']!r}: {found['error']!r:.80}: it was not judged")
     prompt, system = _prompt(found["prompt"], names["prompt"])
     problem = found["problem"]
     if problem is not None:
@@ -107,9 +127,7 @@ def read_row(row: Any, names: Mapping[str, str], line: int, *, needs_answer: boo
         raise ValueError(f"field {names['completion']!r} is missing")
     if problem is None and prompt is None and ids["prompt_ids"] is None:
         raise ValueError(f"field {names['prompt']!r} is missing")
-    reward = found["reward"]
-    if reward is not None and not isinstance(reward, bool) and not is_number(reward):
-        raise ValueError(f"field {names['reward']!r}: {reward!r:.40} is no number")
+    reward = _reward(found["reward"], names["reward"])
     answer = found["answer"]
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
@@ -124,10 +142,10 @@ def read_row(row: Any, names: Mapping[str, str], line: int, *, needs_answer: boo
         prompt=prompt,
         system=system,
         completion=completion,
-        reward=None if reward is None else float(reward),
+        reward=reward,
         answer="" if answer is None else answer_text(answer, f"field {names['answer']!r}"),
         solution=solution if isinstance(solution, str) and solution.strip() else None,
-        cut_off=found["cut_off"] is True or found["cut_off"] == "length",
+        cut_off=_cut_off(found["cut_off"], names["cut_off"]),
         messages=isinstance(found["prompt"], list),
         **ids,
     )
@@ -165,12 +183,57 @@ def _completion(value: Any, name: str) -> str | None:
 
 
 def _turns(value: Sequence[Any], name: str) -> tuple[list[str], list[str]]:
-    """(roles, contents) of chat messages."""
+    """(roles, contents) of chat messages. A content may be a list of parts that are texts."""
+    contents = []
     for turn in value:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        if isinstance(content, list) and all(
+            isinstance(part, Mapping) and part.get("type") == "text" for part in content
+        ):
+            content = "".join(str(part.get("text")) for part in content)
+        if not isinstance(content, str):
             raise ValueError(f"field {name!r}: expected messages with a role and a text as content")
-        check_characters(turn["content"], f"field {name!r}")
-    return [str(turn.get("role")) for turn in value], [turn["content"] for turn in value]
+        if apart := [key for key in _APART if turn.get(key)]:
+            raise ValueError(
+                f"field {name!r}: a message with {apart[0]} beside its text: expected all that was"
+                " written in one text, or token ids"
+            )
+        check_characters(content, f"field {name!r}")
+        contents.append(content)
+    return [str(turn.get("role")) for turn in value], contents
+
+
+def _check_one(row: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Raise ValueError where a line holds several rollouts, of which the first would be read."""
+    outputs = row.get("outputs")
+    read = {names["completion"], names["completion_ids"]}
+    if isinstance(outputs, list) and len(outputs) > 1 and read & {*_OF_THE_FIRST}:
+        raise ValueError(f"field 'outputs' holds {len(outputs)} rollouts: expected a line for each")
+
+
+_OF_THE_FIRST = (LAYOUTS["vllm"]["completion"], LAYOUTS["vllm"]["completion_ids"])
+
+
+def _reward(value: Any, name: str) -> float | None:
+    if value is None or isinstance(value, bool):
+        return None if value is None else float(value)
+    try:
+        if is_number(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError(f"field {name!r}: {value!r:.40} is no number")
+
+
+def _cut_off(value: Any, name: str) -> bool:
+    """Whether the rollout was stopped: a yes or no (1 or 0, as tables have it), or a reason."""
+    if isinstance(value, str):
+        return value in CUT
+    if value is None or value != value:  # a table's missing value
+        return False
+    if value in (0, 1):
+        return bool(value)
+    raise ValueError(f"field {name!r}: {value!r:.40}: expected true, false or a reason")
 
 
 def _ids(value: Any, name: str) -> list[int] | None:

@@ -27,11 +27,18 @@ class State:
     sizes: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(FILES, 0))
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     cost: dict[str, float] = dataclasses.field(default_factory=dict)
+    prompts: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, counts: Mapping[str, int], cost: Mapping[str, float]) -> None:
+    def add(
+        self,
+        counts: Mapping[str, int],
+        cost: Mapping[str, float],
+        prompts: Mapping[str, int] | None = None,
+    ) -> None:
         """Count a chunk."""
-        for name, number in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + number
+        for total, more in ((self.counts, counts), (self.prompts, prompts or {})):
+            for name, number in more.items():
+                total[name] = total.get(name, 0) + number
         for name, value in cost.items():
             self.cost[name] = self.cost.get(name, 0.0) + value
 

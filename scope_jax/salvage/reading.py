@@ -9,10 +9,12 @@ from typing import Any
 
 from scope_jax.salvage.fields import Logged, layout_of, read_row
 from scope_jax.salvage.settings import Settings
+from scope_jax.salvage.traces import flat
 
 # Lines of a chunk for each row that may be corrected in it: right rows do not fill a chunk up.
 LINES_PER_ROW = 16
 LOOKED_AT = 32  # lines at the start that tell whether the fields are right
+MOST_BYTES = 64 << 20  # of a line; a longer one is a bad line, and is not held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +79,29 @@ class Source:
 
     def row(self, line: int, raw: bytes) -> Logged:
         """The rollout of one line. Raises ValueError."""
-        needs = self.settings.needs_answers
-        return read_row(parse(raw), self.names, line, needs_answer=needs)
+        row, needs = parse(raw), self.settings.needs_answers
+        if self.layout == "traces" and isinstance(row, Mapping):
+            row = flat(row)
+        return read_row(row, self.names, line, needs_answer=needs)
 
 
 def open_source(settings: Settings) -> Source:
     """The file with its layout. Raises FileNotFoundError, and ValueError where none of its first
     lines is a rollout: the fields are others, then."""
     path = Path(settings.rollouts)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: a folder: expected one file of JSON lines; cat its files into one"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file: expected JSON lines, one rollout each")
+    with path.open("rb") as file:
+        begin = file.read(4)
+    for magic, words in _OTHERS.items():
+        if begin.startswith(magic):
+            raise ValueError(f"{path}: {words}")
     first: str | None = None
-    lines = (pair for pair in _lines(path, Place()) if pair[1].strip())
+    lines = (pair for pair in _lines(path, Place(), halves=True) if pair[1].strip())
     for place, raw in itertools.islice(lines, LOOKED_AT):
         try:
             row = parse(raw)
@@ -105,8 +118,20 @@ def open_source(settings: Settings) -> Source:
     raise ValueError(f"{path}: no rollout in its first lines; {first}")
 
 
+# First bytes of what is often given in place of JSON lines.
+_OTHERS = {
+    b"PAR1": (
+        "a parquet file: expected JSON lines, which pandas.read_parquet(it).to_json(out,"
+        " orient='records', lines=True) writes"
+    ),
+    b"\x1f\x8b": "compressed: expected JSON lines; gunzip it",
+}
+
+
 def parse(raw: bytes) -> Any:
     """The JSON value of a line. Raises ValueError that says what is wrong."""
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"longer than {MOST_BYTES >> 20} MiB")
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -117,11 +142,26 @@ def parse(raw: bytes) -> Any:
         raise ValueError(f"not JSON: {error}") from None
 
 
-def _lines(path: Path, start: Place) -> Iterator[tuple[Place, bytes]]:
-    """(where it ends, the line) of each line from a place on."""
-    offset = start.offset
+def _lines(path: Path, start: Place, *, halves: bool = False) -> Iterator[tuple[Place, bytes]]:
+    """(where it ends, the line) of each line from a place on. Of one that is too long the beginning
+    alone. A last line without an end that is no JSON is half of one, which somebody may be writing:
+    it is left for another time, unless `halves` are asked for."""
+    offset, number = start.offset, start.line
     with path.open("rb") as file:
         file.seek(offset)
-        for number, raw in enumerate(file, start=start.line + 1):
-            offset += len(raw)
+        while raw := file.readline(MOST_BYTES + 1):
+            last = raw[-1:]
+            offset, number = offset + len(raw), number + 1
+            while last != b"\n" and len(raw) > MOST_BYTES and (more := file.readline(1 << 20)):
+                offset, last = offset + len(more), more[-1:]
+            if last != b"\n" and not halves and not _is_json(raw):
+                return
             yield Place(offset, number), raw
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        parse(raw)
+    except ValueError:
+        return False
+    return True

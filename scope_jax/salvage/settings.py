@@ -1,6 +1,7 @@
 """What a salvage is asked to do: one frozen record, checked before anything is read."""
 
 import dataclasses
+import json
 import math
 import os
 from typing import Literal
@@ -38,6 +39,7 @@ class Settings:
     new_tokens: int = 2048
     # The first wrong step.
     localiser: str = "prm"
+    checker: str | None = None
     prm_format: str = "auto"
     threshold: float = 0.5
     continuations: int = 4
@@ -49,6 +51,8 @@ class Settings:
     teacher_api: Literal["chat", "completions"] = "chat"
     teacher_model: str | None = None
     teacher_key_env: str | None = None
+    teacher_tokens: int | None = None
+    teacher_extra: str | None = None
     # The tail and its verdict.
     policy_model: str | None = None
     policy_key_env: str | None = None
@@ -63,12 +67,21 @@ class Settings:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     request_seconds: float = 120.0
+    concurrency: int = 16
 
     def __post_init__(self) -> None:
         check_choices(self, "-")
-        for name in ("prompt_tokens", "new_tokens", "step_tokens", "tails", "rows"):
+        for name in (
+            *("prompt_tokens", "new_tokens", "step_tokens"),
+            *("tails", "rows"),
+            "concurrency",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)}={getattr(self, name)}: expected at least 1")
+        if self.teacher_tokens is not None and self.teacher_tokens < 1:
+            raise ValueError(f"--teacher-tokens={self.teacher_tokens}: expected at least 1")
+        if self.teacher_extra is not None:
+            _check_object(self.teacher_extra, "--teacher-extra")
         if not math.isfinite(self.right):
             raise ValueError(f"--right={self.right}: expected a number")
         if self.temperature < 0 or self.request_seconds <= 0:
@@ -87,6 +100,13 @@ class Settings:
             )
         if self.prm and self.localiser != "prm":
             raise ValueError(f"--prm is for --localiser=prm, not {self.localiser}")
+        if self.localiser == "function" and not self.checker:
+            raise ValueError(
+                "--checker is missing: the function that names the first wrong step, as"
+                " module:function"
+            )
+        if self.checker and self.localiser != "function":
+            raise ValueError(f"--checker is for --localiser=function, not {self.localiser}")
         if self.localiser == "monte_carlo" and (not self.policy or is_address(self.policy)):
             raise ValueError(
                 "--localiser=monte_carlo needs --policy=DIR, whose continuations it is"
@@ -97,6 +117,9 @@ class Settings:
             named = getattr(self, who)
             if named and is_address(named) and not getattr(self, f"{who}_model"):
                 raise ValueError(f"--{who}-model is missing: the model's name at {named}")
+        for name in ("teacher_tokens", "teacher_extra"):
+            if getattr(self, name) is not None and not is_address(self.teacher):
+                raise ValueError(f"{flag(name)} is for a teacher behind an address")
         check_kind(self.verify, ("task", "math"), "--verify")
         if self.verify == "math" and self.task != "math":
             raise ValueError(
@@ -118,7 +141,9 @@ class Settings:
     @property
     def localiser_spec(self) -> LocaliserSpec:
         """Who says which step is the first wrong one."""
-        return LocaliserSpec(self.localiser, self.threshold, self.continuations)
+        return LocaliserSpec(
+            self.localiser, self.threshold, self.continuations, function=self.checker
+        )
 
     @property
     def correction(self) -> CorrectionSpec:
@@ -132,6 +157,16 @@ class Settings:
     def needs_answers(self) -> bool:
         """Whether verdicts compare with a reference answer."""
         return self.verify in ("task", "math")
+
+
+def _check_object(text: str, where: str) -> None:
+    """Raise ValueError where a text is no JSON object."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); expected an object such as {{}}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected a JSON object, found {type(found).__name__}")
 
 
 def flag(name: str) -> str:

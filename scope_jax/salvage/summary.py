@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from scope_jax.salvage.encode import ALONE
 from scope_jax.salvage.forms import OWNERS
 from scope_jax.salvage.ledger import State
 from scope_jax.salvage.play import (
@@ -49,6 +50,7 @@ def summary_of(state: State, settings: Settings, layout: str, folder: str) -> di
         "tail_failed": {name: n for name, n in sorted(failed.items()) if name not in known and n},
         "rescued": rescued,
         "unverified": unverified,
+        "prompts": dict(sorted(state.prompts.items())),
         "verified_by": settings.verify if settings.policy else None,
         "cost": cost,
         "cost_per_usable_row": (
@@ -72,6 +74,12 @@ def said(summary: dict[str, Any]) -> str:
         "of the failed: " + _counted(summary["not_tried"]),
         "refused from the teacher: " + _counted(summary["refused_by_teacher"]),
     ]
+    if alone := summary["prompts"].get(ALONE):
+        lines.insert(
+            1,
+            f"prompts: {alone} are texts that the chat template does not give, taken as they stand;"
+            " give problems, messages or ids where the policy saw others",
+        )
     if summary["verified_by"] is None:
         lines.append(
             f"corrected, NOT VERIFIED: {summary['unverified']} (without --policy nothing follows"

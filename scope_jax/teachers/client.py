@@ -6,6 +6,7 @@ server.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -27,6 +28,7 @@ import httpx2
 from scope_jax.devices.hosts import exchange, own_share
 from scope_jax.types import check_choices
 
+_WORDS = ("error", "message", "detail")  # where servers say why they refuse
 MOST_BYTES = 4 << 20  # the largest response that is read
 # Reasons that lie with the server or the network; all others lie in what one reply says.
 DOWN = ("connection", "timeout", "deadline", "server_error", "rate_limited", "refused")
@@ -146,6 +148,10 @@ class Endpoint:
             "Accept-Encoding": "identity",
         } | _authorization(spec.api_key_env)
         self._failed_in_row = 0
+        # Requests in a row that got no answer, by reason, and what the server said last when it
+        # refused one: for callers that cannot go on without it.
+        self.silence: collections.Counter[str] = collections.Counter()
+        self.refusal = ""
         self._warned: set[str] = set()
 
     def ask(self, bodies: Sequence[dict[str, Any]]) -> tuple[list[Reply | str], dict[str, float]]:
@@ -265,16 +271,34 @@ class Endpoint:
             reason = {408: "timeout", 429: "rate_limited"}.get(status, "server_error")
             return _Again(reason, _seconds(response.headers.get("Retry-After")))
         if status != 200:
-            self._warn(
-                str(status),
-                f"status {status} for model {self.spec.model!r}; is url, model or key wrong?",
+            self.refusal = (
+                f"status {status} for model {self.spec.model!r}{self._said(bytes(raw[:4096]))}; is"
+                " url, model or key wrong?"
             )
+            self._warn(str(status), self.refusal)
             return "refused"
         return "not_json" if len(raw) > MOST_BYTES else _read(bytes(raw), self.spec.api)
 
+    def _said(self, raw: bytes) -> str:
+        """The words of a server that refuses, in one short line, the key never among them."""
+        text = raw.decode("utf-8", "replace")
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(text)
+            while isinstance(found, dict):
+                found = next((found[key] for key in _WORDS if found.get(key)), "")
+            text = str(found)
+        key = self._headers.get("Authorization", "").removeprefix("Bearer ")
+        words = " ".join((text.replace(key, "***") if key else text).split())[:200]
+        return f" ({words})" if words.isprintable() and words else ""
+
     def _note_failures(self, outcomes: list[Reply | str]) -> None:
         """Count batches in a row in which nothing was answered; warn once."""
-        down = all(isinstance(outcome, str) and outcome in DOWN for outcome in outcomes)
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, str) and outcome in DOWN]
+        down = len(reasons) == len(outcomes)
+        if not down:
+            self.silence.clear()
+        else:
+            self.silence.update(reasons)
         self._failed_in_row = self._failed_in_row + 1 if down else 0
         if self._failed_in_row == self.spec.warn_after:
             self._warn(
@@ -387,7 +411,7 @@ def _read(raw: bytes, api: str) -> Reply | str:
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] if api == "chat" else choice["text"]
-        complete = choice.get("finish_reason") != "length"
+        complete = choice.get("finish_reason") not in ("length", "abort")
     except (KeyError, IndexError, TypeError, AttributeError):
         return "schema"
     if text is None:

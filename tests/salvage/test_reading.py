@@ -79,6 +79,50 @@ def test_a_file_of_something_else_is_refused(tmp_path, text, message):
     assert message in str(caught.value) and str(tmp_path / "r.jsonl") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1\x15\x04", "a parquet file: expected JSON lines, which pandas.read_parquet(it)"),
+        (b"\x1f\x8b\x08\x00", "compressed: expected JSON lines; gunzip it"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, message):
+    (tmp_path / "r.jsonl").write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        source(tmp_path / "r.jsonl")
+    assert message in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="a folder: expected one file of JSON lines"):
+        source(tmp_path)
+
+
+def test_half_a_line_at_the_end_is_left_until_it_is_whole(tmp_path):
+    path = tmp_path / "r.jsonl"
+    whole = write_rollouts(tmp_path / "whole", lines(6))
+    text = (tmp_path / "whole").read_text()
+    cut = text.index('"r4"') + 4
+    path.write_text(text[:cut])
+    chunks = list(source(path).chunks(Place()))
+    assert [len(chunk.rows) for chunk in chunks] == [2] and not chunks[0].bad
+    assert chunks[-1].end == Place(text.index('{"id": "r4"'), 4)
+    path.write_text(text)  # whoever wrote it has gone on
+    rest = list(source(path).chunks(chunks[-1].end))
+    assert [row.id for chunk in rest for row in chunk.rows + chunk.right] == ["r5", "r4"]
+    assert rest[-1].end == list(source(whole).chunks(Place()))[-1].end
+    # One that stays half is read by nobody, and does no harm.
+    path.write_text(text + '{"id": "r6", "prob')
+    assert list(source(path).chunks(Place()))[-1].end == Place(len(text), 6)
+
+
+def test_a_line_that_is_too_long_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("scope_jax.salvage.reading.MOST_BYTES", 1 << 20)
+    path = tmp_path / "r.jsonl"
+    write_rollouts(path, [logged("x", 0, 0), logged("y" * (3 << 20), 0, 1), logged("z", 0, 2)])
+    (chunk,) = source(path).chunks(Place())
+    assert [row.id for row in chunk.rows] == ["r0", "r2"]
+    assert chunk.bad == [(2, "longer than 1 MiB")]
+    assert chunk.end == Place(path.stat().st_size, 3)
+
+
 # ---- the ledger
 
 

@@ -283,6 +283,25 @@ def test_what_was_ended_in_the_middle_goes_on_with_nothing_lost_or_doubled(
         assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_file_that_is_still_written_is_gone_on_with(folder, tmp_path, capsys):
+    rows = [logged(text, 0, n) for n, text in enumerate((WRONG_2, WRONG_3, WRONG_2))]
+    rollouts = write_rollouts(tmp_path / "r.jsonl", rows)
+    whole = (tmp_path / "r.jsonl").read_bytes()
+    run(settings_of(folder, rollouts, tmp_path / "whole"))
+    (tmp_path / "r.jsonl").write_bytes(whole[:-40])
+    settings = settings_of(folder, rollouts, tmp_path / "out")
+    first = run(settings)
+    assert (first["rows"], first["bad_lines"]) == (2, 0)
+    assert first["unread_bytes"] == len(whole) // 3 - 40
+    assert f"the last {first['unread_bytes']} bytes are not read" in capsys.readouterr().err
+    assert run(settings) == first  # nothing is there yet
+    (tmp_path / "r.jsonl").write_bytes(whole)
+    again = run(settings)
+    assert (again["rows"], again["unread_bytes"]) == (3, 0)
+    for name in FILES:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_other_settings_are_refused_there(folder, tmp_path):
     rollouts = write_rollouts(tmp_path / "r.jsonl", [logged(RIGHT, 1, 1)])
     run(settings_of(folder, rollouts, tmp_path / "out"))

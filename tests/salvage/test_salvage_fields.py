@@ -93,7 +93,10 @@ def test_a_layout_can_be_named():
     ("fields", "message"),
     [
         (("promt=x",), "--fields: 'promt' is unknown; one of problem, prompt"),
-        (("varl",), "--fields=varl: one of vllm, verl, prime-rl, trl, plain, and role=field"),
+        (
+            ("varl",),
+            "--fields=varl: one of traces, vllm, verl, prime-rl, trl, plain, and role=",
+        ),
         (("completion=reply",), "no fields of a prompt and a completion among prompt, output"),
     ],
 )
@@ -120,6 +123,12 @@ def test_wrong_fields_are_named(fields, message):
         ),
         ({"reward": "high"}, "field 'reward': 'high' is no number"),
         ({"reward": float("nan")}, "field 'reward': nan is no number"),
+        ({"reward": 10**400}, "field 'reward': 1000000000"),
+        (
+            {"completion": [{"role": "assistant", "content": "3", "reasoning_content": "1 and 1"}]},
+            "field 'completion': a message with reasoning_content beside its text",
+        ),
+        ({"cut_off": 2}, "field 'cut_off': 2: expected true, false or a reason"),
         ({"answer": None}, "field 'answer' is missing: the verifier needs it"),
         ({"answer": "nan"}, "stands for a missing value"),
         ({"completion_ids": [1, "2"]}, "field 'completion_ids': expected token ids"),
@@ -137,3 +146,46 @@ def test_a_row_without_an_answer_will_do_where_nobody_needs_it():
     row = {"prompt": "1+1?", "completion": "It is 3.", "reward": 0}
     _, names = layout_of(settings(), row)
     assert read_row(row, names, 1, needs_answer=False).answer == ""
+
+
+def test_a_line_of_several_rollouts_is_no_rollout():
+    row = {**VLLM, "outputs": [*VLLM["outputs"], {"text": "It is 2.", "token_ids": [8, 7]}]}
+    _, names = layout_of(settings(), row)
+    with pytest.raises(ValueError, match="field 'outputs' holds 2 rollouts: expected a line for"):
+        read_row(row, names, 1)
+    # One that was chosen by name is one.
+    names |= {"completion": "outputs.1.text", "completion_ids": "outputs.1.token_ids"}
+    assert read_row(row, names, 1).completion == "It is 2."
+
+
+def test_a_rollout_that_failed_before_its_reward_is_none():
+    error = {"error": "SandboxError", "error_chain_repr": "SandboxError()"}
+    _, names = layout_of(settings(), PRIME)
+    with pytest.raises(ValueError, match=r"field 'error': .*SandboxError.*: it was not judged"):
+        read_row({**PRIME, "error": error}, names, 1)
+    assert read_row({**PRIME, "error": None}, names, 1).reward == 0.0
+    # Elsewhere a field of this name may hold anything.
+    row = {"prompt": "1+1?", "completion": "3", "answer": "2", "error": 1.0}
+    _, names = layout_of(settings(), row)
+    assert read_row(row, names, 1).completion == "3"
+
+
+@pytest.mark.parametrize(
+    ("value", "cut"),
+    [(True, True), (1, True), (0, False), (None, False), (float("nan"), False)]
+    + [("length", True), ("abort", True), ("stop", False)],
+)
+def test_what_counts_as_cut_off(value, cut):
+    row = {"prompt": "1+1?", "completion": "3", "answer": "2", "cut_off": value}
+    _, names = layout_of(settings(), row)
+    assert read_row(row, names, 1).cut_off is cut
+
+
+def test_parts_of_a_message_that_are_texts_are_its_text():
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+    row = {**PRIME, "prompt": [{"role": "user", "content": parts}]}
+    _, names = layout_of(settings(), row)
+    assert read_row(row, names, 1).prompt == "1+1?"
+    parts[1] = {"type": "image_url", "image_url": {"url": "data:,"}}
+    with pytest.raises(ValueError, match="expected messages with a role and a text as content"):
+        read_row(row, names, 1)

@@ -18,6 +18,7 @@ from support.salvage_files import logged, read_lines, settings_of, write_models,
 from support.tiny_runs import ROOT, environment
 
 from scope_jax import models
+from scope_jax.errors import StorageError
 from scope_jax.rollout import SampleSpec, cut
 from scope_jax.salvage.__main__ import arguments_of
 from scope_jax.salvage.forms import FILES
@@ -25,6 +26,8 @@ from scope_jax.salvage.run import salvage
 from scope_jax.salvage.writer import EndpointWriter
 from scope_jax.teachers import Endpoint, EndpointSpec
 from scope_jax.types import Owner
+
+DEAD = "http://127.0.0.1:9/v1"  # nobody listens there
 
 
 class Completions(BaseHTTPRequestHandler):
@@ -44,6 +47,10 @@ class Completions(BaseHTTPRequestHandler):
         self.end_headers()
         if self.status == 200:
             self.wfile.write(answer)
+        else:
+            key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            said = {"error": {"message": f"no such key: {key}", "code": self.status}}
+            self.wfile.write(json.dumps(said).encode())
 
     def log_message(self, *_):
         pass
@@ -95,6 +102,36 @@ def test_a_dead_server_of_the_policy_costs_no_salvage(folder, tmp_path, server):
     assert summary["tail_failed"] == {"policy_refused": 1} and summary["rescued"] == 0
 
 
+def test_a_server_that_is_down_ends_the_salvage_and_no_row_is_lost(folder, tmp_path):
+    rows = [logged(WRONG_2, 0, n) for n in range(10)]
+    rollouts = write_rollouts(tmp_path / "r.jsonl", rows)
+    settings = settings_of(folder, rollouts, tmp_path / "out", **at(DEAD, folder), rows=5)
+    with pytest.raises(StorageError) as caught:
+        salvage(settings, mesh_of("1"))
+    assert f"{DEAD}/completions: no answer to 5 requests (5 connection)" in str(caught.value)
+    assert "start the same command again" in str(caught.value)
+    out = tmp_path / "out"
+    assert [(out / name).read_bytes() for name in FILES] == [b""] * 4
+
+
+def test_a_server_that_refuses_everybody_is_bad_input(folder, tmp_path, server, monkeypatch):
+    handler, address = server
+    monkeypatch.setenv("A_KEY", "sk-secret")
+    handler.status = 401
+    rollouts = write_rollouts(tmp_path / "r.jsonl", [logged(WRONG_2, 0, n) for n in range(40)])
+    more = {**at(address, folder), "policy_key_env": "A_KEY", "rows": 32}
+    settings = settings_of(folder, rollouts, tmp_path / "out", **more)
+    with (
+        pytest.warns(UserWarning, match="status 401"),
+        pytest.raises(ValueError, match="no answer to 32 requests") as caught,
+    ):
+        salvage(settings, mesh_of("1"))
+    words = "(32 refused): status 401 for model 'm' (no such key: ***); is url, model or key wrong?"
+    assert str(caught.value).endswith(words)
+    handler.status = 200
+    assert salvage(settings, mesh_of("1"))["rescued"] == 40
+
+
 def test_what_a_server_writes_never_passes_the_limit(server):
     _, address = server
     rows = scene(RIGHT + "#", RIGHT + "#", "+777\n", "+777\n-987\n")
@@ -114,6 +151,27 @@ def test_what_a_server_writes_never_passes_the_limit(server):
     assert np.asarray(out.finished_B).tolist() == [True, True, False, True]
     assert np.asarray(out.tokens_BT)[2, 12:15].tolist() == TOKENIZER.encode("-98")
     assert np.isnan(np.asarray(out.logp_BT)[1, 12:22]).all()
+
+
+def test_a_step_checker_finds_the_first_wrong_step(folder, tmp_path, monkeypatch):
+    code = "def first_wrong(problem, steps):\n    assert problem['answer'] == '98'\n"
+    code += "    right = ['+777', '-987', '+198']\n    pairs = zip(steps, right)\n"
+    code += "    return next(n for n, (a, b) in enumerate(pairs) if a.strip() != b)\n"
+    (tmp_path / "own_checker.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [logged(WRONG_3, 0, 1), logged(WRONG_2, 0, 2), logged(WRONG_2, 0, 3, answer="99")]
+    settings = settings_of(
+        folder,
+        write_rollouts(tmp_path / "r.jsonl", rows),
+        tmp_path / "out",
+        localiser="function",
+        checker="own_checker:first_wrong",
+    )
+    with pytest.warns(UserWarning, match="AssertionError"):
+        salvage(settings, mesh_of("1"))
+    lines = read_lines(tmp_path / "out" / "outcomes.jsonl")
+    assert [line.get("first_error") for line in lines] == [2, 1, None]
+    assert [line["outcome"] for line in lines] == ["rescued", "rescued", "unscored"]
 
 
 # ---- before a weight is read
@@ -141,6 +199,11 @@ def cut_short(tmp_path_factory):
         ({"style": "baroque"}, "--style=baroque is no style of 'arithmetic'; one of"),
         ({"teacher": "nowhere:Teacher", "style": ""}, "--teacher = 'nowhere:Teacher': ModuleNot"),
         ({"task": "math", "localiser": "oracle"}, "task 'math' cannot check steps"),
+        ({"localiser": "nowhere:Localiser"}, "localiser.kind = 'nowhere:Localiser': ModuleNot"),
+        (
+            {"localiser": "operator:add"},
+            "is --localiser=function --checker=operator:add",
+        ),
         ({"policy": None}, "--tokenizer is missing: a directory with the policy's tokenizer"),
         ({"fields": ("answer=gold",)}, "field 'gold' is missing: the verifier needs it"),
         ({}, "not a whole safetensors file"),
@@ -169,6 +232,8 @@ def test_everything_is_refused_before_a_weight_is_read(cut_short, tmp_path, chan
     [
         ({"localiser": "prm"}, "--prm is missing"),
         ({"prm": "x"}, "--prm is for --localiser=prm, not oracle"),
+        ({"localiser": "function"}, "--checker is missing"),
+        ({"checker": "a:b"}, "--checker is for --localiser=function, not oracle"),
         ({"localiser": "psychic"}, "localiser.kind = 'psychic' is unknown"),
         ({"threshold": 1.5}, "the threshold must lie in (0, 1)"),
         (
@@ -182,6 +247,12 @@ def test_everything_is_refused_before_a_weight_is_read(cut_short, tmp_path, chan
         ({"pairs": "solutions", "policy": None}, "--pairs=solutions needs --policy"),
         ({"boundary": "lines"}, "--separator and --boundary are for --task=math"),
         ({"rows": 0}, "--rows=0: expected at least 1"),
+        ({"concurrency": 0}, "--concurrency=0: expected at least 1"),
+        ({"teacher_tokens": 9}, "--teacher-tokens is for a teacher behind an address"),
+        (
+            {"teacher": "http://h/v1", "teacher_model": "m", "teacher_extra": "[]"},
+            "--teacher-extra: expected a JSON object, found list",
+        ),
         ({"right": float("nan")}, "--right=nan: expected a number"),
     ],
 )
@@ -196,12 +267,17 @@ def test_the_first_word_is_the_file_of_rollouts():
     assert arguments_of(["--out=x", "--rollouts=r"]) == ["--out=x", "--rollouts=r"]
 
 
-def test_a_missing_file_and_a_missing_reward_function(folder, tmp_path):
+def test_a_missing_file_and_missing_functions(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.jsonl: no such file: expected JSON lines"):
         salvage(settings_of(folder, str(tmp_path / "none.jsonl"), tmp_path), mesh_of("1"))
     rollouts = write_rollouts(tmp_path / "r.jsonl", [logged(WRONG_2, 0, 1)])
     settings = settings_of(folder, rollouts, tmp_path / "out", verify="nowhere:reward")
     with pytest.raises(ValueError, match=r"--verify = 'nowhere:reward': .*nowhere"):
+        salvage(settings, mesh_of("1"))
+    settings = settings_of(
+        folder, rollouts, tmp_path / "out2", localiser="function", checker="nowhere:check"
+    )
+    with pytest.raises(ValueError, match=r"^--checker = 'nowhere:check': .*nowhere"):
         salvage(settings, mesh_of("1"))
 
 

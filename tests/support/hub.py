@@ -21,7 +21,7 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]]
     refs: dict[str, str]
-    gated: bool = False
+    gated: str = ""  # "files": everybody sees what there is, few may have it; "all": few see it
 
     def files(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commit = self.refs.get(revision, revision)
@@ -35,6 +35,7 @@ class Hub:
 
     repositories: dict[str, Repository] = dataclasses.field(default_factory=dict)
     cut: int | None = None
+    token: str | None = None  # whoever sends another one is turned away; None: everybody is let in
     served: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     uploaded: dict[str, bytes] = dataclasses.field(default_factory=dict)
     url: str = ""
@@ -69,12 +70,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             body = json.dumps({"error": words}).encode()
             self.answer(status, body, X_Error_Code=code, X_Error_Message=words)
 
-        def find(self, kind: str, name: str, revision: str):
+        def find(self, kind: str, name: str, revision: str, *, file: bool = False):
             repository = hub.repositories.get(f"{kind}/{name}")
-            if repository is None:
+            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                self.error(401, "", "Invalid credentials in Authorization header")
+            elif repository is None:
                 # The hub does not tell strangers what exists.
                 self.error(401, "RepoNotFound", "Repository not found")
-            elif repository.gated:
+            elif repository.gated == "all" or (repository.gated and file):
                 self.error(403, "GatedRepo", f"Access to {kind[:-1]} {name} is restricted.")
             elif (found := repository.files(revision)) is None:
                 self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -105,6 +108,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.error(401, "", "Invalid username or password.")
             elif path == "api/repos/create":
                 asked = json.loads(body)
+                if asked["name"] == "unfit":
+                    self.error(400, "", "The name is reserved.")
+                    return
                 name = "/".join(part for part in (asked.get("organization"), asked["name"]) if part)
                 hub.repositories.setdefault(f"models/{name}", Repository({}, {}))
                 self.json({"url": f"{hub.url}/{name}", "name": name, "id": name})
@@ -176,7 +182,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.json({**told, "siblings": siblings})
 
         def file(self, kind: str, name: str, revision: str, file: str) -> None:
-            found = self.find(kind, name, revision)
+            found = self.find(kind, name, revision, file=True)
             if found is None:
                 return
             commit, files = found
