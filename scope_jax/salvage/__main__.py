@@ -46,7 +46,7 @@ FLAGS = (
     cli.Flag("system", "system turn of problems (default: the task's)"),
     cli.Flag("prompt_tokens", "longest prompt", 1024, int),
     cli.Flag("new_tokens", "longest completion, tails included", 2048, int),
-    cli.Flag("localiser", "prm, oracle, monte_carlo, function, or module:name", "prm"),
+    cli.Flag("localiser", "prm, likelihood, oracle, monte_carlo, function, or module:name", "prm"),
     cli.Flag("checker", "of function: module:function, which names the first wrong step"),
     cli.Flag("prm_format", "auto, qwen, math_shepherd or skywork", "auto"),
     cli.Flag("threshold", "a step with a score below it is wrong", 0.5, float),

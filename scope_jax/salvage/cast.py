@@ -226,6 +226,11 @@ def _planned_teacher(
     if kind == "model":
         own = load_tokenizer(settings.teacher)
         own = None if own.get_vocab() == tokenizer.get_vocab() else own
+        if own is not None and settings.localiser == "likelihood":
+            raise ValueError(
+                f"--localiser=likelihood: teacher {settings.teacher} has another tokenizer than the"
+                " rows; use --localiser=prm"
+            )
     template = settings.template
     if template == "auto":
         continues = kind == "self" or (kind == "model" and own is None)

@@ -111,6 +111,11 @@ class Settings:
             raise ValueError(
                 "--localiser=monte_carlo needs --policy=DIR, whose continuations it is"
             )
+        if self.localiser == "likelihood" and teacher_kind(self.teacher) not in ("model", "self"):
+            raise ValueError(
+                "--localiser=likelihood asks the teacher for the probability of steps that it did"
+                " not write: it needs --teacher=DIR (or self)"
+            )
         if self.teacher == "self" and (not self.policy or is_address(self.policy)):
             raise ValueError("--teacher=self needs --policy=DIR")
         for who in ("policy", "teacher"):

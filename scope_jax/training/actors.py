@@ -327,6 +327,12 @@ def _own_tokenizer(
         same = own.get_vocab() == tokenizer.get_vocab()
     except FileNotFoundError:
         own, same = None, teacher.vocab_size == policy.vocab_size
+    if not same and config.uses_localiser and config.localiser.kind == "likelihood":
+        raise ValueError(
+            f"{directory}: another tokenizer than the policy's; localiser.kind 'likelihood' asks"
+            " the teacher for the probability of the policy's tokens: use 'prm', or a teacher of"
+            " the policy's family"
+        )
     if not same and config.distills:
         raise ValueError(
             f"{directory}: another tokenizer than the policy's (vocabulary of"

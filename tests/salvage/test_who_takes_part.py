@@ -242,6 +242,10 @@ def test_everything_is_refused_before_a_weight_is_read(cut_short, tmp_path, chan
         ),
         ({"teacher": "self", "policy": None}, "--teacher=self needs --policy=DIR"),
         ({"localiser": "monte_carlo", "policy": None}, "--localiser=monte_carlo needs --policy"),
+        (
+            {"localiser": "likelihood", "teacher": "http://h/v1", "teacher_model": "m"},
+            "--localiser=likelihood asks the teacher for the probability of steps",
+        ),
         ({"verify": "guess"}, "--verify = 'guess' is unknown; one of task, math"),
         ({"verify": "math"}, "--verify=math goes with --task=math"),
         ({"pairs": "solutions", "policy": None}, "--pairs=solutions needs --policy"),

@@ -105,6 +105,10 @@ def test_another_tokenizer_is_for_a_teacher_that_is_shown_texts(folder: Path):
     teacher = teacher_of(config)
     assert isinstance(teacher, teachers.ModelTeacher) and teacher.tokenizer is not None
     assert teacher.tokenizer.get_vocab() == byte_level_tokenizer().get_vocab()
+    # It cannot say how likely the policy's tokens are.
+    spoken = {"teacher__template": "wrong_step", "localiser__kind": "likelihood"}
+    with pytest.raises(ValueError, match=r"localiser\.kind 'likelihood' asks the teacher"):
+        teacher_of(config_of(models__teacher=foreign, **spoken))
     # It does not write into the policy's rows.
     tail = dataclasses.replace(config, method=dataclasses.replace(config.method, tail="teacher"))
     with pytest.raises(ValueError, match="another tokenizer"):
