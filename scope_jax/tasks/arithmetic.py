@@ -27,7 +27,7 @@ CHARACTERS = "0123456789+-:=\n"
 MARK = ":"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")
 STYLES = ("mixed", "prompt_order", "sorted", "same_term", "terse")
-MISCONCEPTIONS = ("borrow", "carry", "wrap")
+MISCONCEPTIONS = ("borrow", "carry", "wrap", "facts")
 SPLITS = ("train", "validation", "test", "test_ood")
 
 Totals = tuple[int, int]
@@ -41,7 +41,10 @@ class Arithmetic(GeneratedDomain):
     `misconception` is the probability that `demonstration` writes a line of the kind
     `misconception_kind` wrong, which is how a base policy gets a weakness that is structured and
     can be rescued. Teachers leave it at 0. With `misconception_lines` (a, b) it grows with the
-    line: 0 up to line a (the first is 1), from there evenly up to the whole of it at line b.
+    line: 0 up to line a (the first is 1), from there evenly up to the whole of it at line b. The
+    kinds "borrow", "carry" and "wrap" are one error each; "facts" is many: `misconception_share` of
+    the sums of a total and a term are believed to be something else, each something of its own and
+    each from a line of its own on, behind a and up to b.
 
     With `marks` a line may have a ":" between term and totals, which changes no verdict and no
     path: a notation of its own for a teacher. `marked` is the share of lines that `demonstration`
@@ -53,6 +56,7 @@ class Arithmetic(GeneratedDomain):
     misconception: float = 0.0
     misconception_kind: str = "borrow"
     misconception_lines: tuple[int, int] = (0, 1)
+    misconception_share: float = 0.5
     marks: bool = False
     marked: float = 0.0
 
@@ -82,6 +86,10 @@ class Arithmetic(GeneratedDomain):
             raise ValueError(
                 f"arithmetic: misconception_lines {self.misconception_lines}: expected two lines,"
                 " the first before the second"
+            )
+        if not 0.0 <= self.misconception_share <= 1.0:
+            raise ValueError(
+                f"arithmetic: misconception_share {self.misconception_share}: expected a share"
             )
         if not 0.0 <= self.marked <= 1.0:
             raise ValueError(f"arithmetic: marked {self.marked}: expected a probability")
@@ -283,12 +291,30 @@ class Arithmetic(GeneratedDomain):
         return self.misconception * min(max((number - first) / (last - first), 0.0), 1.0)
 
     def _write(self, totals: Totals, term: str, number: int, rng: np.random.Generator) -> Totals:
-        """The totals as they get written in line `number`: one too high in the first track where
-        the misconception strikes."""
+        """The totals as they get written in line `number`: too high in the first track where the
+        misconception strikes."""
         first, second = self.add(totals, term)
-        if self.misconception and applies(self.misconception_kind, totals[0], term, self.moduli[0]):
-            first = (first + int(rng.random() < self.slip_rate(number))) % self.moduli[0]
+        if self.misconception:
+            excess, rate = self.believed(totals[0], term, number)
+            if excess:
+                first = (first + excess * int(rng.random() < rate)) % self.moduli[0]
         return first, second
+
+    def believed(self, total: int, term: str, number: int) -> tuple[int, float]:
+        """(excess, rate): by how much the misconception takes the first track too high, modulo its
+        modulus, when `term` is added to `total` in line `number` (from 1), and how often; an excess
+        of 0 where it does not apply."""
+        modulus = self.moduli[0]
+        if self.misconception_kind != "facts":
+            excess = int(applies(self.misconception_kind, total, term, modulus))
+            return excess, self.slip_rate(number)
+        digest = hashlib.blake2b(f"{total}{term}".encode(), digest_size=8).digest()
+        first, last = self.misconception_lines
+        onset = first + 1 + digest[5] % (last - first)
+        share = int.from_bytes(digest[:4], "little") / 2**32
+        if share >= self.misconception_share or number < onset:
+            return 0, 0.0
+        return 1 + digest[4] % (modulus - 1), self.misconception
 
     def _line(self, term: str, totals: Totals, rng: np.random.Generator) -> str:
         """A line as it is written, without newline."""
@@ -331,7 +357,7 @@ class Arithmetic(GeneratedDomain):
 
 
 def applies(kind: str, total: int, term: str, modulus: int) -> bool:
-    """Whether a misconception of this kind can strike when `term` is added to `total` (both before
+    """Whether a misconception of one error can strike when `term` is added to `total` (both before
     the modulus).
 
     "borrow": a subtraction goes below zero; "carry": an addition reaches the modulus; "wrap":

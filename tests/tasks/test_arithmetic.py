@@ -239,6 +239,50 @@ def test_slips_start_and_grow_by_the_line():
     assert rate[3:] == pytest.approx([0.18, 0.36, 0.54, 0.72, 0.9, 0.9, 0.9], abs=0.1)
 
 
+def test_believed_facts_are_many_errors_each_of_its_own():
+    domain = Arithmetic(misconception=1.0, misconception_kind="facts", misconception_share=0.4)
+    excess = {(t, term): domain.believed(t, term, 1)[0] for t in range(10) for term in TERMS}
+    believed = {fact: value for fact, value in excess.items() if value}
+    assert len(believed) == pytest.approx(0.4 * 180, abs=20)
+    # No single correction puts them right: every excess from 1 to 9 is there, and none is common.
+    shares = np.bincount(list(believed.values()), minlength=10)[1:] / len(believed)
+    assert shares.min() > 0 and shares.max() < 0.25
+    # The same facts in every domain of this share, more where the share is larger.
+    wider = Arithmetic(misconception=1.0, misconception_kind="facts", misconception_share=0.6)
+    assert all(wider.believed(*fact, 1) == (value, 1.0) for fact, value in believed.items())
+
+    (total, term), value = next(iter(believed.items()))
+    known = next(other for other in TERMS if not excess[total, other])
+    for chosen, off in [(term, value), (known, 0)]:
+        problem = Problem("p", f"{total}0:{chosen}=", "")
+        right, second = domain.add((total, 0), chosen)
+        written = f"{chosen}{(right + off) % 10}{second}"
+        assert domain.demonstration(problem, rng()) == written
+        assert domain.check_steps(problem, [written]) == [off == 0]
+
+
+def test_each_fact_is_believed_from_a_line_of_its_own():
+    domain = Arithmetic(
+        misconception=0.9,
+        misconception_kind="facts",
+        misconception_share=0.6,
+        misconception_lines=(3, 10),
+    )
+    facts = [(total, term) for total in range(10) for term in TERMS]
+    rates = {n: [domain.believed(*fact, n) for fact in facts] for n in range(1, 14)}
+    shares = {n: np.mean([excess > 0 for excess, _ in values]) for n, values in rates.items()}
+    assert shares[1] == shares[3] == 0 and shares[10] == shares[13]
+    assert [shares[n] for n in (4, 7, 10)] == pytest.approx([0.086, 0.343, 0.6], abs=0.09)
+    assert {rate for values in rates.values() for excess, rate in values if excess} == {0.9}
+    # What is believed in one line is believed in every later one.
+    assert all(
+        later == now
+        for n in range(1, 13)
+        for now, later in zip(rates[n], rates[n + 1], strict=True)
+        if now[0]
+    )
+
+
 # ---- a notation of its own
 
 MARKS = Arithmetic(marks=True)
@@ -337,6 +381,7 @@ def test_bad_arguments_are_named():
         ({"start": "none"}, "start 'none'"),
         ({"misconception": 1.5}, "misconception 1.5"),
         ({"misconception_kind": "x"}, "misconception_kind 'x'"),
+        ({"misconception_share": -0.5}, "misconception_share -0.5"),
         ({"misconception_lines": (4, 4)}, r"misconception_lines \(4, 4\)"),
         ({"marks": True, "marked": -0.1}, "marked -0.1"),
         ({"marked": 0.5}, "set marks = True"),
