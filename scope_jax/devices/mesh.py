@@ -114,6 +114,11 @@ def make_mesh(
     return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
+def mesh_of(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """`make_mesh` of settings with the attributes data, fsdp, tensor and expert."""
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices, expert=sizes.expert)
+
+
 def reshape_mesh(mesh: Mesh, data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
     """A mesh of the same devices in the same order; one size may be -1. Raises ValueError where
     the product is another."""

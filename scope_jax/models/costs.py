@@ -27,10 +27,14 @@ class Work:
 
 
 def token_flops(config: ModelConfig) -> float:
-    """Of one token through all layers, forward: products with weights."""
+    """Of one token through all layers, forward: products with weights, of experts with those that a
+    token goes through."""
     D, F = config.hidden_size, config.ffn_size
     Q, K = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    return 2.0 * config.num_layers * (2 * D * Q + 2 * D * K + 3 * D * F)
+    fed = 3 * D * F
+    if config.num_experts:
+        fed = 3 * D * config.experts_per_token * config.expert_size + D * config.num_experts
+    return 2.0 * config.num_layers * (2 * D * Q + 2 * D * K + fed)
 
 
 def head_flops(config: ModelConfig) -> float:

@@ -12,6 +12,7 @@ one device's tokens at a time, and the sums go back to where the tokens belong.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,27 +43,44 @@ class _Split:
     rows: tuple[str, ...] = ()
 
 
-def mix(x: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
-    """What the experts of a layer say of x [B, D] or [B, T, D], in its shape and dtype."""
+def check_split(config: ModelConfig, sizes: Mapping[str, int], who: str = "the model") -> None:
+    """Raise ValueError where the mesh axis `expert` does not divide the experts: every device would
+    hold all of them."""
+    size = sizes.get("expert", 1)
+    if config.num_experts % size:
+        raise ValueError(
+            f"mesh.expert = {size} does not divide the {config.num_experts} experts of {who}; use"
+            f" a divisor of {config.num_experts}, and split weights further with mesh.fsdp"
+        )
+
+
+def mix(
+    x: jax.Array, layer: Params, config: ModelConfig, counted: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the experts of a layer say of x [B, D] or [B, T, D], in its shape and dtype; and where
+    `counted` says which of its tokens count (1 or 0, [B] or [B, T]), how many of those each expert
+    had, float32[E]."""
     weights = tuple(layer[name] for name in WEIGHTS)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _on_device(x, *weights, config=config, split=_Split())
+        return _on_device(x, counted, *weights, config=config, split=_Split())
     sizes = dict(mesh.shape)
+    check_split(config, sizes)
     rows = partition_spec(("batch", *(None,) * (x.ndim - 1)), x.shape, sizes)
     specs = [
         partition_spec(axes, w.shape, sizes, drop=GATHERED)
         for axes, w in zip(_AXES, weights, strict=True)
     ]
     split = _Split(specs[1][0], specs[1][2], _names(rows[0]))
+    absent = counted is None
     run = jax.shard_map(
         functools.partial(_on_device, config=config, split=split),
         mesh=mesh,
-        in_specs=(rows, *specs),
-        out_specs=rows,
+        in_specs=(rows, None if absent else PartitionSpec(*rows[:-1]), *specs),
+        out_specs=(rows, None if absent else PartitionSpec()),
         check_vma=False,
     )
-    return run(x, *weights)
+    return run(x, counted, *weights)
 
 
 def route(
@@ -79,6 +97,7 @@ def route(
 
 def _on_device(
     x: jax.Array,
+    counted: jax.Array | None,
     router: jax.Array,
     gate: jax.Array,
     up: jax.Array,
@@ -86,10 +105,16 @@ def _on_device(
     *,
     config: ModelConfig,
     split: _Split,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array | None]:
     """`mix` with a device's tokens and its part of the experts."""
     x_ND = x.reshape(-1, x.shape[-1])
-    tokens = x_ND, *route(x_ND, router, config)
+    weight_NA, expert_NA = route(x_ND, router, config)
+    tokens = x_ND, weight_NA, expert_NA
+    load_E = None
+    if counted is not None:
+        chosen = expert_NA[..., None] == jnp.arange(config.num_experts)[None, None]
+        load_E = jnp.sum(chosen * counted.reshape(-1, 1, 1), axis=(0, 1), dtype=jnp.float32)
+        load_E = jax.lax.psum(load_E, split.rows) if split.rows else load_E
     axis = split.experts
     first = 0 if axis is None else jax.lax.axis_index(axis) * gate.shape[0]
 
@@ -108,7 +133,7 @@ def _on_device(
         out = jax.lax.psum(own(tokens), axis)
     if split.sums is not None:
         out = jax.lax.psum(out, split.sums)
-    return out.reshape(x.shape)
+    return out.reshape(x.shape), load_E
 
 
 def _apply(

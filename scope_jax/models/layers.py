@@ -87,16 +87,26 @@ def project(
 
 
 def finish_layer(
-    x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig
-) -> jax.Array:
+    x: jax.Array,
+    attended: jax.Array,
+    layer: Params,
+    config: ModelConfig,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(x after the layer; of a mixture of experts, what `experts.mix` counted, or None)."""
     family = config.family
     attended = _linear(attended, layer, "output")
     x = x + (
         rms_norm(attended, layer["attended_norm"], config) if family.norms_behind else attended
     )
     h = x if family.post_norm else rms_norm(x, layer["ffn_norm"], config)
-    fed = mix(h, layer, config) if config.num_experts else _feed_forward(h, layer, config)
-    return x + (rms_norm(fed, layer["fed_norm"], config) if family.norms_behind else fed)
+    fed, load_E = (
+        mix(h, layer, config, counted)
+        if config.num_experts
+        else (_feed_forward(h, layer, config), None)
+    )
+    fed = rms_norm(fed, layer["fed_norm"], config) if family.norms_behind else fed
+    return x + fed, load_E
 
 
 def _feed_forward(h: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
