@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
 from scope_jax.devices.memory import device_memory, local_bytes
-from scope_jax.devices.mesh import GATHERED, own_mesh, row_devices
+from scope_jax.devices.mesh import GATHERED, RULES, own_mesh, row_devices
 from scope_jax.devices.mesh import mesh_of as mesh_of_sizes
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
@@ -96,12 +96,16 @@ class _Maker:
         }
         if self.lora is not None or self.losses.kl_weight > 0:
             self.held["start weights"] = local_bytes(self.weights)
-        # Without fsdp (or experts) the layout for decoding is that of training, and where the dtype is the
-        # same, too, so are the arrays.
+        # Where nothing is split for memory alone the layout for decoding is that of training, and
+        # where the dtype is the same, too, so are the arrays.
         self.cast = self.lora is None and any(
             w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)
         )
-        if any(mesh.shape.get(axis, 1) > 1 for axis in GATHERED) or self.lora is not None or self.cast:
+        if (
+            any(mesh.shape.get(axis, 1) > 1 for axis in GATHERED)
+            or self.lora is not None
+            or self.cast
+        ):
             self.held["policy for decoding"] = local_bytes(self.decoding)
         name = "policy for decoding" if "policy for decoding" in self.held else "weights"
         self.policy = Writer(found.policy, self.decoding, mesh, frozenset({name}))
@@ -406,9 +410,10 @@ class _Maker:
 
         devices = row_devices(self.mesh)
         if rows // passes % devices:
+            axes = " x ".join(axis for axis in RULES["batch"] if axis in self.mesh.shape)
             self.notes.append(
-                f"a micro-batch of {rows // passes} rows is no multiple of the {devices} devices"
-                " along rows (data x fsdp x expert): devices stand idle"
+                f"a micro-batch of {rows // passes} rows is no multiple of {axes} = {devices}:"
+                " devices stand idle"
             )
         work = update_work(
             self.found.policy,

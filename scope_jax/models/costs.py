@@ -46,6 +46,13 @@ def head_flops(config: ModelConfig) -> float:
     )
 
 
+def share_of_experts(config: ModelConfig, tokens: int) -> float:
+    """The most of a layer's experts that `tokens` tokens can ask for; 1 without experts."""
+    if not config.num_experts:
+        return 1.0
+    return min(1.0, tokens * config.experts_per_token / config.num_experts)
+
+
 def seen(length: Any, window: int = 0) -> Any:
     """Pairs of query and key in causal attention of a row of `length` positions; of rows, where
     that is an array."""

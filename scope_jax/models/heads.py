@@ -145,9 +145,9 @@ def completion_logprobs(
     """`token_logprobs` of completions only: (logp_BC, entropy_BC or None), float32, by
     `decoder.completion_states`."""
     rows = prompt_PW, prompt_length_P, completion_BC
-    return logprobs_and_load(
-        params, config, *rows, None, temperature=temperature, entropy=entropy
-    )[:2]
+    return logprobs_and_load(params, config, *rows, None, temperature=temperature, entropy=entropy)[
+        :2
+    ]
 
 
 def logprobs_and_load(

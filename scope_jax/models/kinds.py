@@ -43,7 +43,13 @@ _NUMBERS = (
     "attn_logit_softcapping",
     "partial_rotary_factor",
 )
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob")
+_SWITCHES = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    "norm_topk_prob",
+)
 _NAMES = ("architectures", "layer_types")
 _FLAGS = ("no_rope_layers",)
 _NUMBERED = ("mlp_only_layers",)
