@@ -6,8 +6,8 @@ Rows of tokens are sorted by expert, so that each expert's are one run of rows, 
 not depend on the others. (On CPUs ragged_dot multiplies every row with every expert.)
 
 On a mesh each device sorts its own rows. Where experts are split over devices (the mesh axis
-`expert`), the tokens of these devices are gathered, each device adds what its own experts say, for
-one device's tokens at a time, and the sums go back to where the tokens belong.
+`expert`), the tokens of these devices are gathered, each device adds what its own experts say (of
+whole rows for one device's tokens at a time), and the sums go back to where the tokens belong.
 """
 
 import dataclasses
@@ -124,10 +124,15 @@ def _on_device(
     if axis is None:
         out = own(tokens)
     elif axis in split.rows:
-        # One device's tokens at a time, whose intermediate results are computed again in the
-        # backward pass: all at once would need as many times the memory.
         gathered = jax.tree.map(lambda t: jax.lax.all_gather(t, axis), tokens)
-        sums = jax.lax.map(jax.checkpoint(own), gathered)
+        if x.ndim == 2:
+            # A token of each row, while decoding: the weights are read once for all of them.
+            flat = jax.tree.map(lambda t: t.reshape(-1, t.shape[-1]), gathered)
+            sums = own(flat).reshape(gathered[0].shape)
+        else:
+            # One device's tokens at a time, whose intermediate results are computed again in the
+            # backward pass: all at once would need as many times the memory.
+            sums = jax.lax.map(jax.checkpoint(own), gathered)
         out = jax.lax.psum_scatter(sums, axis)
     else:
         out = jax.lax.psum(own(tokens), axis)

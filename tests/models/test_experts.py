@@ -120,13 +120,14 @@ def test_gradients_are_those_of_all_experts_weighed():
         np.testing.assert_allclose(have, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [8, 3])  # 3: rows that no axis divides are on every device
-def test_experts_on_several_devices(rows):
+# 3: rows that no axis divides are on every device; (8,): a token of each row, as in decoding.
+@pytest.mark.parametrize("shape", [(8, 2), (3, 2), (8,)], ids=str)
+def test_experts_on_several_devices(shape):
     """Values, gradients and load, where tokens are split over the axis of experts and where not."""
-    layer, x = layer_of(CONFIG), tokens(5, rows, 2)
+    layer, x = layer_of(CONFIG), tokens(5, *shape)
 
     def loss(x, layer):
-        out, load = experts.mix(x, layer, CONFIG, jnp.ones((rows, 2)))
+        out, load = experts.mix(x, layer, CONFIG, jnp.ones(shape))
         return jnp.sum(jnp.sin(out)), load
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
