@@ -3,7 +3,7 @@ that its router finds best, and what they say is added by the router's weights.
 
 Rows of tokens are sorted by expert, so that each expert's are one run of rows, and multiplied with
 `jax.lax.ragged_dot`. There is no capacity: no token is dropped, and what comes out for a token does
-not depend on the others. (On CPUs ragged_dot multiplies every row with every expert.)
+not depend on the others. (On CPUs and GPUs, ragged_dot multiplies every row with every expert.)
 
 On a mesh each device sorts its own rows. Where experts are split over devices (the mesh axis
 `expert`), the tokens of these devices are gathered, each device adds what its own experts say (of
@@ -118,7 +118,7 @@ def _on_device(
     axis = split.experts
     first = 0 if axis is None else jax.lax.axis_index(axis) * gate.shape[0]
 
-    def own(tokens: tuple[jax.Array, ...]) -> jax.Array:
+    def own(tokens: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return _apply(*tokens, (gate, up, down), first)
 
     if axis is None:

@@ -334,7 +334,7 @@ def test_a_loss_counts_the_load_of_its_tokens():
     loss = learning.policy_objective(
         CONFIG, learning.LossSpec(max_new_tokens=3), temperature=1.0, entropy=False
     )
-    _, stats = loss(params, batch, {"teacher_weight": jnp.float32(0)})
+    _, stats = jax.jit(loss)(params, batch, {"teacher_weight": jnp.float32(0)})
     load = np.asarray(stats["expert_load"])
     assert load.shape == (2, E)
     np.testing.assert_array_equal(load.sum(axis=1), 3 * A)
