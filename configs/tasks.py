@@ -351,8 +351,8 @@ def math_30b_a3b() -> ConfigDict:
     Qwen2.5-Math-PRM-7B.
 
     Not run with real weights here: a starting point. Files as of `math_1_5b`, with
-    models/Qwen3-30B-A3B and models/Qwen3-32B. Sixteen of the 128 experts on each device; what fits
-    where: docs/scaling.md.
+    models/Qwen3-30B-A3B and models/Qwen3-32B. Sixteen of the 128 experts on each device. For TPUs
+    (docs/models.md says why); what lies where, summed up and not compiled: docs/scaling.md.
     """
     config = math_7b()
     config.models.policy = "models/Qwen3-30B-A3B"
