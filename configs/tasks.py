@@ -350,6 +350,21 @@ def math_7b() -> ConfigDict:
     return config
 
 
+def math_30b_a3b() -> ConfigDict:
+    """A mixture of experts: Qwen3-30B-A3B on MATH levels 3-5, teacher Qwen3-32B, PRM
+    Qwen2.5-Math-PRM-7B.
+
+    Not run with real weights here: a starting point. Files as of `math_1_5b`, with
+    models/Qwen3-30B-A3B and models/Qwen3-32B. Sixteen of the 128 experts on each device. For TPUs
+    (docs/models.md says why); what lies where, summed up and not compiled: docs/scaling.md.
+    """
+    config = math_7b()
+    config.models.policy = "models/Qwen3-30B-A3B"
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 1
+    config.mesh.expert = 8
+    return config
+
+
 # ---- problems of a program
 
 
@@ -446,6 +461,12 @@ TASKS = {
             "models.teacher": "models/Qwen2.5-Math-72B-Instruct",
             **_mesh_of_teacher(-1, 1, 8),
         },
+        prm=QWEN_PRM,
+        rescue={"teacher.step_tokens": 512},
+    ),
+    "math_30b_a3b": Task(
+        math_30b_a3b,
+        teacher={"models.teacher": "models/Qwen3-32B", **_mesh_of_teacher(-1, 1, 8)},
         prm=QWEN_PRM,
         rescue={"teacher.step_tokens": 512},
     ),

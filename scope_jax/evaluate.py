@@ -25,7 +25,7 @@ from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.data.load import Task, load_task
 from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.hosts import is_main
-from scope_jax.devices.mesh import make_mesh, put_rows, row_devices, to_host
+from scope_jax.devices.mesh import mesh_of, put_rows, row_devices, to_host
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
 from scope_jax.report import (
@@ -228,7 +228,7 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
     settings = train_config(config)
     if workdir and is_main():
         try_place(workdir, RECORD)
-    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    mesh = mesh_of(settings.mesh)
     with jax.set_mesh(mesh), matmul_precision(settings.matmul_precision):
         directory = values.model or settings.models.policy
         if not directory:

@@ -36,7 +36,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import load_task
 from scope_jax.data.prompts import check_ids, check_prompts, check_vocabulary
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
-from scope_jax.devices.mesh import make_mesh, put_rows
+from scope_jax.devices.mesh import mesh_of, put_rows
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.devices.shapes import round_up
 from scope_jax.run import (
@@ -95,7 +95,7 @@ def supervise(
     check_workdir(workdir, written, **compared)
     if (done := finished_summary(workdir, needed={"kind": str})) is not None:
         return done
-    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    mesh = mesh_of(settings.mesh)
     precision = matmul_precision(settings.matmul_precision)
     with jax.set_mesh(mesh), precision:
         # Everything that can be refused without weights is, before anything is written.

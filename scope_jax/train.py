@@ -30,7 +30,7 @@ from scope_jax.correction import Groups, rescue
 from scope_jax.data.load import domain_of
 from scope_jax.devices.current import platform
 from scope_jax.devices.hosts import any_process, is_main, wait_for_all
-from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.mesh import mesh_of
 from scope_jax.devices.peaks import peaks
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.evaluate import evaluate_splits
@@ -115,7 +115,7 @@ def train(
     settings, workdir = train_config(config), Path(workdir)
     profiled = profiled_steps(profile_steps, settings.steps)
     written = config.to_dict()
-    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    mesh = mesh_of(settings.mesh)
     compared = same_config(settings)
     precision = matmul_precision(settings.matmul_precision)
     with StopSignal(any_process) as stop, jax.set_mesh(mesh), precision:

@@ -28,11 +28,12 @@ class MeshShape:
     data: int | None = None
     fsdp: int | None = None
     tensor: int | None = None
+    expert: int | None = None  # None: 1
 
     @property
     def given(self) -> bool:
         """Whether this is a shape of its own."""
-        return any(size is not None for size in (self.data, self.fsdp, self.tensor))
+        return any(size is not None for size in (self.data, self.fsdp, self.tensor, self.expert))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,12 @@ class MeshConfig:
     data: int = -1  # devices along the rows
     fsdp: int = 1  # devices that parameters and optimiser state are split over (rows too)
     tensor: int = 1  # devices that heads and feed-forward are split over
+    expert: int = 1  # devices that experts are split over (rows and other weights too)
     teacher: MeshShape = MeshShape()
     prm: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
-        for name in ("data", "fsdp", "tensor"):
+        for name in ("data", "fsdp", "tensor", "expert"):
             if (value := getattr(self, name)) < 1 and value != -1:
                 raise ValueError(f"config.mesh.{name} = {value} must be at least 1, or -1")
 

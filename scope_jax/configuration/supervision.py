@@ -36,6 +36,7 @@ class SupervisedMesh:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,16 +21,23 @@ from scope_jax.devices.current import current_mesh
 from scope_jax.devices.programs import wait_on_cpu
 
 AXES = ("data", "fsdp", "tensor")
+# The axes of a mesh on which experts are split. Without that, it has the three above.
+AXES_WITH_EXPERTS = ("data", "fsdp", "expert", "tensor")
+# Mesh axes over which weights are split for memory alone: each is whole again where it is used.
+# (Experts stay where they are: `partition_spec`.)
+GATHERED = ("fsdp", "expert")
 
 # Logical axis -> mesh axes. The vocabulary is split over fsdp too: with the head split on its D
-# axis, every chunk of the log-prob loop would gather the whole head again.
+# axis, every chunk of the log-prob loop would gather the whole head again. Where a mesh has an
+# axis of experts, rows and what is no expert are split over it as over fsdp.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     # Rows while log-probs are computed: the fsdp devices hold parts of the vocabulary instead of
     # rows.
     "loss_batch": ("data",),
-    "vocab": ("fsdp", "tensor"),
-    "embed": ("fsdp",),
+    "vocab": ("fsdp", "expert", "tensor"),
+    "embed": ("fsdp", "expert"),
+    "expert": ("expert",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
@@ -64,17 +71,32 @@ def use_cpu_cores(weights: int = 0, most: int = 8) -> None:
         jax.config.update("jax_num_cpu_devices", 1 if weights > SMALL_MODEL else min(cores, most))
 
 
+def _axes_and_shape(
+    data: int, fsdp: int, tensor: int, expert: int
+) -> tuple[tuple[str, ...], list[int]]:
+    """Names and sizes of a mesh's axes: that of experts is one only where it is asked for."""
+    if expert == 1:
+        return AXES, [data, fsdp, tensor]
+    return AXES_WITH_EXPERTS, [data, fsdp, expert, tensor]
+
+
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    *,
+    expert: int = 1,
 ) -> Mesh:
-    """A ("data", "fsdp", "tensor") mesh; one size may be -1 (whatever is left).
+    """A ("data", "fsdp", "tensor") mesh, or ("data", "fsdp", "expert", "tensor") where `expert` is
+    not 1; one size may be -1 (whatever is left).
 
     Raises ValueError when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = [data, fsdp, tensor]
+    axes, shape = _axes_and_shape(data, fsdp, tensor, expert)
     if shape.count(-1) > 1:
-        raise ValueError(f"mesh {shape}: at most one of data, fsdp, tensor may be -1")
+        raise ValueError(f"mesh {shape}: at most one of {', '.join(axes)} may be -1")
     if -1 in shape:
         known = -int(np.prod(shape))
         shape[shape.index(-1)] = max(len(devices) // known, 1)
@@ -83,27 +105,32 @@ def make_mesh(
             "; JAX_NUM_CPU_DEVICES sets their number on CPU" if devices[0].platform == "cpu" else ""
         )
         raise ValueError(
-            f"mesh data x fsdp x tensor = {shape} needs {int(np.prod(shape))} devices,"
+            f"mesh {' x '.join(axes)} = {shape} needs {int(np.prod(shape))} devices,"
             f" {len(devices)} are here{hint}"
         )
     # `jax.make_mesh` would refuse to split a side of the torus, such as 4 x 4 x 4 on a slice of 8
     # x 8, but on v5e.
     placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def reshape_mesh(mesh: Mesh, data: int, fsdp: int, tensor: int) -> Mesh:
+def mesh_of(sizes: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """`make_mesh` of settings with the attributes data, fsdp, tensor and expert."""
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices, expert=sizes.expert)
+
+
+def reshape_mesh(mesh: Mesh, data: int, fsdp: int, tensor: int, expert: int = 1) -> Mesh:
     """A mesh of the same devices in the same order; one size may be -1. Raises ValueError where
     the product is another."""
-    shape = [data, fsdp, tensor]
+    axes, shape = _axes_and_shape(data, fsdp, tensor, expert)
+    given = list(shape)
     if shape.count(-1) == 1 and mesh.size % -math.prod(shape) == 0:
         shape[shape.index(-1)] = mesh.size // -math.prod(shape)
     if min(shape) < 1 or math.prod(shape) != mesh.size:
         raise ValueError(
-            f"mesh data x fsdp x tensor = {[data, fsdp, tensor]} does not hold the {mesh.size}"
-            " devices of the run"
+            f"mesh {' x '.join(axes)} = {given} does not hold the {mesh.size} devices of the run"
         )
-    return Mesh(mesh.devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(mesh.devices.reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def own_mesh(mesh: Mesh, shape: dict[str, int | None], setting: str) -> Mesh:
@@ -111,8 +138,9 @@ def own_mesh(mesh: Mesh, shape: dict[str, int | None], setting: str) -> Mesh:
     it names no size. Raises ValueError, naming the setting, where the devices do not fit."""
     if not any(shape.values()):
         return mesh
+    sizes = {axis: size or int(axis == "expert") for axis, size in shape.items()}
     try:
-        return reshape_mesh(mesh, **{axis: size or 0 for axis, size in shape.items()})
+        return reshape_mesh(mesh, **sizes)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
 
@@ -123,14 +151,17 @@ def partition_spec(
     sizes: dict[str, int],
     drop: Sequence[str] = (),
 ) -> PartitionSpec:
-    """The spec of an array with logical `axes`. A mesh axis is left out where it does not divide
-    the dimension, where an earlier dimension has it, and where it is in `drop`."""
+    """The spec of an array with logical `axes`. A mesh axis is left out where the mesh lacks it,
+    where it does not divide the dimension, where an earlier dimension has it, and where it is in
+    `drop`, which does not hold for experts: they stay on their devices."""
     entries: list[Any] = []
-    used: set[str] = set(drop)
+    used: set[str] = set()
     for name, extent in zip(axes, shape, strict=True):
         kept: list[str] = []
         for mesh_axis in RULES.get(name, ()) if name else ():
-            size = sizes.get(mesh_axis, 1)
+            if mesh_axis not in sizes or (mesh_axis in drop and name != "expert"):
+                continue
+            size = sizes[mesh_axis]
             if (
                 mesh_axis not in used
                 and extent % (size * int(np.prod([sizes[a] for a in kept]))) == 0
@@ -196,7 +227,7 @@ def row_parts(rows: int) -> int:
 def row_devices(mesh: Mesh | None = None) -> int:
     """How many devices rows are split over on `mesh` (None: the mesh that is set)."""
     mesh = mesh or current_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def sharding(

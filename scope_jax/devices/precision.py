@@ -24,6 +24,8 @@ from scope_jax.devices.current import platform
 MatmulPrecision = Literal["float32", "tf32"]
 
 _precision: MatmulPrecision = "float32"
+# Products of experts, whose third operand is how many rows each has.
+_RAGGED = "ragged_dot_general"
 # Kernels choose how they multiply themselves.
 _KERNELS = ("pallas_call",)
 
@@ -84,10 +86,10 @@ def _jaxpr_in_float32(jaxpr: core.Jaxpr) -> core.Jaxpr:
 
 def _equation_in_float32(equation: core.JaxprEqn) -> core.JaxprEqn:
     """The equation, or the same with its precision; with those of its loops, branches and calls."""
-    if equation.primitive is dot_general_p:
+    if equation.primitive is dot_general_p or equation.primitive.name == _RAGGED:
         if equation.params["precision"] is not None:
             return equation
-        if any(jnp.result_type(x.aval) != jnp.float32 for x in equation.invars):
+        if any(jnp.result_type(x.aval) != jnp.float32 for x in equation.invars[:2]):
             return equation
         highest = jax.lax.Precision.HIGHEST
         return equation.replace(params={**equation.params, "precision": (highest, highest)})

@@ -16,7 +16,7 @@ import numpy as np
 from scope_jax import models, rollout
 from scope_jax.data.prompts import check_ids
 from scope_jax.data.suites import SuiteData
-from scope_jax.devices.mesh import put_rows
+from scope_jax.devices.mesh import put_rows, row_devices
 from scope_jax.devices.shapes import round_up
 from scope_jax.evaluation.settings import STRIDE, Settings
 from scope_jax.prm import ProcessRewardModel
@@ -290,8 +290,7 @@ def step_weights(
 
 def _chunk(rows: int, samples: int, problems: int) -> int:
     """Problems decoded together, such that the rows divide evenly over the devices of the mesh."""
-    mesh = jax.sharding.get_mesh()
-    split = 1 if mesh.empty else int(mesh.shape["data"] * mesh.shape["fsdp"])
+    split = row_devices()
     return round_up(min(max(rows // samples, 1), problems), split // int(np.gcd(split, samples)))
 
 

@@ -18,6 +18,14 @@ _KEYS = (
     "intermediate_size",
     "vocab_size",
 )
+_QWEN3_EXPERTS: dict[str, Any] = {
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 40960,
+}
 _OLMO3_7B: tuple[str, tuple[int, ...], dict[str, Any]] = (
     "olmo3",
     (4096, 32, 32, 32, 11008, 100278),
@@ -81,6 +89,16 @@ _SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "Qwen3-8B": ("qwen3", (4096, 36, 32, 8, 12288, 151936), {}),
     "Qwen3-14B": ("qwen3", (5120, 40, 40, 8, 17408, 151936), {}),
     "Qwen3-32B": ("qwen3", (5120, 64, 64, 8, 25600, 151936), {}),
+    "Qwen3-30B-A3B": (
+        "qwen3_moe",
+        (2048, 48, 32, 4, 6144, 151936),
+        {**_QWEN3_EXPERTS, "moe_intermediate_size": 768},
+    ),
+    "Qwen3-235B-A22B": (
+        "qwen3_moe",
+        (4096, 94, 64, 4, 12288, 151936),
+        {**_QWEN3_EXPERTS, "moe_intermediate_size": 1536},
+    ),
     "Llama-3.1-8B": ("llama", (4096, 32, 32, 8, 14336, 128256), {}),
     "Llama-3.1-70B": ("llama", (8192, 80, 64, 8, 28672, 128256), {}),
     "Llama-3.2-1B": (

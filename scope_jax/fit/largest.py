@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from scope_jax.configuration import train_config
+from scope_jax.devices.mesh import row_devices
 from scope_jax.fit.measure import Measured, measure
 from scope_jax.fit.programs import Models, mesh_of, plan
 from scope_jax.fit.topology import Topology
@@ -59,8 +60,7 @@ def find_largest(
 def choices(config: ConfigDict, name: str, slice_devices: list[Any]) -> list[int]:
     """Rows of a micro-batch, or seats, that every device has the same number of: shares of the
     config's batch, and its multiples with as many times the prompts."""
-    mesh = mesh_of(train_config(config), slice_devices)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_devices(mesh_of(train_config(config), slice_devices))
     whole = _whole(config, name)
     shares = [size for size in range(parts, whole + 1, parts) if whole % size == 0]
     return shares + [whole * times for times in MORE if whole % parts == 0]

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from scope_jax import learning, models, rollout
 from scope_jax.configuration import Luffy, Relift, Scope, TrainConfig
 from scope_jax.devices.memory import device_memory, local_bytes
-from scope_jax.devices.mesh import make_mesh, own_mesh, row_devices
+from scope_jax.devices.mesh import GATHERED, RULES, own_mesh, row_devices
+from scope_jax.devices.mesh import mesh_of as mesh_of_sizes
 from scope_jax.devices.programs import program
 from scope_jax.devices.shapes import part_size
 from scope_jax.fit.lint import Facts
@@ -58,8 +59,7 @@ STOP_STATES = 3
 
 def mesh_of(config: TrainConfig, devices: list[Any]) -> Mesh:
     """The mesh of a run. Raises ValueError where it does not match the devices."""
-    sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-    return make_mesh(*sizes, devices=devices)
+    return mesh_of_sizes(config.mesh, devices)
 
 
 def plan(
@@ -96,12 +96,16 @@ class _Maker:
         }
         if self.lora is not None or self.losses.kl_weight > 0:
             self.held["start weights"] = local_bytes(self.weights)
-        # Without fsdp the layout for decoding is that of training, and where the dtype is the
-        # same, too, so are the arrays.
+        # Where nothing is split for memory alone the layout for decoding is that of training, and
+        # where the dtype is the same, too, so are the arrays.
         self.cast = self.lora is None and any(
             w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)
         )
-        if mesh.shape["fsdp"] > 1 or self.lora is not None or self.cast:
+        if (
+            any(mesh.shape.get(axis, 1) > 1 for axis in GATHERED)
+            or self.lora is not None
+            or self.cast
+        ):
             self.held["policy for decoding"] = local_bytes(self.decoding)
         name = "policy for decoding" if "policy for decoding" in self.held else "weights"
         self.policy = Writer(found.policy, self.decoding, mesh, frozenset({name}))
@@ -223,7 +227,7 @@ class _Maker:
     def decode_layout(self) -> Planned:
         """The weights, as they are used, laid out for decoding. For a moment, merged or cast ones
         are there beside them."""
-        layout = shardings(self.found.policy, self.mesh, ("fsdp",))
+        layout = shardings(self.found.policy, self.mesh, GATHERED)
         move = program(lambda weights: weights, out_shardings=layout)
         uses = {"policy for decoding"}
         if self.lora is None and not self.cast:
@@ -408,8 +412,9 @@ class _Maker:
 
         devices = row_devices(self.mesh)
         if rows // passes % devices:
+            axes = " x ".join(axis for axis in RULES["batch"] if axis in self.mesh.shape)
             self.notes.append(
-                f"a micro-batch of {rows // passes} rows is no multiple of data x fsdp = {devices}:"
+                f"a micro-batch of {rows // passes} rows is no multiple of {axes} = {devices}:"
                 " devices stand idle"
             )
         work = update_work(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scope_jax import learning, models
 from scope_jax.configuration import TrainConfig
 from scope_jax.devices.current import platform
-from scope_jax.devices.mesh import sharding
+from scope_jax.devices.mesh import GATHERED, sharding
 from scope_jax.learning.update import TrainState
 from scope_jax.models.decoder import decode_form
 from scope_jax.models.weights import abstract, flatten, nest, shardings, table_shardings
@@ -93,7 +93,7 @@ def for_decoding(config: models.ModelConfig, weights: models.Params, mesh: Mesh)
     def place(x: Any, layout: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
 
-    return jax.tree.map(place, weights, shardings(config, mesh, ("fsdp",)))
+    return jax.tree.map(place, weights, shardings(config, mesh, GATHERED))
 
 
 def train_state(

@@ -10,6 +10,7 @@ from scope_jax.learning.advantages import (
     zero_group_share,
     zero_groups,
 )
+from scope_jax.learning.expert_load import expert_metrics
 from scope_jax.learning.logprobs import logprobs_program, make_logprobs
 from scope_jax.learning.losses import (
     LossSpec,
@@ -58,6 +59,7 @@ __all__ = [
     "UpdateSpec",
     "abstract_state",
     "cloning_objective",
+    "expert_metrics",
     "finish_stats",
     "group_advantages",
     "init_state",

@@ -11,9 +11,9 @@ from scope_jax.models import (
     ModelConfig,
     Params,
     attach,
-    completion_logprobs,
     for_device,
     hidden_states,
+    logprobs_and_load,
     prm_logits,
     token_logprobs,
 )
@@ -35,22 +35,25 @@ def policy_objective(
     """The hybrid objective over what `pack` made of `advantage` ([B], or [B, T] where it differs
     along a row), `on`, `off` [B, T] and, where given, `old_logp`, `teacher_logp`,
     `reference_logp`, `sampler_logp`, `distill_logp` [B, T]; scalars: `teacher_weight`. `entropy`:
-    whether the statistics hold it. `lora`: adapters are trained, of the weights in scalars under
+    whether the statistics hold it; with a mixture of experts they also hold `expert_load`, of the
+    tokens with a weight. `lora`: adapters are trained, of the weights in scalars under
     `base`."""
     config = for_device(config)
 
     def loss(params: Params, batch: dict, scalars: dict) -> tuple[jax.Array, dict]:
-        logp, entropy_BT = completion_logprobs(
+        counted = ((batch["on"] != 0) | (batch["off"] != 0)).astype(jnp.float32)
+        logp, entropy_BT, load_LE = logprobs_and_load(
             params if lora is None else attach(scalars["base"], params, lora),
             config,
             batch["prompt"],
             batch["prompt_length"],
             batch["completion"],
+            counted if config.num_experts else None,
             temperature=temperature,
             entropy=entropy or spec.entropy_bonus > 0,
         )
         advantage = batch["advantage"]
-        return policy_loss(
+        value, stats = policy_loss(
             logp,
             batch.get("old_logp"),
             advantage[:, None] if advantage.ndim == 1 else advantage,
@@ -64,6 +67,7 @@ def policy_objective(
             distill_logp_BT=batch.get("distill_logp"),
             entropy_BT=entropy_BT,
         )
+        return value, stats if load_LE is None else stats | {"expert_load": load_LE}
 
     return loss
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from scope_jax.devices.current import current_mesh
-from scope_jax.devices.mesh import AXES, partition_spec
+from scope_jax.devices.mesh import AXES, GATHERED, partition_spec
 from scope_jax.models import LoraSpec, ModelConfig, abstract, attention, lora_table
 from scope_jax.models.decoder import completion_states, with_kernel
 from scope_jax.models.heads import LOGITS_BUDGET, chunk_size
@@ -160,12 +160,13 @@ class Local:
 def on_one_device(config: ModelConfig, shape: UpdateShape, sizes: Mapping[str, int]) -> Local:
     """The part of the heads, the feed-forward and the rows that one device works on. Local layers
     count as layers that see everything."""
-    heads, kv, ffn = (
+    heads, kv, ffn, expert_size = (
         size // parts((axis,), (size,), sizes)
         for axis, size in (
             ("heads", config.num_heads),
             ("kv_heads", config.num_kv_heads),
             ("mlp", config.ffn_size),
+            ("mlp", config.expert_size),
         )
     )
     kv = kv if heads % kv == 0 else config.num_kv_heads
@@ -175,6 +176,7 @@ def on_one_device(config: ModelConfig, shape: UpdateShape, sizes: Mapping[str, i
         num_heads=heads,
         num_kv_heads=kv,
         ffn_size=ffn,
+        expert_size=expert_size,
         # Embedding and head are counted apart.
         vocab_size=8,
         window=0,
@@ -188,9 +190,15 @@ def on_one_device(config: ModelConfig, shape: UpdateShape, sizes: Mapping[str, i
     return Local(model, dataclasses.replace(shape, prompts=prompts, rows=prompts * together))
 
 
-def parts(axes: Sequence[str | None], extents: Sequence[int], sizes: Mapping[str, int]) -> int:
-    """In how many parts an array with logical `axes` lies on a mesh of these sizes."""
-    spec = partition_spec(axes, extents, dict(sizes))
+def parts(
+    axes: Sequence[str | None],
+    extents: Sequence[int],
+    sizes: Mapping[str, int],
+    drop: tuple[str, ...] = (),
+) -> int:
+    """In how many parts an array with logical `axes` lies on a mesh of these sizes, without those
+    in `drop`."""
+    spec = partition_spec(axes, extents, dict(sizes), drop)
     names = [
         name for entry in spec for name in ((entry,) if isinstance(entry, str) else entry or ())
     ]
@@ -209,7 +217,7 @@ def _kept(config: ModelConfig, shape: UpdateShape, dtype: str, device: Any) -> f
 
     def residuals(params: Any, prompt: Any, length: Any, completion: Any) -> list[Any]:
         _, pull = jax.vjp(
-            lambda p: completion_states(p, config, prompt, length, completion), params
+            lambda p: completion_states(p, config, prompt, length, completion)[0], params
         )
         given = {id(x) for x in jax.tree.leaves(params)}
         return [x for x in jax.tree.leaves(pull) if id(x) not in given]
@@ -247,10 +255,14 @@ def of_weights(config: ModelConfig, remat: Remat, shape: UpdateShape, used: Used
     table = weight_table(config)
     layers = {path: w for path, w in table.items() if path.startswith("layers/")}
 
-    def size(table: Mapping[str, Weight], item: int, sizes: Mapping[str, int]) -> float:
-        return float(
-            sum(item * math.prod(w.shape) / parts(w.axes, w.shape, sizes) for w in table.values())
-        )
+    def size(
+        table: Mapping[str, Weight],
+        item: int,
+        sizes: Mapping[str, int],
+        drop: tuple[str, ...] = (),
+    ) -> float:
+        held = (math.prod(w.shape) / parts(w.axes, w.shape, sizes, drop) for w in table.values())
+        return float(sum(item * numbers for numbers in held))
 
     trained = table if used.lora is None else lora_table(config, used.lora)
     found = size(trained, 4, sizes)
@@ -258,9 +270,9 @@ def of_weights(config: ModelConfig, remat: Remat, shape: UpdateShape, used: Used
         found += size(trained, item, sizes)
     if used.lora is None and used.dtype != used.kept:
         found += size(layers, item, sizes)
-    if sizes.get("fsdp", 1) > 1:
+    if any(sizes.get(axis, 1) > 1 for axis in GATHERED):
         # Gathered: all layers, which are kept for the backward pass; or one and the next, and
         # the gradient of one.
-        gathered = size(layers, item, {**sizes, "fsdp": 1})
+        gathered = size(layers, item, sizes, GATHERED)
         found += gathered if remat == "none" else 3 * gathered / config.num_layers
     return found

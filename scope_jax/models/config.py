@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from scope_jax import hub, types
+from scope_jax.models.experts_config import check_experts, read_experts, write_experts
 from scope_jax.models.families import FAMILIES, Family
 from scope_jax.models.kinds import check_kinds, end_ids_of, read_object
 from scope_jax.models.rope import PLAIN, RopeScaling, check_kind, read_ropes, write_rope
@@ -67,6 +68,10 @@ class ModelConfig:
     )
     local_rope_scaling: RopeScaling = PLAIN
     query_pre_attn_scalar: float = 0.0  # scores are multiplied by its -1/2 power; 0: head_size
+    num_experts: int = 0  # of a layer's feed-forward; 0: it is one, of ffn_size
+    experts_per_token: int = 0
+    expert_size: int = 0  # of an expert, as ffn_size is of a whole feed-forward
+    norm_expert_weights: bool = False  # whether the weights of a token's experts sum to 1
     attention_cap: float = 0.0  # score -> cap tanh(score / cap)
     logit_cap: float = 0.0
     bos_id: int | None = None
@@ -117,6 +122,7 @@ class ModelConfig:
             if getattr(self, key) and key not in self.family.biases:
                 raise ValueError(f"{key} is not part of {self.model_type}")
         self._check_rotation()
+        check_experts(self)
 
     def _check_rotation(self) -> None:
         if self.unrotated_layers and not self.family.unrotated:
@@ -279,6 +285,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
         local_layers=local_layers,
         unrotated_layers=unrotated,
         **ropes,
+        **(read_experts(raw, layers) if family.experts else {}),
         **(_read_gemma(raw, model_type, head_size) if family.gemma else {}),
         bos_id=raw.get("bos_token_id"),
         pad_id=raw.get("pad_token_id"),
@@ -322,6 +329,8 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         written |= write_unrotated(config.unrotated_layers, config.num_layers)
     if family.partial_rotary:
         written["partial_rotary_factor"] = config.partial_rotary_factor
+    if family.experts:
+        written |= write_experts(config)
     if config.rope_scaling.kind == "longrope":
         written["original_max_position_embeddings"] = config.rope_scaling.original_positions
     if family.gemma:

@@ -27,10 +27,14 @@ class Work:
 
 
 def token_flops(config: ModelConfig) -> float:
-    """Of one token through all layers, forward: products with weights."""
+    """Of one token through all layers, forward: products with weights, of experts with those that a
+    token goes through."""
     D, F = config.hidden_size, config.ffn_size
     Q, K = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    return 2.0 * config.num_layers * (2 * D * Q + 2 * D * K + 3 * D * F)
+    fed = 3 * D * F
+    if config.num_experts:
+        fed = 3 * D * config.experts_per_token * config.expert_size + D * config.num_experts
+    return 2.0 * config.num_layers * (2 * D * Q + 2 * D * K + fed)
 
 
 def head_flops(config: ModelConfig) -> float:
@@ -40,6 +44,13 @@ def head_flops(config: ModelConfig) -> float:
         2.0
         * {"lm": D * config.vocab_size, "prm": D * D + 2 * D, "value": D, "none": 0}[config.head]
     )
+
+
+def share_of_experts(config: ModelConfig, tokens: int) -> float:
+    """The most of a layer's experts that `tokens` tokens can ask for; 1 without experts."""
+    if not config.num_experts:
+        return 1.0
+    return min(1.0, tokens * config.experts_per_token / config.num_experts)
 
 
 def seen(length: Any, window: int = 0) -> Any:

@@ -42,7 +42,11 @@ from scope_jax.models.weights import Params, gather_layer
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda f: f,
     "dots": functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            lambda primitive, *_, **__: primitive.name == "ragged_dot_general",
+        ),
     ),
     "layer": jax.checkpoint,
 }
@@ -102,10 +106,13 @@ def completion_states(
     prompt_PW: jax.Array,
     prompt_length_P: jax.Array,
     completion_BC: jax.Array,
-) -> jax.Array:
-    """Final-norm hidden states before each token of the completions, [P, M C, D]. B = P M rows, of
-    which M consecutive ones continue the same prompt, which goes through the model once for all of
-    them, forward and backward.
+    counted_BC: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Final-norm hidden states before each token of the completions, [P, M C, D]; and of a mixture
+    of experts, where `counted_BC` says which of these positions count (1 or 0), how many of them
+    each expert had in each layer, float32[L, E]. B = P M rows, of which M consecutive ones
+    continue the same prompt, which goes through the model once for all of them, forward and
+    backward.
 
     Prompts and completions are right-padded; what stands in a completion's padding changes nothing
     before it.
@@ -132,8 +139,11 @@ def completion_states(
             q, k, v, packed, window=window, scoring=_scoring(config), kernel=kernel
         )
 
-    hidden, _ = _run_layers(params, config, tokens, position, attend)
-    return hidden[:, W:]
+    counted = None
+    if counted_BC is not None and config.num_experts:
+        counted = jnp.pad(counted_BC.reshape(P, M * C), ((0, 0), (W, 0)))
+    hidden, load_LE = _run_layers(params, config, tokens, position, attend, counted_BT=counted)
+    return hidden[:, W:], load_LE
 
 
 def prefill(
@@ -205,7 +215,8 @@ def decode_step(
         q, k, v = project(x[:, None], layer, config, rotation)
         there, number, kept = write(stored(k[:, 0], v[:, 0], int8))
         attended = _attend_cached(q[:, 0], there, number, length_B, window, blocks, config)
-        return finish_layer(x, attended.reshape(x.shape[0], -1), layer, config), kept
+        x, _ = finish_layer(x, attended.reshape(x.shape[0], -1), layer, config)
+        return x, kept
 
     if cache.axes.apart:
         parts = []
@@ -281,8 +292,10 @@ def _run_layers(
     attend: Callable[[jax.Array, jax.Array, jax.Array, attention.Window], jax.Array],
     *,
     keep_cache: bool = False,
+    counted_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """(final-norm hidden states, stacked Cache or None).
+    """(final-norm hidden states; a stacked Cache, or where positions are counted the load of the
+    experts, float32[L, E], or None).
     `attend(q, k, v, window)`: [B, T, K, G, H], [B, T, K, H] -> [B, T, N H]."""
     x = constrain(embed(params, config, tokens_BT), "batch", None, None)
 
@@ -295,8 +308,8 @@ def _run_layers(
         rotation, window = kind
         layer = gather_layer(config, layer)
         q, k, v = project(x, layer, config, rotation)
-        x = finish_layer(x, attend(q, k, v, window), layer, config)
-        kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)) if keep_cache else None
+        x, load_E = finish_layer(x, attend(q, k, v, window), layer, config, counted_BT)
+        kept = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)) if keep_cache else load_E
         return constrain(x, "batch", None, None), kept
 
     # What a kind holds is closed over, so that a Python window stays one under `jax.checkpoint`.
@@ -313,8 +326,8 @@ def _run_layers(
         pick, scanned_L = _kinds_scanned(config, kind)
         scanned = wrap(lambda x, xs: body(pick(xs[1]), x, xs[0]))
         x, kept = jax.lax.scan(scanned, x, (params["layers"], scanned_L))
-    cache = laid_out(Cache(*kept)) if keep_cache else None
-    return rms_norm(x, params["final_norm"], config), cache
+    kept = laid_out(Cache(*kept)) if keep_cache else kept
+    return rms_norm(x, params["final_norm"], config), kept
 
 
 def _attend_causal(

@@ -26,6 +26,7 @@ class Family:
     fused: bool = False  # in files query, key and value are one tensor, gate and up another
     unrotated: bool = False  # some layers have no positions (no_rope_layers)
     partial_rotary: bool = False  # only the first part of a head may be rotated
+    experts: bool = False  # the feed-forward is a mixture of experts, in every layer
     # What config.json means where it leaves the key out.
     tied: bool = False
     norm_eps: float = 1e-6
@@ -63,6 +64,14 @@ OLMO3_THETA = 500000.0
 FAMILIES = {
     "qwen2": Family("Qwen2", "Qwen2Model"),
     "qwen3": Family("Qwen3", "Qwen3Model", head_size=128, qk_norm=True, biases=("attention_bias",)),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        "Qwen3MoeModel",
+        qk_norm=True,
+        biases=("attention_bias",),
+        experts=True,
+        only={"attention_dropout": 0, "use_sliding_window": False},
+    ),
     "llama": Family("Llama", "LlamaModel", biases=("attention_bias", "mlp_bias")),
     "mistral": Family("Mistral", "MistralModel"),
     "gemma2": Family(

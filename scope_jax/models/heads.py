@@ -144,10 +144,32 @@ def completion_logprobs(
 ) -> tuple[jax.Array, jax.Array | None]:
     """`token_logprobs` of completions only: (logp_BC, entropy_BC or None), float32, by
     `decoder.completion_states`."""
-    hidden = completion_states(params, config, prompt_PW, prompt_length_P, completion_BC)
+    rows = prompt_PW, prompt_length_P, completion_BC
+    return logprobs_and_load(params, config, *rows, None, temperature=temperature, entropy=entropy)[
+        :2
+    ]
+
+
+def logprobs_and_load(
+    params: Params,
+    config: ModelConfig,
+    prompt_PW: jax.Array,
+    prompt_length_P: jax.Array,
+    completion_BC: jax.Array,
+    counted_BC: jax.Array | None,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """`completion_logprobs`, and the load of the experts that `decoder.completion_states` counts,
+    or None."""
+    hidden, load_LE = completion_states(
+        params, config, prompt_PW, prompt_length_P, completion_BC, counted_BC
+    )
     target = completion_BC.reshape(hidden.shape[:2])
     out = _next_logprobs(params, config, hidden, target, temperature, entropy)
-    return jax.tree.map(lambda x: x.reshape(completion_BC.shape), out)
+    logp, spread = jax.tree.map(lambda x: x.reshape(completion_BC.shape), out)
+    return logp, spread, load_LE
 
 
 def _next_logprobs(

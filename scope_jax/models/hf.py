@@ -33,6 +33,7 @@ from scope_jax.models.weights import (
     refuse_int8,
     shardings,
     weight_table,
+    with_experts_in_one,
 )
 
 # Tensors that published checkpoints carry and this model does not use.
@@ -79,7 +80,7 @@ def load(
     mesh = mesh or current_mesh()
     files, skipped = _checked(directory, config)
     config = dataclasses.replace(config, weights=weights)
-    table = weight_table(config)
+    table = _stored_table(config, files)
     if skipped:
         warnings.warn(
             f"{directory}: tensors that this model does not use were skipped: {', '.join(skipped)}",
@@ -116,7 +117,17 @@ def check_files(directory: str | Path) -> None:
 def _checked(directory: Path, config: ModelConfig) -> tuple[dict[str, tuple[Path, str]], list[str]]:
     """(tensor name -> (file, its name there), names of those that are skipped)."""
     files = _tensor_files(directory, config)
-    return files, _check_tensors(directory, config, weight_table(config), files)
+    return files, _check_tensors(directory, config, _stored_table(config, files), files)
+
+
+def _stored_table(config: ModelConfig, files: dict[str, tuple[Path, str]]) -> dict[str, Weight]:
+    """The table of weights with the names of these files."""
+    table = weight_table(config)
+    if config.num_experts:
+        in_one = with_experts_in_one(table)
+        if in_one["layers/expert_down"].name((0, 0)) in files:
+            return in_one
+    return table
 
 
 def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: Any = None) -> None:
@@ -135,8 +146,9 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
         value = np.asarray(to_host(flat[path]))
         if not is_main():
             continue
-        for number, layer in enumerate(value) if weight.stacked else [(0, value)]:
-            _put_tensor(tensors, weight, number, layer.T if weight.transpose else layer)
+        for place in weight.places():
+            part = value[place]
+            _put_tensor(tensors, weight, place, part.T if weight.transpose else part)
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -155,10 +167,10 @@ def save(directory: str | Path, config: ModelConfig, params: Params, tokenizer: 
 
 
 def _put_tensor(
-    tensors: dict[str, np.ndarray], weight: Weight, number: int, value: np.ndarray
+    tensors: dict[str, np.ndarray], weight: Weight, place: tuple[int, ...], value: np.ndarray
 ) -> None:
-    """Add a layer's tensor, or the rows of it that are this weight."""
-    name = weight.hf.format(number)
+    """Add the tensor of a place of the stack, or the rows of it that are this weight."""
+    name = weight.name(place)
     if weight.rows is None:
         tensors[name] = np.ascontiguousarray(value)
         return
@@ -179,8 +191,24 @@ class _Rows:
         return self.tensor[(slice(rows.start + self.first, rows.stop + self.first), *others)]
 
 
-def _part(tensor: Any, weight: Weight) -> Any:
-    """What of a file's tensor is the weight."""
+class _Expert:
+    """The matrix of one expert in a file's tensor of all of them."""
+
+    def __init__(self, tensor: Any, number: int):
+        self.tensor, self.number = tensor, number
+        self.get_dtype = tensor.get_dtype
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.get_shape())[1:]
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        others = index if isinstance(index, tuple) else (index,)
+        return self.tensor[(slice(self.number, self.number + 1), *others)][0]
+
+
+def _part(tensor: Any, weight: Weight, place: tuple[int, ...]) -> Any:
+    """What of a file's tensor is the weight at a place of its stack."""
+    tensor = _Expert(tensor, place[1]) if weight.experts_in_one else tensor
     return tensor if weight.rows is None else _Rows(tensor, weight.rows[0])
 
 
@@ -260,8 +288,8 @@ def _check_tensors(
     """Names of the tensors that will be skipped, "*" for a layer's number."""
     expected: dict[str, tuple[int, ...]] = {}
     for weight in table.values():
-        for number in range(weight.shape[0] if weight.stacked else 1):
-            expected[weight.hf.format(number)] = weight.file_shape
+        if weight.hf:
+            expected |= dict.fromkeys(map(weight.name, weight.places()), weight.file_shape)
     unused_head = {"lm_head.weight"} if "head" not in table else set()
     hints = {
         "score.": "; a PRM needs its head score.0, score.2",
@@ -336,9 +364,10 @@ def _load_part(
     """The part of our (stacked, transposed) array within `bounds`, filled on its device block by
     block: the host never holds more than a block of it. Raises NotFinite."""
     part = jnp.zeros([end - begin for begin, end in bounds], dtype, device=device)
-    for layer in range(*bounds[0]) if weight.stacked else (0,):
-        tensor = _part(read(weight.hf.format(layer)), weight)
-        inside = bounds[1:] if weight.stacked else bounds
+    inside = bounds[weight.depth :]
+    for place in weight.places(bounds):
+        name = weight.name(place)
+        tensor = _part(read(name), weight, place)
         (begin, end), *others = reversed(inside) if weight.transpose else inside
         row_bytes = int(np.prod([b - a for a, b in others])) * ITEM_BYTES[tensor.get_dtype()]
         rows = min(max(BLOCK_BYTES // row_bytes, 1), end - begin)
@@ -347,9 +376,9 @@ def _load_part(
             block = tensor[(slice(first, first + rows), *(slice(a, b) for a, b in others))]
             start = [0] * len(inside)
             start[-1 if weight.transpose else 0] = first - begin
-            start = [layer - bounds[0][0], *start] if weight.stacked else start
+            start = [at - begins for at, (begins, _) in zip(place, bounds)] + start
             if not is_finite(block):
-                raise NotFinite(weight.hf.format(layer))
+                raise NotFinite(name)
             # Waited for, because blocks that wait to be written would pile up on the host.
             part = jax.block_until_ready(
                 _write(part, block, tuple(map(np.int32, start)), transpose=weight.transpose)
@@ -375,7 +404,7 @@ def _load_int8(
     for begin, end in sorted({bounds[channel_axis] for bounds in owner}):
         parts = [bounds for bounds in owner if bounds[channel_axis] == (begin, end)]
         for layer in range(weight.shape[0]) if weight.stacked else (0,):
-            tensor = _part(read(weight.hf.format(layer)), weight)
+            tensor = _part(read(weight.hf.format(layer)), weight, (layer,))
             width = tensor.get_shape()[1]
             rows = max(BLOCK_BYTES // (width * ITEM_BYTES[tensor.get_dtype()]), 1)
             rows = min(rows, end - begin)

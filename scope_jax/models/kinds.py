@@ -28,6 +28,11 @@ _WHOLE = (
     "_sliding_window_pattern",
     "original_max_position_embeddings",
     "no_rope_layer_interval",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
 )
 _NUMBERS = (
     "rms_norm_eps",
@@ -38,9 +43,16 @@ _NUMBERS = (
     "attn_logit_softcapping",
     "partial_rotary_factor",
 )
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_SWITCHES = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    "norm_topk_prob",
+)
 _NAMES = ("architectures", "layer_types")
 _FLAGS = ("no_rope_layers",)
+_NUMBERED = ("mlp_only_layers",)
 _TABLES = ("rope_scaling", "rope_parameters")
 _IDS = ("bos_token_id", "pad_token_id")
 _NEVER_NULL = (*_NEEDED, "max_position_embeddings", "rms_norm_eps", "query_pre_attn_scalar")
@@ -66,6 +78,7 @@ def check_kinds(raw: dict[str, Any]) -> None:
         (_SWITCHES, lambda value: isinstance(value, bool), "true or false"),
         (_NAMES, _is_names, "a list of names"),
         (_FLAGS, _is_flags, "a list of 0 and 1"),
+        (_NUMBERED, _is_wholes, "a list of whole numbers"),
         (_TABLES, lambda value: isinstance(value, dict), "an object"),
         (_IDS, is_whole, "a whole number"),
     )
@@ -117,6 +130,10 @@ def _is_names(value: Any) -> bool:
 
 def _is_flags(value: Any) -> bool:
     return isinstance(value, list) and all(is_whole(flag) and flag in (0, 1) for flag in value)
+
+
+def _is_wholes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_whole, value))
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from scope_jax.devices.mesh import constrain, parts
 from scope_jax.models.config import LayerKind, ModelConfig
+from scope_jax.models.experts import mix
 from scope_jax.models.rope import frequencies
 from scope_jax.models.weights import Params
 
@@ -86,18 +87,32 @@ def project(
 
 
 def finish_layer(
-    x: jax.Array, attended: jax.Array, layer: Params, config: ModelConfig
-) -> jax.Array:
+    x: jax.Array,
+    attended: jax.Array,
+    layer: Params,
+    config: ModelConfig,
+    counted: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(x after the layer; of a mixture of experts, what `experts.mix` counted, or None)."""
     family = config.family
     attended = _linear(attended, layer, "output")
     x = x + (
         rms_norm(attended, layer["attended_norm"], config) if family.norms_behind else attended
     )
     h = x if family.post_norm else rms_norm(x, layer["ffn_norm"], config)
+    fed, load_E = (
+        mix(h, layer, config, counted)
+        if config.num_experts
+        else (_feed_forward(h, layer, config), None)
+    )
+    fed = rms_norm(fed, layer["fed_norm"], config) if family.norms_behind else fed
+    return x + fed, load_E
+
+
+def _feed_forward(h: jax.Array, layer: Params, config: ModelConfig) -> jax.Array:
     gate, up = _linears(h, layer, ("gate", "up"), (config.ffn_size, config.ffn_size))
-    gate = jax.nn.gelu(gate, approximate=True) if family.gemma else jax.nn.silu(gate)
-    fed = _linear(gate * up, layer, "down")
-    return x + (rms_norm(fed, layer["fed_norm"], config) if family.norms_behind else fed)
+    gate = jax.nn.gelu(gate, approximate=True) if config.family.gemma else jax.nn.silu(gate)
+    return _linear(gate * up, layer, "down")
 
 
 def _rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
@@ -132,6 +147,8 @@ def merge_projections(layer: Params) -> Params:
     every step of a loop.)"""
     merged = dict(layer)
     for names in (("query", "key", "value"), ("gate", "up")):
+        if names[0] not in layer:
+            continue  # experts
         devices = _devices([layer[name].shape[-1] for name in names])
         for end in ("", "_bias", "_scale"):
             found = [merged.pop(name + end) for name in names if name + end in layer]

@@ -68,7 +68,12 @@ def lora_table(config: ModelConfig, spec: LoraSpec) -> dict[str, Weight]:
     refuse_int8(config, "adapters are trained")
     weights, table = weight_table(config), {}
     for name in spec.targets:
-        weight = weights[f"layers/{name}"]
+        weight = weights.get(f"layers/{name}")
+        if weight is None:
+            raise ValueError(
+                f"lora.targets: {name} of {config.model_type} is a part of its experts, for which"
+                f" there are no adapters; take some of {', '.join(_known(config))}"
+            )
         if weight.rows is not None:
             raise ValueError(
                 f"lora.targets: {name} of {config.model_type} is a part of"
@@ -223,7 +228,8 @@ def load_lora(
 def _known(config: ModelConfig) -> list[str]:
     """The projections that may have adapters: those that are tensors of their own in files."""
     table = weight_table(config)
-    return [name for name in TARGETS if table[f"layers/{name}"].rows is None]
+    found = {name: table.get(f"layers/{name}") for name in TARGETS}
+    return [name for name, weight in found.items() if weight is not None and weight.rows is None]
 
 
 def _module(config: ModelConfig, name: str) -> str:

@@ -8,7 +8,9 @@ a scale beside each weight that is kept so.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from scope_jax.devices.mesh import constrain, sharding
+from scope_jax.devices.mesh import GATHERED, constrain, sharding
 from scope_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -24,10 +26,11 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked, and is empty
-    for a scale, which no file has; `transpose` says that the Hugging Face tensor is the transpose
-    of (each layer of) ours; `rows` that it holds other weights too: our first row there, and how
-    many it has."""
+    """One parameter. `hf` holds "{}" for the layer number when the weight is stacked, and another
+    one for the expert where `experts` says that it is stacked by expert too, unless the file's
+    tensor holds those of all experts; it is empty for a scale, which no file has. `transpose` says
+    that the Hugging Face tensor is the transpose of (each layer, each expert of) ours; `rows` that
+    it holds other weights too: our first row there, and how many it has."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -36,17 +39,39 @@ class Weight:
     transpose: bool = False
     dtype: str | None = None  # None: the one that the model is used in
     rows: tuple[int, int] | None = None
+    experts: bool = False
 
     @property
     def stacked(self) -> bool:
         return "{}" in self.hf
 
     @property
+    def depth(self) -> int:
+        """How many leading axes are those of a stack: layers, experts."""
+        return self.stacked + self.experts
+
+    @property
+    def experts_in_one(self) -> bool:
+        """Whether the Hugging Face tensor holds those of all experts, one behind the other."""
+        return self.hf.count("{}") < self.depth
+
+    @property
     def file_shape(self) -> tuple[int, ...]:
         """Of the Hugging Face tensor."""
-        shape = self.shape[1:] if self.stacked else self.shape
+        shape = self.shape[self.depth :]
         shape = shape[::-1] if self.transpose else shape
-        return shape if self.rows is None else (self.rows[1], *shape[1:])
+        shape = shape if self.rows is None else (self.rows[1], *shape[1:])
+        return (self.shape[1], *shape) if self.experts_in_one else shape
+
+    def places(self, bounds: Sequence[tuple[int, int]] | None = None) -> Iterator[tuple[int, ...]]:
+        """The places in the stack: (), (layer,) or (layer, expert); of those axes within `bounds`,
+        where they are given."""
+        ranges = [(0, size) for size in self.shape] if bounds is None else bounds
+        return itertools.product(*(range(*ends) for ends in ranges[: self.depth]))
+
+    def name(self, place: tuple[int, ...]) -> str:
+        """Of the Hugging Face tensor that holds this place of the stack."""
+        return self.hf.format(*place)
 
 
 def weight_table(config: ModelConfig) -> dict[str, Weight]:
@@ -65,6 +90,9 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
     def norm(hf: str, size: int = D) -> Weight:
         # Gemma's norms multiply by 1 + w.
         return vector(f"{hf}.weight", size, None, "zeros" if gemma else "ones")
+
+    def ffn(name: str, rows: int, columns: int, axes: tuple[str, str]) -> Weight | None:
+        return None if config.num_experts else projection(f"mlp.{name}", rows, columns, axes)
 
     gemma, before = config.family.gemma, not config.family.post_norm
     behind, whole = config.family.norms_behind, config.family.whole_qk_norm
@@ -106,18 +134,19 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         )
         if before
         else None,
-        "layers/gate": projection("mlp.gate_proj", D, F, ("embed", "mlp")),
+        "layers/gate": ffn("gate_proj", D, F, ("embed", "mlp")),
         "layers/gate_bias": vector("mlp.gate_proj.bias", F, "mlp", "zeros")
         if config.mlp_bias
         else None,
-        "layers/up": projection("mlp.up_proj", D, F, ("embed", "mlp")),
+        "layers/up": ffn("up_proj", D, F, ("embed", "mlp")),
         "layers/up_bias": vector("mlp.up_proj.bias", F, "mlp", "zeros")
         if config.mlp_bias
         else None,
-        "layers/down": projection("mlp.down_proj", F, D, ("mlp", "embed")),
+        "layers/down": ffn("down_proj", F, D, ("mlp", "embed")),
         "layers/down_bias": vector("mlp.down_proj.bias", D, None, "zeros")
         if config.mlp_bias
         else None,
+        **(_of_experts(config) if config.num_experts else {}),
         "layers/fed_norm": norm("post_feedforward_layernorm") if behind else None,
         "final_norm": Weight((D,), (None,), "model.norm.weight", "zeros" if gemma else "ones"),
     }
@@ -140,6 +169,43 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
             "value_head_bias": Weight((1,), (None,), "v_head.summary.bias", "zeros"),
         }
     return _with_scales(table, config) if config.weights == "int8" else table
+
+
+def _of_experts(config: ModelConfig) -> dict[str, Weight]:
+    """The router, which is small and whole on every device, and the projections of the experts."""
+    D, F, L, E = config.hidden_size, config.expert_size, config.num_layers, config.num_experts
+
+    def projection(hf: str, rows: int, columns: int, axes: tuple[str, str]) -> Weight:
+        name = f"model.layers.{{}}.mlp.experts.{{}}.{hf}.weight"
+        shape = (L, E, rows, columns)
+        return Weight(shape, (None, "expert", *axes), name, transpose=True, experts=True)
+
+    return {
+        "layers/router": Weight(
+            (L, D, E), (None, None, None), "model.layers.{}.mlp.gate.weight", transpose=True
+        ),
+        "layers/expert_gate": projection("gate_proj", D, F, ("embed", "mlp")),
+        "layers/expert_up": projection("up_proj", D, F, ("embed", "mlp")),
+        "layers/expert_down": projection("down_proj", F, D, ("mlp", "embed")),
+    }
+
+
+def with_experts_in_one(table: dict[str, Weight]) -> dict[str, Weight]:
+    """The table for files that hold a layer's experts in two tensors, as transformers 5 keeps them
+    in memory: gate and up as rows of `gate_up_proj`, and `down_proj`."""
+    size = table["layers/expert_gate"].shape[-1]
+    where: dict[str, tuple[str, tuple[int, int] | None]] = {
+        "layers/expert_gate": ("gate_up_proj", (0, 2 * size)),
+        "layers/expert_up": ("gate_up_proj", (size, 2 * size)),
+        "layers/expert_down": ("down_proj", None),
+    }
+    changed = {
+        path: dataclasses.replace(
+            table[path], hf=f"model.layers.{{}}.mlp.experts.{name}", rows=rows
+        )
+        for path, (name, rows) in where.items()
+    }
+    return table | changed
 
 
 def _fuse(table: dict[str, Weight], names: tuple[str, ...], hf: str) -> None:
@@ -265,12 +331,12 @@ def in_dtype(params: Any, dtype: Any) -> Any:
 
 
 def decode_layout(
-    config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = ("fsdp",)
+    config: ModelConfig, params: Params, mesh: Mesh | None, drop: tuple[str, ...] = GATHERED
 ) -> Params:
     """Parameters laid out again once per phase: decoding with fsdp-split weights would gather
     every weight for every token. Without a mesh, or with nothing to drop, the same arrays come
     back."""
-    if mesh is None or all(mesh.shape[axis] == 1 for axis in drop):
+    if mesh is None or all(mesh.shape.get(axis, 1) == 1 for axis in drop):
         return params
     return jax.device_put(params, shardings(config, mesh, drop))
 
@@ -283,6 +349,6 @@ def gather_layer(config: ModelConfig, layer: Params) -> Params:
     table = weight_table(config)
     axes = {name: table[f"layers/{name}"].axes[1:] for name in layer if f"layers/{name}" in table}
     return {
-        name: constrain(w, *axes[name], drop=("fsdp",)) if name in axes else w
+        name: constrain(w, *axes[name], drop=GATHERED) if name in axes else w
         for name, w in layer.items()
     }

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from scope_jax import cli, models
 from scope_jax.configuration import Scope, TrainConfig, train_config
 from scope_jax.devices.hosts import is_main
-from scope_jax.devices.mesh import make_mesh
+from scope_jax.devices.mesh import mesh_of
 from scope_jax.devices.precision import matmul_precision
 from scope_jax.prospect.figures import figures
 from scope_jax.prospect.measure import Batch, measure
@@ -60,7 +60,7 @@ def prospect(
     settings = train_config(config)
     method = check(settings, problems)
     batches = -(-problems // settings.rollout.prompts)
-    mesh = make_mesh(settings.mesh.data, settings.mesh.fsdp, settings.mesh.tensor)
+    mesh = mesh_of(settings.mesh)
     with jax.set_mesh(mesh), matmul_precision(settings.matmul_precision):
         actors = load_actors(settings, mesh, Path(workdir) if workdir else None)
         with contextlib.closing(actors):

@@ -20,6 +20,7 @@ from scope_jax.devices.shapes import half_or_all
 from scope_jax.models.cache import FORMS, decode_cache, stored
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.decoder import decode_form, decode_layers, for_prefill, prefill
+from scope_jax.models.experts import check_split
 from scope_jax.models.weights import Params, decode_layout
 from scope_jax.rollout.decoding import (
     Decoder,
@@ -68,13 +69,16 @@ def from_prompts(
 
 def check_heads(config: ModelConfig, mesh: Mesh | None, who: str = "a model that writes") -> None:
     """Raise ValueError where the tensor axis of a mesh does not divide the kv heads: every device
-    would hold the whole cache, and they would exchange it."""
+    would hold the whole cache, and they would exchange it; or where the expert axis does not divide
+    the experts."""
     if mesh is not None and config.num_kv_heads % mesh.shape["tensor"]:
         raise ValueError(
             f"mesh.tensor = {mesh.shape['tensor']} does not divide the {config.num_kv_heads} kv"
             f" heads of {who}; use a divisor of {config.num_kv_heads}, and split"
             " weights further with mesh.fsdp"
         )
+    if mesh is not None:
+        check_split(config, mesh.shape, who)
 
 
 def generate(

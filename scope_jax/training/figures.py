@@ -25,6 +25,7 @@ from scope_jax.models.costs import (
     decode_steps,
     live_positions,
     prefill_flops,
+    share_of_experts,
     trained_flops,
 )
 from scope_jax.models.weights import flatten
@@ -67,7 +68,8 @@ class StepFigures:
         mesh = current_mesh()
         holders = row_parts(seats) * (1 if mesh is None else mesh.shape["tensor"])
         self.decode_bytes += (
-            decode_steps(written_B, seats) * read_per_step(policy.params)
+            decode_steps(written_B, seats)
+            * read_per_step(policy.params, share_of_experts(config, seats))
             + live_positions(config, prompt_B, written_B) * position / holders
         )
 
@@ -121,13 +123,16 @@ class StepFigures:
         return figures
 
 
-def read_per_step(params: Params) -> float:
+def read_per_step(params: Params, of_experts: float = 1.0) -> float:
     """Bytes of one device's weights that a decode step reads: all but an embedding that is no head
-    too, of which it takes a few rows."""
+    too, of which it takes a few rows; `of_experts`: the share of the experts that it reads."""
     flat = flatten(params)
     if "head" in flat:
         del flat["embed"]
-    return local_bytes(flat)
+    experts = {path: flat.pop(path) for path in list(flat) if path.startswith("layers/expert_")}
+    if not experts:
+        return local_bytes(flat)
+    return local_bytes(flat) + local_bytes(experts) * of_experts
 
 
 def peak_memory() -> dict[str, float]:

@@ -352,6 +352,8 @@ class Learner:
         if "gap_max" in stats:  # later updates see other weights than the sampler had
             stats |= {k: v for k, v in step_stats[0].items() if k.startswith("gap_")}
         metrics |= {name: float(value) for name, value in learning.finish_stats(stats).items()}
+        if "expert_load" in stats:
+            metrics |= learning.expert_metrics(stats["expert_load"])
         for name in ("loss/policy", "loss/teacher"):
             metrics[name] /= len(step_stats)
         taken = int(jax.device_get(self.state.updates))

@@ -110,6 +110,8 @@ def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
         ("models/Llama-3.1-8B-Instruct", 8.030, "lm"),
         ("models/Meta-Llama-3.1-8B", 8.030, "lm"),
         ("models/Qwen3-8B", 8.191, "lm"),
+        ("models/Qwen3-30B-A3B-Base", 30.532, "lm"),
+        ("models/Qwen3-235B-A22B", 235.094, "lm"),
         ("models/SmolLM3-3B", 3.075, "lm"),
         ("models/OLMo-2-0425-1B-Instruct", 1.485, "lm"),
         ("models/Olmo-3-1025-7B", 7.298, "lm"),
@@ -901,12 +903,13 @@ def test_an_unknown_program_is_refused(tmp_path):
         command.fit(small_config(tmp_path), parse_topology("v5e:2x4"), only=["updates"])
 
 
-@pytest.mark.parametrize("name", ["math_1_5b", "math_7b"])
+@pytest.mark.parametrize("name", ["math_1_5b", "math_7b", "math_30b_a3b"])
 def test_heads_of_the_shipped_configs_can_be_split(name):
     config = train_config(config_of(f"scope,{name}", {}))
     found, sources = command.find_models(config)
     assert set(sources) == {"policy", "teacher", "prm"}
     assert found.policy.num_kv_heads % config.mesh.tensor == 0
+    assert found.policy.num_experts % config.mesh.expert == 0
     assert found.teacher is not None
     assert found.teacher.num_kv_heads % config.mesh.teacher.tensor == 0
 

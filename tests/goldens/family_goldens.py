@@ -71,13 +71,19 @@ def torch_greedy(model: Any, prompt: np.ndarray) -> np.ndarray:
     return np.array(row[len(prompt) :], np.int32)
 
 
+def as_published(model: Any) -> dict[str, np.ndarray]:
+    """The tensors under the names of files: in memory transformers joins those of all experts."""
+    with tempfile.TemporaryDirectory() as place:
+        model.save_pretrained(place)
+        return load_file(Path(place) / "model.safetensors")
+
+
 def make_family(name: str, directory: Path) -> dict[str, np.ndarray]:
     """The golden of a family; leaves the checkpoint in `directory`."""
     raw, seed = FAMILIES[name]
     write_checkpoint(directory, raw, {"none": np.zeros(1, np.float32)})
-    state = AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(str(directory))
-    ).state_dict()
+    fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(directory)))
+    state = as_published(fresh) if "num_experts" in raw else fresh.state_dict()
     tied = bool(raw.get("tie_word_embeddings", "gemma" in name))
     shapes = {
         key: tuple(value.shape)
@@ -145,6 +151,15 @@ def check_family(name: str, made: dict[str, np.ndarray], source: Path) -> list[s
             np.array_equal(value, flatten(params)[path]) for path, value in flatten(weights).items()
         ):
             wrong.append(f"{name}: weights that transformers saved are read differently")
+        if config.num_experts:
+            # The names that transformers has in memory, in files.
+            model.save_pretrained(theirs / "joined", save_original_format=False)
+            _, joined = models.load(theirs / "joined")
+            if not all(
+                np.array_equal(value, flatten(params)[path])
+                for path, value in flatten(joined).items()
+            ):
+                wrong.append(f"{name}: experts in one tensor are read differently")
         wanted = load_file(source / "model.safetensors")
         found = load_file(ours / "model.safetensors")
         if found.keys() != wanted.keys() or any(

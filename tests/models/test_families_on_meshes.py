@@ -4,6 +4,7 @@ on one device and on meshes that split rows, weights and heads."""
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,31 @@ FAMILIES = {
     "phi3": dataclasses.replace(
         SHAPE, model_type="phi3", partial_rotary_factor=0.75, rope_scaling=LONG
     ),
+    "qwen3_moe": dataclasses.replace(
+        SHAPE,
+        model_type="qwen3_moe",
+        num_experts=4,
+        experts_per_token=2,
+        expert_size=16,
+        norm_expert_weights=True,
+    ),
 }
-MESHES = {"1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x2x4": (1, 2, 4)}
+# data x fsdp x tensor, and devices that experts are split over
+MESHES = {
+    "1": (1, 1, 1, 1),
+    "8x1x1": (8, 1, 1, 1),
+    "1x2x4": (1, 2, 4, 1),
+    "2x1x1, 4 for experts": (2, 1, 1, 4),
+    "1x2x2, 2 for experts": (1, 2, 2, 2),
+}
+# A mesh of rows alone splits no weights but those of experts: it is the same for all other families.
+CASES: list[Any] = [(family, "1x2x4") for family in FAMILIES]
+CASES += [("qwen3_moe", mesh) for mesh in MESHES if "experts" in mesh or mesh == "8x1x1"]
+CASES += [
+    pytest.param(family, "8x1x1", marks=pytest.mark.long)
+    for family in FAMILIES
+    if family != "qwen3_moe"
+]
 GROUP, SLOTS = 2, 24
 PROMPTS = [[5, 6, 7], [11], [1, 2, 3, 4, 5, 6, 7, 8], [40, 41, 42, 43, 44]]
 LOSS = learning.LossSpec(max_new_tokens=12)
@@ -50,7 +74,8 @@ def outcome(family: str, mesh_name: str) -> dict[str, np.ndarray]:
     """Tokens drawn, their log-probs, the loss, and every weight after one step of the optimiser;
     layouts are asserted on the way."""
     shape, config = MESHES[mesh_name], FAMILIES[family]
-    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    devices = jax.devices()[: math.prod(shape)]
+    mesh = make_mesh(*shape[:3], devices=devices, expert=shape[3])
     with jax.set_mesh(mesh):
         params = jax.device_put(make_params(config, 3), models.shardings(config, mesh))
         rows = rollout.generate(
@@ -81,19 +106,14 @@ def outcome(family: str, mesh_name: str) -> dict[str, np.ndarray]:
         )
         assert_sharded(state.params, models.shardings(config, mesh))
         named = {"tokens": rows.tokens_BT, "logp": rows.logp_BT, "loss": stats["loss"]}
+        if config.num_experts:
+            named["load"] = stats["expert_load"]
         return {
             name: np.asarray(x) for name, x in jax.device_get(named | flatten(state.params)).items()
         }
 
 
-# A mesh of rows alone is the same for all families: it splits none of their weights.
-@pytest.mark.parametrize(
-    ("family", "mesh"),
-    [
-        *((family, "1x2x4") for family in FAMILIES),
-        *(pytest.param(family, "8x1x1", marks=pytest.mark.long) for family in FAMILIES),
-    ],
-)
+@pytest.mark.parametrize(("family", "mesh"), CASES)
 def test_one_update_is_the_same(family, mesh):
     wanted, found = outcome(family, "1"), outcome(family, mesh)
     np.testing.assert_array_equal(found["tokens"], wanted["tokens"])

@@ -83,6 +83,41 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
         },
         13,
     ),
+    # Weights of a token's experts that sum to 1, an expert smaller than the unused feed-forward.
+    "qwen3_moe": (
+        _SIZES
+        | {
+            "model_type": "qwen3_moe",
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "head_dim": 16,
+            "rope_theta": 1000000.0,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 20,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "use_sliding_window": False,
+            "tie_word_embeddings": False,
+        },
+        51,
+    ),
+    # Weights as the softmax gives them, three experts of five, by the defaults of the file.
+    "qwen3_moe_plain": (
+        _SIZES
+        | {
+            "model_type": "qwen3_moe",
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "rope_theta": 10000.0,
+            "num_key_value_heads": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 12,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+        52,
+    ),
     "llama": (
         _SIZES
         | {
