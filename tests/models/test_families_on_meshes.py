@@ -56,7 +56,7 @@ MESHES = {
     "2x1x1, 4 for experts": (2, 1, 1, 4),
     "1x2x2, 2 for experts": (1, 2, 2, 2),
 }
-# A mesh of rows alone splits no weights but those of experts: it is the same for all other families.
+# A mesh of rows alone splits no weights but those of experts: the same for all other families.
 CASES: list[Any] = [(family, "1x2x4") for family in FAMILIES]
 CASES += [("qwen3_moe", mesh) for mesh in MESHES if "experts" in mesh or mesh == "8x1x1"]
 CASES += [
