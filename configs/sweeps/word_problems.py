@@ -10,16 +10,18 @@ The base starts from SmolLM2-135M-Instruct, which `make real` puts into its plac
 a half on two cores for GRPO and SCOPE, after the checkpoints; what was measured is in docs/real.md.
 """
 
+from typing import Any
+
 from scope_jax.configs.sweeps.common import CACHE
 from scope_jax.sweep.runs import Checkpoint, Run
 
 SEEDS = range(3)
 # Name in the tables -> method of run.py; a pair of runs stands beside each other before the next
 # seed begins.
-PAIR = {"grpo": ("grpo", {}), "scope": ("scope", {})}
+PAIR: dict[str, tuple[str, dict[str, Any]]] = {"grpo": ("grpo", {}), "scope": ("scope", {})}
 DOMAIN = "word_problems"
 PRM = f"{CACHE}/{DOMAIN}/prm"
-CONTROLS = {
+CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope_off": ("policy_gradient", {}),
     "scope_prm": (
         "scope",
@@ -35,7 +37,7 @@ def prepare():
     ]
 
 
-def _run(method: str, file: str, own: dict, seed: int) -> Run:
+def _run(method: str, file: str, own: dict[str, Any], seed: int) -> Run:
     return Run(
         f"{DOMAIN}/{method}/seed_{seed}",
         f"configs/run.py:{file},{DOMAIN}",
