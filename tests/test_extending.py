@@ -104,7 +104,7 @@ def test_a_config_names_them(page: dict, monkeypatch: pytest.MonkeyPatch):
     [
         ("nowhere:Nobody", "ModuleNotFoundError: No module named 'nowhere'"),
         ("os:Nobody", "AttributeError: module 'os' has no attribute 'Nobody'"),
-        ("os:", "is unknown; one of prm, oracle, monte_carlo, function, or your own, module:name"),
+        ("os:", "is unknown; one of prm, likelihood, oracle, monte_carlo, function"),
         (":Nobody", "localiser.kind = ':Nobody' is unknown"),
     ],
 )

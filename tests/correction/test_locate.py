@@ -162,7 +162,7 @@ def test_nothing_to_locate():
     [
         (
             {"kind": "guess"},
-            "localiser.kind = 'guess' is unknown; one of prm, oracle, monte_carlo, function",
+            "localiser.kind = 'guess' is unknown; one of prm, likelihood, oracle, monte_carlo",
         ),
         ({"threshold": 1.0}, "threshold must lie in (0, 1)"),
         ({"continuations": 0}, "localiser.continuations = 0 must be at least 1"),

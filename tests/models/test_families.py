@@ -524,7 +524,7 @@ def test_configs_that_do_not_fit_together():
     for change, message in (
         (
             {"model_type": "gpt2"},
-            "'gpt2' is not supported; known: qwen2, qwen3, llama, mistral, gemma2, gemma3_text,",
+            "'gpt2' is not supported; known: qwen2, qwen3, qwen3_moe, llama, mistral,",
         ),
         ({"attention_bias": True}, "attention_bias is not part of qwen2$"),
         ({"window": 4}, "must both be given, or neither$"),

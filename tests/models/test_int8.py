@@ -111,7 +111,7 @@ def test_a_tied_embedding_is_the_head_and_has_a_scale_for_each_token():
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "moe" not in name])  # refused
 def test_logits_are_those_of_the_rounded_weights(name, scan, tmp_path):
     golden = dict(np.load(GOLDENS / f"family_{name}.npz", allow_pickle=False))
     plain, params = load_family(name, tmp_path, golden)
