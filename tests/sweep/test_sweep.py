@@ -1,5 +1,6 @@
 """Sweeps: what runs, what is skipped, what a record and the page say."""
 
+import dataclasses
 import json
 import os
 import re
@@ -459,6 +460,23 @@ def test_the_shipped_sweeps_are_sound(name: str):
             run.labels["seed"] for run in runs
         }  # what was tuned on is not reported
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize("name", ["temperatures", "word_problems"])
+def test_sweeps_that_are_under_way_are_sound(name: str):
+    """Their settings hold together, and the records that are there are those of their runs."""
+    runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")
+    settings = {(run.config, tuple(sorted(set(run.overrides) - {"seed"}))): run for run in runs}
+    for run in settings.values():
+        train_config(sweep.config_of(str(ROOT / run.config), run.overrides))
+    for checkpoint in checkpoints:
+        file = str(ROOT / checkpoint.config)
+        supervise_config(sweep.config_of(file, checkpoint.overrides, SuperviseConfig))
+    records = ROOT / "docs" / "records" / name
+    known = [dataclasses.replace(run, config=str(ROOT / run.config)) for run in runs]
+    sweep.check_records(known, records)
+    there = {str(file.relative_to(records).with_suffix("")) for file in records.rglob("*.json")}
+    assert there <= {run.name for run in runs}
 
 
 def test_one_run_of_a_sweep_by_itself(monkeypatch: pytest.MonkeyPatch):
