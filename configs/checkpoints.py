@@ -246,7 +246,12 @@ def word_problems_teacher():
 
 def word_problems_prm():
     """The process reward model of word problems: rollouts of the base, each step checked, on the
-    teacher's trunk."""
+    teacher's trunk.
+
+    A weak one. Measured on held-out rollouts of the base (109 failed, 19 right), threshold 0.6:
+    first error exact 0.42, not later 0.83; with 100 steps on 881 rollouts and a rate of 4e-4 0.47.
+    The teacher's likelihood finds 0.78 (docs/real.md). 540 seconds of two cores.
+    """
     config = _word_problems(default_config("prm"))
     config.steps = 50
     config.start = f"{CACHE}/word_problems/teacher"
