@@ -25,7 +25,7 @@ def prepare():
 def sweep():
     return [
         run(domain, method, seed, TEMPERATURES, problems=TEMPERATURE_PROBLEMS)
+        for seed in SEEDS  # whole seeds of both tasks first: pairs for what is there so far
         for domain in DOMAINS
-        for seed in SEEDS
         for method in METHODS
     ]
