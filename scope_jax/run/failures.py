@@ -233,6 +233,7 @@ def quiet_threads() -> None:
     save (and logs it, once per thread); after a save that failed, answers of the file system find
     the event loop of that save closed."""
     logging.get_absl_logger().addFilter(_is_worth_logging)
+    python_logging.getLogger("asyncio").addFilter(_is_no_further_write)
     if not isinstance(threading.excepthook, _QuietThreads):
         threading.excepthook = _QuietThreads(threading.excepthook)
         sys.unraisablehook = _QuietLoops(sys.unraisablehook)
@@ -241,6 +242,12 @@ def quiet_threads() -> None:
 def _is_worth_logging(record: python_logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return error is None or "orbax" not in record.pathname or _is_of_the_program(error)
+
+
+def _is_no_further_write(record: python_logging.LogRecord) -> bool:
+    """False for a write that found the disk full beside the one whose error was raised: the arrays
+    of a checkpoint are written by tasks, and nobody asks the others."""
+    return not (record.exc_info and is_full(record.exc_info[1]))
 
 
 class _QuietThreads:

@@ -1,7 +1,9 @@
 """How a program ends: exit code 2 where the same command ends in the same way, 1 where another try
 may help; and what a storage raised, as one clear error."""
 
+import asyncio
 import errno
+import gc
 import logging as python_logging
 import os
 import shutil
@@ -372,3 +374,21 @@ def test_a_storage_that_does_not_answer_is_no_damage(tmp_path: Path, error: Exce
         shutil.rmtree(tmp_path / "c" / "2" / "state")
         checkpoints._read_state = own  # type: ignore[method-assign]
         assert checkpoints.restore(state)[0] == 1 and checkpoints.steps() == [1]  # that is damage
+
+
+def test_only_the_first_write_of_a_full_disk_is_heard(caplog: pytest.LogCaptureFixture):
+    """Tasks whose error nobody asks for are logged by asyncio when they are collected."""
+    failures.quiet_threads()
+
+    async def write(error: Exception) -> None:
+        raise error
+
+    async def writes() -> None:
+        full = ValueError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")
+        for error in (full, ValueError("another fault")):
+            await asyncio.wait([asyncio.ensure_future(write(error))])
+        gc.collect()
+
+    asyncio.run(writes())
+    said = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert said == ["another fault"]
