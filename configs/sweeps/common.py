@@ -19,6 +19,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope_first": ("scope", LOW | FIRST),
     # SCOPE's objective with the correction off: what the correction by itself is worth.
     "scope_off": ("policy_gradient", LOW),
+    # The same with the wrong step drawn again by the policy itself: what the teacher is worth.
+    "scope_self": ("self_correction", LOW),
     "grpo": ("grpo", LOW | {"advantage.std": False}),
     "luffy": ("luffy", LOW | STRONG),
     "luffy_nll": ("luffy", LOW | STRONG | {"loss.teacher_term": "nll"}),
