@@ -2,8 +2,8 @@
 curves.
 
     python -m scope_jax.sweep.page --page=docs/results_appendix.md --table=DIR
-        [--temperatures=DIR] [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
-        [--summary=docs/results.md]
+        [--temperatures=DIR] [--factorial=DIR] [--ablations=DIR] [--confirmation=DIR]
+        [--controls=DIR] [--tuning=DIR] [--summary=docs/results.md]
 
 The page has all tables, the summary one table and a few pictures. Only the part between each page's
 markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the author's words
@@ -20,6 +20,7 @@ from scope_jax import cli
 from scope_jax.run import write_atomically
 from scope_jax.sweep import tables, training_tables
 from scope_jax.sweep.curves import draw_curves
+from scope_jax.sweep.factorial import factorial
 from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
@@ -35,6 +36,7 @@ class Folders:
 
     table: Path  # the main table
     temperatures: Path | None = None  # evaluated at several temperatures, with many samples
+    factorial: Path | None = None  # SCOPE with several switches on and off together
     ablations: Path | None = None  # SCOPE with one switch changed at a time
     confirmation: Path | None = None  # on fresh seeds and problems
     controls: Path | None = None  # on another base
@@ -67,6 +69,8 @@ def results(folders: Folders, images: Path) -> str:
             parts.append(tables.method_tables(methods, {}))
             parts += _at_temperatures(methods, domain, images, "frontier")
             parts += _of_the_run(methods)
+    if records := _records(folders.factorial):
+        parts.append(factorial(records[0]))
     if records := _records(folders.ablations):
         parts.append(tables.ablations(records[0], done))
     if records := _records(folders.confirmation):
@@ -126,6 +130,7 @@ FLAGS = (
     cli.Flag("summary", "a short page: one table and a few pictures", kind=Path),
     cli.Flag("table", "records of the main table", kind=Path, required=True),
     cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
+    cli.Flag("factorial", "records of SCOPE with several switches on and off", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),
     cli.Flag("confirmation", "records of fresh seeds and problems", kind=Path),
     cli.Flag("controls", "records on another base", kind=Path),

@@ -23,7 +23,9 @@ from scope_jax.sweep.statistics import Estimate, estimate
 
 REWARD, PATHS, ENTROPY = "reward/mean", "diversity/distinct_paths", "policy/entropy"
 LATEST = 5  # batches whose mean is the reward at a moment of the run
-_WRITTEN = (
+# What the policy writes: its rollouts, tails of rescued rows, own tries, a localiser's
+# continuations.
+WRITTEN = (
     "cost/rollout_tokens",
     "cost/tail_tokens",
     "cost/self_tokens",
@@ -109,7 +111,7 @@ def budgets(methods: Groups) -> str:
 def batch_costs(methods: Groups) -> tuple[dict[str, float], dict[str, float]]:
     """What a batch of each method takes: tokens that the policy wrote, and seconds (teacher and PRM
     included; the median of the runs)."""
-    tokens = {name: mean_cost(records, _WRITTEN) for name, records in methods.items()}
+    tokens = {name: mean_cost(records, WRITTEN) for name, records in methods.items()}
     seconds = {
         name: float(np.median([r["seconds_per_step"] for r in records]))
         for name, records in methods.items()
