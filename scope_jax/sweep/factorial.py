@@ -89,8 +89,8 @@ def factorial(records: Sequence[Record]) -> str:
     them, and every combination by itself."""
     parts = [
         "## Switches on and off together\n",
-        "SCOPE with switches on and off together. Mean of the runs with a switch on less the mean of"
-        " those with it off, over all combinations and seeds that were run, ± half of the 95 %"
+        "SCOPE with switches on and off together. Mean of the runs with a switch on less the mean"
+        " of those with it off, over all combinations and seeds that were run, ± half of the 95 %"
         " interval (least squares, a level for each seed, effects of pairs of switches beside those"
         " of single ones). Accuracy in points; paths among four right samples, distinct-4, tokens"
         " and seconds in percent of their mean. Every combination by itself is in the last table of"
