@@ -462,7 +462,7 @@ def test_the_shipped_sweeps_are_sound(name: str):
     assert time.monotonic() - begin < 60
 
 
-@pytest.mark.parametrize("name", ["temperatures", "factorial", "word_problems"])
+@pytest.mark.parametrize("name", ["temperatures", "factorial", "conditions", "word_problems"])
 def test_sweeps_that_are_under_way_are_sound(name: str):
     """Their settings hold together, and the records that are there are those of their runs."""
     runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")

@@ -1,0 +1,77 @@
+r"""Where does the correction start to pay? Signed terms with one condition changed at a time: how
+sparse reward is, how late first errors are, how good the teacher is, how often the cut is wrong.
+
+python -m scope_jax.sweep --sweep=configs/sweeps/conditions.py --jobs=2 \
+    --workdir=runs/conditions --records=docs/records/conditions
+
+GRPO and SCOPE where the base changes; SCOPE alone where only its teacher or its cut does. Seeds and
+problems are those of temperatures.py, whose runs are the conditions as they are.
+"""
+
+import dataclasses
+
+from scope_jax.configs.sweeps.common import (
+    CACHE,
+    TEMPERATURE_PROBLEMS,
+    TEMPERATURES,
+    checkpoints,
+    run,
+)
+from scope_jax.sweep.runs import Checkpoint
+
+SEEDS = range(500, 503)
+PLACE = f"{CACHE}/conditions"
+# Of the usual base: a misconception about subtractions that borrow, 0.9 of them wrong, in any line.
+SPARSITY = {
+    "sparsity_0.6": {"target.misconception": 0.6},
+    "sparsity_0.97": {"target.misconception": 0.97},
+}
+# About any line that wraps, never up to one line and always from another on.
+LATENESS = {
+    f"lateness_{last}": {
+        "target.misconception_kind": "wrap",
+        "task.options.misconception_lines": (first, last),
+    }
+    for first, last in ((1, 3), (3, 5))
+}
+TEACHER_STEPS = (20, 60, 120)  # of supervised training; the usual teacher has 350
+NOISE = (0.25, 0.5, 0.75, 1.0)  # share of the located first errors that are moved to another step
+
+
+def prepare():
+    bases = [
+        Checkpoint("configs/checkpoints.py:base,arithmetic", f"{PLACE}/{name}", overrides)
+        for name, overrides in (SPARSITY | LATENESS).items()
+    ]
+    teachers = [
+        Checkpoint(
+            "configs/checkpoints.py:teacher,arithmetic",
+            f"{PLACE}/teacher_{n}",
+            {"steps": n, "optimizer.warmup_steps": 10},
+        )
+        for n in TEACHER_STEPS
+    ]
+    return [*checkpoints("arithmetic"), *bases, *teachers]
+
+
+def sweep():
+    arms = [
+        (name, method, {"models.policy": f"{PLACE}/{name}"})
+        for name in (*SPARSITY, *LATENESS)
+        for method in ("grpo", "scope")
+    ]
+    arms += [
+        (f"teacher_{n}", "scope", {"models.teacher": f"{PLACE}/teacher_{n}"}) for n in TEACHER_STEPS
+    ]
+    arms += [(f"noise_{noise:g}", "scope", {"localiser.noise": noise}) for noise in NOISE]
+    runs = []
+    for seed in SEEDS:
+        for name, method, overrides in arms:
+            settings = TEMPERATURES | overrides
+            one = run(
+                "arithmetic", method, seed, settings, f"{name}_{method}", TEMPERATURE_PROBLEMS
+            )
+            axis, _, level = name.partition("_")
+            labels = {**one.labels, "axis": axis, "level": float(level)}
+            runs.append(dataclasses.replace(one, labels=labels))
+    return runs
