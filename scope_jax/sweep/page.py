@@ -2,8 +2,8 @@
 curves.
 
     python -m scope_jax.sweep.page --page=docs/results_appendix.md --table=DIR
-        [--temperatures=DIR] [--factorial=DIR] [--ablations=DIR] [--confirmation=DIR]
-        [--controls=DIR] [--tuning=DIR] [--summary=docs/results.md]
+        [--temperatures=DIR] [--conditions=DIR] [--factorial=DIR] [--ablations=DIR]
+        [--confirmation=DIR] [--controls=DIR] [--tuning=DIR] [--summary=docs/results.md]
 
 The page has all tables, the summary one table and a few pictures. Only the part between each page's
 markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the author's words
@@ -19,12 +19,13 @@ from pathlib import Path
 from scope_jax import cli
 from scope_jax.run import write_atomically
 from scope_jax.sweep import tables, training_tables
+from scope_jax.sweep.axes import axes_table
 from scope_jax.sweep.curves import draw_curves
 from scope_jax.sweep.factorial import factorial
 from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
-from scope_jax.sweep.summary import summary
+from scope_jax.sweep.summary import conditions_picture, summary
 from scope_jax.sweep.temperatures import by_temperature
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -36,6 +37,7 @@ class Folders:
 
     table: Path  # the main table
     temperatures: Path | None = None  # evaluated at several temperatures, with many samples
+    conditions: Path | None = None  # ours and the baseline, one condition changed at a time
     factorial: Path | None = None  # SCOPE with several switches on and off together
     ablations: Path | None = None  # SCOPE with one switch changed at a time
     confirmation: Path | None = None  # on fresh seeds and problems
@@ -69,6 +71,10 @@ def results(folders: Folders, images: Path) -> str:
             parts.append(tables.method_tables(methods, {}))
             parts += _at_temperatures(methods, domain, images, "frontier")
             parts += _of_the_run(methods)
+    sources = sources_of(folders)
+    if changed := sources.get("conditions"):
+        parts.append(axes_table(changed, sources.get("temperatures", ())))
+        parts += conditions_picture(sources, images)
     if records := _records(folders.factorial):
         parts.append(factorial(records[0]))
     if records := _records(folders.ablations):
@@ -130,6 +136,7 @@ FLAGS = (
     cli.Flag("summary", "a short page: one table and a few pictures", kind=Path),
     cli.Flag("table", "records of the main table", kind=Path, required=True),
     cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
+    cli.Flag("conditions", "records with one condition changed at a time", kind=Path),
     cli.Flag("factorial", "records of SCOPE with several switches on and off", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),
     cli.Flag("confirmation", "records of fresh seeds and problems", kind=Path),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scope_jax.report.tables import markdown
+from scope_jax.sweep.axes import draw_axes
 from scope_jax.sweep.cells import interval, plain, signed
 from scope_jax.sweep.figures import (
     BASELINE,
@@ -54,15 +55,30 @@ def summary(sources: Sources, images: Path) -> str:
         f"*Reward of the policy's rollouts against what was spent; the dotted line is {BASELINE}'s"
         " whole run. Means of five batches, 95 % bands over seeds.*\n",
     ]
-    if draw_conditions(sources, images / "results_conditions.svg"):
+    conditions = sources.get("conditions", ()), sources.get("temperatures", ())
+    if draw_axes(*conditions, images / "results_axes.svg"):
         parts += [
-            f"![Lead over {BASELINE} by condition](images/results_conditions.svg)\n",
-            f"*Lead over {BASELINE} in points of pass@1 under changed conditions, with 95 %"
-            " intervals and the number of runs. Below the first rows: settings of the table with"
-            f" one change. Filled: seed by seed. Hollow: few runs against all of {BASELINE}'s.*\n",
+            f"![Lead over {BASELINE} against conditions](images/results_axes.svg)\n",
+            f"*Lead over {BASELINE} at temperature 0.6 on signed terms, one condition changed at a"
+            " time, with 95 % intervals over seeds. Squares: the condition as it is.*\n",
         ]
+    else:
+        parts += conditions_picture(sources, images)
     warm = shown(sources.get("temperatures", ())) or table
     return "\n".join([*parts, *_temperatures(warm, images)])
+
+
+def conditions_picture(sources: Sources, images: Path) -> list[str]:
+    """Leads under conditions that were changed for other reasons, with its caption; nothing where
+    there are none."""
+    if not draw_conditions(sources, images / "results_conditions.svg"):
+        return []
+    return [
+        f"![Lead over {BASELINE} by condition](images/results_conditions.svg)\n",
+        f"*Lead over {BASELINE} in points of pass@1 under changed conditions, with 95 % intervals"
+        " and the number of runs. Below the first rows: settings of the table with one change."
+        f" Filled: seed by seed. Hollow: few runs against all of {BASELINE}'s.*\n",
+    ]
 
 
 def _table(domains: Mapping[str, Groups], confirmed: Sequence[Record]) -> str:

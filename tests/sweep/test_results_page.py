@@ -300,7 +300,15 @@ def test_what_the_page_says_without_a_number(runs):
 
 
 def test_the_generated_parts_are_what_the_records_give(tmp_path: Path):
-    parts = ("temperatures", "factorial", "ablations", "confirmation", "controls", "tuning")
+    parts = (
+        "temperatures",
+        "conditions",
+        "factorial",
+        "ablations",
+        "confirmation",
+        "controls",
+        "tuning",
+    )
     folders = page.Folders(RECORDS / "miniature", **{name: RECORDS / name for name in parts})
     made = {
         "results_appendix.md": page.results(folders, tmp_path / "images"),
