@@ -17,7 +17,7 @@ from scope_jax.tasks import gym_catalogue, gym_entries
 from scope_jax.tasks.gym_pool import Entry, Generator, GymPool
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reasoning_gym.md"
-START, END = "<!-- gym_table -->\n", "<!-- /gym_table -->\n"
+START, END = "<!-- gym_table -->\n", "\n<!-- /gym_table -->\n"
 RUBBISH = "x y"
 GUARDS = (
     (gym_entries.LISTS, "lists only"),

@@ -1,1 +1,1 @@
-"""Experiments, one Python file each with the command and what was measured; `scope_jax.configs`."""
+"""What runs are made of: methods, tasks, checkpoints, sweeps. Installed as `scope_jax.configs`."""

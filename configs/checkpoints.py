@@ -1,5 +1,5 @@
-r"""Checkpoints that training starts from: NAME,TASK with base, teacher or prm of an embedded task,
-or sft or prm of math.
+r"""Checkpoints that training starts from: NAME,TASK with base, teacher or prm of an embedded task
+or of word_problems (algebra has no prm), or sft or prm of math.
 
     python -m scope_jax.supervise --config=base,arithmetic --workdir=cache/checkpoints/base
     python -m scope_jax.supervise --config=configs/checkpoints.py:prm,countdown \
@@ -108,9 +108,9 @@ def arithmetic_long_prm():
     """The process reward model of long signed terms: labelled rollouts of the base, on the
     teacher's trunk.
 
-    Measured with 250 steps only (969 failed held-out rollouts, 55 right), threshold 0.5: first
-    error exact 0.48, not later 0.61, later 0.36, none found 0.03; right rollouts left alone 0.60.
-    62 seconds of one core; the loss was falling still, so there are 1,000.
+    Measured on held-out rollouts of the base (969 failed, 55 right), threshold 0.5: first error
+    exact 0.86, not later 0.88, later 0.11, none found 0.01; right rollouts left alone 0.95. With
+    250 steps exact 0.48, in 62 seconds of one core.
     """
     config = default_config("prm")
     config.steps = 1000

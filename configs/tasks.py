@@ -67,7 +67,7 @@ def arithmetic() -> ConfigDict:
 
 
 def arithmetic_long() -> ConfigDict:
-    """Long signed terms: nine to eleven terms, a base that fails late, a teacher with an order and
+    """Long signed terms: ten and eleven terms, a base that fails late, a teacher with an order and
     a notation of its own (docs/embedded_task.md)."""
     config = arithmetic()
     config.steps = 180
@@ -309,9 +309,9 @@ def math_7b() -> ConfigDict:
     """The paper's setting: Qwen2.5-Math-7B on MATH levels 3-5, group of 8, PRM Qwen2.5-Math-PRM-7B,
     a 72B teacher.
 
-    Not run with real weights here. The paper's body is not at hand (docs/method.md): steps, batch
-    and learning rate are those of its field. Files as of `math_1_5b`, with models/Qwen2.5-Math-7B
-    and models/Qwen2.5-Math-72B-Instruct.
+    Not run with real weights. Only the abstract and public summaries of the paper were used
+    (docs/method.md): steps, batch and learning rate are those of its field. Files as of
+    `math_1_5b`, with models/Qwen2.5-Math-7B and models/Qwen2.5-Math-72B-Instruct.
 
     On TPU slices (as for `math_1_5b`):
 

@@ -9,7 +9,7 @@ from scope_jax.sweep.runs import Checkpoint, Run
 # learning rates, the best.
 LOW, HIGH = {"optimizer.learning_rate": 1.5e-4}, {"optimizer.learning_rate": 3e-4}
 # SCOPE's objective when table and ablations were made: what they suggested, tried again on other
-# seeds, is the default since then.
+# seeds, is the default.
 FIRST = {"advantage.std": True, "loss.normaliser": "sequence", "method.select.rule": "band"}
 # LUFFY's entropy bonus when they were made: the number of its script, which weighs far more under
 # our normaliser (controls.py).

@@ -1,6 +1,6 @@
 r"""What the ablations suggested, tried again on seeds and a draw of problems of their own: SCOPE
 without the standard deviation, with the mean over tokens and without the band of the selection
-(its defaults since then), beside SCOPE as it was before and GRPO. Twelve paired seeds per task.
+(its defaults), beside SCOPE with them (`scope_first`) and GRPO. Twelve paired seeds per task.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/confirmation.py --jobs=2 \
     --workdir=runs/confirmation --records=docs/records/confirmation

@@ -1,5 +1,5 @@
 r"""The first comparisons once more, on another base, on fresh seeds and another draw of problems,
-with SCOPE's defaults as they are now; and what LUFFY's entropy bonus and a lower learning rate do.
+with SCOPE's defaults; and what LUFFY's entropy bonus and a lower learning rate do.
 Five paired seeds, signed terms.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/controls.py --jobs=2 \

@@ -55,7 +55,7 @@ class PolicyTarget:
     name: Literal["policy"] = "policy"
     style: str = "mixed"  # of the domain's program; reference solutions are taken as they are
     misconception: float = 0.0  # probability that a line of the kind below is written wrong
-    # arithmetic: borrow, carry, wrap; countdown: haste, slip; algebra: sign, bracket
+    # arithmetic: borrow, carry, wrap, facts; countdown: haste, slip; algebra: sign, bracket
     misconception_kind: str = "borrow"
     # Some first lines are given, in random order, and not trained on: the model learns to go on
     # in its own style from what somebody else wrote.
