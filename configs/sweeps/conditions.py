@@ -34,7 +34,9 @@ LATENESS = {
     }
     for first, last in ((1, 3), (3, 5))
 }
-TEACHER_STEPS = (20, 60, 120)  # of supervised training; the usual teacher has 350
+# Share of subtractions that borrow which the teacher's own training had wrong: a teacher that makes
+# the base's error, at last (0.9) as often as the base.
+TEACHER = (0.3, 0.6, 0.9)
 NOISE = (0.25, 0.5, 0.75, 1.0)  # share of the located first errors that are moved to another step
 
 
@@ -46,10 +48,10 @@ def prepare():
     teachers = [
         Checkpoint(
             "configs/checkpoints.py:teacher,arithmetic",
-            f"{PLACE}/teacher_{n}",
-            {"steps": n, "optimizer.warmup_steps": 10},
+            f"{PLACE}/teacher_{rate:g}",
+            {"target.misconception": rate},
         )
-        for n in TEACHER_STEPS
+        for rate in TEACHER
     ]
     return [*checkpoints("arithmetic"), *bases, *teachers]
 
@@ -61,7 +63,8 @@ def sweep():
         for method in ("grpo", "scope")
     ]
     arms += [
-        (f"teacher_{n}", "scope", {"models.teacher": f"{PLACE}/teacher_{n}"}) for n in TEACHER_STEPS
+        (f"teacher_{rate:g}", "scope", {"models.teacher": f"{PLACE}/teacher_{rate:g}"})
+        for rate in TEACHER
     ]
     arms += [(f"noise_{noise:g}", "scope", {"localiser.noise": noise}) for noise in NOISE]
     runs = []

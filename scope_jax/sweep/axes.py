@@ -27,8 +27,8 @@ class Axis(NamedTuple):
     changes_base: bool  # so that the baseline has runs of its own at each level
 
 
-def _no_signal(ours: Sequence[Record], base: Sequence[Record]) -> float:
-    firsts = [curve_of(r, "advantage/zero_group_share")[:1].tolist() for r in base]
+def _first_reward(ours: Sequence[Record], base: Sequence[Record]) -> float:
+    firsts = [curve_of(r, "reward/mean")[:1].tolist() for r in base]
     return estimate([first for points in firsts for first in points]).mean
 
 
@@ -42,9 +42,11 @@ def _misplaced(ours: Sequence[Record], base: Sequence[Record]) -> float:
 
 
 AXES = {
-    "sparsity": Axis("groups without an advantage in the first batch", _no_signal, True),
+    "sparsity": Axis("reward of the first batch", _first_reward, True),
     "lateness": Axis("where first errors lie, share of the lines", _first_error, True),
-    "teacher": Axis("salvage rate, by the teacher's training", lambda o, b: salvage_rate(o), False),
+    "teacher": Axis(
+        "salvage rate, with teachers that err like the base", lambda o, b: salvage_rate(o), False
+    ),
     "noise": Axis("share of the cuts misplaced on purpose", _misplaced, False),
 }
 
@@ -114,8 +116,8 @@ def axes_table(records: Sequence[Record], usual: Sequence[Record]) -> str:
     return (
         "## One condition at a time\n\nPass@1 at T = 0.6 in percent, signed terms; differences seed"
         " by seed. A changed base has runs of its own of both methods; a changed teacher or cut"
-        f" stands against the {BASELINE} of the usual base. The groups without an advantage are"
-        f" those of {BASELINE}'s first batch; first errors are where SCOPE's process reward model"
+        f" stands against the {BASELINE} of the usual base. The reward of the first batch is"
+        f" {BASELINE}'s; first errors are where SCOPE's process reward model"
         f" sees them, over the run.\n\n{markdown(head, rows)}\n"
     )
 

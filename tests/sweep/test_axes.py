@@ -9,7 +9,7 @@ from scope_jax.sweep.axes import axes_table, draw_axes, points_of
 from scope_jax.sweep.summary import summary
 from tests.sweep.test_page_tables import a_record
 
-PLACES = {0.6: 0.35, 0.97: 0.8, None: 0.6}  # groups without an advantage, by level of sparsity
+PLACES = {0.6: 0.35, 0.97: 0.8, None: 0.6}  # reward of the first batch, by level of sparsity
 
 
 def a_run(method: str, seed: int, level: float, axis: str = "", at: float | None = None) -> dict:
@@ -17,7 +17,7 @@ def a_run(method: str, seed: int, level: float, axis: str = "", at: float | None
         method,
         seed,
         final={"eval_t0.6/pass@1": level + seed / 50, "eval_ood_t0.6/pass@1": level / 2},
-        curve={"advantage/zero_group_share": [PLACES.get(at, 0.6), 0.1]},
+        curve={"reward/mean": [PLACES.get(at, 0.6), 0.1]},
         settings={"localiser.noise": at} if axis == "noise" else {},
         mean={"scope/selected": 10.0, "scope/accepted": 4.0} if method == "scope" else {},
     )
@@ -57,7 +57,7 @@ def test_the_table_and_the_picture(tmp_path: Path):
     rows = [line for line in axes_table(CHANGED, USUAL).splitlines() if line.startswith("|")][2:]
     assert len(rows) == 5
     assert rows[0] == (
-        "| groups without an advantage in the first batch | 0.35 | `sparsity_0.6` | 2 | 76.0 ± 12.7"
+        "| reward of the first batch | 0.35 | `sparsity_0.6` | 2 | 76.0 ± 12.7"
         " | 81.0 ± 12.7 | +5.0 ± 0.0 | +2.5 ± 0.0 | 0.40 |"
     )
     assert "| as it is | 2 | 51.0 ± 12.7 | 71.0 ± 12.7 | +20.0 ± 0.0 |" in rows[1]
@@ -65,7 +65,7 @@ def test_the_table_and_the_picture(tmp_path: Path):
     assert draw_axes(CHANGED, USUAL, tmp_path / "axes.svg")
     said = set(re.findall(r">([^<>]+)</text>", (tmp_path / "axes.svg").read_text()))
     assert {"in distribution", "longer problems", "share of the cuts misplaced on purpose"} <= said
-    assert "salvage rate, by the teacher's training" not in said
+    assert "salvage rate, with teachers that err like the base" not in said
     assert not draw_axes([], USUAL, tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
 
 
