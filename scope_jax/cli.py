@@ -83,14 +83,14 @@ def run(
         config = read_config(values.config, file)
         for name, text in overrides:
             set_value(schema, config, name, text)
+        if workdir and not values.workdir:
+            raise ValueError("--workdir is missing; give the directory to write")
         # Before `connect`, which asks for the devices.
         named = [getattr(values, "model", None), *models_of(config)]
         if values.distributed:  # what a name means is agreed on afterwards
             named = [place for place in named if place and not hub.is_name(place)]
         use_cpu_cores(0 if divides_devices(config) else max(map(weights_of, named), default=0))
         hosts.connect(values.distributed)
-        if workdir and not values.workdir:
-            raise ValueError("--workdir is missing; give the directory to write")
         return entry(config, values.workdir, values)
 
     values = parse_or_exit(arguments, known)
@@ -115,9 +115,10 @@ def divides_devices(config: ConfigDict) -> bool:
 
 def weights_of(directory: str | Path | None) -> int:
     """Numbers in the weights of a model by its config.json; 0 where that cannot be read, which is
-    said when the model is loaded."""
+    said when the model is loaded. Of a name of the hub that file alone is fetched: whether the
+    rest makes sense is not known yet."""
     try:
-        return count_weights(read_model_config(directory)) if directory else 0
+        return count_weights(read_model_config(hub.described(directory))) if directory else 0
     except (OSError, ValueError):
         return 0
 

@@ -156,8 +156,9 @@ def chunk_size(problems: int, spec: EvaluateSpec) -> int:
     """Problems decoded together: about `rows_at_once` rows of them, and no more than there are, in
     rows that divide evenly over the devices."""
     devices = row_devices()
-    asked = max(spec.rows_at_once // spec.samples, 1)
-    return min(asked, round_up(problems, devices // math.gcd(devices, spec.samples)))
+    step = devices // math.gcd(devices, spec.samples)  # problems whose rows divide
+    asked = max(spec.rows_at_once // spec.samples // step, 1) * step
+    return min(asked, round_up(problems, step))
 
 
 def progress_chunks(total: int, chunk: int, desc: str) -> Any:
@@ -167,6 +168,20 @@ def progress_chunks(total: int, chunk: int, desc: str) -> Any:
         yield start
         bar.update(1)
     bar.close()
+
+
+def spec_of(config: TrainConfig) -> EvaluateSpec:
+    """How a run's config evaluates; lengths that it leaves open are those of its rollouts."""
+    settings = config.evaluation
+    prompt_tokens, new_tokens = config.evaluation_tokens
+    return EvaluateSpec(
+        samples=settings.samples,
+        temperature=settings.temperature,
+        new_tokens=new_tokens,
+        prompt_tokens=prompt_tokens,
+        rows_at_once=settings.rows_at_once,
+        chat=config.rollout.chat,
+    )
 
 
 def evaluate_splits(
@@ -181,16 +196,8 @@ def evaluate_splits(
     distribution ("test"), `eval_ood/...` out of it ("test_ood"), `eval_<name>/...` of any other
     set; `eval_t0.6/...` and so on at further temperatures. The same problems and random keys at
     every call. `by_problem` is filled with the counts of each problem, by those names."""
-    settings = config.evaluation
+    settings, spec = config.evaluation, spec_of(config)
     out: dict[str, float] = {}
-    spec = EvaluateSpec(
-        samples=settings.samples,
-        temperature=settings.temperature,
-        new_tokens=settings.new_tokens or config.rollout.new_tokens,
-        prompt_tokens=settings.prompt_tokens or config.rollout.prompt_tokens,
-        rows_at_once=settings.rows_at_once,
-        chat=config.rollout.chat,
-    )
     for split, problems in task.evaluation.items():
         prefix = {"test": "eval", "test_ood": "eval_ood"}.get(split, f"eval_{split}")
         count = settings.ood_problems if split == "test_ood" else settings.problems
@@ -217,7 +224,7 @@ def check_evaluation(config: TrainConfig, task: Task, tokenizer: Any, vocab_size
             problems,
             task.domain,
             tokenizer,
-            max_tokens=config.evaluation.prompt_tokens or config.rollout.prompt_tokens,
+            max_tokens=spec_of(config).prompt_tokens,
             chat=config.rollout.chat,
             vocab_size=vocab_size,
         )
@@ -249,11 +256,14 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
         params = models.decode_layout(model_config, params, mesh)
         by_problem: dict[str, ByProblem] = {}
         result = evaluate_splits(params, model_config, settings, task, tokenizer, by_problem)
-    evaluation = dataclasses.asdict(settings.evaluation)
+    # As it was done: with the lengths that the section leaves to the rollouts.
+    evaluation = dataclasses.asdict(settings.evaluation) | dataclasses.asdict(spec_of(settings))
     counts = {name: found.to_json() for name, found in by_problem.items()}
     record = json.dumps(
         {
             "model": str(directory),
+            "task": dataclasses.asdict(settings.task),
+            "dtype": settings.dtype,
             "settings": evaluation,
             "result": result,
             "by_problem": counts,

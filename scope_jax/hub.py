@@ -77,6 +77,27 @@ def local(place: str | Path, kind: Kind = "model") -> Path:
     return Path(_found[key].directory)
 
 
+def described(place: str | Path) -> Path:
+    """A directory with the `config.json` of a model, of a name of the hub with nothing else: what
+    is needed before anybody knows whether the model will be read. Raises FileNotFoundError or
+    StorageError where there is none."""
+    if not is_name(place) or ("model", str(place)) in _found:
+        return local(place)
+    import huggingface_hub
+
+    match = _NAME.fullmatch(str(place))
+    assert match is not None
+    revision = _pins.get(str(place)) or match["revision"]
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(match["name"], "config.json", revision=revision)
+        ).parent
+    except Exception as error:
+        if not is_of_the_network(error):
+            raise
+        raise FileNotFoundError(f"{place}: {one_line(error)}") from None
+
+
 def commits() -> dict[str, str]:
     """The commit of each name that this process has looked up, as it was written."""
     return {name: found.commit for (_, name), found in sorted(_found.items())}

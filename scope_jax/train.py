@@ -52,7 +52,7 @@ from scope_jax.run import (
     write_atomically,
 )
 from scope_jax.run.compiles import Compiles
-from scope_jax.run.lock import locked
+from scope_jax.run.lock import locked, refuse_busy
 from scope_jax.run.metrics import say_beside_bars
 from scope_jax.run.profile import profiled_steps
 from scope_jax.run.session import (
@@ -128,6 +128,7 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         check_workdir(workdir, written, allow=allow_changed, **compared)
+        refuse_busy(workdir)
         check_trackers(settings.track)
         with hub.pinned(names_of_run(workdir)):
             actors = load_actors(settings, mesh, workdir)
@@ -261,8 +262,10 @@ def train_step(
     scene, final = scene_of(actors, policy, config, step), groups
     if isinstance(method, Scope):
         rescued = rescue(groups, scene, method, keep_gallery=step.samples.wants_rescues)
-        around = (actors, policy, config, progress, step)
-        rescued = replace_silent(*around, groups, rescued, safe_point)  # where that is on
+        # Where that is on: other prompts in place of groups that say nothing even now.
+        rescued = replace_silent(
+            actors, policy, config, progress, step, groups, rescued, safe_point
+        )
         final, step.samples.rescues = rescued.groups, rescued.gallery
         metrics |= rescued.metrics
 
@@ -349,12 +352,17 @@ def clone_failures(
     size, rows, parts = config.method.buffer, len(groups.reward_B), []
     while len(progress.waiting) >= size:
         asked, progress.waiting = progress.waiting[:size], progress.waiting[size:]
-        shown = collect_demonstrations(actors, config, asked, step, first_row=rows)
+        # Rows of their own ids, so that no two lots draw alike.
+        first_row = rows + len(parts) * size
+        shown = collect_demonstrations(actors, config, asked, step, first_row=first_row)
         parts.append(shown.metrics)
         with step.timer("update"), step.figures.updating(learner, shown.rollout, 1):
             cloned = learner.clone(shown.rollout, shown.include_B)
         metrics["grad/skipped_now"] += cloned["grad/skipped_now"]
+        metrics["grad/skipped"] = cloned["grad/skipped"]
+        before = metrics.get("clone/count", 0.0)  # of earlier lots
         metrics |= {f"clone/{name.split('/')[1]}": v for name, v in cloned.items() if "/" in name}
+        metrics["clone/count"] = before + cloned["update/count"]
     metrics |= summed_demonstrations(parts)
     metrics["demonstrations/waiting"] = float(len(progress.waiting))
 

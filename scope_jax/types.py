@@ -82,6 +82,18 @@ def imported(name: str, where: str) -> Any:
         raise ValueError(f"{where} = {name!r}: {type(error).__name__}: {error}") from None
 
 
+def made(name: str, where: str, *given: Any) -> Any:
+    """An object of the class "module:name", called with `given`. Raises ValueError, in one line,
+    where it cannot be imported or called so."""
+    kind = imported(name, where)
+    try:
+        return kind(*given)
+    except TypeError as error:
+        raise ValueError(
+            f"{where} = {name!r}: cannot be called with its settings alone ({error})"
+        ) from None
+
+
 def check_least(spec: Any, section: str, least: int, *names: str) -> None:
     """`check_choices`, and ValueError where one of these fields is below `least`; None passes."""
     check_choices(spec, f"config.{section}" if section else "config")

@@ -44,7 +44,7 @@ def test_batches_to_reach():
 
 
 def test_spread_over_seeds():
-    assert comparison.spread([0.25, 0.75]) == "0.500 ± 0.250"
+    assert comparison.spread([0.25, 0.75]) == "0.500 ± 0.354"
     assert comparison.spread([0.25]) == "0.250"  # one seed has no spread
     assert comparison.spread([12.0, 14.0, math.nan]) == "13 ± 1 (2 of 3 seeds)"
     assert (

@@ -41,6 +41,9 @@ def test_no_more_rows_are_decoded_than_there_are_problems(monkeypatch):
     assert found[0] == found[1] == found[2] == found[3] and found[0]["problems"] == 3
     with jax.set_mesh(make_mesh(8, 1, 1)):  # rows divide evenly over the devices
         assert [chunk_size(n, spec) for n in (1, 3, 5, 600)] == [4, 4, 8, 512]
+        for samples in (3, 5, 10, 32):
+            chunk = chunk_size(600, EvaluateSpec(samples=samples))
+            assert chunk * samples % 8 == 0 and 1000 < chunk * samples <= 1024
 
 
 def test_the_largest_model_that_is_named_decides_over_cpu_devices(tmp_path):

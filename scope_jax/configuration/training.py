@@ -117,6 +117,13 @@ class TrainConfig:
         return getattr(self.method, "resample", 0)
 
     @property
+    def evaluation_tokens(self) -> tuple[int, int]:
+        """(prompt_tokens, new_tokens) of an evaluation: those of the rollouts where its own section
+        leaves them open."""
+        own, rollouts = self.evaluation, self.rollout
+        return own.prompt_tokens or rollouts.prompt_tokens, own.new_tokens or rollouts.new_tokens
+
+    @property
     def rows_per_group(self) -> int:
         """Rows of a group in the update: rescued rows may be appended."""
         group, method = self.rollout.group, self.method
@@ -154,9 +161,12 @@ def train_config(config: ConfigDict | TrainConfig) -> TrainConfig:
     optimizer = values.get("optimizer") or {}
     if optimizer.get("steps", 0) is None:  # a schedule runs over the updates of the whole run
         training = values.get("training") or {}
+        supervised = (values.get("sft") or {}).get("steps")
         counts = [values.get("steps"), training.get("epochs"), training.get("mini_batches")]
-        if all(isinstance(count, int) for count in counts):
-            optimizer["steps"] = counts[0] * counts[1] * counts[2]
+        if all(isinstance(count, int) for count in (*counts, supervised)):
+            steps, epochs, parts = counts
+            first = min(supervised, steps)  # in parts too, but once
+            optimizer["steps"] = first * parts + (steps - first) * epochs * parts
     return from_dict(TrainConfig, values)
 
 

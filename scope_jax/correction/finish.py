@@ -15,6 +15,7 @@ from scope_jax.devices.mesh import to_host
 from scope_jax.devices.programs import program
 from scope_jax.rewards import Judged, Rows, by_reason
 from scope_jax.rollout import Generator, completion_ids, texts
+from scope_jax.teachers.model import has_foreign_ids
 from scope_jax.types import Owner, Rollout
 
 
@@ -110,7 +111,7 @@ def extend_rows(
             "method.tail 'teacher' needs a teacher that is a model on the mesh; use tail 'policy'"
         )
     job, rows = corrected.job, corrected.rows
-    return generator.extend(
+    longer = generator.extend(
         rows.replace(finished_B=rows.finished_B | ~jnp.asarray(open_R)),
         scene.key,
         scene.policy.sampling,
@@ -119,6 +120,11 @@ def extend_rows(
         limit_B=jnp.asarray(job.limit_B),
         at_once=job.rows_at_once,
     )
+    if spec.tail == "policy":
+        return longer
+    # A tail with an id that the policy lacks is none.
+    foreign = has_foreign_ids(longer, generator, scene.policy.generator.config.vocab_size)
+    return select_rows(jnp.asarray(~foreign), longer, rows) if foreign.any() else longer
 
 
 @program

@@ -18,7 +18,7 @@ from scope_jax.devices.hosts import by_share
 from scope_jax.devices.mesh import to_host
 from scope_jax.prm import TEMPLATE_TOKENS, ProcessRewardModel
 from scope_jax.prm.finite import finite_rows
-from scope_jax.types import Rollout, check_kind, imported
+from scope_jax.types import Rollout, check_kind, made
 
 KINDS = ("prm", "likelihood", "oracle", "monte_carlo", "function")
 
@@ -103,7 +103,7 @@ class Localiser(Protocol):
 def make_localiser(spec: LocaliserSpec, prm: ProcessRewardModel | None = None) -> Localiser:
     """The localiser that `spec` names. Raises ValueError where it lacks its model."""
     if ":" in spec.kind:
-        return imported(spec.kind, "localiser.kind")(spec)
+        return made(spec.kind, "localiser.kind", spec)
     if spec.kind == "oracle":
         return Oracle(spec)
     if spec.kind == "likelihood":

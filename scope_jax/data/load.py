@@ -123,8 +123,18 @@ def _check_task(task: TaskSpec) -> None:
                 f"config.task.train and .evaluation name files; the task {name!r} has none: set"
                 " task.name = 'math'"
             )
+        if task.train_split in ("test", "test_ood"):
+            raise ValueError(
+                f"config.task.train_split = {task.train_split!r} is what a run is evaluated on;"
+                " train on 'train' or 'validation'"
+            )
         return
     _mathematics(options)
+    if task.train_split != "train":
+        raise ValueError(
+            f"config.task.train_split = {task.train_split!r} is of generated data sets; the split"
+            " of a source is its own setting, as in {'math': {'path': ..., 'split': 'train'}}"
+        )
     if not train:
         raise ValueError(
             "config.task.train is empty; give at least one source, such as {'math': {'path': ...}}"

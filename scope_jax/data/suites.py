@@ -177,6 +177,10 @@ def _arc(row: Row, identity: str) -> tuple[str, str]:
     if isinstance(choices, Mapping):
         labels, texts = choices.get("label"), choices.get("text")
     else:
+        if not isinstance(choices or [], list | tuple) or not all(
+            isinstance(choice, Mapping) for choice in choices or ()
+        ):
+            raise ValueError("expected choices with a label and a text each")
         labels = [choice.get("label") for choice in choices or ()]
         texts = [choice.get("text") for choice in choices or ()]
     key = _text(row, "answerKey")

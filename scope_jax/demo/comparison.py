@@ -98,8 +98,8 @@ def spread(values: list[float], absent: str = "-") -> str:
         return absent
     digits = 0 if max(known) >= 10 else 3
     text = f"{np.mean(known):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {np.std(known):.{digits}f}"
+    if len(known) > 1:
+        text += f" ± {np.std(known, ddof=1):.{digits}f}"
     return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
 
 

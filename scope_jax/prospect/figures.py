@@ -188,7 +188,8 @@ def precision(failures: FirstErrors, right: FirstErrors) -> Precision:
     """The localiser against the check. `failures`: those that ended and were checked."""
     wrong = failures.take(failures.true_R < failures.steps_R)
     found = wrong.found_R < wrong.steps_R
-    clean = right.take(right.true_R == right.steps_R)
+    # A row that was not scored cannot be flagged.
+    clean = right.take((right.true_R == right.steps_R) & right.scored_R)
     return Precision(
         errors=len(wrong.true_R),
         exact=int(np.sum(wrong.found_R == wrong.true_R)),

@@ -23,6 +23,11 @@ _METHODS = {
     ),
     "process": "Scores of the steps are rewards beside the outcome (arXiv 2402.03300).",
     "pure": "The worst step of a rollout decides, beside the outcome: PURE (arXiv 2504.15275).",
+    "sft": "Supervised learning of a teacher's whole solutions; nothing is rolled out.",
+    "distillation": (
+        "On-policy distillation: of each token that the policy wrote it learns what a teacher's"
+        " probability of it is; verdicts are shown and not learned from."
+    ),
     "vppo": "The good beginning of a failed rollout is worth something: VPPO (arXiv 2601.18984).",
 }
 _GENERIC = ("base", "final", "model", "policy", "prm", "teacher")  # names of many a directory
@@ -32,13 +37,24 @@ _TAUGHT = ("scope", "luffy", "relift")
 
 def title(config: Mapping[str, Any]) -> str:
     """ "GRPO on arithmetic"; empty where the config does not say."""
-    method, task = _at(config, "method.name"), _at(config, "task.name")
+    method, task = _method(config), _at(config, "task.name")
     return f"{_proper(method)} on {task}" if method and task else ""
 
 
 def intro(config: Mapping[str, Any]) -> list[str]:
     """What the method does, where it is known."""
-    return [text] if (text := _METHODS.get(_at(config, "method.name"))) else []
+    return [text] if (text := _METHODS.get(_method(config))) else []
+
+
+def _method(config: Mapping[str, Any]) -> Any:
+    """`method.name`, but for runs that use nothing of it: demonstrations alone ("sft"), and
+    distillation without rewards ("distillation")."""
+    supervised, steps = _at(config, "sft.steps") or 0, _at(config, "steps") or math.inf
+    if supervised >= steps:
+        return "sft"
+    if _at(config, "loss.distill_weight") and _at(config, "loss.outcome_weight") == 0:
+        return "distillation"
+    return _at(config, "method.name")
 
 
 def facts(
@@ -49,8 +65,8 @@ def facts(
 ) -> list[tuple[str, str]]:
     """(name, value): the models, the problems, how long, on what. What is not known is left
     out."""
-    method, teacher = _at(config, "method.name"), _at(config, "teacher.kind")
-    taught = method in _TAUGHT or _at(config, "sft.steps")
+    method, teacher = _method(config), _at(config, "teacher.kind")
+    taught = method in _TAUGHT or _at(config, "sft.steps") or _at(config, "loss.distill_weight")
     by_model = {"prm": _at(config, "models.prm"), "model": _at(config, "models.teacher")}
     locates = _at(config, "localiser.kind") if method in _SCORES_STEPS else None
     found = [
@@ -77,7 +93,7 @@ def _at(config: Mapping[str, Any], path: str) -> Any:
 
 
 def _proper(method: Any) -> str:
-    names = {"relift": "ReLIFT", "process": "Process rewards"}
+    names = {"relift": "ReLIFT", "process": "Process rewards", "distillation": "Distillation"}
     return names.get(method, str(method).upper()) if method else ""
 
 

@@ -164,8 +164,10 @@ class Reward:
         asked = np.flatnonzero(rows.finished_B)
         value_B = np.full(len(rows.texts), np.nan)
         if part.function == "outcome":
-            found = verdicts(rows.domain, rows.problems, rows.texts)
-            value_B[:] = [np.nan if verdict is None else float(verdict) for verdict in found]
+            found = verdicts(
+                rows.domain, [rows.problems[b] for b in asked], [rows.texts[b] for b in asked]
+            )
+            value_B[asked] = [np.nan if verdict is None else float(verdict) for verdict in found]
             value_B[~np.isfinite(value_B)] = np.nan
             _count(reasons, "verifier", value_B[asked])
         elif part.function == "prm":

@@ -23,7 +23,7 @@ class SampleSpec:
     top_k: int | None = None
     max_new_tokens: int = 256  # at most, in one call
     end_ids: tuple[int, ...] = ()  # tokens that finish a row
-    # int32[states, V] from `tasks.stop_table`; a row pauses (unfinished) in the last state.
+    # int32[states, V] from `text.stop_table`; a row pauses (unfinished) in the last state.
     stop: np.ndarray | None = None
     # How keys and values are kept: in the parameters' dtype, or as 8-bit numbers. Recorded
     # log-probs are those of the model that reads them.

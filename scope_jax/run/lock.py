@@ -44,6 +44,42 @@ def locked(workdir: str | os.PathLike, patience: float = PATIENCE) -> Iterator[N
             os.close(held)
 
 
+def refuse_busy(workdir: str | os.PathLike, patience: float = PATIENCE) -> None:
+    """Raise ValueError where another process works in `workdir`, and still does after `patience`
+    seconds; makes nothing. For a look before models are read: who may work there is decided by
+    `locked`."""
+    refusal = _busy(Path(workdir), patience) if is_main() else None
+    refusal = from_main(refusal)
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def _busy(workdir: Path, patience: float) -> str | None:
+    """Why nobody else may work there, if somebody does."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            file = os.open(workdir / NAME, os.O_RDWR | os.O_NONBLOCK)
+        except OSError:  # nobody is there, or it is no file, which `locked` says
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            refusal = _refusal(workdir, file)
+        finally:
+            os.close(file)
+        if time.monotonic() > deadline:
+            return refusal
+        time.sleep(0.2)
+
+
+def _refusal(workdir: Path, file: int) -> str:
+    return f"{workdir}: {_holder(file)} works in it; wait for it, or use another workdir"
+
+
 def _take(workdir: Path, patience: float) -> tuple[int | None, str | None]:
     """(the open lock file, or None where the file system knows no locks; why it is refused)."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -55,12 +91,12 @@ def _take(workdir: Path, patience: float) -> tuple[int | None, str | None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _holder(file)
+            refusal = _refusal(workdir, file)
             os.close(file)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 return None, None
             if time.monotonic() > deadline:
-                return None, f"{workdir}: {holder} works in it; wait for it, or use another workdir"
+                return None, refusal
             time.sleep(0.2)
             continue
         if _is_still(path, file):

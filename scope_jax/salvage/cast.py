@@ -21,7 +21,7 @@ from scope_jax.salvage.settings import Settings, is_address, teacher_kind
 from scope_jax.salvage.writer import EndpointWriter
 from scope_jax.tasks import Domain
 from scope_jax.text import end_ids, load_tokenizer
-from scope_jax.types import imported
+from scope_jax.types import made
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +76,14 @@ def planned(settings: Settings, mesh: jax.sharding.Mesh) -> Callable[[], Cast]:
     named = (local, settings.prm, _teacher_directory(settings))
     for weights in dict.fromkeys(directory for directory in named if directory):
         models.check_files(weights)
+
+    # Functions of the user are imported before anything is written: a wrong name is no run.
+    if not settings.needs_answers:
+        with Reward(_reward_spec(settings)) as reward:
+            _start(reward)
+    if settings.localiser == "function":
+        with StepChecker(settings.localiser_spec) as checker:
+            _start(checker)
 
     def load() -> Cast:
         with contextlib.ExitStack() as opened:
@@ -149,10 +157,10 @@ def _own_localiser(settings: Settings) -> Localiser:
     name = settings.localiser
     try:
         found = make_localiser(settings.localiser_spec)
-    except TypeError as error:
+    except ValueError as error:
         raise ValueError(
-            f"--localiser={name}: cannot be called with a LocaliserSpec alone ({error}); a function"
-            f" that names the first wrong step is --localiser=function --checker={name}"
+            f"--localiser: {error}; a function that names the first wrong step is"
+            f" --localiser=function --checker={name}"
         ) from None
     if not callable(getattr(found, "score", None)):
         raise ValueError(f"--localiser={name}: expected a localiser with a method score")
@@ -175,8 +183,13 @@ def _described_writer(directory: str, mesh: jax.sharding.Mesh) -> models.ModelCo
     return config
 
 
-def _load_writer(directory: str, settings: Settings, mesh: jax.sharding.Mesh) -> Generator:
+def _load_writer(
+    directory: str, settings: Settings, mesh: jax.sharding.Mesh, ends: tuple[int, ...] | None = None
+) -> Generator:
+    """A model that writes; `ends`: in place of the end tokens that its configuration names."""
     config, params = models.load(directory, dtype=settings.dtype, mesh=mesh)
+    if ends is not None:
+        config = dataclasses.replace(config, end_ids=ends)
     return Generator(models.decode_layout(config, params, mesh), config, mesh)
 
 
@@ -222,10 +235,10 @@ def _planned_teacher(
     settings: Settings, domain: Domain, tokenizer: Any, mesh: jax.sharding.Mesh
 ) -> Callable[[], teachers.Teacher]:
     kind = teacher_kind(settings.teacher)
-    own = None
+    own = its_own = None
     if kind == "model":
-        own = load_tokenizer(settings.teacher)
-        own = None if own.get_vocab() == tokenizer.get_vocab() else own
+        its_own = load_tokenizer(settings.teacher)
+        own = None if its_own.get_vocab() == tokenizer.get_vocab() else its_own
         if own is not None and settings.localiser == "likelihood":
             raise ValueError(
                 f"--localiser=likelihood: teacher {settings.teacher} has another tokenizer than the"
@@ -248,7 +261,10 @@ def _planned_teacher(
         described = _described_writer(directory, mesh)
         check_vocabulary(own or tokenizer, described.vocab_size, directory)
         teachers.ModelTeacher(None, spec, own)  # refuses another tokenizer that goes on with ids
-        return lambda: teachers.ModelTeacher(_load_writer(directory, settings, mesh), spec, own)
+        ends = end_ids(its_own, described.end_ids)
+        return lambda: teachers.ModelTeacher(
+            _load_writer(directory, settings, mesh, ends), spec, own, its_own
+        )
     if kind == "self":
         return lambda: teachers.ModelTeacher(None, spec)
     found = _teacher_without_weights(settings, spec, domain)
@@ -259,7 +275,7 @@ def _teacher_without_weights(
     settings: Settings, spec: teachers.TeacherSpec, domain: Domain
 ) -> teachers.Teacher:
     if ":" in spec.kind:
-        return imported(spec.kind, "--teacher")(spec)
+        return made(spec.kind, "--teacher", spec)
     if spec.kind == "endpoint":
         return teachers.EndpointTeacher(teachers.Endpoint(_endpoint(settings, "teacher")), spec)
     if spec.kind == "reference":

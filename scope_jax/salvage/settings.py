@@ -125,6 +125,7 @@ class Settings:
         for name in ("teacher_tokens", "teacher_extra"):
             if getattr(self, name) is not None and not is_address(self.teacher):
                 raise ValueError(f"{flag(name)} is for a teacher behind an address")
+        self._check_idle()
         check_kind(self.verify, ("task", "math"), "--verify")
         if self.verify == "math" and self.task != "math":
             raise ValueError(
@@ -134,6 +135,19 @@ class Settings:
             raise ValueError(
                 "--pairs=solutions needs --policy: without a tail a corrected solution has no end"
             )
+
+    def _check_idle(self) -> None:
+        """Refuse flags that would do nothing."""
+        at_address = {who: is_address(getattr(self, who)) for who in ("policy", "teacher")}
+        for name, serves, why in (
+            *((f"{who}_model", at_address[who], f"--{who}=ADDRESS") for who in at_address),
+            *((f"{who}_key_env", at_address[who], f"--{who}=ADDRESS") for who in at_address),
+            ("prm_format", self.prm is not None, "--prm"),
+            ("style", self.teacher == "program", "--teacher=program"),
+        ):
+            usual = next(f.default for f in dataclasses.fields(self) if f.name == name)
+            if not serves and getattr(self, name) != usual:
+                raise ValueError(f"{flag(name)} is for {why}, and does nothing here")
 
     @property
     def domain(self) -> Domain:

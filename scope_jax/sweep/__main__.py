@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if args.list:
         for run in runs:
-            print(f"{'done' if is_finished(args.records, run.name) else '    '}  {run.name}")
+            print(f"{_state(args.records, run.name):6}  {run.name}")
         return 0
     if args.stage != "all":
         return _stage(args, runs, checkpoints)
@@ -80,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if STOPPED in codes:
         return STOPPED
     return 0 if done == len(runs) and not any(codes) else 1
+
+
+def _state(records: Path, name: str) -> str:
+    """Of a run in a listing: "done", "failed" or nothing."""
+    if (records / f"{name}.failed.json").is_file():
+        return "failed"
+    return "done" if is_finished(records, name) else ""
 
 
 def run_side_by_side(
@@ -117,7 +124,9 @@ def _stage(args: Any, runs: list[Run], checkpoints: list[Checkpoint]) -> int:
     logging.set_verbosity(logging.ERROR)
     if args.stage != "prepare" and args.jobs > 1:
         pin(int(args.stage), args.jobs)
-    use_cpu_cores()
+    configs = [config_of(run.config, run.overrides) for run in runs]
+    places = {place for config in configs for place in cli.models_of(config) if place}
+    use_cpu_cores(max(map(cli.weights_of, places), default=0))
     keep_compiled_programs(args.compilation_cache)
     try:
         jax.devices()  # a machine without its accelerator would fail every run

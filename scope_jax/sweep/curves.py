@@ -50,7 +50,7 @@ def draw_curves(methods: Groups, path: Path) -> None:
                     axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
             axes.set_title(title, fontsize=9)
             axes.grid(alpha=0.3)
-            axes.set_xlabel(f"rollout batches (mean of {WINDOW})")
+            axes.set_xlabel(f"rollout batches (mean of {WINDOW} points)")
         first = figure.axes[0]
         if len(methods) > len(banded):
             first.plot([], [], color="0.65", lw=0.7, label="other methods")

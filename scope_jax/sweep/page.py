@@ -45,14 +45,26 @@ class Folders:
     tuning: Path | None = None  # the search for settings
 
 
+_RUN = ("method", "domain", "seed")
+# The labels that runs of a folder are grouped by.
+LABELS = {
+    **dict.fromkeys(("table", "temperatures", "conditions", "confirmation", "controls"), _RUN),
+    "factorial": (*_RUN, "switches"),
+    "ablations": (*_RUN, "variant"),
+    "tuning": ("method", "rate", "switch"),
+}
+
+
 def results(folders: Folders, images: Path) -> str:
     """The generated part of the page, in Markdown; writes the pictures."""
     parts = []
-    done, failed = read_records(folders.table)
-    for domain in domains_of(done):
+    done, failed = read_records(folders.table, LABELS["table"])
+    for domain in domains_of([*done, *failed]):
         methods = methods_of(shown(done), domain)
         lost = collections.Counter(
-            record["labels"]["method"] for record in failed if record["labels"]["domain"] == domain
+            record["labels"]["method"]
+            for record in shown(failed)
+            if record["labels"]["domain"] == domain
         )
         parts.append(f"## {domain.capitalize()}\n")
         parts.append(tables.method_tables(methods, lost))
@@ -63,7 +75,7 @@ def results(folders: Folders, images: Path) -> str:
         draw_curves(methods, images / f"results_{domain}.svg")
         parts.append(f"![Learning curves, {domain}](images/results_{domain}.svg)\n")
         parts += _at_temperatures(methods, domain, images, "results_frontier")
-    if records := _records(folders.temperatures):
+    if records := _records(folders, "temperatures"):
         parts.append("## At several temperatures\n")
         for domain in domains_of(records[0]):
             methods = methods_of(shown(records[0]), domain)
@@ -75,11 +87,11 @@ def results(folders: Folders, images: Path) -> str:
     if changed := sources.get("conditions"):
         parts.append(axes_table(changed, sources.get("temperatures", ())))
         parts += conditions_picture(sources, images)
-    if records := _records(folders.factorial):
+    if records := _records(folders, "factorial"):
         parts.append(factorial(records[0]))
-    if records := _records(folders.ablations):
+    if records := _records(folders, "ablations"):
         parts.append(tables.ablations(records[0], done))
-    if records := _records(folders.confirmation):
+    if records := _records(folders, "confirmation"):
         what = (
             "On seeds and a draw of problems of their own: `scope` has the defaults of today,"
             " `scope_first` those of the table."
@@ -88,10 +100,10 @@ def results(folders: Folders, images: Path) -> str:
         for domain in domains_of(records[0]):
             parts.append(f"### The runs of {domain}\n")
             parts += _of_the_run(methods_of(records[0], domain))
-    if records := _records(folders.controls):
+    if records := _records(folders, "controls"):
         what = "On another base, on fresh seeds and another draw of problems."
         parts.append(tables.confirmation(records[0], "Another base", what))
-    if records := _records(folders.tuning):
+    if records := _records(folders, "tuning"):
         parts.append(tables.search(*map(shown, records)))
     return "\n".join(part for part in parts if part)
 
@@ -115,7 +127,7 @@ def _at_temperatures(methods: Groups, domain: str, images: Path, name: str) -> l
 
 def sources_of(folders: Folders) -> dict[str, list[Record]]:
     """The finished runs by the name of their folder's field; without those of the search."""
-    known = {name: _records(folder) for name, folder in vars(folders).items() if name != "tuning"}
+    known = {name: _records(folders, name) for name in vars(folders) if name != "tuning"}
     return {name: records[0] for name, records in known.items() if records}
 
 
@@ -173,11 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _records(folder: Path | None) -> tuple[list[Record], list[Record]] | None:
-    """(finished, failed) runs; None where there is nothing."""
+def _records(folders: Folders, name: str) -> tuple[list[Record], list[Record]] | None:
+    """(finished, failed) runs of a folder; None where there is nothing."""
+    folder = getattr(folders, name)
     if folder is None or not any(folder.rglob("*.json")):
         return None
-    return read_records(folder)
+    return read_records(folder, LABELS[name])
 
 
 if __name__ == "__main__":

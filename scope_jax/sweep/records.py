@@ -203,9 +203,12 @@ def _changed(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
     }
 
 
-def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:
+def read_records(
+    folder: str | Path, labels: Sequence[str] = ("method",)
+) -> tuple[list[Record], list[Record]]:
     """(records of finished runs, records of failed runs) under a folder, sorted by name. Raises
-    FileNotFoundError where there is none, and ValueError naming a file that is no record."""
+    FileNotFoundError where there is none, and ValueError naming a file that is no record, or one
+    of a run without these labels."""
     done: list[Record] = []
     failed: list[Record] = []
     paths = sorted(Path(folder).rglob("*.json"))
@@ -215,9 +218,14 @@ def read_records(folder: str | Path) -> tuple[list[Record], list[Record]]:
         try:
             record = json.loads(path.read_text())
             (failed if path.name.endswith(".failed.json") else done).append(record)
-            record["labels"]["method"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            known = record["labels"].keys()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a record of scope_jax.sweep ({error!r})") from None
+        if missing := [label for label in labels if label not in known]:
+            raise ValueError(
+                f"{path}: its run has no label {', '.join(map(repr, missing))}; the page groups by"
+                f" {', '.join(labels)} here"
+            )
     return done, failed
 
 

@@ -57,11 +57,12 @@ def load_sweep(path: str | Path) -> tuple[list[Run], list[Checkpoint]]:
 
 
 def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
-    """The runs whose name matches the pattern `only`, and of these the ones of shard "I/N". Raises
-    ValueError for a pattern that no name matches and a shard of another form."""
+    """The runs whose name matches the pattern `only`, and of these the ones of shard "I/N". An
+    empty pattern asks for no run: checkpoints alone are made then. Raises ValueError for another
+    one that no name matches and a shard of another form."""
     names = [run.name for run in runs]
     runs = [run for run in runs if fnmatch.fnmatch(run.name, only)]
-    if names and not runs:
+    if names and not runs and only:
         raise ValueError(f"--only={only}: no run is called so; there are {', '.join(names)}")
     first, _, count = shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):

@@ -10,7 +10,6 @@ import numpy as np
 from scope_jax.sweep.curves import WINDOW, smooth
 from scope_jax.sweep.figures import (
     BASELINE,
-    OURS,
     TASKS,
     Groups,
     Lead,
@@ -124,8 +123,10 @@ def draw_budgets(domains: Mapping[str, Groups], path: Path) -> None:
             for axes, cost, what in zip(row, costs, ("tokens of the policy", "seconds")):
                 for number, name in enumerate(names):
                     mean, half = lines[name]
-                    whole = cost.get(BASELINE, 0.0) * (len(lines[BASELINE][0]) + WINDOW - 1)
-                    if not len(mean) or not whole:
+                    if not len(mean) or BASELINE not in lines:
+                        continue
+                    whole = cost[BASELINE] * (len(lines[BASELINE][0]) + WINDOW - 1)
+                    if not whole:
                         continue
                     x = (np.arange(len(mean)) + WINDOW) * cost[name] / whole
                     colour = colours()(number)
@@ -140,8 +141,12 @@ def draw_budgets(domains: Mapping[str, Groups], path: Path) -> None:
 
 def _rewards(methods: Groups) -> tuple[np.ndarray, np.ndarray]:
     """(mean, half of the interval) over the runs of a method, in percent, of means of WINDOW
-    batches; empty where runs have no reward, or curves of different lengths."""
-    lines = [100 * smooth(curve_of(r, REWARD).tolist()) for rs in methods.values() for r in rs]
+    batches; empty where runs have no reward, curves of different lengths, or points that stand for
+    several batches."""
+    runs = [r for rs in methods.values() for r in rs]
+    if any(r.get("curve_every", 1) != 1 for r in runs):
+        return np.zeros(0), np.zeros(0)
+    lines = [100 * smooth(curve_of(r, REWARD).tolist()) for r in runs]
     if len({len(line) for line in lines}) != 1 or not all(np.isfinite(x).all() for x in lines):
         return np.zeros(0), np.zeros(0)
     points = [estimate(column.tolist()) for column in np.array(lines).T]
@@ -202,7 +207,7 @@ def draw_conditions(sources: Sources, path: Path) -> bool:
                     color="0.4",
                 )
             axes.set_title(TASKS.get(domain, domain), fontsize=9)
-            axes.set_xlabel(f"{OURS[0]} - {BASELINE}, points of pass@1")
+            axes.set_xlabel(f"ours - {BASELINE}, points of pass@1")
             axes.grid(alpha=0.3, axis="x")
             axes.margins(x=0.12)
         axes = figure.axes[0]

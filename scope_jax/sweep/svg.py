@@ -25,8 +25,11 @@ def picture(path: Path, width: float, height: float) -> Iterator[Any]:
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A hundredth of a point is enough, and makes the file smaller.
-    write_atomically(path, re.sub(r"(\.\d\d)\d+", r"\1", drawn.getvalue()))
+    # A hundredth of a point is enough, and makes the file smaller; what is read stays as it is.
+    short = re.sub(
+        r"(<text\b.*?</text>)|(\.\d\d)\d+", lambda m: m[1] or m[2], drawn.getvalue(), flags=re.S
+    )
+    write_atomically(path, short)
 
 
 def colours() -> Any:

@@ -10,7 +10,7 @@ from scope_jax.report.tables import markdown
 from scope_jax.sweep.cells import interval, signed
 from scope_jax.sweep.figures import BASELINE, Groups, by_seed, compare, our_method, value
 from scope_jax.sweep.records import Record
-from scope_jax.sweep.statistics import estimate
+from scope_jax.sweep.statistics import Estimate, estimate
 
 SETS = {"eval": "in distribution", "eval_ood": "longer problems"}
 RAREFIED = "diversity/rarefied_paths"
@@ -120,8 +120,10 @@ def _relative(ours: Sequence[Record], theirs: Sequence[Record], metric: str) -> 
     base = estimate([value(r, metric) for r in theirs if r["labels"]["seed"] in common]).mean
     if not pair.difference.count or not base:
         return "-"
-    mean, half = pair.difference.mean / base, pair.difference.half / base
-    return f"{100 * mean:+.1f} ± {100 * half:.1f} (p {pair.p:.2g})"
+    share = Estimate(
+        pair.difference.mean / base, pair.difference.half / base, pair.difference.count
+    )
+    return f"{signed(share, 100)} (p {pair.p:.2g})"
 
 
 def _over_problems(ours: Sequence[Record], theirs: Sequence[Record], prefix: str) -> str:

@@ -71,21 +71,27 @@ def rollout_diversity(methods: Groups) -> str:
 
 def budgets(methods: Groups) -> str:
     """The reward that the policy had reached when it had spent the baseline's rollout batches, its
-    tokens, and its seconds. A run that spent less is taken at its end. Empty without a baseline."""
-    known = {n: r for n, r in methods.items() if all(_whole(one, one, REWARD) for one in r)}
+    tokens, and its seconds. A run that spent less is taken at its end. Empty without a baseline;
+    runs so long that a point of their curve is not a batch are left out."""
+    known = {
+        n: r
+        for n, r in methods.items()
+        if all(_whole(one, one, REWARD) and one.get("curve_every", 1) == 1 for one in r)
+    }
     if BASELINE not in known:
         return ""
     tokens, seconds = batch_costs(known)
+    whole = min(len(curve_of(r, REWARD)) for r in known[BASELINE])
     rows = []
     for name, records in known.items():
         steps = min(len(curve_of(r, REWARD)) for r in records)
-        cells = [interval(_reward_at(records, steps), 100)]
+        cells = [interval(_reward_at(records, min(steps, whole)), 100)]
         for spent in (tokens, seconds):
             share = spent[BASELINE] / spent[name] if spent[name] else math.nan
             if math.isnan(share):
                 cells += ["-", "-"]
                 continue
-            batch = min(steps, round(steps * share))
+            batch = min(steps, round(whole * share))
             cells += [f"{interval(_reward_at(records, batch), 100)} ({batch})", plain(1 / share)]
         rows.append([name, str(len(records)), *cells])
     head = [

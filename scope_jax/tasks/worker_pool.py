@@ -6,6 +6,7 @@ in the parent's own environment; an item stuck for 1 s was given up after 4.1 s.
 """
 
 import collections
+import contextlib
 import errno
 import json
 import math
@@ -326,15 +327,17 @@ class _Worker:
         return code, lines[-1].strip()[:_LONGEST_WORDS] if lines else ""
 
     def end(self) -> None:
-        """Terminate, then kill; the pipes are closed and the process is reaped."""
+        """Terminate, then kill, what it started too; the pipes are closed, the process is
+        reaped."""
         process = self.process
         if process.poll() is None:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # its own session: the group is the worker's
-                process.wait()
+        # Its own session: the group is the worker's, and may outlive it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         for pipe in (process.stdin, process.stdout, self.stderr):
             if pipe:
                 pipe.close()

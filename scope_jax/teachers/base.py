@@ -188,10 +188,16 @@ def encode_reply(
         pieces, (ids, logp) = token_bytes(tokenizer), sampled
         for missing in ("", job.domain.separator):
             more = encode_step(missing, tokenizer) if missing else []
-            if more is not None and b"".join(pieces[i] for i in [*ids, *more]) == step.encode():
+            if more is not None and _text_of([*ids, *more], pieces) == step.encode():
                 return WrittenStep([*ids, *more], ends, [*logp, *[float("nan")] * len(more)])
     encoded = encode_step(step, tokenizer, job.domain.separator)
     return "untokenisable" if encoded is None else WrittenStep(encoded, ends)
+
+
+def _text_of(ids: Sequence[int], pieces: Sequence[bytes]) -> bytes:
+    """The bytes of ids; one past the tokenizer's vocabulary, as a padded model may sample, is no
+    text."""
+    return b"".join(pieces[i] if i < len(pieces) else b"\0" for i in ids)
 
 
 def encode_known(step: str, final: bool, ask: Ask, job: Job) -> WrittenStep | str:

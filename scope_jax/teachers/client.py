@@ -119,12 +119,17 @@ class Endpoint:
     """
 
     def __init__(self, spec: EndpointSpec):
-        parts = urllib.parse.urlsplit(spec.url or "")
+        expected = (
+            f"teacher.endpoint.url = {spec.url!r}: an address such as http://host:8000/v1 is"
+            " expected"
+        )
+        try:
+            parts = urllib.parse.urlsplit(spec.url or "")
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"{expected} ({error})") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"teacher.endpoint.url = {spec.url!r}: an address such as http://host:8000/v1 is"
-                " expected"
-            )
+            raise ValueError(expected)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
                 "teacher.endpoint.url holds a user, a password or a query; the key comes from"
@@ -139,7 +144,7 @@ class Endpoint:
         self.url = parts.geturl().rstrip("/") + (
             "/chat/completions" if spec.api == "chat" else "/completions"
         )
-        self._server = f"{parts.hostname}:{parts.port or ''}"
+        self._server = f"{parts.hostname}:{port or ''}"
         self._tls = ssl.create_default_context() if parts.scheme == "https" else False
         # Uncompressed, so that the size limit holds for what is read.
         self._headers = {

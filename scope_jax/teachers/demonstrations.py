@@ -53,6 +53,7 @@ class DemonstrationJob:
     temperature: float
     key: jax.Array  # of the training step
     seed: int  # of what does not draw by key
+    vocab_size: int | None = None  # of the policy's model; None: any id of the tokenizer's family
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class EndpointTeacher:
         if settings.api == "chat":
             body["messages"] = [{"role": "user", "content": prompt_text(ask, self.spec)}]
         else:
-            body |= {"prompt": ask.problem.prompt + "".join(ask.kept)}
+            body |= {"prompt": job.domain.policy_prompt(ask.problem) + "".join(ask.kept)}
             divider = job.domain.divider
             if can_stop(divider):
                 body["stop"] = [divider if isinstance(divider, str) else "\n\n"]
@@ -87,7 +87,7 @@ class EndpointTeacher:
 
     def _read(self, reply: Reply, ask: Ask, job: Job, most: int) -> tuple[str, bool] | str:
         """The step in a reply. A text that goes on inside of open thoughts is part of them."""
-        so_far = ask.problem.prompt + "".join(ask.kept)
+        so_far = job.domain.policy_prompt(ask.problem) + "".join(ask.kept)
         inside = self.endpoint.spec.api == "completions" and without_thoughts(so_far) is None
         return read_reply(
             reply.text, reply.complete, ask.last, job.domain, most=most, continued=inside

@@ -49,6 +49,9 @@ class ModelTeacher:
     generator: Generator | None  # None: the policy of the moment
     spec: TeacherSpec = dataclasses.field(default_factory=TeacherSpec)
     tokenizer: Any = None  # the model's own; None: the policy's
+    # Whose chat template prompts it: the model's own tokenizer, even where its ids are the
+    # policy's. None: `tokenizer`.
+    prompted_by: Any = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and not self.spec.prompted:
@@ -108,10 +111,19 @@ class ModelTeacher:
             job.rows, job.key, spec, owner=Owner.TEACHER, stream=streams.DEMONSTRATION
         )
         finished = to_host(rows.finished_B)[: len(job.problems)]
-        return demonstrated(rows, [None if ended else "too_long" for ended in finished])
+        foreign = has_foreign_ids(
+            rows, self.generator, job.vocab_size or self.generator.config.vocab_size
+        )
+        return demonstrated(
+            rows,
+            [
+                "untokenisable" if strange else None if ended else "too_long"
+                for ended, strange in zip(finished, foreign)
+            ],
+        )
 
     def _prompted(self, job: Job, generator: Generator) -> Corrected:
-        tokenizer = self.tokenizer or job.policy.tokenizer
+        tokenizer = self.prompted_by or self.tokenizer or job.policy.tokenizer
         prompts = encode_in_place(
             tokenizer,
             [prompt_text(ask, self.spec) for ask in job.asks],
@@ -192,14 +204,17 @@ def _prompt_rows(
 
 
 def _foreign_ids(rollout: Rollout, generator: Generator, job: Job) -> list[str | None]:
-    """Per ask, "untokenisable" where the policy lacks an id of the step: padded vocabularies of one
-    tokenizer may differ in size."""
-    failed: list[str | None] = [None] * len(job.asks)
-    known = job.policy.generator.config.vocab_size
-    if generator.config.vocab_size > known:
-        highest = to_host(jnp.max(rollout.tokens_BT, axis=1))
-        failed = ["untokenisable" if id_ >= known else None for id_ in highest[: len(failed)]]
-    return failed
+    """Per ask, "untokenisable" where the policy lacks an id of the step."""
+    foreign = has_foreign_ids(rollout, generator, job.policy.generator.config.vocab_size)
+    return ["untokenisable" if foreign[n] else None for n in range(len(job.asks))]
+
+
+def has_foreign_ids(rollout: Rollout, generator: Generator, known: int) -> np.ndarray:
+    """bool[B]: rows with an id that a policy with a vocabulary of `known` ids lacks: padded
+    vocabularies of one tokenizer may differ in size."""
+    if generator.config.vocab_size <= known:
+        return np.zeros(rollout.tokens_BT.shape[0], bool)
+    return np.asarray(to_host(jnp.max(rollout.tokens_BT, axis=1)) >= known)
 
 
 def _stop_table(tokenizer: Any, domain: Domain, vocab_size: int) -> np.ndarray | None:

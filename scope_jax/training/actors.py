@@ -18,11 +18,14 @@ from scope_jax.correction.step_checkers import StepChecker
 from scope_jax.data.load import Task, load_task
 from scope_jax.data.prompts import check_prompts, check_vocabulary
 from scope_jax.devices.mesh import own_mesh, to_host_memory
+from scope_jax.devices.shapes import fine_width
 from scope_jax.models import attention
 from scope_jax.prm import ProcessRewardModel
 from scope_jax.rewards import Reward
-from scope_jax.text import end_ids, load_tokenizer
-from scope_jax.types import imported
+from scope_jax.teachers.base import Ask
+from scope_jax.teachers.prompts import prompt_text
+from scope_jax.text import encode_in_place, end_ids, load_tokenizer
+from scope_jax.types import made
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,6 +78,8 @@ def load_actors(
         if config.uses_localiser and config.localiser.kind == "function":
             localiser = opened.enter_context(StepChecker(config.localiser))
             localiser.start()  # the same
+        elif config.uses_localiser and ":" in config.localiser.kind:
+            localiser = make_localiser(config.localiser)
         params = models.load(config.models.policy or "", dtype=config.dtype, mesh=mesh)[1]
         teacher = read_teacher() if read_teacher is not None else None
         prm = read_prm() if read_prm is not None else None
@@ -107,6 +112,11 @@ def described_policy(
             f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
         )
     model_config.check_width(config.rollout.length)
+    if config.evaluation.problems or config.evaluation.ood_problems:
+        model_config.check_width(sum(config.evaluation_tokens))
+    # An update's rows, as `pack` lays them out.
+    length = config.rollout
+    model_config.check_width(fine_width(length.prompt_tokens) + fine_width(length.new_tokens))
     if config.lora.spec is not None:
         models.lora_table(model_config, config.lora.spec)  # names what cannot have adapters
     tokenizer = load_tokenizer(directory)
@@ -245,7 +255,7 @@ def planned_teacher(
     """What gives the teacher that the config describes, once all else about it is checked. One
     without weights is there at once."""
     if config.teacher.kind == "model":
-        return _planned_model_teacher(config, policy, tokenizer, mesh)
+        return _planned_model_teacher(config, policy, tokenizer, task, mesh)
     found = _teacher_without_weights(config, task, workdir)
     return lambda: found
 
@@ -255,7 +265,7 @@ def _teacher_without_weights(
 ) -> teachers.Teacher:
     spec, endpoint = config.teacher, config.teacher.endpoint
     if ":" in spec.kind:
-        return imported(spec.kind, "teacher.kind")(spec)
+        return made(spec.kind, "teacher.kind", spec)
     if spec.kind == "endpoint":
         if not endpoint.cache and workdir is not None:
             endpoint = dataclasses.replace(endpoint, cache=str(workdir / "teacher_cache"))
@@ -285,7 +295,11 @@ def _teacher_without_weights(
 
 
 def _planned_model_teacher(
-    config: TrainConfig, policy: models.ModelConfig, tokenizer: Any, mesh: jax.sharding.Mesh
+    config: TrainConfig,
+    policy: models.ModelConfig,
+    tokenizer: Any,
+    task: Task,
+    mesh: jax.sharding.Mesh,
 ) -> Callable[[], teachers.Teacher]:
     spec, directory = config.teacher, config.models.teacher
     if not directory:
@@ -300,26 +314,44 @@ def _planned_model_teacher(
             f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
     described.check_width(config.rollout.length)
-    own = _own_tokenizer(config, described, policy, tokenizer)
+    its_own, shared = _own_tokenizer(config, described, policy, tokenizer)
+    ends = end_ids(its_own or tokenizer, described.end_ids)
+    if spec.prompted:
+        described.check_width(spec.prompt_tokens + spec.step_tokens)
+        _try_template(its_own or tokenizer, task, spec)
 
     def load() -> teachers.Teacher:
         teacher_config, params = models.load(
             directory, dtype=config.dtype, mesh=where, weights=config.models.teacher_weights
         )
-        teacher_config = dataclasses.replace(teacher_config, attention=attention_of(config))
+        teacher_config = dataclasses.replace(
+            teacher_config, attention=attention_of(config), end_ids=ends
+        )
         params = models.decode_layout(teacher_config, params, where)
         if config.placement.teacher == "host":
             params = to_host_memory(params)
         writer = rollout.Generator(params, teacher_config, where)
-        return teachers.ModelTeacher(writer, spec, own)
+        return teachers.ModelTeacher(writer, spec, None if shared else its_own, its_own)
 
     return load
 
 
+def _try_template(tokenizer: Any, task: Task, spec: teachers.TeacherSpec) -> None:
+    """Raise ValueError where a prompted teacher cannot be shown what it will be asked."""
+    ask = Ask(task.train[0], (), "x", False, 0)
+    encode_in_place(
+        tokenizer,
+        [prompt_text(ask, spec)],
+        max_length=spec.prompt_tokens,
+        chat=bool(tokenizer.chat_template),
+    )
+
+
 def _own_tokenizer(
     config: TrainConfig, teacher: models.ModelConfig, policy: models.ModelConfig, tokenizer: Any
-) -> Any:
-    """The teacher's tokenizer; None where it is the policy's."""
+) -> tuple[Any, bool]:
+    """(the teacher's tokenizer, None where its directory has none; whether its ids are the
+    policy's)."""
     spec, directory = config.teacher, config.models.teacher or ""
     writes_tails = isinstance(config.method, Scope) and config.method.tail == "teacher"
     try:
@@ -347,7 +379,7 @@ def _own_tokenizer(
         )
     if own is not None:
         check_vocabulary(own, teacher.vocab_size, directory)
-    return None if same else own
+    return own, same
 
 
 def _own_mesh(config: TrainConfig, name: str, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:

@@ -26,6 +26,7 @@ from scope_jax.training.rollouts import (
     demonstration_job,
     rollout_sampling,
     rows_of,
+    rows_of_prompt,
     scene_of,
 )
 from scope_jax.types import Rollout
@@ -33,6 +34,8 @@ from scope_jax.types import Rollout
 
 def compile_ahead(actors: Actors, learner: Learner, config: TrainConfig, key: jax.Array) -> None:
     """Run the programs that later steps may need. The learner is the same afterwards."""
+    if config.sft.steps >= config.steps:
+        return  # demonstrations alone: every step runs the same two programs
     later = config.sft.steps > 0  # rollouts begin after steps on demonstrations
     if prm_of(actors) is not None and not isinstance(actors.localiser, PRM):
         actors.reward.compile_ahead()  # otherwise the localiser has the same programs
@@ -59,13 +62,16 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
     ahead = getattr(scene.localiser, "compile_ahead", None)
     # Rows of one token, and rows that are nearly full: what goes on from either is of one of the
     # two widths.
+    own = rows_of_prompt(config)  # fewer than a group where demonstrations stand in it
     for length in (1, config.rollout.length - 1):
         rows = scene.policy.generator.extend(
-            _idle(config, prompts, group, length),
+            _idle(config, prompts, own, length),
             scene.key,
             rollout_sampling(actors, config),
-            shared_prefix=group,
+            shared_prefix=own,
         )
+        if own < group:
+            rows = _idle(config, prompts, group, length)
         if ahead is not None:
             ahead(rows, scene)
         if isinstance(config.method, Scope):
@@ -73,8 +79,8 @@ def _of_rollouts(actors: Actors, config: TrainConfig, scene: Scene) -> None:
             correction.compile_ahead(groups, scene, config.method)
     groups = Groups(rows, group, problems, *judged, {})
     # What else there is about an advantage is computed on the host.
-    own = config.advantage
-    spec = AdvantageSpec(std=own.std, baseline=own.baseline, batch_std=own.batch_std)
+    asked = config.advantage
+    spec = AdvantageSpec(std=asked.std, baseline=asked.baseline, batch_std=asked.batch_std)
     advantages(groups, scene, OutcomeCredit(), spec, max_new_tokens=config.rollout.new_tokens)
     if config.resample and isinstance(config.method, Scope):
         resample.compile_ahead(_idle(config, prompts, config.rows_per_group, 1))

@@ -153,15 +153,15 @@ class Learner:
         """The policy as it is now, laid out for decoding. With `placement.optimizer`, the moments,
         and weights that are kept in another dtype than the one in use, move to host memory until
         the next update."""
-        to_host = self.config.placement.optimizer == "host"
-        if to_host:
+        parked = self.config.placement.optimizer == "host"
+        if parked:
             self.state = dataclasses.replace(
                 self.state, opt_state=to_host_memory(self.state.opt_state)
             )
         generator = rollout.Generator(
             models.decode_layout(self.model, self._params(), self.mesh), self.model
         )
-        if to_host and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
+        if parked and any(w.dtype != self.dtype for w in jax.tree.leaves(self.state.params)):
             self.state = dataclasses.replace(self.state, params=to_host_memory(self.state.params))
         return generator
 

@@ -19,7 +19,7 @@ from scope_jax.devices.programs import program
 from scope_jax.report import SampleGroup, group_metrics
 from scope_jax.rewards import Judged, Rows, by_reason
 from scope_jax.run import PhaseTimer
-from scope_jax.text import encode_prompts
+from scope_jax.text import encode_in_place
 from scope_jax.training.actors import Actors
 from scope_jax.training.figures import StepFigures
 from scope_jax.training.samples import Samples
@@ -151,15 +151,13 @@ def encoded_or_none(
 ) -> list[list[int] | None]:
     """Prompt ids of each problem as the policy is shown it; None where they are too long."""
     domain = actors.task.domain
-    fitting, gone = encode_prompts(
+    return encode_in_place(
         actors.tokenizer,
         [domain.policy_prompt(problem) for problem in problems],
         max_length=config.rollout.prompt_tokens,
         chat=config.rollout.chat,
         system=domain.system,
     )
-    left, dropped = iter(fitting), set(gone)
-    return [None if n in dropped else next(left) for n in range(len(problems))]
 
 
 def collect_rollouts(
@@ -286,7 +284,12 @@ def collect_demonstrations(
     assert actors.teacher is not None
     with step.timer("demonstrate"):
         ids = [row for row in encoded_or_none(actors, config, problems) if row is not None]
-        assert len(ids) == len(problems)  # the same prompts were rolled out
+        if len(ids) < len(problems):  # of prompts that waited while the setting was another one
+            raise ValueError(
+                f"{len(problems) - len(ids)} of the prompts that wait for a demonstration do not"
+                f" fit into rollout.prompt_tokens = {config.rollout.prompt_tokens}; they did when"
+                " the run collected them: set it back"
+            )
         rows = rollout.from_prompts(ids, 1, config.rollout.length, first_row=first_row)
         job = demonstration_job(actors, config, problems, rows, step)
         demonstrated = actors.teacher.demonstrate(job)
@@ -342,6 +345,7 @@ def demonstration_job(
         temperature=config.demonstrations.temperature,
         key=step.key,
         seed=step.seed,
+        vocab_size=actors.config.vocab_size,
     )
 
 

@@ -339,6 +339,10 @@ def test_a_schedule_runs_over_all_updates():
     config = default_config()
     config.steps, config.training.epochs, config.training.mini_batches = 30, 2, 4
     assert train_config(config).optimizer.steps == 240
+    config.sft.steps = 10  # on demonstrations: in parts, but once
+    assert train_config(config).optimizer.steps == 10 * 4 + 20 * 2 * 4
+    config.sft.steps = 40
+    assert train_config(config).optimizer.steps == 30 * 4
     config.optimizer.steps = 7
     assert train_config(config).optimizer.steps == 7
 

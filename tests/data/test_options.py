@@ -6,7 +6,7 @@ import pytest
 from scope_jax.configuration import TrainConfig, train_config
 from scope_jax.configuration.files import read_config
 from scope_jax.configuration.schema import set_value
-from scope_jax.data.load import domain_of
+from scope_jax.data.load import TaskSpec, domain_of
 from scope_jax.data.sources import source_of
 
 
@@ -78,3 +78,12 @@ def test_a_further_source_on_the_command_line():
             ("task.train.more.path", "more.jsonl"),
             ("task.train.more.fields.prompt", "5"),
         )
+
+
+def test_a_split_that_is_evaluated_or_that_a_task_has_not_is_refused():
+    for split in ("test", "test_ood"):
+        with pytest.raises(ValueError, match="is what a run is evaluated on"):
+            TaskSpec(name="arithmetic", train_split=split)
+    assert TaskSpec(name="arithmetic", train_split="validation").train_split == "validation"
+    with pytest.raises(ValueError, match=r"config\.task\.train_split = 'validation' is of"):
+        TaskSpec(name="math", train={"a": {"path": "x"}}, train_split="validation")

@@ -191,6 +191,11 @@ def test_malformed_rows_are_named_skipped_and_counted_up_to_a_limit(tmp_path):
             "as many labels as texts",
         ),
         (
+            "arc_c",
+            {"question": "q", "choices": ["x", "y"], "answerKey": "A"},
+            "expected choices with a label and a text each",
+        ),
+        (
             "mmlu_pro",
             {"question": "q", "options": ["x", "y"], "answer_index": 2, "answer": "C"},
             "'answer_index' within it",

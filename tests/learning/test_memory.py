@@ -632,9 +632,13 @@ def weight_bytes(config: models.ModelConfig) -> int:
 
 
 @pytest.mark.long
-def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("method", ["grpo", "scope"])
+def test_no_further_copy_of_the_weights_is_alive(
+    method: str, checkpoints: Tiny, tmp_path: Path, monkeypatch
+):
     """A run on 2x2x2: parameters and moments split over fsdp, beside them the layout for decoding
-    while rollouts are made, and nothing else; before the update that layout is gone too."""
+    while rollouts are made, and nothing else (under SCOPE but the frozen models); before the update
+    that layout is gone too."""
     model, seen = models.read_config(checkpoints.policy), []
     update, run = Learner.update, train_module.collect_rollouts
     before = weight_bytes(model)
@@ -662,7 +666,7 @@ def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Pa
         "evaluation.problems": 0,
         "evaluation.ood_problems": 0,
     }
-    train_module.train(checkpoints.config("grpo", mesh), tmp_path / "run")
+    train_module.train(checkpoints.config(method, mesh), tmp_path / "run")
 
     table, split = models.weight_table(model), flatten(models.shardings(model, mesh_of("2x2x2")))
     whole = flatten(models.shardings(model, mesh_of("2x2x2"), drop=("fsdp",)))
@@ -676,4 +680,7 @@ def test_no_further_copy_of_the_weights_is_alive(checkpoints: Tiny, tmp_path: Pa
         sum(size(whole, path) for path in matrices),
     )
     assert decoding > 1.9 * trained / 3
+    frozen = seen[0][1] - trained - decoding  # teacher and process reward model
+    assert (frozen == 0) == (method == "grpo")
+    trained += frozen
     assert seen == [("rollouts", trained + decoding), ("update", trained), ("updated", trained)] * 2

@@ -8,7 +8,7 @@ import pytest
 from test_report import EVIL, Page, item, rollout
 
 from scope_jax.report import Watch, read_sample_file
-from scope_jax.report.run_facts import short_path
+from scope_jax.report.run_facts import facts, intro, short_path, title
 from scope_jax.report.run_page import write_run_report
 from scope_jax.run.metrics import MetricsWriter
 
@@ -233,3 +233,16 @@ def test_supervised_steps_do_not_count():
 def test_the_page_says_it_too(tmp_path):
     page = Page(run(tmp_path, [GRPO | SILENT | {"reward/mean": 0.0}] * 12))
     assert page.words[page.words.index("warning") + 1].startswith("nothing to learn from: in steps")
+
+
+def test_runs_that_use_nothing_of_their_methods_name_are_called_what_they_are():
+    alone = CONFIG | {"sft": {"steps": 4}}
+    assert title(alone) == "SFT on arithmetic" and "Supervised" in intro(alone)[0]
+    first = CONFIG | {"sft": {"steps": 2}}
+    assert title(first) == "GRPO on arithmetic"
+    distilled = CONFIG | {"loss": {"distill_weight": 1.0, "outcome_weight": 0.0}}
+    assert title(distilled) == "Distillation on arithmetic" and "token" in intro(distilled)[0]
+    beside = CONFIG | {"loss": {"distill_weight": 0.1, "outcome_weight": 1.0}}
+    assert title(beside) == "GRPO on arithmetic"
+    for config, taught in ((CONFIG, False), (alone, True), (distilled, True), (beside, True)):
+        assert ("teacher" in dict(facts(config, {}, [], ""))) == taught

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scope_jax.run.lock import NAME, locked
+from scope_jax.run.lock import NAME, locked, refuse_busy
 
 HOLDER = """
 import sys, time
@@ -103,3 +103,18 @@ def test_a_lock_that_is_no_file_is_named(tmp_path, make):
         locked(tmp_path, patience=0),
     ):
         raise AssertionError("nothing was locked")
+
+
+def test_a_busy_folder_is_refused_before_models_are_read(tmp_path):
+    refuse_busy(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    process = holder(tmp_path / "run")
+    try:
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* works in it"):
+            refuse_busy(tmp_path / "run", patience=0.3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    refuse_busy(tmp_path / "run", patience=0)
+    with locked(tmp_path / "run", patience=0):
+        pass

@@ -258,6 +258,9 @@ def test_everything_is_refused_before_a_weight_is_read(cut_short, tmp_path, chan
             "--teacher-extra: expected a JSON object, found list",
         ),
         ({"right": float("nan")}, "--right=nan: expected a number"),
+        ({"style": "sorted"}, "--style is for --teacher=program, and does nothing here"),
+        ({"teacher_model": "m"}, "--teacher-model is for --teacher=ADDRESS"),
+        ({"policy_key_env": "KEY"}, "--policy-key-env is for --policy=ADDRESS"),
     ],
 )
 def test_settings_that_make_no_sense(folder, tmp_path, change, message):
@@ -278,6 +281,7 @@ def test_a_missing_file_and_missing_functions(folder, tmp_path):
     settings = settings_of(folder, rollouts, tmp_path / "out", verify="nowhere:reward")
     with pytest.raises(ValueError, match=r"--verify = 'nowhere:reward': .*nowhere"):
         salvage(settings, mesh_of("1"))
+    assert not (tmp_path / "out").exists()  # the same folder with the right name is no other run
     settings = settings_of(
         folder, rollouts, tmp_path / "out2", localiser="function", checker="nowhere:check"
     )

@@ -7,6 +7,7 @@ import pytest
 
 from scope_jax.sweep.axes import axes_table, draw_axes, points_of
 from scope_jax.sweep.summary import summary
+from scope_jax.sweep.svg import picture
 from tests.sweep.test_page_tables import a_record
 
 PLACES = {0.6: 0.35, 0.97: 0.8, None: 0.6}  # reward of the first batch, by level of sparsity
@@ -74,3 +75,13 @@ def test_the_summary_shows_it_in_place_of_the_conditions_of_other_sweeps(tmp_pat
     text = summary({"table": table, "conditions": CHANGED, "temperatures": USUAL}, tmp_path)
     assert "images/results_axes.svg" in text and "results_conditions.svg" not in text
     assert "images/results_conditions.svg" in summary({"table": table}, tmp_path)
+
+
+def test_a_picture_is_shortened_but_what_is_read_in_it_is_not(tmp_path: Path):
+    with picture(tmp_path / "a.svg", 3, 2) as figure:
+        axes = figure.subplots()
+        axes.plot([0.0251, 0.0753], [0, 1])
+        axes.set_xticks([0.025, 0.075])
+    drawn = (tmp_path / "a.svg").read_text()
+    assert {"0.025", "0.075"} <= set(re.findall(r">([^<>]+)</text>", drawn))
+    assert not re.search(r'\sd="[^"]*\.\d{3}', drawn)

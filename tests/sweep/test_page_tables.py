@@ -164,6 +164,17 @@ def test_the_reward_at_equal_budgets_by_hand():
     assert cells(text, "grpo")[1:] == [
         *("85.0 ± 0.0", "85.0 ± 0.0 (20)", "1.00", "85.0 ± 0.0 (20)", "1.00")
     ]
+    # A longer run is read where grpo's budget ends, not its own.
+    longer = runs("longer", 50.0, 1.5)
+    for record in longer:
+        record["curve"]["reward/mean"] += [1.0] * 4
+    text = budgets({"longer": longer, "grpo": runs("grpo", 50.0, 1.5)})
+    assert cells(text, "longer")[1:4] == ["85.0 ± 0.0", "85.0 ± 0.0 (20)", "1.00"]
+    # One point of whose curve is several batches is not read as if it were one.
+    binned = runs("binned", 50.0, 1.5)
+    for record in binned:
+        record["curve_every"] = 2
+    assert "| binned |" not in budgets({"binned": binned, "grpo": runs("grpo", 50.0, 1.5)})
     own = runs("scope", 40.0, 2.0)  # 80 and 20 more for tries before the teacher is asked
     for record in own:
         record["mean"]["cost/self_tokens"] = 20.0

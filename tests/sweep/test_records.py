@@ -9,6 +9,7 @@ from scope_jax import sweep
 from scope_jax.report.run_page import write_run_report
 from scope_jax.sweep import slices
 from scope_jax.sweep.__main__ import main
+from scope_jax.sweep.records import read_records
 
 RUN = sweep.Run("a/b", "configs/run.py:grpo,arithmetic", {"seed": 7}, {"method": "grpo"})
 CUT = ["", "{", "{}", "[]", "null", "3", '"text"', "[" * 99999, '{"name": "a/b"', "\0"]
@@ -45,7 +46,7 @@ def test_the_command_line_names_the_file(tmp_path: Path, capsys: pytest.CaptureF
     file.write_text(f"from scope_jax.sweep import Run\nsweep = lambda: [{body}]\n")
     sweep.write_failure(records, RUN, "it gave up")
     command = [f"--sweep={file}", f"--workdir={tmp_path}", f"--records={records}", "--list"]
-    assert main(command) == 0 and capsys.readouterr().out == "done  a/b\n"
+    assert main(command) == 0 and capsys.readouterr().out == "failed  a/b\n"
     (records / "a" / "b.failed.json").write_text('{"labels": {"met')
     assert main(command) == 2
     assert slices.main(["plan", f"--sweep={file}", f"--records={records}"]) == 2
@@ -81,3 +82,13 @@ def test_a_report_names_a_summary_that_cannot_be_read(tmp_path: Path):
         summary_and_metrics(tmp_path, [0, 1], text)
         page = write_run_report(tmp_path).read_text()
         assert "summary.json: not the summary of a run (" in page and ">Reward<" in page
+
+
+def test_records_of_another_kind_of_sweep_are_named(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps({"name": "a", "labels": {"method": "grpo"}}))
+    assert len(read_records(tmp_path)[0]) == 1
+    with pytest.raises(ValueError, match=r"a\.json: its run has no label 'domain', 'switches'"):
+        read_records(tmp_path, ("method", "domain", "switches"))
+    (tmp_path / "a.json").write_text(json.dumps({"name": "a", "labels": "grpo"}))
+    with pytest.raises(ValueError, match=r"not a record of scope_jax\.sweep"):
+        read_records(tmp_path)

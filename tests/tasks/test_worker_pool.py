@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scope_jax.run import MachineError, failures
-from scope_jax.tasks import worker_pool
+from scope_jax.tasks import Problem, worker_pool
 from scope_jax.tasks.graders import Grader
 from scope_jax.tasks.verify_math import FunctionVerifier, MathVerifier
 
@@ -205,3 +205,28 @@ def test_the_command_line_ends_with_1(starts, tmp_path):
     )
     assert done.returncode == 1 and done.stderr.startswith("error: MathVerifier: no worker can be")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_function_started_ends_with_its_worker(tmp_path, monkeypatch):
+    (tmp_path / "spawning.py").write_text(
+        "import subprocess\n"
+        "def reward(fields, completion):\n"
+        "    child = subprocess.Popen(['sleep', '60'])\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Grader("spawning:reward", workers=1) as grader:
+        assert grader.scores([Problem("1", "2+2", "4")], ["4"]) == [1.0]
+        child = int((tmp_path / "pid").read_text())
+        os.kill(child, 0)  # it runs
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # ended; nobody reaps an orphan here
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {child} outlives the worker that started it")

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +36,9 @@ from test_teachers import BATCH, REWARD, alike, rescued_row
 
 from scope_jax.correction import SelectSpec
 from scope_jax.run import read_metrics
+from scope_jax.tasks import Mathematics, Problem
 from scope_jax.teachers import Endpoint, EndpointSpec, EndpointTeacher, TeacherSpec
+from scope_jax.teachers.base import Ask
 from scope_jax.teachers.client import Reply
 from scope_jax.train import train
 
@@ -221,6 +224,15 @@ def test_text_is_continued_with_the_other_api():
     ) and "messages" not in body
     with pytest.raises(ValueError, match="takes no prompt"):
         teacher("http://127.0.0.1:1/v1", api="completions")
+
+
+def test_text_is_continued_as_the_policy_was_shown_it():
+    """With a template of the task, the server goes on from what stands in the policy's row."""
+    domain = Mathematics(template="Q: {problem}\nA: ")
+    ask = Ask(Problem("1", "2+2?", "4"), ("First.\n\n",), "x", False, 0)
+    job = types.SimpleNamespace(domain=domain, seed=0)
+    body = teacher("http://127.0.0.1:1/v1", "", api="completions").body(ask, job)
+    assert body["prompt"] == "Q: 2+2?\nA: First.\n\n"
 
 
 @pytest.mark.parametrize(
@@ -486,6 +498,9 @@ def test_a_dead_server_is_reported_once_and_asked_less():
         ({"url": "host:8000"}, "an address such as http://host:8000/v1 is expected"),
         ({"url": "file:///etc/passwd"}, "an address such as"),
         ({"url": "http://me:secret@host/v1"}, "holds a user, a password or a query"),
+        ({"url": "http://host:port/v1"}, "teacher.endpoint.url = 'http://host:port/v1'"),
+        ({"url": "http://host:70000/v1"}, "teacher.endpoint.url = 'http://host:70000/v1'"),
+        ({"url": "http://[::1/v1"}, "teacher.endpoint.url = 'http://[::1/v1'"),
         ({"model": ""}, "teacher.endpoint.model = ''"),
         (
             {"api": "responses"},
