@@ -77,6 +77,7 @@ _ZERO = {
     "scope/leaks": 0.0,
     "scope/incomplete_steps": 0.0,
     "scope/teacher_failed": 0.0,
+    "scope/tail_tries": 0.0,
     "cost/teacher_tokens": 0.0,
     "cost/tail_tokens": 0.0,
 }

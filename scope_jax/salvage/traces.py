@@ -61,7 +61,7 @@ def _ids(nodes: list[Mapping[str, Any]]) -> tuple[list[int], int]:
 
 
 def _reward(rewards: Any) -> float | None:
-    """The weighted sum, None where nothing was scored. Raises ValueError."""
+    """The weighted sum, None where a score is missing, or all. Raises ValueError."""
     total: float | None = None
     for name, reward in _mapping(rewards).items():
         score, weight = reward, 1.0

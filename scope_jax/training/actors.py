@@ -338,7 +338,7 @@ def _planned_model_teacher(
 
 def _try_template(tokenizer: Any, task: Task, spec: teachers.TeacherSpec) -> None:
     """Raise ValueError where a prompted teacher cannot be shown what it will be asked."""
-    ask = Ask(task.train[0], (), "x", False, 0)
+    ask = Ask(task.train[0], (), "", False, 0)
     encode_in_place(
         tokenizer,
         [prompt_text(ask, spec)],

@@ -44,6 +44,7 @@ from scope_jax.run import read_metrics
 from scope_jax.tasks import Arithmetic, Domain, Problem
 from scope_jax.teachers import ModelTeacher, ProgramTeacher, ReferenceTeacher, TeacherSpec
 from scope_jax.teachers.base import Ask
+from scope_jax.teachers.model import has_foreign_ids
 from scope_jax.teachers.prompts import prompt_text
 from scope_jax.teachers.replies import encode_step, gives_answer_away, read_reply, reference_steps
 from scope_jax.text import character_tokenizer
@@ -443,10 +444,14 @@ def test_a_larger_padded_vocabulary_of_the_same_tokenizer_does():
     batch = scene(*BATCH)
     result = run(batch, REWARD, teacher=padded("\n-987\n"), policy=LAST)
     assert text(result.rollout, 1) == RIGHT + "#"
-    beyond = run(batch, REWARD, teacher=padded("\n-987\n", stray=len(TOKENIZER) + 3), policy=LAST)
-    assert beyond.metrics["scope/teacher_failed_untokenisable"] == 1 and same(
-        beyond.rollout, batch, range(4)
-    )
+    astray = padded("\n-987\n", stray=len(TOKENIZER) + 3)
+    for teacher, reason in ((astray, "untokenisable"), (ModelTeacher(astray, PLAIN), None)):
+        beyond = run(batch, REWARD, teacher=teacher, policy=LAST)  # prompted, its ids are no text
+        assert beyond.metrics["scope/corrected"] == 0 and same(beyond.rollout, batch, range(4))
+        assert not reason or beyond.metrics[f"scope/teacher_failed_{reason}"] == 1
+    found = has_foreign_ids(batch.replace(tokens_BT=batch.tokens_BT.at[2, 3].set(99)), astray, 20)
+    assert found.tolist() == [False, False, True, False]
+    assert not has_foreign_ids(batch, LAST, len(TOKENIZER)).any()
 
 
 def test_the_policy_corrects_itself():

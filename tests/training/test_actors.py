@@ -1,5 +1,6 @@
 """Who is loaded for a run: what a config asks for, where it is laid out, and what is refused."""
 
+import copy
 import dataclasses
 import re
 from pathlib import Path
@@ -95,6 +96,34 @@ def test_a_model_is_loaded_and_may_wait_on_the_host(folder: Path):
 def test_a_model_without_a_tokenizer_has_the_policys_where_sizes_agree(folder: Path):
     teacher = teacher_of(config_of(models__teacher=str(folder / "bare")))
     assert isinstance(teacher, teachers.ModelTeacher) and teacher.tokenizer is None
+
+
+def test_a_teacher_with_the_policys_vocabulary_is_prompted_by_its_own_template(
+    folder: Path, tmp_path: Path
+):
+    """The ids are the policy's; what stands around a prompt, and what ends a reply, is its own."""
+    own = copy.deepcopy(TOKENIZER)
+    own.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}="
+    models.save(tmp_path / "chat", dataclasses.replace(PLAIN, end_ids=()), make_params(PLAIN, 2))
+    save_tokenizer(own, tmp_path / "chat")
+    assert TOKENIZER.chat_template != own.chat_template
+    shown = {"teacher__template": "wrong_step", "teacher__prompt": "{prompt}{kept}{wrong}"}
+    config = config_of(models__teacher=str(tmp_path / "chat"), **shown)
+    teacher = teacher_of(config)
+    assert isinstance(teacher, teachers.ModelTeacher) and teacher.tokenizer is None
+    assert teacher.prompted_by.chat_template == own.chat_template
+    assert teacher.generator is not None
+    assert teacher.generator.config.end_ids == (TOKENIZER.eos_token_id,)
+    # What cannot be shown to it is said before the weights are read, and so is a failing template.
+    (tmp_path / "chat" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has characters the tokenizer lacks"):
+        teacher_of(
+            config_of(models__teacher=str(tmp_path / "chat"), teacher__template="wrong_step")
+        )
+    own.chat_template = "{{ nobody.knows }}"
+    save_tokenizer(own, tmp_path / "chat")
+    with pytest.raises(ValueError, match="template"):
+        teacher_of(config)
 
 
 def test_another_tokenizer_is_for_a_teacher_that_is_shown_texts(folder: Path):
