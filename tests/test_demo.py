@@ -61,10 +61,10 @@ def test_the_table_and_the_claims_by_hand():
     columns, rows = comparison.table({"eval/pass@1": 0.125}, runs)
     assert columns == ["", "base", "GRPO", "SCOPE"]
     found = {row[0]: row[1:] for row in rows}
-    assert found["pass@1"] == ["0.125", "0.500 ± 0.100", "0.550 ± 0.050"]
+    assert found["pass@1"] == ["0.125", "0.500 ± 0.141", "0.550 ± 0.071"]
     assert found["batches to reach reward 0.3"] == [
         "-",
-        "5.000 ± 0.000 (1 of 2 seeds)",
+        "5.000 (1 of 2 seeds)",
         "5.000 ± 0.000",
     ]
     assert found["seconds per batch"] == ["-", "4.500 ± 0.000", "4.500 ± 0.000"]

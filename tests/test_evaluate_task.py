@@ -43,7 +43,7 @@ def test_no_more_rows_are_decoded_than_there_are_problems(monkeypatch):
         assert [chunk_size(n, spec) for n in (1, 3, 5, 600)] == [4, 4, 8, 512]
         for samples in (3, 5, 10, 32):
             chunk = chunk_size(600, EvaluateSpec(samples=samples))
-            assert chunk * samples % 8 == 0 and 1000 < chunk * samples <= 1024
+            assert chunk * samples % 8 == 0 and 1000 <= chunk * samples <= 1024
 
 
 def test_the_largest_model_that_is_named_decides_over_cpu_devices(tmp_path):

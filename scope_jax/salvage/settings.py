@@ -138,7 +138,7 @@ class Settings:
 
     def _check_idle(self) -> None:
         """Refuse flags that would do nothing."""
-        at_address = {who: is_address(getattr(self, who)) for who in ("policy", "teacher")}
+        at_address = {who: is_address(getattr(self, who) or "") for who in ("policy", "teacher")}
         for name, serves, why in (
             *((f"{who}_model", at_address[who], f"--{who}=ADDRESS") for who in at_address),
             *((f"{who}_key_env", at_address[who], f"--{who}=ADDRESS") for who in at_address),
