@@ -181,27 +181,39 @@ def countdown_prm():
     return config
 
 
+# A policy of this size does not learn quadratic equations in the time: its errors are of all kinds.
+LINEAR = {"kinds": ("linear",)}
+
+
 def algebra_base():
-    """The base policy of algebra: terms moved in any order, and a misconception: a term that is
-    moved keeps its sign. Settings as of Countdown; not trained to the end here."""
+    """The base policy of algebra: linear equations, terms moved in any order, and a misconception:
+    a term that is moved keeps its sign.
+
+    Measured (200 problems, 8 samples, temperature 1): pass@1 / pass@8 0.076 / 0.40 with 2 lines,
+    0.031 / 0.21 with 3, 0.016 / 0.11 with 4. Three minutes of two cores.
+    """
     config = default_config()
-    config.steps = 700
+    config.steps = 1000
     config.task.name = "algebra"
-    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4, 5)
-    config.target.misconception = 0.4
+    config.task.options = dict(LINEAR)
+    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4)
+    config.target.misconception = 0.7
     config.target.misconception_kind = "sign"
     return config
 
 
 def algebra_teacher():
-    """The teacher of algebra: no misconception, and a style of its own (terms with x first). Not
-    trained to the end here; a teacher without errors is the domain's program: `teacher.kind =
-    "program"`."""
+    """The teacher of algebra: no misconception, and a style of its own (terms with x first). One
+    without errors is the domain's program: `teacher.kind = "program"`.
+
+    Measured: MEASURED
+    """
     config = default_config()
     config.seed = 1
     config.steps = 1200
     config.task.name = "algebra"
-    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4, 5)
+    config.task.options = dict(LINEAR)
+    config.fresh.lengths = (2, 3, 3, 3, 4, 4, 4)
     config.fresh.seed = 2
     config.target.style = "x_first"
     config.target.foreign_prefix = True

@@ -108,13 +108,16 @@ def countdown() -> ConfigDict:
 
 
 def algebra() -> ConfigDict:
-    """Algebra: equations that take three or four lines; a checker finds the first wrong line, no
-    process reward model."""
+    """Algebra: linear equations that take two or three lines; a checker finds the first wrong line,
+    no process reward model."""
     config = arithmetic()
+    config.steps = 100
+    config.optimizer.learning_rate = 1.5e-4
     config.task.name = "algebra"
     config.task.options = {
-        "lengths": (3, 4),
-        "ood_lengths": (5,),
+        "kinds": ("linear",),
+        "lengths": (2, 3),
+        "ood_lengths": (4,),
         "test_size": 1000,
         "test_ood_size": 1000,
     }
@@ -122,9 +125,9 @@ def algebra() -> ConfigDict:
     config.teacher.style = "x_first"
     config.teacher.step_tokens = 24
     config.rollout.prompt_tokens = 21
-    config.rollout.new_tokens = 54
+    config.rollout.new_tokens = 45
     config.evaluation.prompt_tokens = 21
-    config.evaluation.new_tokens = 71
+    config.evaluation.new_tokens = 54
     return config
 
 
