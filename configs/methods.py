@@ -10,17 +10,17 @@ def policy_gradient(config, task: Task):
     """Plain policy gradient: mean over tokens, no standard deviation, clip-higher. SCOPE's own
     objective with nothing corrected, the control of `make demo`.
 
-    Measured (as `scope` below): pass@1 0.566 +- 0.021, pass@8 0.992, distinct paths 4.01; longer
-    problems 0.403 / 0.963. At temperature 0.6: 0.756 +- 0.021 / 0.997; longer problems 0.614.
+    Measured (as `scope` below): pass@1 0.566 +- 0.025, pass@8 0.992, distinct paths 4.01; longer
+    problems 0.403 / 0.963. At temperature 0.6: 0.756 +- 0.026 / 0.997; longer problems 0.614.
     """
 
 
 def scope(config, task: Task):
     """SCOPE (arXiv 2602.24110): failures rescued at their first wrong step.
 
-    Measured (`make demo`: seeds 0, 1, 2; 1,000 problems): pass@1 0.680 +- 0.012, pass@8 0.998,
+    Measured (`make demo`: seeds 0, 1, 2; 1,000 problems): pass@1 0.680 +- 0.014, pass@8 0.998,
     distinct paths 4.83; longer problems 0.511 / 0.985; salvage rate 0.51. At temperature 0.6:
-    0.890 +- 0.013 / 0.999; longer problems 0.775.
+    0.890 +- 0.016 / 0.999; longer problems 0.775.
     """
     set_method(config, "scope")
     change(config, task.teacher, task.prm, task.rescue)
@@ -44,8 +44,8 @@ def grpo(config, task: Task):
     """GRPO (arXiv 2402.03300): advantages over the group's standard deviation, loss averaged per
     row.
 
-    Measured (`make demo`: seeds 0, 1, 2; 1,000 problems): pass@1 0.586 +- 0.009, pass@8 0.993,
-    distinct paths 4.19; longer problems 0.431 / 0.968. At temperature 0.6: 0.788 +- 0.022 / 0.998;
+    Measured (`make demo`: seeds 0, 1, 2; 1,000 problems): pass@1 0.586 +- 0.011, pass@8 0.993,
+    distinct paths 4.19; longer problems 0.431 / 0.968. At temperature 0.6: 0.788 +- 0.026 / 0.998;
     longer problems 0.655. The base: 0.115 / 0.432, 0.048 / 0.265; 0.122 at temperature 0.6.
     """
     config.advantage.std = True
