@@ -349,7 +349,8 @@ def clone_failures(
     failed = np.all(groups.failed_B.reshape(-1, groups.group), axis=1)
     prompts = groups.problems[:: groups.group]
     progress.waiting += [problem for problem, bad in zip(prompts, failed, strict=True) if bad]
-    size, rows, parts = config.method.buffer, len(groups.reward_B), []
+    size, rows = config.method.buffer, len(groups.reward_B)
+    parts: list[dict[str, float]] = []
     while len(progress.waiting) >= size:
         asked, progress.waiting = progress.waiting[:size], progress.waiting[size:]
         # Rows of their own ids, so that no two lots draw alike.

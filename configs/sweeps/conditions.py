@@ -9,6 +9,7 @@ problems are those of temperatures.py, whose runs are the conditions as they are
 """
 
 import dataclasses
+from typing import Any
 
 from scope_jax.configs.sweeps.common import (
     CACHE,
@@ -57,7 +58,7 @@ def prepare():
 
 
 def sweep():
-    arms = [
+    arms: list[tuple[str, str, dict[str, Any]]] = [
         (name, method, {"models.policy": f"{PLACE}/{name}"})
         for name in (*SPARSITY, *LATENESS)
         for method in ("grpo", "scope")

@@ -10,6 +10,7 @@ Seeds and draw of problems are its own: what is chosen here is to be tried again
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from scope_jax.configs.sweeps.common import (
     DOMAINS,
@@ -20,7 +21,7 @@ from scope_jax.configs.sweeps.common import (
 )
 
 SEEDS = range(400, 406)
-SWITCHES = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "pair": {"method.place": "pair", "method.credit": "divergence"},
     "all_failed": {"method.select.groups": "all_failed", "method.select.per_group": 1},
     "resample": {"method.resample": 2},

@@ -8,6 +8,7 @@ python -m scope_jax.sweep --sweep=configs/sweeps/temperatures.py --jobs=2 \
 """
 
 import dataclasses
+from typing import Any
 
 from scope_jax.configs.sweeps.common import (
     DOMAINS,
@@ -24,7 +25,7 @@ METHODS = ("grpo", "scope_off", "scope_self", "scope", "dapo", "luffy", "luffy_n
 # docs/results_appendix.md: a batch of DAPO has 1.75 (signed terms) and 2.08 (Countdown) times
 # GRPO's tokens, SCOPE's 1.05 and 1.04, in 1.12 and 1.30 times its seconds; a demonstration has 27.5
 # and 29.5 tokens, and SCOPE's teacher writes 109 and 249 in a batch.
-BUDGETS = {
+BUDGETS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "dapo_tokens": ("dapo", {"arithmetic": {"steps": 18}, "countdown": {"steps": 15}}),
     "grpo_seconds": ("grpo", {"arithmetic": {"steps": 34}, "countdown": {"steps": 39}}),
     # SCOPE's teacher tokens of a whole run as demonstrations before thirty batches of GRPO.

@@ -161,7 +161,7 @@ class Reward:
 
     def _values(self, part: Part, rows: Rows, reasons: collections.Counter[str]) -> np.ndarray:
         """float64[B]: the values of one part; counts why ended rows have none."""
-        asked = np.flatnonzero(rows.finished_B)
+        asked = np.flatnonzero(rows.finished_B).tolist()
         value_B = np.full(len(rows.texts), np.nan)
         if part.function == "outcome":
             found = verdicts(
@@ -179,7 +179,7 @@ class Reward:
         return value_B
 
     def _called(
-        self, part: Part, rows: Rows, asked: np.ndarray, reasons: collections.Counter[str]
+        self, part: Part, rows: Rows, asked: Sequence[int], reasons: collections.Counter[str]
     ) -> list[float]:
         """The values that processes give to the rows `asked`."""
         found: list[Value] = by_share(
@@ -201,7 +201,7 @@ class Reward:
                 )
         return [np.nan if value is None else value for value, _, _ in found]
 
-    def _of_steps(self, part: Part, rows: Rows, asked: np.ndarray) -> np.ndarray:
+    def _of_steps(self, part: Part, rows: Rows, asked: Sequence[int]) -> np.ndarray:
         """float64[R]: what the model's scores of the steps of the rows `asked` come to."""
         if self.prm is None:
             raise ValueError(

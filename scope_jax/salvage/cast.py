@@ -235,7 +235,8 @@ def _planned_teacher(
     settings: Settings, domain: Domain, tokenizer: Any, mesh: jax.sharding.Mesh
 ) -> Callable[[], teachers.Teacher]:
     kind = teacher_kind(settings.teacher)
-    own = its_own = None
+    own: Any = None
+    its_own: Any = None
     if kind == "model":
         its_own = load_tokenizer(settings.teacher)
         own = None if its_own.get_vocab() == tokenizer.get_vocab() else its_own
