@@ -206,7 +206,8 @@ def algebra_teacher():
     """The teacher of algebra: no misconception, and a style of its own (terms with x first). One
     without errors is the domain's program: `teacher.kind = "program"`.
 
-    Measured: MEASURED
+    Measured (256 problems, 8 samples): pass@1 / pass@8 0.88 / 0.99 with 2 and 3 lines, 0.70 / 0.95
+    with 4. Four minutes of two cores.
     """
     config = default_config()
     config.seed = 1
