@@ -144,11 +144,11 @@ def test_without_a_policy_nothing_is_verified(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "rows", "expected"),
     [
-        ({"teacher": "stubborn"}, [WITH_4], ["same_step"]),
+        ({"teacher": "stubborn", "style": ""}, [WITH_4], ["same_step"]),
         ({"policy": "idle"}, [WRONG_2, WRONG_3], ["tail_cut_off", "rescued"]),
-        ({"teacher": "idle"}, [WRONG_2], ["incomplete_step"]),
+        ({"teacher": "idle", "style": ""}, [WRONG_2], ["incomplete_step"]),
         ({"good_steps": 0}, [WRONG_1], ["rescued"]),
-        ({"teacher": "reference"}, [WRONG_2], ["teacher_no_solution"]),
+        ({"teacher": "reference", "style": ""}, [WRONG_2], ["teacher_no_solution"]),
     ],
 )
 def test_why_a_row_is_not_rescued(folder, tmp_path, change, rows, expected):

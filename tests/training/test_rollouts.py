@@ -159,7 +159,7 @@ def judge(domain: Any, problems: Any, texts: Any, finished: np.ndarray) -> np.nd
 def test_a_reward_that_is_not_finite_is_no_reward(bad: float):
     class Odd(tasks.Arithmetic):
         def verify(self, problems: Any, texts: Any) -> Any:
-            return [True, bad, False, bad]
+            return [True, bad, False, bad][: len(texts)]
 
     domain = Odd(start="zero")
     problems = [domain.problem(0, "train", n, 2) for n in range(4)]
