@@ -25,7 +25,7 @@ from scope_jax.sweep.factorial import factorial
 from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
-from scope_jax.sweep.summary import conditions_picture, summary
+from scope_jax.sweep.summary import conditions_picture, paths_picture, summary
 from scope_jax.sweep.temperatures import by_temperature
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -76,6 +76,8 @@ def results(folders: Folders, images: Path) -> str:
         parts.append(f"![Learning curves, {domain}](images/results_{domain}.svg)\n")
         parts += _at_temperatures(methods, domain, images, "results_frontier")
     if records := _records(folders, "temperatures"):
+        table = shown(done)
+        parts += paths_picture({d: methods_of(table, d) for d in domains_of(table)}, images)
         parts.append("## At several temperatures\n")
         for domain in domains_of(records[0]):
             methods = methods_of(shown(records[0]), domain)

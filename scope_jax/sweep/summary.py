@@ -43,14 +43,11 @@ def summary(sources: Sources, images: Path) -> str:
     (`table`, `confirmation`, ...). Writes the pictures into `images`."""
     table = shown(sources.get("table", ()))
     domains = {domain: methods_of(table, domain) for domain in domains_of(table)}
-    draw_accuracy_and_paths(domains, images / "results_paths.svg")
     draw_budgets(domains, images / "results_budgets.svg")
     parts = [
         _table(domains, shown(sources.get("confirmation", ()))),
-        "![Accuracy against right paths](images/results_paths.svg)\n",
-        "*Accuracy against distinct right paths of a problem (8 samples at the evaluation's"
-        f" temperature), with 95 % intervals. Small dots: single seeds of {BASELINE}, and the line"
-        " through them, along which paths follow from accuracy alone.*\n",
+        # Where there is one against paths that accuracy does not move, it is shown below instead.
+        *([] if sources.get("temperatures") else paths_picture(domains, images)),
         "![Reward against tokens and seconds](images/results_budgets.svg)\n",
         f"*Reward of the policy's rollouts against what was spent; the dotted line is {BASELINE}'s"
         " whole run. Means of five batches, 95 % bands over seeds.*\n",
@@ -66,6 +63,17 @@ def summary(sources: Sources, images: Path) -> str:
         parts += conditions_picture(sources, images)
     warm = shown(sources.get("temperatures", ())) or table
     return "\n".join([*parts, *_temperatures(warm, images)])
+
+
+def paths_picture(domains: Mapping[str, Groups], images: Path) -> list[str]:
+    """Accuracy against right paths of all methods, with its caption."""
+    draw_accuracy_and_paths(domains, images / "results_paths.svg")
+    return [
+        "![Accuracy against right paths](images/results_paths.svg)\n",
+        "*Accuracy against distinct right paths of a problem (8 samples at the evaluation's"
+        f" temperature), with 95 % intervals. Small dots: single seeds of {BASELINE}, and the line"
+        " through them, along which paths follow from accuracy alone.*\n",
+    ]
 
 
 def conditions_picture(sources: Sources, images: Path) -> list[str]:
