@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scope_jax.sweep.figures import BASELINE, TASKS, Groups, mean_value, our_method, value
+from scope_jax.sweep.figures import (
+    BASELINE,
+    OURS,
+    TASKS,
+    Groups,
+    mean_value,
+    our_method,
+    value,
+)
 from scope_jax.sweep.statistics import estimate
 from scope_jax.sweep.svg import colours, picture
 from scope_jax.sweep.temperatures import RAREFIED, SETS, measured
@@ -47,23 +55,25 @@ def _draw(panels: Sequence[tuple[str, Groups, dict[float, str]]], path: Path) ->
     panels = [panel for panel in panels if points_of(panel[1], panel[2])]
     if not panels:
         return False
+    every = dict.fromkeys(name for _, methods, _ in panels for name in methods)
+    ours = next((name for name in OURS if name in every), None)
+    # One colour for a method in all panels: the key stands in the first.
+    names = sorted(every, key=lambda name: (name != ours, name != BASELINE))
     with picture(path, 4.6 * len(panels), 3.8) as figure:
         for axes, (title, methods, prefixes) in zip(
             figure.subplots(1, len(panels), squeeze=False).flat, panels
         ):
-            _panel(axes, methods, prefixes)
+            _panel(axes, methods, prefixes, names)
             axes.set_title(title, fontsize=9)
         figure.axes[0].legend(frameon=False, fontsize=7)
     return True
 
 
-def _panel(axes: Any, methods: Groups, prefixes: dict[float, str]) -> None:
-    """A curve over temperatures for each method."""
+def _panel(axes: Any, methods: Groups, prefixes: dict[float, str], names: Sequence[str]) -> None:
+    """A curve over temperatures for each method, in the colours of their places among `names`."""
     ours = our_method(methods)
     points = points_of(methods, prefixes)
-    for number, method in enumerate(
-        sorted(methods, key=lambda name: (name != ours, name != BASELINE))
-    ):
+    for number, method in enumerate(names):
         if method not in points:
             continue
         colour, width = colours()(number % 10), 1.8 if method == ours else 1.0
@@ -72,6 +82,7 @@ def _panel(axes: Any, methods: Groups, prefixes: dict[float, str]) -> None:
             *(x, y, dy, dx),
             color=colour,
             lw=width,
+            ls="-" if number < 10 else ":",
             elinewidth=0.6,
             marker="o",
             ms=3,
