@@ -12,7 +12,7 @@ from scipy import stats
 from scope_jax.report.by_problem import ByProblem
 from scope_jax.sweep import tables
 from scope_jax.sweep.figures import compare, salvage_rate, shown, value
-from scope_jax.sweep.frontier import draw_frontier, points_of
+from scope_jax.sweep.frontier import draw_frontier, draw_frontiers, points_of
 from scope_jax.sweep.statistics import welch
 from scope_jax.sweep.temperatures import by_temperature, measured, temperatures_of
 from scope_jax.sweep.training_tables import budgets, explained, rollout_diversity
@@ -286,3 +286,22 @@ def test_the_picture_of_accuracy_and_diversity(tmp_path: Path):
     assert draw_frontier(methods, path) and path.read_text() == drawn
     old = {"grpo": [a_record("grpo", final={"eval/pass@1": 0.5})]}
     assert not draw_frontier(old, tmp_path / "none.svg") and not (tmp_path / "none.svg").exists()
+
+
+def test_a_method_has_one_colour_in_all_panels(tmp_path: Path):
+    """Though the methods of two domains come in other orders: the key stands in the first panel."""
+    levels = (("scope", 0.6, 3.0), ("grpo", 0.4, 3.1), ("dapo", 0.3, 3.2), ("luffy", 0.2, 3.3))
+    made = {name: [warm(name, s, x + s / 100, y) for s in (0, 1)] for name, x, y in levels}
+    backwards = dict(reversed(made.items()))
+    assert draw_frontiers({"one": made, "two": backwards}, tmp_path / "a.svg")
+    drawn = (tmp_path / "a.svg").read_text()
+    panels = [part.split("</g>\n </g>")[0] for part in drawn.split('<g id="axes_')[1:]]
+    marker = r'<use xlink:href="#m[^"]+" x="([\d.]+)" y="([\d.]+)" style="fill: (#\w+)'
+    colours = []
+    for panel in panels:
+        found = [(float(y), float(x), colour) for x, y, colour in re.findall(marker, panel)]
+        bottom = max(y for y, _, _ in found)
+        # The triangles, one of each method, from left to right by accuracy.
+        colours.append([colour for y, _, colour in sorted(found) if y == bottom])
+    assert len(colours) == 2 and len(set(colours[0])) == len(colours[0]) == 4
+    assert colours[0] == colours[1]
