@@ -48,9 +48,10 @@ def effects(
     "Statistics for Experimenters", chapter 5.)
 
     One switch setting, seed and value per run. Every seed has a level of its own. Runs without a
-    value (NaN) are left out. Pairs whose effect the runs cannot tell from others are not there, and
-    neither are any effects where those of single switches cannot be told apart. `half` is NaN
-    where no run is left to estimate the noise by; `count` is the number of runs.
+    value (NaN) are left out. Pairs are not there where the runs cannot tell their effects from
+    others, or would have nothing left to estimate the noise by: what pairs do then counts as noise.
+    No effect is there where those of single switches cannot be told apart. `half` is NaN where no
+    run is left for the noise even so; `count` is the number of runs.
     """
     kept = [n for n, v in enumerate(values) if not math.isnan(v)]
     if not kept:
@@ -65,7 +66,8 @@ def effects(
     products = [2 * on[:, names.index(a)] * on[:, names.index(b)] for a, b in pairs]
     for terms, columns in (([*singles, *pairs], [*on.T, *products]), (singles, [*on.T])):
         design = np.column_stack([*columns, blocks])
-        if np.linalg.matrix_rank(design) == design.shape[1]:
+        apart = np.linalg.matrix_rank(design) == design.shape[1]
+        if apart and (len(y) > design.shape[1] or terms is singles):
             return _fitted(terms, design, y)
     return {}
 
@@ -92,9 +94,9 @@ def factorial(records: Sequence[Record]) -> str:
         "SCOPE with switches on and off together. Mean of the runs with a switch on less the mean"
         " of those with it off, over all combinations and seeds that were run, ± half of the 95 %"
         " interval (least squares, a level for each seed, effects of pairs of switches beside those"
-        " of single ones). Accuracy in points; paths among four right samples, distinct-4, tokens"
-        " and seconds in percent of their mean. Every combination by itself is in the last table of"
-        " a task.\n",
+        " of single ones where there are several seeds, and else as noise). Accuracy in points;"
+        " paths among four right samples, distinct-4, tokens and seconds in percent of their mean."
+        " Every combination by itself is in the last table of a task.\n",
     ]
     for domain in domains_of(records):
         group = [r for r in records if r["labels"]["domain"] == domain]
@@ -142,6 +144,8 @@ def _pairs_table(records: Sequence[Record]) -> str:
     """Pairs of switches whose effect on accuracy or paths is resolved."""
     columns = [one for one in _measured(records) if one[0] not in ("seconds",)]
     pairs = list(itertools.combinations(records[0]["labels"]["switches"], 2))
+    if not any(pair in found for pair in pairs for _, found, _ in columns):
+        return ""
     rows = []
     for pair in pairs:
         cells = [

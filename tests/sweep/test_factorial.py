@@ -17,16 +17,22 @@ def test_effects_by_hand():
     # off/off 1, b 3, a 2, both 8: a (2 + 8 - 1 - 3) / 2 = 3, b (3 + 8 - 1 - 2) / 2 = 4; a adds 1
     # where b is off and 5 where it is on: half of the difference is 2.
     found = effects(TWO, [0] * 4, [1.0, 3.0, 2.0, 8.0])
-    means = {term: round(e.mean, 9) for term, e in found.items()}
-    assert means == {("a",): 3, ("b",): 4, ("a", "b"): 2}
-    assert all(math.isnan(e.half) and e.count == 4 for e in found.values())
+    assert {term: round(e.mean, 9) for term, e in found.items()} == {("a",): 3, ("b",): 4}
+    # One seed: what both together do is the noise, 1 in each run; t of one degree of freedom.
+    assert [e.half for e in found.values()] == pytest.approx([12.7062 * 2, 12.7062 * 2], rel=1e-4)
+    alone = effects(TWO[::3], [0] * 2, [1.0, 2.0])  # a and b are always alike
+    assert alone == {}
+    three = effects(TWO[:3], [0] * 3, [1.0, 3.0, 2.0])
+    assert all(math.isnan(e.half) and e.count == 3 for e in three.values()) and len(three) == 2
     # A second seed at another level takes nothing from the effects; without noise no width.
+    means = {("a",): 3, ("b",): 4, ("a", "b"): 2}
     found = effects(TWO * 2, [0] * 4 + [1] * 4, [1.0, 3.0, 2.0, 8.0, 11.0, 13.0, 12.0, 18.0])
     assert {t: round(e.mean, 9) for t, e in found.items()} == means
     assert all(e.half == pytest.approx(0, abs=1e-6) for e in found.values())
     # A run without a value is left out: of the second seed, which says nothing by itself then.
     found = effects([*TWO, TWO[0]], [0, 0, 0, 0, 1], [1.0, 3.0, 2.0, 8.0, math.nan])
-    assert {t: round(e.mean, 9) for t, e in found.items()} == means and found["a",].count == 4
+    assert {t: round(e.mean, 9) for t, e in found.items()} == {("a",): 3, ("b",): 4}
+    assert found["a",].count == 4
     assert effects(TWO, [0] * 4, [math.nan] * 4) == {}
 
 
@@ -92,7 +98,8 @@ def test_the_combinations_that_are_run_tell_all_effects_apart():
     runs, _ = load_sweep("configs/sweeps/factorial.py")
     first = [run for run in runs if run.name.startswith("countdown/") and run.labels["seed"] == 400]
     assert len(first) == 16 and len(runs) == 16 * 2 * 6
-    found = effects([r.labels["switches"] for r in first], [400] * 16, list(map(float, range(16))))
+    both = [r.labels["switches"] for r in first] * 2
+    found = effects(both, [400] * 16 + [401] * 16, list(map(float, range(32))))
     assert len(found) == 15
     overrides = {run.name.split("/")[1]: run.overrides for run in first}
     assert "method.place" not in overrides["scope_plain"]
