@@ -288,6 +288,19 @@ def on_temperatures(k: Known) -> list[str]:
     ]
 
 
+def on_axes(k: Known) -> list[str]:
+    def arms(condition: str) -> tuple[Runs, Runs]:
+        scope, grpo = (k.runs("conditions", SIGNED, f"{condition}_{m}") for m in ("scope", "grpo"))
+        return scope, grpo
+
+    worse, later, late = map(arms, ("sparsity_0.97", "lateness_5", "lateness_3"))
+    level = 100 * final(worse[1], COLD).mean()
+    return [
+        f"GRPO ends at {level:.0f} at 0.6 and `scope` leads by {over(*worse, COLD)}",
+        f"{over(*later, COLD)} and {over(*late, COLD)}",
+    ]
+
+
 def switched(domain: str, name: str, metric: str, share: bool = False) -> str:
     """What a switch does: mean with it less mean without it, in a balanced half of 2^5, where the
     noise is what the five effects leave (one seed, so one level). `share`: of the mean."""
@@ -315,7 +328,7 @@ def on_switches(k: Known) -> list[str]:
 
 CLAIMS = (
     *(on_accuracy, on_budgets, on_diversity, on_rivals, on_conditions, on_temperatures),
-    on_switches,
+    *(on_switches, on_axes),
 )
 
 
