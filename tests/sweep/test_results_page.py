@@ -295,7 +295,11 @@ def on_axes(k: Known) -> list[str]:
 
     worse, later, late = map(arms, ("sparsity_0.97", "lateness_5", "lateness_3"))
     level = 100 * final(worse[1], COLD).mean()
+    usual = k.runs("temperatures", SIGNED, "grpo")
+    wrong = [k.runs("conditions", SIGNED, f"noise_{share}_scope") for share in ("0.25", "1")]
     return [
+        f"a quarter misplaced {over(wrong[0], usual, COLD)}, all of them"
+        f" {over(wrong[1], usual, COLD)}",
         f"GRPO ends at {level:.0f} at 0.6 and `scope` leads by {over(*worse, COLD)}",
         f"{over(*later, COLD)} and {over(*late, COLD)}",
     ]
