@@ -5,6 +5,10 @@ temperatures 1, 0.6 and 0 with 32 samples, on seeds and a draw of problems of th
 
 python -m scope_jax.sweep --sweep=configs/sweeps/temperatures.py --jobs=2 \
     --workdir=runs/temperatures --records=docs/records/temperatures
+
+Measured with seeds 500 to 502, at 0.6: on signed terms SCOPE 3.6 +- 4.4 points over GRPO and 5.7 +-
+3.1 over the control; on Countdown -1.0 +- 6.1 and -1.7 +- 5.2 (docs/results.md). The other seeds
+are not run yet; the same command goes on with them.
 """
 
 import dataclasses
