@@ -270,7 +270,7 @@ def on_temperatures(k: Known) -> list[str]:
         f"ahead of GRPO by {over(scope[0], grpo[0], COLD)} at 0.6 and"
         f" {over(scope[0], grpo[0], GREEDY)} greedily, of its own objective with the correction off"
         f" by {over(scope[0], off[0], COLD)} and {over(scope[0], off[0], GREEDY)}",
-        f"On Countdown there is no lead: {over(scope[1], grpo[1], COLD)} over GRPO and"
+        f"On Countdown no lead is resolved: {over(scope[1], grpo[1], COLD)} over GRPO and"
         f" {over(scope[1], off[1], COLD)} over the control at 0.6",
         f"the policy in the teacher's place is {over(own[0], off[0], COLD)} and"
         f" {over(own[1], off[1], COLD)} from the control",
