@@ -78,9 +78,9 @@ def arithmetic_long_base():
     config = default_config()
     config.steps = 1500
     config.fresh.lengths = LONG_LENGTHS
-    config.target.misconception = 0.9
-    config.target.misconception_kind = "wrap"
-    config.task.options = {"misconception_lines": (4, 9), "marks": True, "marked": 0.05}
+    config.target.style = "additions_first"
+    config.target.misconception = 0.97
+    config.task.options = {"misconception_share": 0.5, "marks": True, "marked": 0.05}
     return config
 
 

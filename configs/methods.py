@@ -26,6 +26,15 @@ def scope(config, task: Task):
     change(config, task.teacher, task.prm, task.rescue)
 
 
+def scope_plus(config, task: Task):
+    """SCOPE+: no longer the paper's method. Only groups that failed altogether are rescued, one
+    failure of each, and groups that are without an advantage after that are drawn again."""
+    scope(config, task)
+    config.method.select.groups = "all_failed"
+    config.method.select.per_group = 1
+    config.method.resample = 2
+
+
 def self_correction(config, task: Task):
     """SCOPE with the policy itself in the teacher's place: it draws the wrong step again, and the
     verifier decides.
@@ -226,7 +235,7 @@ METHODS = {
     method.__name__: method
     for method in (
         *(policy_gradient, scope, self_correction, grpo, dr_grpo, dapo, gspo, luffy, relift),
-        *(prm_reward, prm_min, vppo, sft, sft_grpo),
+        *(prm_reward, prm_min, vppo, sft, sft_grpo, scope_plus),
         *(rloo, reinforce_pp, cispo, sapo, seq_tis, seq_mis, distill, scope_distill),
     )
 }

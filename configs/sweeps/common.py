@@ -17,6 +17,7 @@ STRONG = {"loss.entropy_bonus": 1e-3}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scope": ("scope", LOW),
     "scope_first": ("scope", LOW | FIRST),
+    "scope_plus": ("scope_plus", LOW),
     # SCOPE's objective with the correction off: what the correction by itself is worth.
     "scope_off": ("policy_gradient", LOW),
     # The same with the wrong step drawn again by the policy itself: what the teacher is worth.
@@ -68,7 +69,7 @@ TEMPERATURES = {"evaluation.samples": 32, "evaluation.more_temperatures": (0.6, 
 CACHE = "cache/checkpoints"
 # Problems are drawn anew for each purpose: what was tuned on is not what is reported.
 TUNING_PROBLEMS, TABLE_PROBLEMS, CONFIRMATION_PROBLEMS, CONTROL_PROBLEMS = 1, 2, 3, 4
-TEMPERATURE_PROBLEMS, FACTORIAL_PROBLEMS = 5, 6
+TEMPERATURE_PROBLEMS, FACTORIAL_PROBLEMS, HYPOTHESIS_PROBLEMS = 5, 6, 7
 
 
 def checkpoints(domain: str) -> list[Checkpoint]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from scope_jax.report.tables import markdown
 from scope_jax.sweep.cells import interval, plain, signed
-from scope_jax.sweep.figures import BASELINE, OURS, by_seed, compare, salvage_rate, value
+from scope_jax.sweep.figures import BASELINE, SCOPE, by_seed, compare, salvage_rate, value
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Estimate, estimate
 from scope_jax.sweep.svg import colours, picture
@@ -78,7 +78,7 @@ def points_of(records: Sequence[Record], usual: Sequence[Record], name: str) -> 
     points = []
     for level in (None, *sorted({r["labels"]["level"] for r in own})):
         group = same if level is None else [r for r in own if r["labels"]["level"] == level]
-        ours = _of_method(group, OURS[0])
+        ours = _of_method(group, SCOPE)
         base = _of_method(group if axis.changes_base else same, BASELINE)
         lead, longer = (compare(ours, base, metric).difference for metric in (ACCURACY, LONGER))
         if lead.count:
@@ -111,7 +111,7 @@ def axes_table(records: Sequence[Record], usual: Sequence[Record]) -> str:
             )
     if not rows:
         return ""
-    head = ["condition", "measured", "runs", "seeds", BASELINE, OURS[0], "difference"]
+    head = ["condition", "measured", "runs", "seeds", BASELINE, SCOPE, "difference"]
     head += ["on longer problems", "salvage rate"]
     return (
         "## One condition at a time\n\nPass@1 at T = 0.6 in percent, signed terms; differences seed"
@@ -148,7 +148,7 @@ def draw_axes(records: Sequence[Record], usual: Sequence[Record], path: Path) ->
                 )
             axes.set_xlabel(AXES[name].title, fontsize=7)
             axes.grid(alpha=0.3)
-        figure.axes[0].set_ylabel(f"{OURS[0]} - {BASELINE}, points of pass@1, T = 0.6", fontsize=7)
+        figure.axes[0].set_ylabel(f"{SCOPE} - {BASELINE}, points of pass@1, T = 0.6", fontsize=7)
         figure.axes[0].legend(frameon=False, fontsize=7)
     return True
 

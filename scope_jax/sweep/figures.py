@@ -12,15 +12,21 @@ from scope_jax.configuration.renamed import upgraded
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Estimate, Paired, estimate, paired, welch
 
-# Names of our method, best first; `scope_first` is SCOPE with the settings of the first tables.
-OURS = ("scope", "scope_first")
+# The paper's method, and names of ours, best first; `scope_first` is SCOPE with the settings of the
+# first tables.
+SCOPE = "scope"
+OURS = ("scope_plus", SCOPE, "scope_first")
 BASELINE = "grpo"
 
 # Methods whose records are kept and that no table shows: how they were run says nothing of them.
 LEFT_OUT = ("dapo_equal",)
 
 # What the tasks are called on a page; others by the name of their domain.
-TASKS = {"arithmetic": "signed terms", "countdown": "Countdown"}
+TASKS = {
+    "arithmetic": "signed terms",
+    "arithmetic_long": "long signed terms",
+    "countdown": "Countdown",
+}
 
 Groups = dict[str, list[Record]]  # name of a method or variant -> its records
 

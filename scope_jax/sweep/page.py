@@ -2,8 +2,9 @@
 curves.
 
     python -m scope_jax.sweep.page --page=docs/results_appendix.md --table=DIR
-        [--temperatures=DIR] [--conditions=DIR] [--factorial=DIR] [--ablations=DIR]
-        [--confirmation=DIR] [--controls=DIR] [--tuning=DIR] [--summary=docs/results.md]
+        [--temperatures=DIR] [--hypothesis=DIR] [--conditions=DIR] [--factorial=DIR]
+        [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
+        [--summary=docs/results.md]
 
 The page has all tables, the summary one table and a few pictures. Only the part between each page's
 markers, `<!-- results: begin -->` and `<!-- results: end -->`, is written; the author's words
@@ -22,7 +23,7 @@ from scope_jax.sweep import tables, training_tables
 from scope_jax.sweep.axes import axes_table
 from scope_jax.sweep.curves import draw_curves
 from scope_jax.sweep.factorial import factorial
-from scope_jax.sweep.figures import Groups, domains_of, methods_of, our_method, shown
+from scope_jax.sweep.figures import TASKS, Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.records import Record, read_records
 from scope_jax.sweep.summary import conditions_picture, paths_picture, summary
@@ -37,6 +38,7 @@ class Folders:
 
     table: Path  # the main table
     temperatures: Path | None = None  # evaluated at several temperatures, with many samples
+    hypothesis: Path | None = None  # SCOPE+ and its rivals at equal tokens
     conditions: Path | None = None  # ours and the baseline, one condition changed at a time
     factorial: Path | None = None  # SCOPE with several switches on and off together
     ablations: Path | None = None  # SCOPE with one switch changed at a time
@@ -48,7 +50,9 @@ class Folders:
 _RUN = ("method", "domain", "seed")
 # The labels that runs of a folder are grouped by.
 LABELS = {
-    **dict.fromkeys(("table", "temperatures", "conditions", "confirmation", "controls"), _RUN),
+    **dict.fromkeys(
+        ("table", "temperatures", "hypothesis", "conditions", "confirmation", "controls"), _RUN
+    ),
     "factorial": (*_RUN, "switches"),
     "ablations": (*_RUN, "variant"),
     "tuning": ("method", "rate", "switch"),
@@ -84,6 +88,13 @@ def results(folders: Folders, images: Path) -> str:
             parts.append(f"### {domain.capitalize()}\n")
             parts.append(tables.method_tables(methods, {}))
             parts += _at_temperatures(methods, domain, images, "frontier")
+            parts += _of_the_run(methods)
+    if records := _records(folders, "hypothesis"):
+        parts.append("## SCOPE+ at equal tokens\n")
+        for domain in domains_of(records[0]):
+            methods = methods_of(shown(records[0]), domain)
+            parts.append(f"### {TASKS.get(domain, domain).capitalize()}, equal tokens\n")
+            parts.append(by_temperature(methods))
             parts += _of_the_run(methods)
     sources = sources_of(folders)
     if changed := sources.get("conditions"):
@@ -150,6 +161,7 @@ FLAGS = (
     cli.Flag("summary", "a short page: one table and a few pictures", kind=Path),
     cli.Flag("table", "records of the main table", kind=Path, required=True),
     cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
+    cli.Flag("hypothesis", "records of SCOPE+ and rivals at equal tokens", kind=Path),
     cli.Flag("conditions", "records with one condition changed at a time", kind=Path),
     cli.Flag("factorial", "records of SCOPE with several switches on and off", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),

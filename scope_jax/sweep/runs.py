@@ -63,7 +63,11 @@ def select_runs(runs: Sequence[Run], only: str, shard: str) -> list[Run]:
     names = [run.name for run in runs]
     runs = [run for run in runs if fnmatch.fnmatch(run.name, only)]
     if names and not runs and only:
-        raise ValueError(f"--only={only}: no run is called so; there are {', '.join(names)}")
+        near = difflib.get_close_matches(only, names, n=3, cutoff=0.0)
+        raise ValueError(
+            f"--only={only}: no run of {len(names)} is called so; the nearest are"
+            f" {', '.join(near)} (a pattern matches the whole name, so *PART* finds a part)"
+        )
     first, _, count = shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise ValueError(f"--shard={shard}: expected I/N with I from 0 to N - 1, such as 0/4")

@@ -10,6 +10,7 @@ from scope_jax.sweep.cells import interval, plain, signed
 from scope_jax.sweep.figures import (
     BASELINE,
     OURS,
+    SCOPE,
     TASKS,
     Groups,
     domains_of,
@@ -21,6 +22,7 @@ from scope_jax.sweep.figures import (
     value,
 )
 from scope_jax.sweep.frontier import draw_frontiers
+from scope_jax.sweep.hypothesis import hypothesis
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Estimate, estimate
 from scope_jax.sweep.summary_figures import (
@@ -61,6 +63,8 @@ def summary(sources: Sources, images: Path) -> str:
         ]
     else:
         parts += conditions_picture(sources, images)
+    if tried := hypothesis(shown(sources.get("hypothesis", ()))):
+        parts += ["### SCOPE+ at equal tokens\n", tried]
     warm = shown(sources.get("temperatures", ())) or table
     return "\n".join([*parts, *_temperatures(warm, images)])
 
@@ -96,11 +100,11 @@ def _table(domains: Mapping[str, Groups], confirmed: Sequence[Record]) -> str:
     rows = []
     again = {domain: methods_of(confirmed, domain) for domain in domains}
     note = ""
-    if OURS[0] not in names and all(OURS[0] in m and BASELINE in m for m in again.values()):
-        rows.append(_row(OURS[0], again))
+    if SCOPE not in names and all(SCOPE in m and BASELINE in m for m in again.values()):
+        rows.append(_row(SCOPE, again))
         levels = [f"{100 * mean_value(m[BASELINE], PASS):.1f}" for m in again.values()]
         note = (
-            f" `{OURS[0]}` ran on seeds and problems of its own, beside a {BASELINE} that has"
+            f" `{SCOPE}` ran on seeds and problems of its own, beside a {BASELINE} that has"
             f" {' and '.join(levels)} there: its differences may be compared, its levels not."
         )
     rows += [_row(name, domains) for name in names]

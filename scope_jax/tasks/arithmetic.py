@@ -26,7 +26,7 @@ from scope_jax.text.boundaries import split_steps
 CHARACTERS = "0123456789+-:=\n"
 MARK = ":"
 TERMS = tuple(sign + digit for sign in "+-" for digit in "123456789")
-STYLES = ("mixed", "prompt_order", "sorted", "same_term", "terse")
+STYLES = ("mixed", "prompt_order", "sorted", "additions_first", "same_term", "terse")
 MISCONCEPTIONS = ("borrow", "carry", "wrap", "facts")
 SPLITS = ("train", "validation", "test", "test_ood")
 
@@ -42,9 +42,10 @@ class Arithmetic(GeneratedDomain):
     `misconception_kind` wrong, which is how a base policy gets a weakness that is structured and
     can be rescued. Teachers leave it at 0. With `misconception_lines` (a, b) it grows with the
     line: 0 up to line a (the first is 1), from there evenly up to the whole of it at line b. The
-    kinds "borrow", "carry" and "wrap" are one error each; "facts" is many: `misconception_share` of
-    the sums of a total and a term are believed to be something else, each something of its own and
-    each from a line of its own on, behind a and up to b.
+    kinds "borrow", "carry" and "wrap" are one error each; "facts" is many: sums of a total and a
+    term are believed to be something else, each something of its own and each from a line of its
+    own on, behind a and up to b. `misconception_share` is the share of the sums of the kind that it
+    strikes at all, always the same ones.
 
     With `marks` a line may have a ":" between term and totals, which changes no verdict and no
     path: a notation of its own for a teacher. `marked` is the share of lines that `demonstration`
@@ -56,7 +57,7 @@ class Arithmetic(GeneratedDomain):
     misconception: float = 0.0
     misconception_kind: str = "borrow"
     misconception_lines: tuple[int, int] = (0, 1)
-    misconception_share: float = 0.5
+    misconception_share: float = 1.0
     marks: bool = False
     marked: float = 0.0
 
@@ -232,8 +233,9 @@ class Arithmetic(GeneratedDomain):
         self, problem: Problem, rng: np.random.Generator, style: str = "mixed"
     ) -> str:
         """A whole solution. Styles: "mixed" random order; "prompt_order" (and "same_term");
-        "sorted"; "terse" prompt order with each line but the last left out with probability 1/2
-        (right at the end, not line by line)."""
+        "sorted"; "additions_first" random order of the additions, then of the subtractions; "terse"
+        prompt order with each line but the last left out with probability 1/2 (right at the end,
+        not line by line)."""
         terms, totals = self._parse_prompt(problem)
         lines = []
         for number, term in enumerate(_order(terms, style, rng), start=1):
@@ -305,14 +307,15 @@ class Arithmetic(GeneratedDomain):
         modulus, when `term` is added to `total` in line `number` (from 1), and how often; an excess
         of 0 where it does not apply."""
         modulus = self.moduli[0]
+        digest = hashlib.blake2b(f"{total}{term}".encode(), digest_size=8).digest()
+        if int.from_bytes(digest[:4], "little") / 2**32 >= self.misconception_share:
+            return 0, 0.0
         if self.misconception_kind != "facts":
             excess = int(applies(self.misconception_kind, total, term, modulus))
             return excess, self.slip_rate(number)
-        digest = hashlib.blake2b(f"{total}{term}".encode(), digest_size=8).digest()
         first, last = self.misconception_lines
         onset = first + 1 + digest[5] % (last - first)
-        share = int.from_bytes(digest[:4], "little") / 2**32
-        if share >= self.misconception_share or number < onset:
+        if number < onset:
             return 0, 0.0
         return 1 + digest[4] % (modulus - 1), self.misconception
 
@@ -378,6 +381,9 @@ def split_of(totals: Totals, terms: Sequence[str]) -> str:
 def _order(terms: Sequence[str], style: str, rng: np.random.Generator) -> list[str]:
     if style not in STYLES:
         raise ValueError(f"arithmetic: style {style!r}: expected one of {STYLES}")
+    if style == "additions_first":
+        shuffled = [terms[i] for i in rng.permutation(len(terms))]
+        return sorted(shuffled, key=lambda term: term[0] == "-")
     if style == "mixed":
         return [terms[i] for i in rng.permutation(len(terms))]
     return sorted(terms, key=int) if style == "sorted" else list(terms)

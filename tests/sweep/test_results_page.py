@@ -297,11 +297,21 @@ def on_axes(k: Known) -> list[str]:
     level = 100 * final(worse[1], COLD).mean()
     usual = k.runs("temperatures", SIGNED, "grpo")
     wrong = [k.runs("conditions", SIGNED, f"noise_{share}_scope") for share in ("0.25", "1")]
+    taught = [
+        over(k.runs("conditions", SIGNED, f"teacher_{rate}_scope"), usual, COLD)
+        for rate in ("0.3", "0.6", "0.9")
+    ]
+    tried, kept = (
+        cost(k.runs("conditions", SIGNED, "teacher_0.9_scope"), f"scope/{what}")
+        for what in ("selected", "accepted")
+    )
+    saved = kept / tried
     return [
         f"a quarter misplaced {over(wrong[0], usual, COLD)}, all of them"
         f" {over(wrong[1], usual, COLD)}",
         f"GRPO ends at {level:.0f} at 0.6 and `scope` leads by {over(*worse, COLD)}",
         f"{over(*later, COLD)} and {over(*late, COLD)}",
+        f"borrows, at 0.6: {taught[0]}, {taught[1]} and {taught[2]}; the last rescues {saved:.2f}",
     ]
 
 
@@ -384,6 +394,7 @@ def test_what_the_page_says_without_a_number(runs):
 def test_the_generated_parts_are_what_the_records_give(tmp_path: Path):
     parts = (
         "temperatures",
+        "hypothesis",
         "conditions",
         "factorial",
         "ablations",

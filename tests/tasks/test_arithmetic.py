@@ -261,6 +261,32 @@ def test_believed_facts_are_many_errors_each_of_its_own():
         assert domain.check_steps(problem, [written]) == [off == 0]
 
 
+def test_a_share_of_the_borrows_is_wrong_and_always_the_same_ones():
+    domain = Arithmetic(misconception=1.0, misconception_share=0.6)
+    borrows = [(t, term) for t in range(10) for term in TERMS if applies("borrow", t, term, 10)]
+    struck = [fact for fact in borrows if domain.believed(*fact, 1) == (1, 1.0)]
+    assert len(borrows) == 45 and len(struck) == pytest.approx(27, abs=6)
+    others = {(t, term) for t in range(10) for term in TERMS} - set(struck)
+    assert all(domain.believed(*fact, 1) == (0, 0.0) for fact in others if fact in borrows)
+    assert all(domain.believed(*fact, 1)[0] == 0 for fact in others)
+    (total, term), right = struck[0], domain.add((struck[0][0], 0), struck[0][1])
+    problem = Problem("p", f"{total}0:{term}=", "")
+    assert domain.demonstration(problem, rng()) == f"{term}{(right[0] + 1) % 10}{right[1]}"
+
+
+def test_additions_first_is_a_random_order_of_both_halves():
+    problem = Problem("p", "00:-1+2-3+4-5+6=", "")
+    orders = {
+        tuple(line[:2] for line in DOMAIN.demonstration(problem, rng(n), style).split("\n"))
+        for style in ["additions_first"]
+        for n in range(300)
+    }
+    assert len(orders) == 36  # 3! of each half
+    assert {tuple(sorted(order[:3])) for order in orders} == {("+2", "+4", "+6")}
+    step = DOMAIN.next_step(problem, ["+222\n", "-111\n"], rng(), "additions_first")
+    assert step is not None and step[0] == "+"
+
+
 def test_each_fact_is_believed_from_a_line_of_its_own():
     domain = Arithmetic(
         misconception=0.9,

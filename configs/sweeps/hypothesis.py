@@ -1,0 +1,57 @@
+r"""Is SCOPE+ above the best rival that spends as many tokens of the policy, in accuracy at
+temperature 0.6 and in breadth? A hypothesis that was written down before the first run
+(docs/results_appendix.md), on long signed terms and on Countdown, with seeds and a draw of problems
+of their own.
+
+python -m scope_jax.sweep --sweep=configs/sweeps/hypothesis.py --jobs=2 \
+    --workdir=runs/hypothesis --records=docs/records/hypothesis
+
+"""
+
+import dataclasses
+from typing import Any
+
+from scope_jax.configs.sweeps.common import HYPOTHESIS_PROBLEMS, checkpoints, run
+
+SEEDS = range(600, 620)
+DOMAINS = ("arithmetic_long", "countdown")
+EVALUATION = {
+    "evaluation.temperature": 0.6,
+    "evaluation.more_temperatures": (0.0,),
+    "evaluation.samples": 16,
+}
+LONG, COUNTDOWN = DOMAINS
+# name -> (method of common.py, {domain: what is set}). Every run spends about as many tokens of the
+# policy as GRPO in ninety (long signed terms: half of the task's run) or thirty batches; how many
+# batches that are was measured with other seeds.
+ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "grpo": ("grpo", {LONG: {"steps": 90}, COUNTDOWN: {"steps": 30}}),
+    # SCOPE's objective with the correction off.
+    "scope_off": ("scope_off", {LONG: {"steps": 90}, COUNTDOWN: {"steps": 30}}),
+    "dapo_tokens": ("dapo", {LONG: {"steps": 49}, COUNTDOWN: {"steps": 15}}),
+    # SCOPE's teacher tokens of a whole run as demonstrations, then GRPO's batches.
+    "sft_grpo_few": (
+        "sft_grpo",
+        {
+            LONG: {"steps": 100, "sft.prompts": 17},
+            COUNTDOWN: {"steps": 40, "sft.prompts": 24},
+        },
+    ),
+    "scope": ("scope", {LONG: {"steps": 86}, COUNTDOWN: {"steps": 29}}),
+    "scope_plus": ("scope_plus", {LONG: {"steps": 77}, COUNTDOWN: {"steps": 21}}),
+}
+
+
+def prepare():
+    return [checkpoint for domain in DOMAINS for checkpoint in checkpoints(domain)]
+
+
+def sweep():
+    runs = []
+    for seed in SEEDS:  # whole seeds of both tasks first
+        for domain in DOMAINS:
+            for name, (method, own) in ARMS.items():
+                overrides = EVALUATION | own[domain]
+                one = run(domain, method, seed, overrides, name, HYPOTHESIS_PROBLEMS)
+                runs.append(dataclasses.replace(one, labels={**one.labels, "method": name}))
+    return runs

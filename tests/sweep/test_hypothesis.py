@@ -1,0 +1,87 @@
+"""The table of SCOPE+ against rivals at equal tokens, by hand."""
+
+import pytest
+
+from scope_jax.sweep.hypothesis import hypothesis
+from scope_jax.sweep.summary import summary
+from tests.sweep.test_page_tables import a_record, cells
+from tests.sweep.test_results_summary import table
+
+TOKENS = dict.fromkeys(
+    ("rollouts", "tails", "own_tries", "localiser", "teacher", "demonstrations"), 0
+)
+
+
+def a_run(method: str, seed: int, level: float, paths: float = 3.0, **tokens: int) -> dict:
+    """Level grows by a point a seed in every method: differences have no spread."""
+    final = {
+        "eval/pass@1": level + (seed - 595) / 100,
+        "eval_ood/pass@1": level / 2,
+        "eval/diversity/rarefied_paths": paths,
+        "eval/diversity/distinct_4_right": paths / 10,
+    }
+    return a_record(
+        method,
+        seed,
+        final=final,
+        tokens=TOKENS | {"rollouts": 1000} | tokens,
+        settings={"evaluation.temperature": 0.6},
+    )
+
+
+RUNS = [
+    a_run(method, seed, level, **more)
+    for seed in (600, 601)
+    for method, level, more in (
+        ("grpo", 0.50, {}),
+        ("dapo", 0.56, {"paths": 3.3}),
+        ("scope", 0.60, {"rollouts": 1000, "tails": 50, "teacher": 300}),
+        ("scope_plus", 0.66, {"paths": 3.6, "rollouts": 900, "tails": 30, "teacher": 200}),
+        ("sft_grpo_few", 0.52, {"demonstrations": 2000}),
+    )
+]
+
+
+def test_cells_are_levels_of_the_baseline_and_differences_of_the_others():
+    text = hypothesis(RUNS)
+    assert cells(text, "grpo") == [
+        "2",
+        "55.5 ± 6.4",
+        "25.0 ± 0.0",
+        "3.00 ± 0.00",
+        "0.30 ± 0.00",
+        "1.00",
+        "0.0",
+    ]
+    ours = cells(text, "**scope_plus**")
+    assert ours[1:3] == ["+16.0 ± 0.0", "+8.0 ± 0.0"]
+    assert ours[3:5] == ["+20.0 ± 0.0", "+20.0 ± 0.0"]
+    assert ours[5:] == ["0.93", "0.2"]  # 900 and 30 of the tails; 200 of the teacher
+    assert cells(text, "sft_grpo_few")[5:] == ["1.00", "2.0"]
+    # Ours first, the baseline after them.
+    order = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert order[1:4] == ["**scope_plus**", "**scope**", "grpo"]
+
+
+def test_the_verdict_is_over_the_best_rival_of_each_column_and_scope_is_none():
+    [line] = [line for line in hypothesis(RUNS).splitlines() if line.startswith("* ")]
+    assert "in distribution +10.0 ± 0.0 points over dapo (asked for: +1.8)" in line
+    assert "longer problems +5.0 ± 0.0 points over dapo (asked for: +3.2)" in line
+    assert "rarefied paths +20.0 ± 0.0 % over grpo (asked for: +13.5)" in line
+
+
+@pytest.mark.parametrize("missing", ["scope_plus", "grpo"])
+def test_without_ours_or_the_baseline_there_is_no_table(missing: str, tmp_path):
+    rest = [run for run in RUNS if run["labels"]["method"] != missing]
+    assert hypothesis(rest) == ""
+    assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
+
+
+def test_the_summary_has_it(tmp_path):
+    assert "SCOPE+ at equal tokens" in summary({"table": table(), "hypothesis": RUNS}, tmp_path)
+
+
+def test_a_method_that_a_task_lacks_is_a_dash():
+    other = [{**run, "labels": {**run["labels"], "domain": "other"}} for run in RUNS]
+    some = [run for run in other if run["labels"]["method"] != "dapo"]
+    assert cells(hypothesis(RUNS + some), "dapo")[-6:] == ["-"] * 6
