@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "sft_grpo_few": (
         "sft_grpo",
         {
-            LONG: {"steps": 100, "sft.prompts": 17},
+            LONG: {"steps": 100, "sft.prompts": 18},
             COUNTDOWN: {"steps": 40, "sft.prompts": 24},
         },
     ),
