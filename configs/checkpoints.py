@@ -68,12 +68,13 @@ LONG_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13)
 
 
 def arithmetic_long_base():
-    """The base policy of long signed terms: a misconception about lines that wrap, which grows with
-    the line; it reads the teacher's notation and seldom writes it.
+    """The base policy of long signed terms: it writes additions before subtractions, and has half
+    of the borrows wrong, always the same ones, whenever it meets them but for three times in a
+    hundred; it reads the teacher's notation and seldom writes it.
 
-    Measured (192 problems, 8 samples, temperature 1): pass@1 / pass@8 0.096 / 0.526 with 10 terms,
-    0.042 / 0.292 with 11, 0.012 / 0.086 with 13 (256 problems); median first error of the failures
-    after 0.70, 0.64 and 0.54 of the lines. 290 seconds of one core.
+    Measured (512 problems, 256 of each length; 8 samples, temperature 1): pass@1 / pass@8 0.084 /
+    0.41, 0.105 / 0.44 with 10 terms, 0.085 / 0.40 with 11, 0.038 / 0.23 with 13; median first error
+    of the failures after two thirds of the lines. 270 seconds of one core.
     """
     config = default_config()
     config.steps = 1500
@@ -88,12 +89,12 @@ def arithmetic_long_teacher():
     """The teacher of long signed terms: no misconception, its own order (sorted) and its own
     notation (a mark in every line).
 
-    Measured (128 problems of 10 and 11 terms, 8 samples, temperature 1): pass@1 0.86; its greedy
-    line at a first error of the base is right in 0.944 of 234. 29 seconds of one core.
+    Measured (256 problems of 10 and 11 terms, 8 samples, temperature 1): pass@1 0.90; 13 terms
+    0.79. 40 seconds of one core.
     """
     config = default_config()
     config.seed = 1
-    config.steps = 80
+    config.steps = 180
     config.fresh.lengths = LONG_LENGTHS
     config.fresh.seed = 2
     config.target.style = "sorted"
@@ -108,9 +109,9 @@ def arithmetic_long_prm():
     """The process reward model of long signed terms: labelled rollouts of the base, on the
     teacher's trunk.
 
-    Measured on held-out rollouts of the base (969 failed, 55 right), threshold 0.5: first error
-    exact 0.86, not later 0.88, later 0.11, none found 0.01; right rollouts left alone 0.95. With
-    250 steps exact 0.48, in 62 seconds of one core.
+    Measured on held-out rollouts of the base (953 failed, 71 right), threshold 0.5: first error
+    exact 0.91, not later 0.92, later 0.07, none found 0.01; right rollouts left alone 0.97. 130
+    seconds of one core.
     """
     config = default_config("prm")
     config.steps = 1000

@@ -37,8 +37,8 @@ ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             COUNTDOWN: {"steps": 40, "sft.prompts": 24},
         },
     ),
-    "scope": ("scope", {LONG: {"steps": 86}, COUNTDOWN: {"steps": 29}}),
-    "scope_plus": ("scope_plus", {LONG: {"steps": 77}, COUNTDOWN: {"steps": 21}}),
+    "scope": ("scope", {LONG: {"steps": 85}, COUNTDOWN: {"steps": 29}}),
+    "scope_plus": ("scope_plus", {LONG: {"steps": 80}, COUNTDOWN: {"steps": 21}}),
 }
 
 
