@@ -25,6 +25,7 @@ LEFT_OUT = ("dapo_equal",)
 TASKS = {
     "arithmetic": "signed terms",
     "arithmetic_long": "long signed terms",
+    "arithmetic_long_early": "long signed terms, half the tokens",
     "countdown": "Countdown",
 }
 

@@ -94,8 +94,11 @@ def _verdict(methods: Groups) -> str:
         gap = compare(methods[TRIED], methods[best], metric).difference
         parts.append(f"{title} {signed(gap, 100)} points over {best} (asked for: {margin:+})")
     metric, margin = BREADTH
-    share = _share(methods[TRIED], methods[BASELINE], metric)
-    parts.append(f"rarefied paths {signed(share, 100)} % over {BASELINE} (asked for: {margin:+})")
+    paths, words = (_share(methods[TRIED], methods[BASELINE], name) for name in (metric, DISTINCT))
+    parts.append(
+        f"rarefied paths {signed(paths, 100)} % over {BASELINE} (asked for: {margin:+}), distinct-4"
+        f" of right rows {signed(words, 100)} %"
+    )
     return f"{TRIED} " + "; ".join(parts) + "."
 
 

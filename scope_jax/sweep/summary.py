@@ -66,7 +66,8 @@ def summary(sources: Sources, images: Path) -> str:
     if tried := hypothesis(shown(sources.get("hypothesis", ()))):
         parts += ["### SCOPE+ at equal tokens\n", tried]
     warm = shown(sources.get("temperatures", ())) or table
-    return "\n".join([*parts, *_temperatures(warm, images)])
+    # One table of the kind is enough for a short page; the other page has both.
+    return "\n".join([*parts, *_temperatures(warm, images, with_table=not tried)])
 
 
 def paths_picture(domains: Mapping[str, Groups], images: Path) -> list[str]:
@@ -156,9 +157,9 @@ def relative(records: Sequence[Record], base: Sequence[Record], metric: str) -> 
     return signed(Estimate(gap.mean / of, gap.half / of, gap.count), 100)
 
 
-def _temperatures(records: Sequence[Record], images: Path) -> list[str]:
-    """A table of the leads at each temperature, and the curves over temperatures; nothing where no
-    records are."""
+def _temperatures(records: Sequence[Record], images: Path, with_table: bool) -> list[str]:
+    """A table of the leads at each temperature, if asked for, and the curves over temperatures;
+    nothing where no records are."""
     domains = {domain: methods_of(records, domain) for domain in domains_of(records)}
     domains = {d: methods for d, methods in domains.items() if measured(methods)}
     if not domains:
@@ -187,13 +188,14 @@ def _temperatures(records: Sequence[Record], images: Path) -> list[str]:
         runs = dict.fromkeys(str(len(m.get(name, []))) for m in domains.values())
         shown_name = f"**{name}**" if name in OURS else name
         rows.append([shown_name, "/".join(runs), *(_lead_cell(name, *c) for c in columns)])
-    parts = [
-        "### At several temperatures\n",
-        f"Pass@1 at each temperature (0: greedy): of {BASELINE} in percent, of the others the"
-        " difference to it in points. Rarefied paths, the expected number of distinct paths among"
-        f" four right samples, which accuracy does not move: of {BASELINE} the number, of the"
-        " others the difference in percent.\n\n" + markdown(head, rows) + "\n",
-    ]
+    parts = ["### At several temperatures\n"]
+    if with_table:
+        parts.append(
+            f"Pass@1 at each temperature (0: greedy): of {BASELINE} in percent, of the others the"
+            " difference to it in points. Rarefied paths, the expected number of distinct paths"
+            f" among four right samples, which accuracy does not move: of {BASELINE} the number, of"
+            " the others the difference in percent.\n\n" + markdown(head, rows) + "\n"
+        )
     if draw_frontiers(domains, images / "results_temperatures.svg"):
         parts += [
             "![Accuracy against rarefied paths](images/results_temperatures.svg)\n",
