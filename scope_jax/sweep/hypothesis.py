@@ -45,12 +45,13 @@ def hypothesis(records: Sequence[Record]) -> str:
     names.sort(key=lambda name: (name not in OURS, name != BASELINE))
     head = ["method", "seeds"]
     for domain in domains:
-        head += [f"{TASKS.get(domain, domain)}: pass@1", "longer", "rarefied paths, %"]
-        head += ["distinct-4 of right rows, %", "policy's tokens", "teacher's tokens"]
+        head += [f"{TASKS.get(domain, domain)}: pass@1", "longer", "paths, %", "distinct-4, %"]
+    head += ["policy's tokens", "teacher's tokens"]
     rows = []
     for name in names:
         runs = dict.fromkeys(str(len(methods.get(name, []))) for methods in domains.values())
         cells = [cell for methods in domains.values() for cell in _cells(name, methods)]
+        cells += map(", ".join, zip(*(_costs(name, methods) for methods in domains.values())))
         rows.append([f"**{name}**" if name in OURS else name, "/".join(runs), *cells])
     found = [f"* {TASKS.get(d, d)}: {_verdict(methods)}" for d, methods in domains.items()]
     return "\n".join(
@@ -58,8 +59,8 @@ def hypothesis(records: Sequence[Record]) -> str:
             f"Pass@1 at temperature 0.6: of {BASELINE} in percent, of the others the difference to"
             f" it in points, on common seeds. Paths among four right samples and distinct-4 of"
             f" right rows, which accuracy does not move: of {BASELINE} the number, of the others"
-            f" the difference in percent. Tokens of the whole run: of the policy in multiples of"
-            f" {BASELINE}'s, of the teacher in thousands.\n",
+            f" the difference in percent. Tokens of the whole run, by task: of the policy in"
+            f" multiples of {BASELINE}'s, of the teacher in thousands.\n",
             markdown(head, rows) + "\n",
             *found,
             "",
@@ -71,17 +72,27 @@ def _cells(name: str, methods: Groups) -> list[str]:
     """A method's cells for one task."""
     records, base = methods.get(name, []), methods[BASELINE]
     if not records:
-        return ["-"] * 6
+        return ["-"] * 4
     accuracy = [metric for _, metric, _ in MARGINS]
     breadth = [BREADTH[0], DISTINCT]
     if name == BASELINE:
-        cells = [interval(_level(records, metric), 100) for metric in accuracy]
-        cells += [interval(_level(records, metric), 1) for metric in breadth]
-    else:
-        cells = [signed(compare(records, base, metric).difference, 100) for metric in accuracy]
-        cells += [signed(_share(records, base, metric), 100) for metric in breadth]
+        return [
+            *(interval(_level(records, metric), 100) for metric in accuracy),
+            *(interval(_level(records, metric), 1) for metric in breadth),
+        ]
+    return [
+        *(signed(compare(records, base, metric).difference, 100) for metric in accuracy),
+        *(signed(_share(records, base, metric), 100) for metric in breadth),
+    ]
+
+
+def _costs(name: str, methods: Groups) -> list[str]:
+    """Tokens of a method's run on one task: of the policy, of the teacher."""
+    records, base = methods.get(name, []), methods[BASELINE]
+    if not records:
+        return ["-"] * 2
     policy, teacher = (_tokens(records, names) for names in (POLICY, TEACHER))
-    return [*cells, plain(policy / _tokens(base, POLICY)), f"{teacher / 1000:.1f}"]
+    return [plain(policy / _tokens(base, POLICY)), f"{teacher / 1000:.1f}"]
 
 
 def _verdict(methods: Groups) -> str:

@@ -5,7 +5,7 @@ import pytest
 from scope_jax.sweep.hypothesis import hypothesis
 from scope_jax.sweep.summary import summary
 from tests.sweep.test_page_tables import a_record, cells
-from tests.sweep.test_results_summary import table
+from tests.sweep.test_results_summary import table, warm
 
 TOKENS = dict.fromkeys(
     ("rollouts", "tails", "own_tries", "localiser", "teacher", "demonstrations"), 0
@@ -77,11 +77,17 @@ def test_without_ours_or_the_baseline_there_is_no_table(missing: str, tmp_path):
     assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
 
 
-def test_the_summary_has_it(tmp_path):
-    assert "SCOPE+ at equal tokens" in summary({"table": table(), "hypothesis": RUNS}, tmp_path)
+def test_the_summary_has_it_in_place_of_the_table_by_temperature(tmp_path):
+    runs = [warm(m, s, 0.5, 3.0) for m in ("scope", "grpo") for s in (0, 1)]
+    known = {"table": table(), "temperatures": runs}
+    alone, both = summary(known, tmp_path), summary(known | {"hypothesis": RUNS}, tmp_path)
+    assert "SCOPE+ at equal tokens" in both and "SCOPE+ at equal tokens" not in alone
+    assert "| toy: T = 1 |" in alone and "| toy: T = 1 |" not in both
+    assert "](images/results_temperatures.svg)" in alone and "temperatures.svg)" in both
 
 
 def test_a_method_that_a_task_lacks_is_a_dash():
     other = [{**run, "labels": {**run["labels"], "domain": "other"}} for run in RUNS]
     some = [run for run in other if run["labels"]["method"] != "dapo"]
-    assert cells(hypothesis(RUNS + some), "dapo")[-6:] == ["-"] * 6
+    found = cells(hypothesis(RUNS + some), "dapo")
+    assert found[5:9] == ["-"] * 4 and found[9:] == ["1.00, -", "0.0, -"]
