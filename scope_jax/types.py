@@ -49,7 +49,7 @@ def owner_mask(rollout: Rollout, owner: Owner) -> jax.Array:
     return rollout.owner_BT == owner
 
 
-def masked_sum(values: jax.Array, mask: jax.Array, axis=None) -> jax.Array:
+def masked_sum(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
     """Sum of `values` where `mask`; what is masked out may be NaN. Numerators and denominators
     both use this."""
     return jnp.sum(jnp.where(mask, values, 0), axis=axis)

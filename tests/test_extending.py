@@ -31,7 +31,7 @@ from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import advantages
 from scope_jax.rollout import from_prompts
 from scope_jax.teachers import DemonstrationJob, TeacherSpec
-from scope_jax.training.actors import load_teacher
+from scope_jax.training.actors import planned_teacher
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BATCH = (RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
@@ -92,7 +92,7 @@ def test_a_config_names_them(page: dict, monkeypatch: pytest.MonkeyPatch):
     set_value(TrainConfig, config, "teacher.kind", "of_my_own:from_my_book")
     set_value(TrainConfig, config, "localiser.kind", "of_my_own:ByReference")
     settings = train_config(config)
-    teacher = load_teacher(settings, None, TOKENIZER, None, None)
+    teacher = planned_teacher(settings, None, TOKENIZER, None, None)()
     assert isinstance(teacher, page["BookTeacher"]) and teacher.spec == settings.teacher
     localiser = make_localiser(settings.localiser)
     assert isinstance(localiser, page["ByReference"]) and localiser.spec == settings.localiser

@@ -20,9 +20,6 @@ from scope_jax.configuration.renamed import renamed_to
 
 T = TypeVar("T")
 
-# Metadata of a field that is filled in from other settings and is none itself.
-DERIVED: dict[str, Any] = {"derived": True}
-
 
 def to_config_dict(tree: Any) -> ConfigDict:
     """The settings of a tree of dataclasses as a ConfigDict that can be changed."""

@@ -16,7 +16,6 @@ from typing import Any
 from scope_jax.data.problems import Problems
 from scope_jax.tasks.domain import Problem
 
-MODES = ("off", "report", "remove")
 # Signs stay words of their own: "1 + 2" is another problem than "1 - 2", "5!" than "5" (but "Find
 # it!" is "find it"). Dollars, braces and full stops are formatting.
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=<>^%|]|(?<=[\d)])!|(?<=\b[a-z])!")

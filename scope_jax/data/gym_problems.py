@@ -13,7 +13,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -219,7 +219,11 @@ class GymProblems(Problems):
     sizes: tuple[int, ...] = ()  # problems of each generator
     turns: tuple[int, ...] = ()  # of each generator in one round of the mixture
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
         if isinstance(index, slice):
             return self.take(range(*index.indices(self.size)))
         return super().__getitem__(index)

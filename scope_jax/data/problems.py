@@ -27,7 +27,7 @@ class Problems(Sequence[Problem]):
     def __getitem__(self, index: int) -> Problem: ...
     @overload
     def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
         if isinstance(index, slice):
             return [self.get(i) for i in range(*index.indices(self.size))]
         if not -self.size <= index < self.size:

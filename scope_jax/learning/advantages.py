@@ -136,7 +136,9 @@ def zero_groups(reward_B: np.ndarray, group: int) -> np.ndarray:
     return np.array([len(set(row[~np.isnan(row)].tolist())) < 2 for row in reward])
 
 
-def _groups(reward_B, group, include_B):
+def _groups(
+    reward_B: ArrayLike, group: int, include_B: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
     """float32[P, M] rewards, 0 where not included, and bool[P, M] of what is included."""
     reward = jnp.asarray(reward_B, jnp.float32)
     if reward.ndim != 1:
@@ -158,7 +160,7 @@ def _groups(reward_B, group, include_B):
     return jnp.where(include, reward, 0.0).reshape(-1, group), include.reshape(-1, group)
 
 
-def _all_equal(reward, include):
+def _all_equal(reward: jax.Array, include: jax.Array) -> jax.Array:
     """bool[P, 1]: no two included rewards of the group differ (compared as they are: a mean would
     round)."""
     highest = jnp.max(jnp.where(include, reward, -jnp.inf), axis=1, keepdims=True)

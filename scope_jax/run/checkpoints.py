@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -169,7 +170,7 @@ class Checkpoints:
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return failures.storage(self.directory, "a checkpoint could not be written")
 
-    def _attempt(self, read, *args) -> tuple[Any, str]:
+    def _attempt(self, read: Callable[..., Any], *args: Any) -> tuple[Any, str]:
         """(result of `read(*args)`, "") or (None, why not); the same verdict on all processes.
         `read` must not wait for other processes. Raises StorageError where the storage of any
         process does not answer."""
@@ -214,7 +215,7 @@ def _difference(state: PyTree, leaves: dict[str, dict]) -> str:
     return f"ValueError: the checksum of {differing[0]} differs" if differing else ""
 
 
-def _abstract(leaf) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0]
     )

@@ -222,7 +222,7 @@ def transient_progress() -> Iterator[None]:
         _transient.reset(token)
 
 
-def progress(total: int, initial: int = 0, desc: str = ""):
+def progress(total: int, initial: int = 0, desc: str = "") -> Any:
     """A tqdm bar on stderr for `total` steps of which `initial` are done; in a log, one line per
     10 s at most. A bar inside another one takes its line until it is done."""
     from tqdm import tqdm

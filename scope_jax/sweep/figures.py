@@ -12,10 +12,10 @@ from scope_jax.configuration.renamed import upgraded
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Estimate, Paired, estimate, paired, welch
 
-# The paper's method, and names of ours, best first; `scope_first` is SCOPE with the settings of the
-# first tables.
+# The paper's method, and names of ours, the one that is compared first; `scope_first` is SCOPE with
+# the settings of the first tables.
 SCOPE = "scope"
-OURS = ("scope_plus", SCOPE, "scope_first")
+OURS = ("scope_plus", SCOPE, "scope_first", "scope_untaught", "scope_plus_untaught", "scope_pair")
 BASELINE = "grpo"
 
 # Methods whose records are kept and that no table shows: how they were run says nothing of them.

@@ -294,14 +294,6 @@ def multiply(a: Poly, b: Poly) -> Poly:
     return _checked(found)
 
 
-def value_at(a: Poly, x: Fraction) -> Fraction:
-    """The value of a polynomial at x."""
-    total = Fraction(0)
-    for value in reversed(a):
-        total = total * x + value
-    return total
-
-
 def written(a: Poly) -> str:
     """A polynomial in its one spelling: x^2-3x/2+1, highest power first."""
     text = ""

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -339,7 +340,7 @@ class _Draw:
     def between(self, low: int, high: int) -> int:
         return low + int(self._bits.random_raw()) % (high - low + 1)
 
-    def one_of(self, values: Sequence):
+    def one_of(self, values: Sequence[Any]) -> Any:
         return values[self.between(0, len(values) - 1)]
 
 

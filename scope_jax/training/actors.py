@@ -202,11 +202,6 @@ def resident_models(actors: Actors) -> list[models.Params]:
     return found
 
 
-def load_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> ProcessRewardModel:
-    """The process reward model that the config names."""
-    return planned_prm(config, mesh)()
-
-
 def planned_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[], ProcessRewardModel]:
     """What loads the process reward model that the config names, once all else about it is
     checked."""
@@ -232,18 +227,6 @@ def planned_prm(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable[[], Pr
     return load
 
 
-def load_teacher(
-    config: TrainConfig,
-    policy: models.ModelConfig,
-    tokenizer: Any,
-    task: Task,
-    mesh: jax.sharding.Mesh,
-    workdir: Path | None = None,
-) -> teachers.Teacher:
-    """The teacher that the config describes. Raises ValueError where it lacks what it needs."""
-    return planned_teacher(config, policy, tokenizer, task, mesh, workdir)()
-
-
 def planned_teacher(
     config: TrainConfig,
     policy: models.ModelConfig,
@@ -253,7 +236,7 @@ def planned_teacher(
     workdir: Path | None = None,
 ) -> Callable[[], teachers.Teacher]:
     """What gives the teacher that the config describes, once all else about it is checked. One
-    without weights is there at once."""
+    without weights is there at once. Raises ValueError where it lacks what it needs."""
     if config.teacher.kind == "model":
         return _planned_model_teacher(config, policy, tokenizer, task, mesh)
     found = _teacher_without_weights(config, task, workdir)

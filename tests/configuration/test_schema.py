@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from scope_jax.configuration.schema import DERIVED, from_dict, leaves, set_value, to_config_dict
+from scope_jax.configuration.schema import from_dict, leaves, set_value, to_config_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tree:
     shape: Square | Circle = Square()
     size: Size = Size()
     options: dict[str, Any] = field(default_factory=dict)
-    area: float | None = field(default=None, metadata=DERIVED)
+    area: float | None = field(default=None, metadata={"derived": True})
 
 
 def changed(**changes: Any) -> dict[str, Any]:

@@ -121,6 +121,18 @@ def test_misplaced_errors_are_as_many_as_asked_for_and_anywhere():
 # ---- the stage
 
 
+def test_locate_moves_the_errors_that_the_settings_ask_to_be_moved():
+    batch = scene(*[WRONG_2 + "#", WRONG_3 + "#"] * 2)
+    groups = groups_of(batch, [0, 0, 0, 0])
+    plain = locate(groups, groups.failed_B, played())
+    noisy = played(localiser=LocaliserSpec("oracle", noise=1.0), seed=7)
+    moved = locate(groups, groups.failed_B, noisy)
+    wanted = move_errors(plain.score_RJ, plain.valid_RJ, plain.threshold, 1.0, 7)
+    assert not np.array_equal(wanted, plain.score_RJ)
+    np.testing.assert_array_equal(moved.score_RJ, wanted)
+    assert (moved.error_R != plain.error_R).any()
+
+
 def test_locate_literal():
     """Two of the four rows, in their steps, by the domain's own check."""
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")

@@ -25,9 +25,9 @@ from scope_jax.learning.credit import (
 )
 
 
-def credit_of(credit, reward=(1, 0, 0, 0), spec=AdvantageSpec(), **parts):
+def credit_of(credit, reward=(1, 0, 0, 0), spec=AdvantageSpec(), second=WRONG_2, **parts):
     """(advantages of one right row and of failures at step 1, 2 and 0; metrics)."""
-    batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_3 + "#", WRONG_1 + "#")
+    batch = scene(RIGHT + "#", second + "#", WRONG_3 + "#", WRONG_1 + "#")
     groups = groups_of(batch, list(reward))
     got, metrics = advantages(groups, played(**parts), credit, spec, max_new_tokens=16)
     return np.asarray(got), metrics
@@ -37,15 +37,23 @@ def test_the_outcome_alone():
     got, metrics = credit_of(OutcomeCredit())
     np.testing.assert_allclose(got, [0.75, -0.25, -0.25, -0.25])
     assert metrics == {}
+    for spec, right, failed in (
+        (AdvantageSpec(std=True), 3**0.5, -(3**-0.5)),
+        (AdvantageSpec(batch_std=True), 3**0.5, -(3**-0.5)),
+        (AdvantageSpec(baseline="leave_one_out"), 1.0, -1 / 3),
+    ):
+        got, _ = credit_of(OutcomeCredit(), spec=spec)
+        np.testing.assert_allclose(got, [right, failed, failed, failed], rtol=1e-4)
     got, _ = credit_of(OutcomeCredit(), reward=(1, NAN, 0, 0))
     np.testing.assert_allclose(got, [2 / 3, 0, -1 / 3, -1 / 3], rtol=1e-6)
 
 
 def test_long_rows_are_punished_before_the_mean():
-    # 15 tokens each, of 16; the last 2 cost a half.
-    got, metrics = credit_of(OutcomeCredit(), spec=AdvantageSpec(overlong_tokens=2))
-    np.testing.assert_allclose(got, [0.75, -0.25, -0.25, -0.25])
-    assert metrics == {"reward/overlong_penalty": -0.5}
+    # 15 tokens each, of 16, but the second; the last 2 cost a half.
+    spec = AdvantageSpec(overlong_tokens=2)
+    got, metrics = credit_of(OutcomeCredit(), spec=spec, second="+777\n")
+    np.testing.assert_allclose(got, [0.625, 0.125, -0.375, -0.375])
+    assert metrics == {"reward/overlong_penalty": -0.375}
 
 
 def steps_of(values) -> np.ndarray:
@@ -81,6 +89,11 @@ def test_the_worst_step_decides():
     assert total[0] > 1 > 0 > total[3] and (got[:, 21:] == 0).all()
     # Rows that failed at the same price: their worst r is -1.
     np.testing.assert_allclose(total[1], total[2], atol=1e-3)
+    # A softmax so warm that all steps weigh alike: a mean, and not the worst.
+    warm, _ = credit_of(WorstStep(outcome_weight=0.0, min_temperature=1e6))
+    one_error, two_errors = warm[2, 7], warm[1, 7]
+    # Means 1/3 and -1/3 of r, less what the other three rows' tokens earn.
+    np.testing.assert_allclose(one_error - two_errors, 2 / 3 + 2 / 9, atol=1e-3)
 
 
 def test_good_prefixes_by_hand():
@@ -94,6 +107,9 @@ def test_good_prefixes_by_hand():
     want[2, 7:17] += 0.5
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     assert metrics["process/located_share"] == 1.0
+    less, _ = credit_of(GoodPrefix(alpha=0.25, shorten="fixed", shorten_by=0.0))
+    assert got[2, 7] - got[2, 21] == pytest.approx(0.5)
+    assert less[2, 7] - less[2, 21] == pytest.approx(0.25)
 
 
 def test_only_ways_that_score_steps_need_a_localiser():

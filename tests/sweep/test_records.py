@@ -50,7 +50,9 @@ def test_the_command_line_names_the_file(tmp_path: Path, capsys: pytest.CaptureF
     (records / "a" / "b.failed.json").write_text('{"labels": {"met')
     assert main(command) == 2
     assert slices.main(["plan", f"--sweep={file}", f"--records={records}"]) == 2
-    for line in capsys.readouterr().err.splitlines():
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    for line in said:
         assert line.startswith(f"error: {records}/a/b.failed.json: not a whole record (JSONDecode")
 
 

@@ -21,6 +21,10 @@ from scope_jax.report.by_problem import ByProblem
 from scope_jax.sweep import curves, page, tables
 from scope_jax.sweep.__main__ import main
 
+TUNED_ON = {
+    run.labels["seed"] for run in sweep.load_sweep(ROOT / "configs" / "sweeps" / "tuning.py")[0]
+}
+
 
 def sweep_file(folder: Path, checkpoints: Tiny, bad: bool = False) -> Path:
     """Three tiny runs; with `bad`, the second gives up."""
@@ -92,7 +96,6 @@ def test_a_sweep_runs_on_two_workers_and_is_gone_on_with(
     # Gone on with: what is done stays as it is.
     again = start("--only=*grpo*")
     assert again.returncode == 0 and "[1/1]" not in again.stdout and kept.read_bytes() == before
-    # The same run by `train` has the same figures.
     runs, _ = sweep.load_sweep(path)
     assert main([*where, "--list"]) == 0
     listed = capsys.readouterr().out.split("\n")
@@ -449,26 +452,27 @@ def test_the_shipped_sweeps_are_sound(name: str):
         if key not in seen:  # seeds apart, each setting once
             seen.add(key)
             train_config(sweep.config_of(str(ROOT / run.config), run.overrides))
-            # The records of the published tables, some of an earlier version, are those of the run.
-            records = ROOT / "docs" / "records" / name.removesuffix("_table")
-            assert (records / f"{run.name}.json").is_file()
-            sweep.check_records([run], records)
         assert run.labels["seed"] == run.overrides["seed"]
+    # The records of the published tables, some of an earlier version, are those of the runs.
+    records = ROOT / "docs" / "records" / name.removesuffix("_table")
+    assert all((records / f"{run.name}.json").is_file() for run in runs)
+    sweep.check_records(runs, records)
     for checkpoint in checkpoints:
         file = str(ROOT / checkpoint.config)
         supervise_config(sweep.config_of(file, checkpoint.overrides, SuperviseConfig))
-    tuning = {run.labels["seed"] for run in sweep.load_sweep(ROOT / "configs/sweeps/tuning.py")[0]}
-    if name != "tuning":
-        assert not tuning & {
-            run.labels["seed"] for run in runs
-        }  # what was tuned on is not reported
+    if name != "tuning":  # what was tuned on is not reported
+        assert not TUNED_ON & {run.labels["seed"] for run in runs}
     assert time.monotonic() - begin < 60
 
 
-@pytest.mark.parametrize("name", ["temperatures", "factorial", "conditions", "word_problems"])
+@pytest.mark.parametrize(
+    "name", ["temperatures", "factorial", "conditions", "hypothesis", "word_problems"]
+)
 def test_sweeps_that_are_under_way_are_sound(name: str):
     """Their settings hold together, and the records that are there are those of their runs."""
     runs, checkpoints = sweep.load_sweep(ROOT / "configs" / "sweeps" / f"{name}.py")
+    assert len({run.name for run in runs}) == len(runs)
+    assert not TUNED_ON & {run.labels["seed"] for run in runs}
     settings = {(run.config, tuple(sorted(set(run.overrides) - {"seed"}))): run for run in runs}
     for run in settings.values():
         train_config(sweep.config_of(str(ROOT / run.config), run.overrides))

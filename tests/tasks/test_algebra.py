@@ -179,6 +179,7 @@ def test_every_template_takes_its_number_of_lines():
     for k, kinds in TEMPLATES.items():
         for template in kinds.values():
             texts = [template(Draw(bits.random_raw(12).tolist(), 9)) for _ in range(12)]
+            assert any(texts), (k, template)
             for text in filter(None, texts):
                 lines = [text]
                 while (line := next_line(lines[-1])) is not None:

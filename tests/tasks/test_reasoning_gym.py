@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import time
@@ -292,7 +293,8 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
 
 def test_the_table_of_the_page_is_that_of_the_package():
-    page = (Path(__file__).parents[2] / "docs" / "reasoning_gym.md").read_text()
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "reasoning_gym.md").read_text()
     table = page.split("<!-- gym_table -->")[1].split("<!-- /gym_table -->")[0]
     rows = {
         cells[0]: cells
@@ -300,7 +302,10 @@ def test_the_table_of_the_page_is_that_of_the_package():
         if line.startswith("| ") and len(cells := line.strip("| ").split(" | ")) > 3
     }
     rows.pop("generator")
-    if f"reasoning-gym {importlib.metadata.version('reasoning-gym')}," in table:
+    # Of the version that the table names, which is that of constraints.txt.
+    [named] = re.findall(r"reasoning-gym ([\d.]+\d),", table)
+    assert f"reasoning-gym=={named}\n" in (root / "constraints.txt").read_text()
+    if importlib.metadata.version("reasoning-gym") == named:
         assert tuple(rows) == generators()
     guarded = {name for name, cells in rows.items() if cells[-1].endswith(("only", "`run_code`"))}
     assert guarded == {*EVALUATED, *gym_entries.RUNS_CODE}

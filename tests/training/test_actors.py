@@ -20,7 +20,7 @@ from scope_jax.data import Problems
 from scope_jax.data.load import Task
 from scope_jax.tasks import Domain, Problem
 from scope_jax.text import save_tokenizer
-from scope_jax.training.actors import attention_line, load_actors, load_prm, load_teacher
+from scope_jax.training.actors import attention_line, load_actors, planned_prm, planned_teacher
 
 
 def config_of(method: str = "scope", **settings: Any) -> TrainConfig:
@@ -67,7 +67,7 @@ def teacher_of(
 ) -> teachers.Teacher:
     mesh = mesh_of("1")
     with jax.set_mesh(mesh):
-        return load_teacher(config, PLAIN, TOKENIZER, task or task_of(), mesh, workdir)
+        return planned_teacher(config, PLAIN, TOKENIZER, task or task_of(), mesh, workdir)()
 
 
 def same_weights(params: models.Params, seed: int) -> bool:
@@ -202,11 +202,11 @@ def test_a_process_reward_model_is_loaded_and_may_wait_on_the_host(folder: Path)
     for place in ("device", "host"):
         config = config_of(models__prm=str(folder / "prm"), placement__prm=place)
         with jax.set_mesh(mesh):
-            prm = load_prm(config, mesh)
+            prm = planned_prm(config, mesh)()
         assert same_weights(prm.params, 3)
         assert waits_on_host(prm.params) == (place == "host")
     with pytest.raises(ValueError, match=r"config\.models\.prm is None; this config scores steps"):
-        load_prm(config_of(), mesh)
+        planned_prm(config_of(), mesh)
 
 
 # ---- all of them

@@ -66,6 +66,21 @@ def check_pairs(rows: list[dict[str, float]]) -> None:
         assert row["scope/spared_tokens"] >= 5 * (row["scope/accepted"] + row["scope/paired"])
 
 
+def test_credit_from_the_divergence_on_reaches_the_update(checkpoints: Tiny, tmp_path: Path):
+    """The same rollouts and rescues in the first step, other weights after it."""
+    pair = {**RUNS["pair"], "steps": 1}
+    whole = {**pair, "method.credit": "row", "method.spare_prefix": False}
+    [one], [other] = (
+        run(checkpoints, tmp_path / n, more) for n, more in (("a", pair), ("b", whole))
+    )
+    same = ("scope/accepted", "scope/selected", "reward/mean")
+    assert [one[name] for name in same] == [other[name] for name in same] and one["scope/accepted"]
+    ours, theirs = (
+        (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b")
+    )
+    assert ours != theirs
+
+
 def check_groups(rows: list[dict[str, float]]) -> None:
     for row in rows:
         assert row["scope/selected"] <= row["scope/groups_failed"] <= 8

@@ -84,7 +84,9 @@ def letters_of(text: str) -> str:
     return text.casefold() if _WORDS.fullmatch(text) else text
 
 
-def _rules(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]):
+def _rules(
+    *pairs: tuple[str, str | Callable[[re.Match[str]], str]],
+) -> list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]:
     return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
 
 
