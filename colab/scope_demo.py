@@ -17,9 +17,13 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or its address as "git+https://..."
+SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or the folder uploaded
+EXTRAS = ""  # on a GPU "cuda", on a TPU "tpu"; restart the session once after this cell
 if "google.colab" in sys.modules:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
+    if not os.path.isdir(SOURCE):
+        raise FileNotFoundError(f"{SOURCE}: clone the repository there, or upload its folder")
+    wanted = f"{SOURCE}[{EXTRAS}]" if EXTRAS else SOURCE
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
 
 # %%
 from pathlib import Path

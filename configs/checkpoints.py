@@ -5,7 +5,7 @@ or of word_problems (algebra has no prm), or sft or prm of math.
     python -m scope_jax.supervise --config=configs/checkpoints.py:prm,countdown \
         --workdir=cache/checkpoints/countdown/prm
 
-Both forms are the same. `make demo` and the sweeps make those of the embedded tasks by themselves.
+Both forms are the same. `make demo` makes those of signed terms, a sweep those of its tasks.
 """
 
 from scope_jax.configs.tasks import CACHE, MATH_TEST, STORY_NUMBERS
@@ -27,8 +27,7 @@ def arithmetic_base():
 
 
 def arithmetic_teacher():
-    """The teacher of signed terms: no misconception, and a style of its own (terms in the order of
-    the prompt).
+    """The teacher of signed terms: no misconception, and a style of its own (terms sorted).
 
     Measured (256 problems, 8 samples, temperature 1): pass@1 0.99 with 4 and 5 terms, 0.985 with 6
     and 7. About one minute on 2 cores.
@@ -310,7 +309,8 @@ def math_sft():
     are divided by blank lines (`target.in_steps`), prompts go into the chat template, and problems
     that overlap with MATH-500 are left out.
 
-    Memory (bfloat16 parameters, float32 moments): about 18 GB, split over `mesh.fsdp` devices.
+    Memory (float32 parameters, used in bfloat16, and float32 moments): about 18 GB, split over
+    `mesh.fsdp` devices.
     """
     config = _math(default_config())
     config.steps = 350  # three epochs of 7,500 problems

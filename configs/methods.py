@@ -1,5 +1,6 @@
 """What each method changes in a task's config. `make demo` and the sweeps measure them; figures are
-of the embedded task, signed terms (docs/results.md has all of them with intervals).
+of the embedded task, signed terms, +- the standard deviation over three seeds
+(docs/embedded_task.md).
 """
 
 from scope_jax.configs.tasks import Task, change

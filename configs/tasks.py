@@ -1,8 +1,8 @@
 """The tasks of run.py: problems, policy, sizes; and what methods with a teacher or a PRM add.
 
-The checkpoints of the embedded tasks are made by `make demo`, or by checkpoints.py. Published
-weights and data lie where the settings say (any other place by --config.models.policy=... and so
-on; docs/data.md).
+The checkpoints of signed terms are made by `make demo`, those of the others by checkpoints.py.
+Published weights and data lie where the settings say (any other place by --config.models.policy=...
+and so on; docs/data.md).
 """
 
 import dataclasses

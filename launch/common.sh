@@ -46,7 +46,7 @@ pack() {
     done | tar -cz --null -T - | head -c "$((most * 1000000 + 1))" > "$archive"
   ) || code=$?
   if [[ "$(wc -c < "$archive")" -gt "$((most * 1000000))" ]]; then
-    fail "the working tree packs to over $most MB; let git ignore what is large (.git/info/exclude), or raise PACK_MB"
+    fail "the working tree${also:+ with $also} packs to over $most MB; let git ignore what is large (.git/info/exclude)${also:+, send less}, or raise PACK_MB"
   fi
   if [[ "$code" -ne 0 ]]; then fail "$root could not be packed (exit code $code; see above)"; fi
 }

@@ -5,7 +5,8 @@
 #   launch/sweep_slice.sh SWEEP RECORDS SLICE [OPTION of launch/tpu.sh watch ...] [-- [--only=PATTERN] [--shard=I/N]]
 #
 # Runs that have a record in RECORDS are left out; give the same command again after an interruption. Several slices: the same
-# command for each, with a shard of its own. --delete-after: delete the slice when all is done.
+# command for each, with a shard of its own. --delete-after: delete the slice when all is done. --send=cache/checkpoints: what the
+# sweep's runs start from, which git ignores.
 # PYTHON: with scope_jax, on this machine (default: .venv/bin/python of the repository). DRY_RUN=1: print the commands; the sweep
 # file is read for that, nothing is written.
 #

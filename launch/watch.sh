@@ -24,13 +24,13 @@ shipped="" refused=0 silent=0
 # attempts are used up, or workers that answer could not be made to start it. What is a slice's fault, a storage's or a network's
 # (exit code 1) is an attempt, and never final by itself.
 watch_run() {
-  local attempt=1 attempts="${settings[attempts]:-10}" began pause outcome crashes=0 others=""
+  local attempt=1 attempts="${settings[attempts]:-10}" began lasted pause outcome crashes=0 others=""
   forget_stop
   # Once: what is edited meanwhile belongs to other runs.
   pack_code
   while :; do
     say "attempt $attempt of $attempts: ${settings[run]} on $name"
-    began="$SECONDS" outcome=failed
+    lasted=0 outcome=failed
     if ensure_slice; then
       began="$SECONDS"
       if ensure_running; then
@@ -40,6 +40,7 @@ watch_run() {
         fi
         refused=0 silent=0
         follow
+        lasted=$((SECONDS - began))
       else
         why_not_started
       fi
@@ -90,7 +91,8 @@ watch_run() {
         ;;
     esac
     if [[ -e "$kept/stopped" ]]; then exit 75; fi
-    if [[ $((SECONDS - began)) -ge "$steady_seconds" ]]; then attempt=0 crashes=0; fi
+    # Of the run: what a request waited in the queue for nothing is not counted.
+    if [[ "$lasted" -ge "$steady_seconds" ]]; then attempt=0 crashes=0; fi
     if [[ "$attempt" -ge "$attempts" ]]; then
       # sweep_slice.sh tells the two by these words.
       if [[ "$crashes" -ge "$attempt" ]]; then

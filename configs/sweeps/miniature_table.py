@@ -14,7 +14,8 @@ are written from the records by `make results`.
 from scope_jax.configs.sweeps.common import DOMAINS, METHODS, checkpoints, run
 
 SEEDS = range(5)
-NOT_HERE = ("scope", "scope_off", "scope_self")  # of confirmation.py and temperatures.py
+# Of confirmation.py, temperatures.py and hypothesis.py.
+NOT_HERE = ("scope", "scope_plus", "scope_off", "scope_self")
 # A difference of two points is below what five seeds resolve.
 MANY_SEEDS = range(20)
 OFTEN = ("scope_first", "grpo", "luffy")

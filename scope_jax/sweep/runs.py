@@ -93,7 +93,7 @@ def run_config(which: str) -> ConfigDict:
     if not name:
         raise ValueError(
             f"{which or 'nothing'}: expected SWEEP_FILE:RUN, such as"
-            " configs/sweeps/tuning.py:arithmetic/scope/seed_0"
+            " configs/sweeps/ablations.py:arithmetic/ablation_no_tail/seed_0"
         )
     runs = {run.name: run for run in load_sweep(file)[0]}
     if name not in runs:
