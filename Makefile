@@ -7,6 +7,7 @@ FIT ?= fit
 FIT_VENV ?= .venv-$(FIT)
 OLDEST_VENV ?= .venv-oldest
 DOCS_VENV ?= .venv-docs
+ADAPTERS_VENV ?= .venv-adapters
 # What is installed beside the package itself: test, tpu, cuda, colab (comma-separated).
 EXTRAS ?= test
 # Options of the program that a target starts: make demo ARGS=..., make bench ARGS=...
@@ -20,11 +21,12 @@ ORACLE_READY := $(ORACLE_VENV)/.ready-$(notdir $(PYTHON))
 FIT_READY := $(FIT_VENV)/.ready-$(notdir $(PYTHON))
 OLDEST_READY := $(OLDEST_VENV)/.ready-$(notdir $(PYTHON))
 DOCS_READY := $(DOCS_VENV)/.ready-$(notdir $(PYTHON))
+ADAPTERS_READY := $(ADAPTERS_VENV)/.ready-$(notdir $(PYTHON))
 BIN := $(VENV)/bin
 # The venv is kept where it is of the same Python, and made afresh where it is not.
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 
-.PHONY: help setup demo real test lint oracles fit oldest bench accelerator kills long results docs clean
+.PHONY: help setup demo real test lint oracles adapters fit oldest bench accelerator kills long results docs clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -83,6 +85,12 @@ oracles: $(ORACLE_READY)  ## make the torch goldens afresh and compare (own envi
 	@echo "== the files of a salvage in TRL's trainers, where TRL is installed"
 	@"$(ORACLE_VENV)/bin/python" tests/salvage_oracle.py
 
+$(ADAPTERS_READY): pyproject.toml constraints.txt
+	$(call environment,$(ADAPTERS_VENV),test$(comma)wandb$(comma)trackio$(comma)harness,constraints.txt)
+
+adapters: $(ADAPTERS_READY)  ## the tests against wandb, trackio and lm-eval themselves (own environment)
+	@"$(ADAPTERS_VENV)/bin/python" -m pytest tests/run/test_trackers.py tests/harness $(ARGS)
+
 $(FIT_READY): pyproject.toml constraints.txt
 	$(call environment,$(FIT_VENV),$(FIT)$(comma)test,constraints.txt)
 
@@ -128,5 +136,5 @@ docs: $(DOCS_READY)  ## the documentation as a site, site/index.html, links chec
 	@NO_MKDOCS_2_WARNING=1 "$(DOCS_VENV)/bin/python" -m mkdocs build --strict $(ARGS)
 
 clean:  ## remove the environments and the caches of the tools (runs/ and cache/ stay)
-	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .venv-fit-gpu "$(OLDEST_VENV)" "$(DOCS_VENV)" site .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf "$(VENV)" "$(ORACLE_VENV)" "$(FIT_VENV)" .venv-fit-gpu "$(OLDEST_VENV)" "$(DOCS_VENV)" "$(ADAPTERS_VENV)" site .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  scope_jax.egg-info build

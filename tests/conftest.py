@@ -82,6 +82,7 @@ def pytest_terminal_summary(
             ("long", "the tests that take long each"),
             ("kills", "tiny runs killed at random moments"),
             ("oracles", "goldens made afresh with torch; the endpoint of `transformers serve`"),
+            ("adapters", "wandb, trackio and lm-eval themselves, where they are not installed"),
             ("fit", "programs compiled for TPU slices"),
         ):
             terminalreporter.line(f"make {target:8} {what}")
