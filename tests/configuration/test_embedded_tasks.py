@@ -56,14 +56,14 @@ def test_who_reads_and_writes_the_marks_of_long_signed_terms():
     domains = {name: settings.generated_domain() for name, settings in made.items()}
     assert all(domain.marks for domain in domains.values())
     assert 0 < domains["base"].marked < 0.2 and domains["teacher"].marked == 1.0
-    # The base slips in half of the borrows, in whatever line, and these come late; teacher and
-    # labels know the arithmetic.
+    # The base slips in most borrows, in whatever line, and these come late; teacher and labels know
+    # the arithmetic.
     base = domains["base"]
     borrows = [(t, term) for t in range(10) for term in TERMS if applies("borrow", t, term, 10)]
     struck = [
         fact for fact in borrows if base.believed(*fact, 11) == base.believed(*fact, 1) != (0, 0)
     ]
-    assert len(struck) == pytest.approx(len(borrows) / 2, abs=6)
+    assert (len(struck), len(borrows)) == (29, 45)  # as docs/embedded_task.md says
     assert {base.believed(*fact, 1) for fact in struck} == {(1, 0.97)}
     assert made["base"].target.style == "additions_first"
     assert domains["teacher"].misconception == domains["prm"].misconception == 0

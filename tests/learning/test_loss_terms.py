@@ -66,15 +66,17 @@ def test_the_kl_of_a_token():
 
 
 def test_statistics_by_hand():
-    own = loss_terms.own_term(tokens(), LossSpec(clip_low=0.2, clip_high=0.5))
-    found = {k: float(v) for k, v in loss_terms.token_statistics(tokens(), own).items()}
+    # The second token has fallen to a quarter: the farthest move is a fall.
+    fallen = tokens(np.log(np.array([[0.25, 1.0, 1.0, 1.0]])))
+    own = loss_terms.own_term(fallen, LossSpec(clip_low=0.2, clip_high=0.5))
+    found = {k: float(v) for k, v in loss_terms.token_statistics(fallen, own).items()}
     assert found == pytest.approx(
         {
             "on_tokens": 2,
             "off_tokens": 1,
-            "ratio_sum": 2.5,
+            "ratio_sum": 2.25,
             "ratio_max": 2,
-            "move_max": np.log(2),
+            "move_max": np.log(4),
             "clip_count": 1,
             "teacher_logp_sum": np.log(0.125),
         }

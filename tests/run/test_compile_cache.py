@@ -108,6 +108,21 @@ def test_where_compiled_programs_are_kept(tmp_path: Path):
     assert small(tmp_path / "b", JAX_COMPILATION_CACHE_DIR=str(named))[1] == count
 
 
+def test_another_processor_has_another_folder(monkeypatch: pytest.MonkeyPatch):
+    """Machine code of a processor that can do more would end a run here."""
+    text = "vendor_id\t: A\nmodel name\t: M\nflags\t\t: avx avx2 fma\n\nvendor_id\t: A\n"
+    changed = ("avx2 ", ""), ("M\n", "N\n"), ("A\n", "B\n")
+    names = []
+    for old, new in (("", ""), *changed):
+        cpuinfo = text.replace(old, new) if old else text
+        monkeypatch.setattr(Path, "read_text", lambda self, cpuinfo=cpuinfo: cpuinfo)
+        names.append(this_machine())
+    assert len(set(names)) == 4
+    reordered = text.replace("avx avx2 fma", "fma avx avx2")
+    monkeypatch.setattr(Path, "read_text", lambda self: reordered)
+    assert this_machine() == names[0]
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     said = [small(tmp_path / "a", "/proc/nowhere"), small(tmp_path / "a", str(tmp_path / "file"))]
