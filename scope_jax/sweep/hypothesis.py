@@ -35,10 +35,9 @@ TEACHER = ("teacher", "demonstrations")
 
 
 def hypothesis(records: Sequence[Record]) -> str:
-    """The table, a row for each method, and below it what became of the hypothesis on each task; in
-    Markdown. Empty where no task has runs of SCOPE+ and of the baseline."""
-    domains = {domain: methods_of(records, domain) for domain in domains_of(records)}
-    domains = {d: m for d, m in domains.items() if TRIED in m and BASELINE in m}
+    """The table, a row for each method, in Markdown. Empty where no task has runs of SCOPE+ and of
+    the baseline."""
+    domains = _tasks(records)
     if not domains:
         return ""
     names = list(dict.fromkeys(name for methods in domains.values() for name in methods))
@@ -53,19 +52,27 @@ def hypothesis(records: Sequence[Record]) -> str:
         cells = [cell for methods in domains.values() for cell in _cells(name, methods)]
         cells += map(", ".join, zip(*(_costs(name, methods) for methods in domains.values())))
         rows.append([f"**{name}**" if name in OURS else name, "/".join(runs), *cells])
-    found = [f"* {TASKS.get(d, d)}: {_verdict(methods)}" for d, methods in domains.items()]
-    return "\n".join(
-        [
-            f"Pass@1 at temperature 0.6: of {BASELINE} in percent, of the others the difference to"
-            f" it in points, on common seeds. Paths among four right samples and distinct-4 of"
-            f" right rows, which accuracy does not move: of {BASELINE} the number, of the others"
-            f" the difference in percent. Tokens of the whole run, by task: of the policy in"
-            f" multiples of {BASELINE}'s, of the teacher in thousands.\n",
-            markdown(head, rows) + "\n",
-            *found,
-            "",
-        ]
+    return (
+        f"Pass@1 at temperature 0.6: of {BASELINE} in percent, of the others the difference to it"
+        " in points, on common seeds. Paths among four right samples and distinct-4 of right rows,"
+        f" which accuracy does not move: of {BASELINE} the number, of the others the difference in"
+        f" percent. Tokens of the whole run, by task: of the policy in multiples of {BASELINE}'s,"
+        f" of the teacher in thousands.\n\n{markdown(head, rows)}\n"
     )
+
+
+def verdicts(records: Sequence[Record]) -> str:
+    """What became of the hypothesis on each task, a line each."""
+    lines = [f"* {TASKS.get(d, d)}: {_verdict(m)}" for d, m in _tasks(records).items()]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _tasks(records: Sequence[Record]) -> dict[str, Groups]:
+    """The methods of each task that has SCOPE+ and the baseline."""
+    domains = {domain: methods_of(records, domain) for domain in domains_of(records)}
+    return {
+        d: methods for d, methods in domains.items() if TRIED in methods and BASELINE in methods
+    }
 
 
 def _cells(name: str, methods: Groups) -> list[str]:

@@ -188,8 +188,9 @@ def _temperatures(records: Sequence[Record], images: Path, with_table: bool) -> 
         runs = dict.fromkeys(str(len(m.get(name, []))) for m in domains.values())
         shown_name = f"**{name}**" if name in OURS else name
         rows.append([shown_name, "/".join(runs), *(_lead_cell(name, *c) for c in columns)])
-    parts = ["### At several temperatures\n"]
+    parts = []
     if with_table:
+        parts.append("### At several temperatures\n")
         parts.append(
             f"Pass@1 at each temperature (0: greedy): of {BASELINE} in percent, of the others the"
             " difference to it in points. Rarefied paths, the expected number of distinct paths"

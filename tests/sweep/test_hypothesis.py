@@ -2,7 +2,7 @@
 
 import pytest
 
-from scope_jax.sweep.hypothesis import hypothesis
+from scope_jax.sweep.hypothesis import hypothesis, verdicts
 from scope_jax.sweep.summary import summary
 from tests.sweep.test_page_tables import a_record, cells
 from tests.sweep.test_results_summary import table, warm
@@ -64,7 +64,7 @@ def test_cells_are_levels_of_the_baseline_and_differences_of_the_others():
 
 
 def test_the_verdict_is_over_the_best_rival_of_each_column_and_scope_is_none():
-    [line] = [line for line in hypothesis(RUNS).splitlines() if line.startswith("* ")]
+    [line] = [line for line in verdicts(RUNS).splitlines() if line.startswith("* ")]
     assert "in distribution +10.0 ± 0.0 points over dapo (asked for: +1.8)" in line
     assert "longer problems +5.0 ± 0.0 points over dapo (asked for: +3.2)" in line
     assert "rarefied paths +20.0 ± 0.0 % over grpo (asked for: +13.5)" in line
@@ -73,7 +73,7 @@ def test_the_verdict_is_over_the_best_rival_of_each_column_and_scope_is_none():
 @pytest.mark.parametrize("missing", ["scope_plus", "grpo"])
 def test_without_ours_or_the_baseline_there_is_no_table(missing: str, tmp_path):
     rest = [run for run in RUNS if run["labels"]["method"] != missing]
-    assert hypothesis(rest) == ""
+    assert hypothesis(rest) == verdicts(rest) == ""
     assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
 
 
