@@ -317,6 +317,7 @@ def on_hypothesis(k: Known) -> list[str]:
     )
     paths = "eval/diversity/rarefied_paths"
     wide = "eval/diversity/distinct_4_right"
+    paired = [against(d, "scope_pair", "grpo", m) for d, m in ((EARLY, PASS), (LONG, LONGER))]
     wrote = [
         np.mean([sum(r["tokens"][n] for n in TOKENS) for r in arm(LONG, name).values()])
         for name in ("scope_plus", "grpo")
@@ -342,6 +343,10 @@ def on_hypothesis(k: Known) -> list[str]:
         f"{of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), wide)} % and"
         f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), wide)} % in distinct-4 of right rows,"
         f" {of_it(arm(COUNTDOWN, 'scope_plus'), arm(COUNTDOWN, 'grpo'), paths)} % in paths",
+        "with no loss on them (`scope_untaught`) the early lead over GRPO is"
+        f" {against(EARLY, 'scope_untaught', 'grpo')}, and on longer problems at twice the tokens"
+        f" {against(LONG, 'scope_untaught', 'grpo', LONGER)}",
+        f"the failure stays beside its rescue (`scope_pair`), {paired[0]} and {paired[1]}",
         f"with {wrote[0] / wrote[1]:.2f} times GRPO's tokens and"
         f" {taught[0] / taught[1]:.2f} times SCOPE's of the teacher",
     ]
