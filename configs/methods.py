@@ -29,7 +29,12 @@ def scope(config, task: Task):
 
 def scope_plus(config, task: Task):
     """SCOPE+: no longer the paper's method. Only groups that failed altogether are rescued, one
-    failure of each, and groups that are without an advantage after that are drawn again."""
+    failure of each, and groups that are without an advantage after that are drawn again.
+
+    Measured (long signed terms, ten seeds, temperature 0.6, equal tokens, against GRPO): 11.5 +-
+    7.0 points early in the run, 0.5 +- 3.5 later, where SCOPE has 27.9 +- 7.1 and -0.5 +- 5.7; a
+    tenth of SCOPE's teacher tokens (configs/sweeps/hypothesis.py).
+    """
     scope(config, task)
     config.method.select.groups = "all_failed"
     config.method.select.per_group = 1
