@@ -482,7 +482,7 @@ def test_the_generated_parts_are_what_the_records_give(tmp_path: Path):
 
 def test_the_page_is_short_and_shows_no_part_without_records():
     text = (DOCS / "results.md").read_text()
-    assert len(text.splitlines()) <= 145
+    assert len(text.splitlines()) <= 150
     for part, shown in (
         ("temperatures", "images/results_temperatures.svg"),
         ("hypothesis", "### SCOPE+ at equal tokens"),
