@@ -24,8 +24,8 @@ EVALUATION = {
     "evaluation.more_temperatures": (0.0,),
     "evaluation.samples": 16,
 }
-# Long signed terms with a quarter and with half of the task's run, and Countdown. The names are
-# labels of the records, the domain comes first.
+# Long signed terms with a quarter and with half of the task's run, and Countdown: what the records
+# are grouped by, and the task of each.
 EARLY, LONG, COUNTDOWN = "arithmetic_long_early", "arithmetic_long", "countdown"
 BUDGETS = {LONG: "arithmetic_long", COUNTDOWN: "countdown", EARLY: "arithmetic_long"}
 # name -> (method of common.py, {budget: what is set}). Every run spends about as many tokens of the
