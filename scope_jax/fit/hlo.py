@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from scope_jax.fit.hlo_text import (
     Operation,
@@ -99,6 +100,16 @@ class HloReport:
             and loop.body not in parts
         ]
         return max(inner, key=lambda loop: loop.traffic.hbm, default=None)
+
+
+class Kernel(NamedTuple):
+    """A custom call: how often it runs, bytes of one run with all of its operands, and of its
+    largest operand."""
+
+    op: Operation
+    times: int
+    size: float
+    largest: float
 
 
 # Open loops inside a computation, and how often it comes to each.
@@ -313,13 +324,14 @@ class HloProgram:
                 if name in self.parts:
                     yield from self.operations(name, times * trips)
 
-    def kernels(self, body: str) -> Iterator[tuple[Operation, int, float]]:
-        """(custom call, how often it runs, bytes of one run) of a computation and the loops inside:
-        kernels, and attention of a library. They are counted with all of their operands; one that
-        is told the lengths of the rows moves less."""
+    def kernels(self, body: str) -> Iterator[Kernel]:
+        """Custom calls of a computation and the loops inside: kernels, and attention of a
+        library. They are counted with all of their operands; one that is told how long rows are,
+        or how many rows each matrix has, moves less."""
         for op, part, times in self.operations(body):
             if op.target and not op.target.startswith("__cublas"):
-                yield op, times, self.cost(op, part).hbm
+                sizes = [in_hbm(self._shape(part, name)) for name in op.operands]
+                yield Kernel(op, times, self.cost(op, part).hbm, max(sizes, default=0.0))
 
 
 def _weight(walked: tuple[Traffic, _Open]) -> float:

@@ -76,7 +76,7 @@ class ModelConfig:
     logit_cap: float = 0.0
     bos_id: int | None = None
     pad_id: int | None = None
-    # The last five say how the model is run, not what it is: no config.json has them.
+    # The last six say how the model is run, not what it is: no config.json has them.
     # Layers in a scan (True) or a Python loop (False). None: a scan, unless `for_device` decides.
     scan_layers: bool | None = None
     # What the backward pass computes again instead of keeping: nothing; all but the products with
@@ -88,6 +88,9 @@ class ModelConfig:
     # Logits that a loss holds at once on one device, in numbers. None: what suits the device at
     # hand, by `for_device`.
     logits_at_once: int | None = None
+    # Whether decoding multiplies with a layer's experts where they lie in the stack of all layers.
+    # None: not, unless `for_device` decides.
+    experts_in_stack: bool | None = None
     # What projections, embedding and head are kept in: auto, the dtype that the model is used in;
     # int8, with a scale for each output channel. Nothing of such a model can be trained.
     weights: Literal["auto", "int8"] = "auto"
@@ -358,6 +361,7 @@ def config_to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any
         remat=config.remat,
         attention=config.attention,
         logits_at_once=config.logits_at_once,
+        experts_in_stack=config.experts_in_stack,
         weights=config.weights,
     )
     lost = [

@@ -25,6 +25,7 @@ from scope_jax.models.cache import (
     stored,
 )
 from scope_jax.models.config import LayerKind, ModelConfig
+from scope_jax.models.experts import EXPERTS
 from scope_jax.models.layers import (
     Rotation,
     embed,
@@ -72,11 +73,17 @@ LOGITS_AT_ONCE = {"cpu": 1 << 24, "tpu": 1 << 26, "gpu": 1 << 28}
 
 
 def with_kernel(config: ModelConfig) -> ModelConfig:
-    """`config` with `attention` and `logits_at_once` decided for the device at hand, where they are
-    None. Reads the mesh that is set; not for use inside jit."""
+    """`config` with `attention`, `logits_at_once` and `experts_in_stack` decided for the device at
+    hand, where they are None. Reads the mesh that is set; not for use inside jit."""
     kernel = config.attention or attention.kernel_here()
     logits = config.logits_at_once or LOGITS_AT_ONCE[platform()]
-    return dataclasses.replace(config, attention=kernel, logits_at_once=logits)
+    in_stack = config.experts_in_stack
+    if in_stack is None:
+        # Where ragged_dot is a dense product it would multiply with the experts of all layers.
+        in_stack = platform() == "tpu"
+    return dataclasses.replace(
+        config, attention=kernel, logits_at_once=logits, experts_in_stack=in_stack
+    )
 
 
 def for_device(config: ModelConfig) -> ModelConfig:
@@ -208,14 +215,16 @@ def decode_step(
         layer: Params,
         kind: tuple[Rotation, attention.Window],
         write: Callable[[Cache], tuple[Cache, jax.Array | None, Any]],
+        place: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """(x after the layer, last result of `write`); the first results of `write` are what holds
-        the layer's cache with the new token in it, and the number of the layer in it."""
+        the layer's cache with the new token in it, and the number of the layer in it. place: see
+        `finish_layer`."""
         rotation, window = kind
         q, k, v = project(x[:, None], layer, config, rotation)
         there, number, kept = write(stored(k[:, 0], v[:, 0], int8))
         attended = _attend_cached(q[:, 0], there, number, length_B, window, blocks, config)
-        x, _ = finish_layer(x, attended.reshape(x.shape[0], -1), layer, config)
+        x, _ = finish_layer(x, attended.reshape(x.shape[0], -1), layer, config, place=place)
         return x, kept
 
     if cache.axes.apart:
@@ -235,6 +244,10 @@ def decode_step(
         cache = Cache(k, v, k_scale, v_scale, cache.form)
     else:
         pick, scanned_L = _kinds_scanned(config, kind)
+        # A kernel takes whole arrays: a layer's experts would be copied out of the stack for it.
+        in_stack = config.num_experts and config.experts_in_stack
+        stays = {name: layers[name] for name in EXPERTS} if in_stack else {}
+        goes = {name: w for name, w in layers.items() if name not in stays}
 
         def body(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
             x, kept = carry
@@ -246,10 +259,10 @@ def decode_step(
                     return layer_of(whole, number), None, whole
                 return whole, number, whole
 
-            return run(x, layer, pick(of), write), None
+            return run(x, layer | stays, pick(of), write, number if stays else None), None
 
         numbers = jnp.arange(config.num_layers)
-        (x_BD, cache), _ = jax.lax.scan(body, (x_BD, cache), (layers, numbers, scanned_L))
+        (x_BD, cache), _ = jax.lax.scan(body, (x_BD, cache), (goes, numbers, scanned_L))
     x_BD = rms_norm(x_BD, params["final_norm"], config)
     return vocabulary_logits(params, config, x_BD), cache
 

@@ -23,7 +23,8 @@ from scope_jax.devices.mesh import GATHERED, partition_spec
 from scope_jax.models.config import ModelConfig
 from scope_jax.models.weights import Params
 
-WEIGHTS = ("router", "expert_gate", "expert_up", "expert_down")
+EXPERTS = ("expert_gate", "expert_up", "expert_down")
+WEIGHTS = ("router", *EXPERTS)
 # Logical axes of a layer's weights.
 _AXES = (
     (None, None),
@@ -55,32 +56,49 @@ def check_split(config: ModelConfig, sizes: Mapping[str, int], who: str = "the m
 
 
 def mix(
-    x: jax.Array, layer: Params, config: ModelConfig, counted: jax.Array | None = None
+    x: jax.Array,
+    layer: Params,
+    config: ModelConfig,
+    counted: jax.Array | None = None,
+    place: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the experts of a layer say of x [B, D] or [B, T, D], in its shape and dtype; and where
     `counted` says which of its tokens count (1 or 0, [B] or [B, T]), how many of those each expert
-    had, float32[E]."""
+    had, float32[E].
+
+    place: int32[], the number of the layer, where `layer` holds the experts of all of them
+    ([L, E, ...]; the router is its own)."""
     weights = tuple(layer[name] for name in WEIGHTS)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _on_device(x, counted, *weights, config=config, split=_Split())
+        return _on_device(x, counted, place, *weights, config=config, split=_Split())
     sizes = dict(mesh.shape)
     check_split(config, sizes)
     rows = partition_spec(("batch", *(None,) * (x.ndim - 1)), x.shape, sizes)
-    specs = [
-        partition_spec(axes, w.shape, sizes, drop=GATHERED)
+    layer_specs = [
+        partition_spec(axes, w.shape[-len(axes) :], sizes, drop=GATHERED)
         for axes, w in zip(_AXES, weights, strict=True)
     ]
-    split = _Split(specs[1][0], specs[1][2], _names(rows[0]))
+    split = _Split(layer_specs[1][0], layer_specs[1][2], _names(rows[0]))
+    stacked = place is not None
+    specs = [
+        PartitionSpec(None, *spec) if stacked and name in EXPERTS else spec
+        for name, spec in zip(WEIGHTS, layer_specs, strict=True)
+    ]
     absent = counted is None
     run = jax.shard_map(
         functools.partial(_on_device, config=config, split=split),
         mesh=mesh,
-        in_specs=(rows, None if absent else PartitionSpec(*rows[:-1]), *specs),
+        in_specs=(
+            rows,
+            None if absent else PartitionSpec(*rows[:-1]),
+            PartitionSpec() if stacked else None,
+            *specs,
+        ),
         out_specs=(rows, None if absent else PartitionSpec()),
         check_vma=False,
     )
-    return run(x, counted, *weights)
+    return run(x, counted, place, *weights)
 
 
 def route(
@@ -98,6 +116,7 @@ def route(
 def _on_device(
     x: jax.Array,
     counted: jax.Array | None,
+    place: jax.Array | None,
     router: jax.Array,
     gate: jax.Array,
     up: jax.Array,
@@ -106,7 +125,7 @@ def _on_device(
     config: ModelConfig,
     split: _Split,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`mix` with a device's tokens and its part of the experts."""
+    """`mix` with a device's tokens and its part of the experts (of each layer, with `place`)."""
     x_ND = x.reshape(-1, x.shape[-1])
     weight_NA, expert_NA = route(x_ND, router, config)
     tokens = x_ND, weight_NA, expert_NA
@@ -116,10 +135,10 @@ def _on_device(
         load_E = jnp.sum(chosen * counted.reshape(-1, 1, 1), axis=(0, 1), dtype=jnp.float32)
         load_E = jax.lax.psum(load_E, split.rows) if split.rows else load_E
     axis = split.experts
-    first = 0 if axis is None else jax.lax.axis_index(axis) * gate.shape[0]
+    first = 0 if axis is None else jax.lax.axis_index(axis) * gate.shape[-3]
 
     def own(tokens: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return _apply(*tokens, (gate, up, down), first)
+        return _apply(*tokens, (gate, up, down), first, place)
 
     if axis is None:
         out = own(tokens)
@@ -147,10 +166,10 @@ def _apply(
     expert_NA: jax.Array,
     weights: tuple[jax.Array, jax.Array, jax.Array],
     first: Any,
+    place: jax.Array | None,
 ) -> jax.Array:
     """What the experts from number `first` on, whose weights these are, add to each token."""
-    gate, up, down = weights
-    (N, A), E = expert_NA.shape, gate.shape[0]
+    (N, A), E = expert_NA.shape, weights[0].shape[-3]
     number = expert_NA.reshape(-1) - first
     number = jnp.where((number >= 0) & (number < E), number, E)  # those of others stand last
     order = jnp.argsort(number, stable=True)
@@ -158,16 +177,25 @@ def _apply(
     count_E = jnp.sum(number[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
     # What ragged_dot leaves in rows behind the last group depends on the device.
     here = (jnp.arange(N * A) < jnp.sum(count_E))[:, None]
+    runs = count_E
+    if place is not None:
+        # The experts of other layers have no rows.
+        flat = [w.reshape(-1, *w.shape[-2:]) for w in weights]
+        runs = jax.lax.dynamic_update_slice(
+            jnp.zeros(flat[0].shape[0], jnp.int32), count_E, (place * E,)
+        )
+        weights = flat[0], flat[1], flat[2]
+    gate, up, down = weights
     rows = jnp.where(here, _permute(jnp.repeat(x_ND, A, axis=0), order, back), 0)
-    hidden = jax.nn.silu(_products(rows, gate, count_E)) * _products(rows, up, count_E)
-    out = jnp.where(here, _products(jnp.where(here, hidden, 0), down, count_E), 0)
+    hidden = jax.nn.silu(_products(rows, gate, runs)) * _products(rows, up, runs)
+    out = jnp.where(here, _products(jnp.where(here, hidden, 0), down, runs), 0)
     out = _permute(out, back, order).reshape(N, A, -1)
     return jnp.sum(out * weight_NA[..., None], axis=1)
 
 
-def _products(rows: jax.Array, weights: jax.Array, count_E: jax.Array) -> jax.Array:
-    """Each run of `count_E` rows times its expert's weights [E, in, out]."""
-    return jax.lax.ragged_dot(rows, weights.astype(rows.dtype), count_E)
+def _products(rows: jax.Array, weights: jax.Array, runs: jax.Array) -> jax.Array:
+    """Each run of rows, of these lengths, times its expert's weights [E, in, out]."""
+    return jax.lax.ragged_dot(rows, weights.astype(rows.dtype), runs)
 
 
 @jax.custom_vjp

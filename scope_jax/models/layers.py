@@ -92,8 +92,10 @@ def finish_layer(
     layer: Params,
     config: ModelConfig,
     counted: jax.Array | None = None,
+    place: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(x after the layer; of a mixture of experts, what `experts.mix` counted, or None)."""
+    """(x after the layer; of a mixture of experts, what `experts.mix` counted, or None). place: the
+    layer's number, where `layer` holds the experts of all layers."""
     family = config.family
     attended = _linear(attended, layer, "output")
     x = x + (
@@ -101,7 +103,7 @@ def finish_layer(
     )
     h = x if family.post_norm else rms_norm(x, layer["ffn_norm"], config)
     fed, load_E = (
-        mix(h, layer, config, counted)
+        mix(h, layer, config, counted, place)
         if config.num_experts
         else (_feed_forward(h, layer, config), None)
     )

@@ -895,6 +895,36 @@ def test_a_batch_that_is_too_large_is_said_to_be(tmp_path):
 
 
 @needs_libtpu
+def test_decoding_takes_no_expert_out_of_the_stack_of_layers(tmp_path):
+    """A kernel multiplies with the experts where they lie, and is counted with one layer's."""
+    config = small_config(tmp_path)
+    mixture = {
+        **SMALL,
+        "model_type": "qwen3_moe",
+        "num_experts": 32,
+        "num_experts_per_tok": 2,
+        "hidden_size": 1024,
+        "moe_intermediate_size": 4096,  # more than the chip's own memory holds
+        "norm_topk_prob": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(mixture))
+    config.mesh.fsdp, config.mesh.tensor, config.mesh.expert = 2, 1, 4
+    config.teacher.kind = "self"
+    layer = 8 * 1024 * 4096 * 2  # bytes of a layer's eight experts on a device, one matrix of three
+    report = command.fit(config, parse_topology("v5e:2x4"), only=["rollout"], texts=tmp_path)
+    (rollout,) = report["programs"]
+    assert not [line for line in rollout["warnings"] if "every token" in line]
+    kernels = rollout["decode_step"]["kernels"]["tpu_custom_call"]
+    program = hlo.HloProgram((tmp_path / "rollout.txt").read_text())
+    loop = program.report().decode
+    assert loop is not None
+    products = [kernel for kernel in program.kernels(loop.body) if kernel.largest == 2 * layer]
+    assert sum(kernel.times for kernel in products) == 2 * 3  # layers, matrices
+    whole = sum(kernel.times * kernel.size for kernel in program.kernels(loop.body))
+    assert kernels["hbm"] == whole - 2 * 3 * layer
+
+
+@needs_libtpu
 def test_an_unknown_program_is_refused(tmp_path):
     with pytest.raises(
         ValueError,

@@ -343,9 +343,8 @@ def test_what_libraries_move_is_counted_without_their_workspace():
     total = (matrix + 4 + x + out) + 2 * (x + matrix + out) + 4 + attention
     assert program.report().total.hbm == total
     # Attention may be told lengths, and read less: it is named.
-    assert [(op.target, times, size) for op, times, size in program.kernels("main.1")] == [
-        ("__cudnn$fmhaSoftmax", 1, attention)
-    ]
+    (kernel,) = program.kernels("main.1")
+    assert (kernel.op.target, *kernel[1:]) == ("__cudnn$fmhaSoftmax", 1, attention, keys)
 
 
 COLLECTIVES = """HloModule jit_step, is_scheduled=true
@@ -706,7 +705,8 @@ def test_decoding_copies_no_layer(tmp_path, on, tensor, dtype, triton):
     report, facts = program.report(), rollout.facts
     assert report.decode is not None
     assert lint.decode_copies(program, report, min(facts.layer_cache, facts.layer_weights)) == []
-    attends = [op for op, _, _ in program.kernels(report.decode.body) if "fmha" in op.target]
+    kernels = program.kernels(report.decode.body)
+    attends = [kernel for kernel in kernels if "fmha" in kernel.op.target]
     assert len(attends) == (2 if dtype == "bfloat16" else 0)
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from support.families_fixture import FAMILIES, LENGTHS, family_tokens, load_family
 from support.fixtures import make_params
 
-from scope_jax import learning, models
+from scope_jax import learning, models, rollout
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec
 from scope_jax.devices.precision import in_float32
 from scope_jax.learning.expert_load import expert_metrics
@@ -339,3 +339,37 @@ def test_a_loss_counts_the_load_of_its_tokens():
     assert load.shape == (2, E)
     np.testing.assert_array_equal(load.sum(axis=1), 3 * A)
     assert math.isclose(expert_metrics(load)["experts/unused"], np.mean(load == 0))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_experts_of_a_layer_are_found_in_the_stack_of_all(split):
+    """As TPUs read them while decoding: the second layer's, on one device and on eight."""
+    layers = make_params(CONFIG, 3)["layers"]
+    x = tokens(9, 8)
+    alone = {name: layers[name][1] for name in experts.WEIGHTS}
+    stacked = {name: layers[name] for name in experts.EXPERTS} | {"router": alone["router"]}
+    wanted, _ = experts.mix(x, alone, CONFIG)
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:8], expert=2) if split else make_mesh()
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda place: experts.mix(x, stacked, CONFIG, place=place)[0])
+        found = run(jnp.int32(1))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_decoding_with_the_experts_in_the_stack_writes_the_same_tokens():
+    params = make_params(CONFIG, 4)
+
+    def write(**form):
+        config = dataclasses.replace(CONFIG, scan_layers=True, **form)
+        rows = rollout.generate(
+            params,
+            config,
+            rollout.from_prompts([[5, 6, 7], [11]], 2, 16),
+            jax.random.key(7),
+            rollout.SampleSpec(temperature=1.0, max_new_tokens=8, end_ids=(0,)),
+        )
+        return np.asarray(rows.tokens_BT), np.asarray(rows.logp_BT)
+
+    (wanted, wanted_logp), (found, found_logp) = write(), write(experts_in_stack=True)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(found_logp, wanted_logp, atol=1e-5)
