@@ -69,7 +69,7 @@ TEMPERATURES = {"evaluation.samples": 32, "evaluation.more_temperatures": (0.6, 
 CACHE = "cache/checkpoints"
 # Problems are drawn anew for each purpose: what was tuned on is not what is reported.
 TUNING_PROBLEMS, TABLE_PROBLEMS, CONFIRMATION_PROBLEMS, CONTROL_PROBLEMS = 1, 2, 3, 4
-TEMPERATURE_PROBLEMS, FACTORIAL_PROBLEMS, HYPOTHESIS_PROBLEMS = 5, 6, 7
+TEMPERATURE_PROBLEMS, FACTORIAL_PROBLEMS, HYPOTHESIS_PROBLEMS, TEACHER_END_PROBLEMS = 5, 6, 7, 8
 
 
 def checkpoints(domain: str) -> list[Checkpoint]:

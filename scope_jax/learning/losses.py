@@ -56,6 +56,7 @@ class LossSpec:
     teacher_weight: float = 1.0  # lambda at the start of the run
     teacher_schedule: Literal["constant", "linear", "cosine"] = "linear"  # of lambda over the run
     teacher_weight_end: float = 0.0  # lambda at the end, where the schedule is not constant
+    teacher_steps: int | None = None  # batches that the schedule takes; None: the whole run
     shaping_gamma: float = 0.1  # of `shaped`: f(p) = p / (p + gamma), arXiv 2504.14945
     importance_cap: float = 1.0  # of `importance`: the largest weight
     normaliser: Literal["constant", "token", "sequence"] = "token"
@@ -90,7 +91,8 @@ class LossSpec:
             self._require(name, lambda x: x > 0, "a number above 0")
         self._require("clip_low", lambda x: x <= 1, "at most 1 (a ratio is never below 0)")
         self._require("dual_clip", lambda x: x > 1, "a number above 1")
-        self._require("max_new_tokens", lambda x: x >= 1, "at least 1")
+        for name in ("max_new_tokens", "teacher_steps"):
+            self._require(name, lambda x: x >= 1, "at least 1")
         for reason in self._conflicts():
             raise ValueError(f"config.loss.{reason}")
 
@@ -111,6 +113,11 @@ class LossSpec:
             yield (
                 f"mask_level {self.mask_level!r} is that of a weight with a bound: set"
                 " loss.mask_low or mask_high"
+            )
+        if self.teacher_steps is not None and self.teacher_schedule == "constant":
+            yield (
+                f"teacher_steps = {self.teacher_steps} is of a schedule; with teacher_schedule"
+                " 'constant' lambda stays as it is: use 'linear' or 'cosine', or None"
             )
         if self.surrogate != "clip" and self.dual_clip is not None:
             yield f"dual_clip is of surrogate 'clip', not {self.surrogate!r}: set it to None"
@@ -150,7 +157,7 @@ class LossSpec:
         value = getattr(self, name)
         optional = name in (
             *("clip_low", "clip_high", "dual_clip", "tis_cap", "max_new_tokens"),
-            *("mask_low", "mask_high"),
+            *("mask_low", "mask_high", "teacher_steps"),
         )
         if value is None and optional:
             return

@@ -192,7 +192,7 @@ class Learner:
             loss.teacher_weight,
             loss.teacher_weight_end,
             step,
-            config.steps,
+            loss.teacher_steps or config.steps,
         )
         groups, parts = rows.tokens_BT.shape[0] // group, config.training.mini_batches
         plan = [

@@ -701,6 +701,11 @@ def test_low_precision_inputs_are_computed_in_float32():
         ({"clip_low": 1.5}, "clip_low = 1.5; expected at most 1"),
         ({"clip_high": -0.1}, "clip_high = -0.1"),
         ({"dual_clip": 1.0}, "dual_clip = 1.0; expected a number above 1 or None"),
+        ({"teacher_steps": 0}, "teacher_steps = 0; expected at least 1 or None"),
+        (
+            {"teacher_steps": 9, "teacher_schedule": "constant"},
+            "teacher_steps = 9 is of a schedule",
+        ),
         ({"teacher_weight": -0.1}, "teacher_weight = -0.1"),
         ({"teacher_weight": None}, "teacher_weight = None"),
         ({"teacher_weight": NAN}, "teacher_weight = nan"),

@@ -466,7 +466,8 @@ def test_the_shipped_sweeps_are_sound(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["temperatures", "factorial", "conditions", "hypothesis", "word_problems"]
+    "name",
+    ["temperatures", "factorial", "conditions", "hypothesis", "teacher_end", "word_problems"],
 )
 def test_sweeps_that_are_under_way_are_sound(name: str):
     """Their settings hold together, and the records that are there are those of their runs."""

@@ -290,6 +290,12 @@ def test_epochs_and_mini_batches_are_updates_and_the_teachers_weight_follows_the
     assert metrics["loss/teacher_weight"] == pytest.approx(0.8)  # of 10 steps
 
 
+@pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (1, 0.75), (4, 0.0), (9, 0.0)])
+def test_the_teachers_weight_may_come_to_its_end_before_the_run(step, weight):
+    made = learner_of(loss__teacher_weight=1.0, loss__teacher_steps=4)
+    assert updated(made, step=step)["loss/teacher_weight"] == pytest.approx(weight)
+
+
 TAUGHT = ROWS.replace(owner_BT=np.where(WRITTEN, Owner.TEACHER, ROWS.owner_BT).astype(np.int8))
 TAUGHT = TAUGHT.replace(
     owner_BT=np.where(np.arange(8)[:, None] == 5, TAUGHT.owner_BT, ROWS.owner_BT)
