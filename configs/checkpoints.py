@@ -181,6 +181,21 @@ def countdown_prm():
     return config
 
 
+def countdown_six_base():
+    """The base policy of Countdown with six numbers: any right line, and one subtraction in five
+    written wrong.
+
+    Measured (256 test problems, 8 samples, temperature 1): pass@1 / pass@8 0.045 / 0.30 with 6
+    numbers, 0.026 / 0.18 with 7. Five minutes of one core.
+    """
+    config = countdown_base()
+    config.steps = 1200
+    # Fewer numbers are what is left after a line or more.
+    config.fresh.lengths = (3, 4, 4, 5, 5, 6, 6, 6, 7)
+    config.target.misconception = 0.2
+    return config
+
+
 # A policy of this size does not learn quadratic equations in the time: its errors are of all kinds.
 LINEAR = {"kinds": ("linear",)}
 
@@ -357,6 +372,7 @@ CHECKPOINTS = {
     "base,countdown": countdown_base,
     "teacher,countdown": countdown_teacher,
     "prm,countdown": countdown_prm,
+    "base,countdown_six": countdown_six_base,
     "base,algebra": algebra_base,
     "teacher,algebra": algebra_teacher,
     "base,word_problems": word_problems_base,

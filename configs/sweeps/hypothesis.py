@@ -15,9 +15,13 @@ command goes on with the other seeds.
 import dataclasses
 from typing import Any
 
-from scope_jax.configs.sweeps.common import HYPOTHESIS_PROBLEMS, checkpoints, run
+from scope_jax.configs.sweeps.common import CACHE, HYPOTHESIS_PROBLEMS, checkpoints, run
+from scope_jax.sweep.runs import Checkpoint
 
 SEEDS = range(600, 620)
+# From this seed on base, teacher and PRM are made again, by the same commands on another machine,
+# whose sums are rounded otherwise; and Countdown has six numbers.
+AGAIN = 610
 DOMAINS = ("arithmetic_long", "countdown")
 EVALUATION = {
     "evaluation.temperature": 0.6,
@@ -27,18 +31,40 @@ EVALUATION = {
 # Long signed terms with a quarter and with half of the task's run, and Countdown: what the records
 # are grouped by, and the task of each.
 EARLY, LONG, COUNTDOWN = "arithmetic_long_early", "arithmetic_long", "countdown"
-BUDGETS = {LONG: "arithmetic_long", COUNTDOWN: "countdown", EARLY: "arithmetic_long"}
+SIX = "countdown_six"
+BUDGETS = {LONG: "arithmetic_long", COUNTDOWN: "countdown", EARLY: "arithmetic_long", SIX: SIX}
 # name -> (method of common.py, {budget: what is set}). Every run spends about as many tokens of the
 # policy as GRPO in 45, 90 or (Countdown) 30 batches; how many batches that are was measured with
 # other seeds.
 ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "grpo": ("grpo", {EARLY: {"steps": 45}, LONG: {"steps": 90}, COUNTDOWN: {"steps": 30}}),
+    "grpo": (
+        "grpo",
+        {
+            EARLY: {"steps": 45},
+            LONG: {"steps": 90},
+            COUNTDOWN: {"steps": 30},
+            SIX: {"steps": 90},
+        },
+    ),
     # SCOPE's objective with the correction off.
     "scope_off": (
         "scope_off",
-        {EARLY: {"steps": 45}, LONG: {"steps": 90}, COUNTDOWN: {"steps": 30}},
+        {
+            EARLY: {"steps": 45},
+            LONG: {"steps": 90},
+            COUNTDOWN: {"steps": 30},
+            SIX: {"steps": 90},
+        },
     ),
-    "dapo_tokens": ("dapo", {EARLY: {"steps": 20}, LONG: {"steps": 49}, COUNTDOWN: {"steps": 15}}),
+    "dapo_tokens": (
+        "dapo",
+        {
+            EARLY: {"steps": 20},
+            LONG: {"steps": 49},
+            COUNTDOWN: {"steps": 15},
+            SIX: {"steps": 30},
+        },
+    ),
     # SCOPE's teacher tokens of a whole run as demonstrations, then GRPO's batches.
     "sft_grpo_few": (
         "sft_grpo",
@@ -46,12 +72,26 @@ ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             EARLY: {"steps": 55, "sft.prompts": 12},
             LONG: {"steps": 100, "sft.prompts": 18},
             COUNTDOWN: {"steps": 40, "sft.prompts": 24},
+            SIX: {"steps": 100, "sft.prompts": 48},
         },
     ),
-    "scope": ("scope", {EARLY: {"steps": 43}, LONG: {"steps": 85}, COUNTDOWN: {"steps": 29}}),
+    "scope": (
+        "scope",
+        {
+            EARLY: {"steps": 43},
+            LONG: {"steps": 85},
+            COUNTDOWN: {"steps": 29},
+            SIX: {"steps": 85},
+        },
+    ),
     "scope_plus": (
         "scope_plus",
-        {EARLY: {"steps": 40}, LONG: {"steps": 80}, COUNTDOWN: {"steps": 21}},
+        {
+            EARLY: {"steps": 40},
+            LONG: {"steps": 80},
+            COUNTDOWN: {"steps": 21},
+            SIX: {"steps": 61},
+        },
     ),
 }
 
@@ -70,17 +110,21 @@ ADDED = {
 
 
 def prepare():
-    return [checkpoint for domain in DOMAINS for checkpoint in checkpoints(domain)]
+    six = Checkpoint(f"configs/checkpoints.py:base,{SIX}", f"{CACHE}/{SIX}/base")
+    return [*(checkpoint for domain in DOMAINS for checkpoint in checkpoints(domain)), six]
 
 
 def sweep():
     runs = []
     for seed in SEEDS:  # whole seeds of all budgets first
         for budget, domain in BUDGETS.items():
+            if budget == SIX and seed < AGAIN:
+                continue
             for name, (method, own) in (ARMS | ADDED).items():
                 overrides = EVALUATION | own[budget]
                 label = f"early_{name}" if budget == EARLY else name
                 one = run(domain, method, seed, overrides, label, HYPOTHESIS_PROBLEMS)
-                labels = {**one.labels, "method": name, "domain": budget}
+                group = f"{budget}_again" if seed >= AGAIN and budget != SIX else budget
+                labels = {**one.labels, "method": name, "domain": group}
                 runs.append(dataclasses.replace(one, labels=labels))
     return runs

@@ -26,7 +26,10 @@ TASKS = {
     "arithmetic": "signed terms",
     "arithmetic_long": "long signed terms",
     "arithmetic_long_early": "long signed terms, half the tokens",
+    "arithmetic_long_again": "long signed terms, second base",
+    "arithmetic_long_early_again": "second base, half the tokens",
     "countdown": "Countdown",
+    "countdown_six": "Countdown with six numbers",
 }
 
 Groups = dict[str, list[Record]]  # name of a method or variant -> its records

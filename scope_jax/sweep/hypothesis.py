@@ -29,35 +29,49 @@ MARGINS = (
 )
 BREADTH = (f"eval/{RAREFIED}", 13.5)
 DISTINCT = "eval/diversity/distinct_4_right"
+WIDE = (BREADTH[0], DISTINCT)
 # Of a record's tokens, those that the policy and that the teacher wrote.
 POLICY = ("rollouts", "tails", "own_tries", "localiser")
 TEACHER = ("teacher", "demonstrations")
 
 
 def hypothesis(records: Sequence[Record]) -> str:
-    """The table, a row for each method, in Markdown. Empty where no task has runs of SCOPE+ and of
-    the baseline."""
+    """The table of accuracy, a row for each method, in Markdown. Empty where no task has runs of
+    SCOPE+ and of the baseline."""
     domains = _tasks(records)
     if not domains:
         return ""
-    names = list(dict.fromkeys(name for methods in domains.values() for name in methods))
-    names.sort(key=lambda name: (name not in OURS, name != BASELINE))
-    head = ["method", "seeds"]
-    for domain in domains:
-        head += [f"{TASKS.get(domain, domain)}: pass@1", "longer", "paths, %", "distinct-4, %"]
+    head = ["method", "seeds", *(f"{TASKS.get(d, d)}: pass@1 / longer" for d in domains)]
     head += ["policy's tokens", "teacher's tokens"]
     rows = []
-    for name in names:
-        runs = dict.fromkeys(str(len(methods.get(name, []))) for methods in domains.values())
-        cells = [cell for methods in domains.values() for cell in _cells(name, methods)]
-        cells += map(", ".join, zip(*(_costs(name, methods) for methods in domains.values())))
-        rows.append([f"**{name}**" if name in OURS else name, "/".join(runs), *cells])
+    for name in _names(domains):
+        runs = [str(len(methods.get(name, []))) for methods in domains.values()]
+        row = [_title(name), "/".join(runs if len(set(runs)) > 1 else runs[:1])]
+        row += [_accuracy(name, methods) for methods in domains.values()]
+        row += map(", ".join, zip(*(_costs(name, methods) for methods in domains.values())))
+        rows.append(row)
     return (
-        f"Pass@1 at temperature 0.6: of {BASELINE} in percent, of the others the difference to it"
-        " in points, on common seeds. Paths among four right samples and distinct-4 of right rows,"
-        f" which accuracy does not move: of {BASELINE} the number, of the others the difference in"
-        f" percent. Tokens of the whole run, by task: of the policy in multiples of {BASELINE}'s,"
-        f" of the teacher in thousands.\n\n{markdown(head, rows)}\n"
+        f"Pass@1 at temperature 0.6, of the task and of longer problems: of {BASELINE} in percent,"
+        " of the others the difference to it in points, on common seeds. Tokens of the whole run,"
+        f" by task: of the policy in multiples of {BASELINE}'s, of the teacher in thousands."
+        f"\n\n{markdown(head, rows)}\n"
+    )
+
+
+def breadth(records: Sequence[Record]) -> str:
+    """The table of breadth beside it."""
+    domains = _tasks(records)
+    if not domains:
+        return ""
+    head = ["method", *(f"{TASKS.get(d, d)}: paths / distinct-4" for d in domains)]
+    rows = [
+        [_title(name), *(_breadth(name, methods) for methods in domains.values())]
+        for name in _names(domains)
+    ]
+    return (
+        "Paths among four right samples and distinct-4 of right rows, which accuracy does not move:"
+        f" of {BASELINE} the number, of the others the difference in percent."
+        f"\n\n{markdown(head, rows)}\n"
     )
 
 
@@ -75,22 +89,35 @@ def _tasks(records: Sequence[Record]) -> dict[str, Groups]:
     }
 
 
-def _cells(name: str, methods: Groups) -> list[str]:
-    """A method's cells for one task."""
+def _names(domains: dict[str, Groups]) -> list[str]:
+    """The methods, ours and the baseline first."""
+    names = list(dict.fromkeys(name for methods in domains.values() for name in methods))
+    return sorted(names, key=lambda name: (name not in OURS, name != BASELINE))
+
+
+def _title(name: str) -> str:
+    return f"**{name}**" if name in OURS else name
+
+
+def _accuracy(name: str, methods: Groups) -> str:
+    """A method's cell for one task."""
     records, base = methods.get(name, []), methods[BASELINE]
     if not records:
-        return ["-"] * 4
-    accuracy = [metric for _, metric, _ in MARGINS]
-    breadth = [BREADTH[0], DISTINCT]
+        return "-"
     if name == BASELINE:
-        return [
-            *(interval(_level(records, metric), 100) for metric in accuracy),
-            *(interval(_level(records, metric), 1) for metric in breadth),
-        ]
-    return [
-        *(signed(compare(records, base, metric).difference, 100) for metric in accuracy),
-        *(signed(_share(records, base, metric), 100) for metric in breadth),
-    ]
+        cells = [interval(_level(records, metric), 100) for _, metric, _ in MARGINS]
+    else:
+        cells = [signed(compare(records, base, m).difference, 100) for _, m, _ in MARGINS]
+    return " / ".join(cells)
+
+
+def _breadth(name: str, methods: Groups) -> str:
+    records, base = methods.get(name, []), methods[BASELINE]
+    if not records:
+        return "-"
+    if name == BASELINE:
+        return " / ".join(interval(_level(records, metric), 1) for metric in WIDE)
+    return " / ".join(signed(_share(records, base, metric), 100) for metric in WIDE)
 
 
 def _costs(name: str, methods: Groups) -> list[str]:
@@ -111,8 +138,8 @@ def _verdict(methods: Groups) -> str:
         best = max(rivals, key=lambda name: mean_value(methods[name], metric))
         gap = compare(methods[TRIED], methods[best], metric).difference
         parts.append(f"{title} {signed(gap, 100)} points over {best} (asked for: {margin:+})")
-    metric, margin = BREADTH
-    paths, words = (_share(methods[TRIED], methods[BASELINE], name) for name in (metric, DISTINCT))
+    margin = BREADTH[1]
+    paths, words = (_share(methods[TRIED], methods[BASELINE], name) for name in WIDE)
     parts.append(
         f"rarefied paths {signed(paths, 100)} % over {BASELINE} (asked for: {margin:+}), distinct-4"
         f" of right rows {signed(words, 100)} %"

@@ -25,7 +25,7 @@ from scope_jax.sweep.curves import draw_curves
 from scope_jax.sweep.factorial import factorial
 from scope_jax.sweep.figures import TASKS, Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
-from scope_jax.sweep.hypothesis import hypothesis, verdicts
+from scope_jax.sweep.hypothesis import breadth, hypothesis, verdicts
 from scope_jax.sweep.records import Record, read_records
 from scope_jax.sweep.summary import conditions_picture, paths_picture, summary
 from scope_jax.sweep.temperatures import by_temperature
@@ -92,7 +92,8 @@ def results(folders: Folders, images: Path) -> str:
             parts += _of_the_run(methods)
     if records := _records(folders, "hypothesis"):
         parts.append("## SCOPE+ at equal tokens\n")
-        parts += [hypothesis(shown(records[0])), verdicts(shown(records[0]))]
+        tried = shown(records[0])
+        parts += [hypothesis(tried), breadth(tried), verdicts(tried)]
         for domain in domains_of(records[0]):
             methods = methods_of(shown(records[0]), domain)
             parts.append(f"### {TASKS.get(domain, domain).capitalize()}, equal tokens\n")

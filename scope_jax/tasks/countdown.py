@@ -31,7 +31,7 @@ MISCONCEPTIONS = ("slip", "haste")
 SPLITS = ("train", "validation", "test", "test_ood")
 
 _LINE = re.compile(r"([1-9][0-9]?)([-+*])([1-9][0-9]?)=([1-9][0-9]?)((?: [1-9][0-9]?)*)")
-_PROMPT = re.compile(r"([1-9][0-9]?(?: [1-9][0-9]?){1,5})>([1-9][0-9]?):")
+_PROMPT = re.compile(r"([1-9][0-9]?(?: [1-9][0-9]?){1,6})>([1-9][0-9]?):")
 
 Operation = tuple[int, str, int]
 
@@ -124,8 +124,8 @@ class Countdown(GeneratedDomain):
         if split not in SPLITS:
             raise ValueError(f"countdown: split {split!r}: expected one of {SPLITS}")
         sizes = (k,) if isinstance(k, int) else tuple(k)
-        if not sizes or not all(2 <= size <= 6 for size in sizes):
-            raise ValueError(f"countdown: k {k}: expected 2 to 6 numbers")
+        if not sizes or not all(2 <= size <= 7 for size in sizes):
+            raise ValueError(f"countdown: k {k}: expected 2 to 7 numbers")
         # Raw bits only: numpy guarantees their stream for ever, but not that of Generator's
         # methods.
         bits = np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), index, *sizes]))

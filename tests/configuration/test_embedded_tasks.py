@@ -13,7 +13,7 @@ from scope_jax.tasks.arithmetic import TERMS, applies
 EMBEDDED = ("arithmetic", "arithmetic_long", "countdown")
 
 
-@pytest.mark.parametrize("task", EMBEDDED)
+@pytest.mark.parametrize("task", [*EMBEDDED, "countdown_six"])
 def test_problems_and_right_solutions_have_room(task):
     config = train_config(run.get_config(f"scope,{task}"))
     domain = domain_of(config.task)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scope_jax.sweep.hypothesis import hypothesis, verdicts
+from scope_jax.sweep.hypothesis import breadth, hypothesis, verdicts
 from scope_jax.sweep.summary import summary
 from tests.sweep.test_page_tables import a_record, cells
 from tests.sweep.test_results_summary import table, warm
@@ -44,20 +44,13 @@ RUNS = [
 
 def test_cells_are_levels_of_the_baseline_and_differences_of_the_others():
     text = hypothesis(RUNS)
-    assert cells(text, "grpo") == [
-        "2",
-        "55.5 ± 6.4",
-        "25.0 ± 0.0",
-        "3.00 ± 0.00",
-        "0.30 ± 0.00",
-        "1.00",
-        "0.0",
-    ]
+    assert cells(text, "grpo") == ["2", "55.5 ± 6.4 / 25.0 ± 0.0", "1.00", "0.0"]
     ours = cells(text, "**scope_plus**")
-    assert ours[1:3] == ["+16.0 ± 0.0", "+8.0 ± 0.0"]
-    assert ours[3:5] == ["+20.0 ± 0.0", "+20.0 ± 0.0"]
-    assert ours[5:] == ["0.93", "0.2"]  # 900 and 30 of the tails; 200 of the teacher
-    assert cells(text, "sft_grpo_few")[5:] == ["1.00", "2.0"]
+    assert ours[1] == "+16.0 ± 0.0 / +8.0 ± 0.0"
+    assert ours[2:] == ["0.93", "0.2"]  # 900 and 30 of the tails; 200 of the teacher
+    assert cells(text, "sft_grpo_few")[2:] == ["1.00", "2.0"]
+    assert cells(breadth(RUNS), "grpo") == ["3.00 ± 0.00 / 0.30 ± 0.00"]
+    assert cells(breadth(RUNS), "**scope_plus**") == ["+20.0 ± 0.0 / +20.0 ± 0.0"]
     # Ours first, the baseline after them.
     order = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert order[1:4] == ["**scope_plus**", "**scope**", "grpo"]
@@ -73,7 +66,7 @@ def test_the_verdict_is_over_the_best_rival_of_each_column_and_scope_is_none():
 @pytest.mark.parametrize("missing", ["scope_plus", "grpo"])
 def test_without_ours_or_the_baseline_there_is_no_table(missing: str, tmp_path):
     rest = [run for run in RUNS if run["labels"]["method"] != missing]
-    assert hypothesis(rest) == verdicts(rest) == ""
+    assert hypothesis(rest) == breadth(rest) == verdicts(rest) == ""
     assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
 
 
@@ -90,4 +83,5 @@ def test_a_method_that_a_task_lacks_is_a_dash():
     other = [{**run, "labels": {**run["labels"], "domain": "other"}} for run in RUNS]
     some = [run for run in other if run["labels"]["method"] != "dapo"]
     found = cells(hypothesis(RUNS + some), "dapo")
-    assert found[5:9] == ["-"] * 4 and found[9:] == ["1.00, -", "0.0, -"]
+    assert found[0] == "2/0" and found[2:] == ["-", "1.00, -", "0.0, -"]
+    assert cells(breadth(RUNS + some), "dapo")[1] == "-"

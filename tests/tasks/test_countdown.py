@@ -293,8 +293,8 @@ def test_bad_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             Countdown(**kwargs)
-    for k in (1, 7, ()):
-        with pytest.raises(ValueError, match="expected 2 to 6 numbers"):
+    for k in (1, 8, ()):
+        with pytest.raises(ValueError, match="expected 2 to 7 numbers"):
             DOMAIN.problem(0, "train", 0, k)
     with pytest.raises(ValueError, match="split 'dev'"):
         DOMAIN.problem(0, "dev", 0, 4)
@@ -302,7 +302,7 @@ def test_bad_arguments_are_named():
         Countdown("-", 9, 10, 99).problem(
             0, "train", 0, 2
         )  # a difference of two digits needs more than 9
-    for prompt in ("3 5>", "5>5:", "1 1 1 1 1 1 1>7:"):
+    for prompt in ("3 5>", "5>5:", "1 1 1 1 1 1 1 1>8:"):
         with pytest.raises(ValueError, match=f"prompt '{prompt}'"):
             DOMAIN.check_steps(Problem("p", prompt, "8"), [])
 
