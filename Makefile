@@ -118,7 +118,7 @@ long: $(READY)  ## the tests that take long each
 results: $(READY)  ## docs/results.md and its appendix, tables and pictures, from docs/records
 	"$(BIN)/python" -m scope_jax.sweep.page --page=docs/results_appendix.md --summary=docs/results.md \
 	  --table=docs/records/miniature --temperatures=docs/records/temperatures \
-	  --hypothesis=docs/records/hypothesis --conditions=docs/records/conditions --factorial=docs/records/factorial --ablations=docs/records/ablations \
+	  --hypothesis=docs/records/hypothesis --teacher_end=docs/records/teacher_end --conditions=docs/records/conditions --factorial=docs/records/factorial --ablations=docs/records/ablations \
 	  --confirmation=docs/records/confirmation --controls=docs/records/controls --tuning=docs/records/tuning
 
 # The extra alone, without the package and its JAX: the site is made by reading the code.

@@ -15,7 +15,10 @@ from scope_jax.sweep.statistics import Estimate, Paired, estimate, paired, welch
 # The paper's method, and names of ours, the one that is compared first; `scope_first` is SCOPE with
 # the settings of the first tables.
 SCOPE = "scope"
-OURS = ("scope_plus", SCOPE, "scope_first", "scope_untaught", "scope_plus_untaught", "scope_pair")
+OURS = (
+    *("scope_plus", SCOPE, "scope_first"),
+    *("scope_untaught", "scope_plus_untaught", "scope_pair", "scope_half"),
+)
 BASELINE = "grpo"
 
 # Methods whose records are kept and that no table shows: how they were run says nothing of them.

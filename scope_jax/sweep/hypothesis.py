@@ -37,7 +37,7 @@ TEACHER = ("teacher", "demonstrations")
 
 def hypothesis(records: Sequence[Record]) -> str:
     """The table of accuracy, a row for each method, in Markdown. Empty where no task has runs of
-    SCOPE+ and of the baseline."""
+    ours and of the baseline."""
     domains = _tasks(records)
     if not domains:
         return ""
@@ -76,16 +76,19 @@ def breadth(records: Sequence[Record]) -> str:
 
 
 def verdicts(records: Sequence[Record]) -> str:
-    """What became of the hypothesis on each task, a line each."""
-    lines = [f"* {TASKS.get(d, d)}: {_verdict(m)}" for d, m in _tasks(records).items()]
+    """What became of the hypothesis on each task that has SCOPE+, a line each."""
+    tasks = {d: methods for d, methods in _tasks(records).items() if TRIED in methods}
+    lines = [f"* {TASKS.get(d, d)}: {_verdict(methods)}" for d, methods in tasks.items()]
     return "\n".join(lines) + "\n" if lines else ""
 
 
 def _tasks(records: Sequence[Record]) -> dict[str, Groups]:
-    """The methods of each task that has SCOPE+ and the baseline."""
+    """The methods of each task that has one of ours and the baseline."""
     domains = {domain: methods_of(records, domain) for domain in domains_of(records)}
     return {
-        d: methods for d, methods in domains.items() if TRIED in methods and BASELINE in methods
+        d: methods
+        for d, methods in domains.items()
+        if BASELINE in methods and any(name in methods for name in OURS)
     }
 
 

@@ -2,8 +2,8 @@
 curves.
 
     python -m scope_jax.sweep.page --page=docs/results_appendix.md --table=DIR
-        [--temperatures=DIR] [--hypothesis=DIR] [--conditions=DIR] [--factorial=DIR]
-        [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
+        [--temperatures=DIR] [--hypothesis=DIR] [--teacher_end=DIR] [--conditions=DIR]
+        [--factorial=DIR] [--ablations=DIR] [--confirmation=DIR] [--controls=DIR] [--tuning=DIR]
         [--summary=docs/results.md]
 
 The page has all tables, the summary one table and a few pictures. Only the part between each page's
@@ -40,6 +40,7 @@ class Folders:
     table: Path  # the main table
     temperatures: Path | None = None  # evaluated at several temperatures, with many samples
     hypothesis: Path | None = None  # SCOPE+ and its rivals at equal tokens
+    teacher_end: Path | None = None  # SCOPE that stops cloning the teacher's line after a while
     conditions: Path | None = None  # ours and the baseline, one condition changed at a time
     factorial: Path | None = None  # SCOPE with several switches on and off together
     ablations: Path | None = None  # SCOPE with one switch changed at a time
@@ -52,7 +53,11 @@ _RUN = ("method", "domain", "seed")
 # The labels that runs of a folder are grouped by.
 LABELS = {
     **dict.fromkeys(
-        ("table", "temperatures", "hypothesis", "conditions", "confirmation", "controls"), _RUN
+        (
+            *("table", "temperatures", "hypothesis", "teacher_end"),
+            *("conditions", "confirmation", "controls"),
+        ),
+        _RUN,
     ),
     "factorial": (*_RUN, "switches"),
     "ablations": (*_RUN, "variant"),
@@ -99,6 +104,9 @@ def results(folders: Folders, images: Path) -> str:
             parts.append(f"### {TASKS.get(domain, domain).capitalize()}, equal tokens\n")
             parts.append(by_temperature(methods))
             parts += _of_the_run(methods)
+    if records := _records(folders, "teacher_end"):
+        ended = shown(records[0])
+        parts += ["## The teacher's loss ended early\n", hypothesis(ended), breadth(ended)]
     sources = sources_of(folders)
     if changed := sources.get("conditions"):
         parts.append(axes_table(changed, sources.get("temperatures", ())))
@@ -165,6 +173,7 @@ FLAGS = (
     cli.Flag("table", "records of the main table", kind=Path, required=True),
     cli.Flag("temperatures", "records of runs evaluated at several temperatures", kind=Path),
     cli.Flag("hypothesis", "records of SCOPE+ and rivals at equal tokens", kind=Path),
+    cli.Flag("teacher_end", "records of SCOPE with a teacher's loss that ends early", kind=Path),
     cli.Flag("conditions", "records with one condition changed at a time", kind=Path),
     cli.Flag("factorial", "records of SCOPE with several switches on and off", kind=Path),
     cli.Flag("ablations", "records of SCOPE with one switch changed", kind=Path),

@@ -63,11 +63,16 @@ def test_the_verdict_is_over_the_best_rival_of_each_column_and_scope_is_none():
     assert "rarefied paths +20.0 ± 0.0 % over grpo (asked for: +13.5)" in line
 
 
-@pytest.mark.parametrize("missing", ["scope_plus", "grpo"])
-def test_without_ours_or_the_baseline_there_is_no_table(missing: str, tmp_path):
-    rest = [run for run in RUNS if run["labels"]["method"] != missing]
+@pytest.mark.parametrize("missing", [("scope_plus", "scope"), ("grpo",)], ids=str)
+def test_without_ours_or_the_baseline_there_is_no_table(missing: tuple, tmp_path):
+    rest = [run for run in RUNS if run["labels"]["method"] not in missing]
     assert hypothesis(rest) == breadth(rest) == verdicts(rest) == ""
     assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
+
+
+def test_without_scope_plus_there_is_a_table_and_no_verdict():
+    rest = [run for run in RUNS if run["labels"]["method"] != "scope_plus"]
+    assert "**scope**" in hypothesis(rest) and verdicts(rest) == ""
 
 
 def test_the_summary_has_it_in_place_of_the_table_by_temperature(tmp_path):

@@ -456,6 +456,7 @@ def test_the_generated_parts_are_what_the_records_give(tmp_path: Path):
     parts = (
         "temperatures",
         "hypothesis",
+        "teacher_end",
         "conditions",
         "factorial",
         "ablations",
