@@ -186,16 +186,51 @@ def _apply(
         )
         weights = flat[0], flat[1], flat[2]
     gate, up, down = weights
-    rows = jnp.where(here, _permute(jnp.repeat(x_ND, A, axis=0), order, back), 0)
+    rows = jnp.where(here, _take(x_ND, order, back.reshape(N, A)), 0)
     hidden = jax.nn.silu(_products(rows, gate, runs)) * _products(rows, up, runs)
     out = jnp.where(here, _products(jnp.where(here, hidden, 0), down, runs), 0)
-    out = _permute(out, back, order).reshape(N, A, -1)
-    return jnp.sum(out * weight_NA[..., None], axis=1)
+    weight = _permute(weight_NA.reshape(-1), order, back)
+    return _put(out * weight[:, None], order, back.reshape(N, A))
 
 
 def _products(rows: jax.Array, weights: jax.Array, runs: jax.Array) -> jax.Array:
     """Each run of rows, of these lengths, times its expert's weights [E, in, out]."""
     return jax.lax.ragged_dot(rows, weights.astype(rows.dtype), runs)
+
+
+@jax.custom_vjp
+def _take(x_ND: jax.Array, order: jax.Array, back_NA: jax.Array) -> jax.Array:
+    """A row for each of a token's A experts, in this order: [N A, D]. Its transpose is `_put`."""
+    return x_ND[order // back_NA.shape[1]]
+
+
+@jax.custom_vjp
+def _put(rows: jax.Array, order: jax.Array, back_NA: jax.Array) -> jax.Array:
+    """The sum of a token's rows: [N, D]. Its transpose is `_take`."""
+    return jnp.sum(rows[back_NA], axis=1)
+
+
+Order = tuple[jax.Array, jax.Array]
+
+
+def _take_forward(x: jax.Array, *order: jax.Array) -> tuple[jax.Array, Order]:
+    return _take(x, *order), order
+
+
+def _take_backward(order: Order, grad: jax.Array) -> tuple[jax.Array, None, None]:
+    return _put(grad, *order), None, None
+
+
+def _put_forward(rows: jax.Array, *order: jax.Array) -> tuple[jax.Array, Order]:
+    return _put(rows, *order), order
+
+
+def _put_backward(order: Order, grad: jax.Array) -> tuple[jax.Array, None, None]:
+    return _take(grad, *order), None, None
+
+
+_take.defvjp(_take_forward, _take_backward)
+_put.defvjp(_put_forward, _put_backward)
 
 
 @jax.custom_vjp

@@ -84,7 +84,9 @@ def verdicts(records: Sequence[Record]) -> str:
 
 def _tasks(records: Sequence[Record]) -> dict[str, Groups]:
     """The methods of each task that has one of ours and the baseline."""
-    domains = {domain: methods_of(records, domain) for domain in domains_of(records)}
+    known = list(TASKS)
+    names = sorted(domains_of(records), key=lambda d: known.index(d) if d in known else len(known))
+    domains = {domain: methods_of(records, domain) for domain in names}
     return {
         d: methods
         for d, methods in domains.items()
