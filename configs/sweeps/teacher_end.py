@@ -6,6 +6,8 @@ python -m scope_jax.sweep --sweep=configs/sweeps/teacher_end.py --jobs=2 \
     --workdir=runs/teacher_end --records=docs/records/teacher_end
 """
 
+import dataclasses
+
 from scope_jax.configs.sweeps.common import TEACHER_END_PROBLEMS, checkpoints, run
 from scope_jax.configs.sweeps.hypothesis import ARMS, EVALUATION, LONG
 
@@ -30,6 +32,5 @@ def sweep():
             method, own = ARMS[like]
             overrides = EVALUATION | own[LONG] | change
             one = run(LONG, method, seed, overrides, name, TEACHER_END_PROBLEMS)
-            one.labels["method"] = name
-            runs.append(one)
+            runs.append(dataclasses.replace(one, labels={**one.labels, "method": name}))
     return runs

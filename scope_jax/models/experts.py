@@ -210,7 +210,7 @@ def _put(rows: jax.Array, order: jax.Array, back_NA: jax.Array) -> jax.Array:
     return jnp.sum(rows[back_NA], axis=1)
 
 
-Order = tuple[jax.Array, jax.Array]
+Order = tuple[jax.Array, ...]  # the last two arguments
 
 
 def _take_forward(x: jax.Array, *order: jax.Array) -> tuple[jax.Array, Order]:
