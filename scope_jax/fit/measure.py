@@ -122,10 +122,10 @@ def decode_step(
     collectives: with `parts`, the loops inside that end on data: {times: how often a step comes to
     it, trips: as many as read the live keys and values of all layers once, hbm: bytes of one trip}.
     kernels: {name of a custom call: {times, hbm}}, its runs in a step and their bytes; of one that
-    is told how long rows are, and takes a layer's cache, the live part of that; of one that takes a
-    matrix of all layers in their stack, one layer's."""
+    is told how long rows are, and takes a layer's cache, the live part of that; of one that takes
+    the experts of all layers, one layer's."""
     facts = program.facts
-    stack = facts.layers * facts.layer_weights
+    stack = facts.layers * facts.experts
     cache, at_once = 2 * facts.layer_cache, sum(n * part.traffic.hbm for part, n in loop.parts)
 
     def trips(part: hlo.Loop) -> float:
@@ -136,7 +136,7 @@ def decode_step(
     for op, times, size, largest in text.kernels(loop.body):
         unread = 0.0
         if stack and largest == stack:
-            unread = stack - facts.layer_weights
+            unread = stack - facts.experts
         elif cache and size >= cache:
             unread = (1 - facts.live) * cache
         moved.hbm -= times * unread

@@ -289,6 +289,9 @@ class _Maker:
             live=read / spec.positions,
             layer_weights=max(map(local_bytes, jax.tree.leaves(writer.weights["layers"])))
             / model.num_layers,
+            experts=local_bytes(writer.weights["layers"]["expert_gate"]) / model.num_layers
+            if model.num_experts
+            else 0.0,
             rows=local,
             layers=model.num_layers,
         )

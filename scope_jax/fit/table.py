@@ -90,7 +90,7 @@ def figures(report: dict[str, Any]) -> list[str]:
         for name, kernel in step["kernels"].items():
             out.append(
                 f"rollout: {kernel['hbm'] / 1e9:.2f} GB of it in {kernel['times']:.0f} calls of"
-                f" {name}, counted with what rows hold in the mean and one layer's weights"
+                f" {name}, which read what rows hold in the mean (of experts: one layer's)"
             )
     if (update := lines.get("update")) and update["mfu"]:
         out.append(

@@ -89,7 +89,7 @@ class ModelConfig:
     # hand, by `for_device`.
     logits_at_once: int | None = None
     # Whether decoding multiplies with a layer's experts where they lie in the stack of all layers.
-    # None: not, unless `for_device` decides.
+    # None: not, unless `for_device` or `with_kernel` decides.
     experts_in_stack: bool | None = None
     # What projections, embedding and head are kept in: auto, the dtype that the model is used in;
     # int8, with a scale for each output channel. Nothing of such a model can be trained.

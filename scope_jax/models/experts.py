@@ -195,7 +195,10 @@ def _apply(
 
 def _products(rows: jax.Array, weights: jax.Array, runs: jax.Array) -> jax.Array:
     """Each run of rows, of these lengths, times its expert's weights [E, in, out]."""
-    return jax.lax.ragged_dot(rows, weights.astype(rows.dtype), runs)
+    # TPUs have a kernel for whole tiles of eight rows only, and a dense product for others.
+    count = rows.shape[0]
+    rows = jnp.pad(rows, ((0, -count % 8), (0, 0)))
+    return jax.lax.ragged_dot(rows, weights.astype(rows.dtype), runs)[:count]
 
 
 @jax.custom_vjp

@@ -901,6 +901,7 @@ def test_decoding_takes_no_expert_out_of_the_stack_of_layers(tmp_path):
     mixture = {
         **SMALL,
         "model_type": "qwen3_moe",
+        "num_attention_heads": 272,  # the queries' weights are larger than a matrix of the experts
         "num_experts": 32,
         "num_experts_per_tok": 2,
         "hidden_size": 1024,

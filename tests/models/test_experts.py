@@ -2,6 +2,7 @@
 is refused, and what is counted. (Against transformers: test_families.py; on meshes:
 test_families_on_meshes.py.)"""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,7 +20,7 @@ from scope_jax import learning, models, rollout
 from scope_jax.devices.mesh import assert_sharded, make_mesh, partition_spec
 from scope_jax.devices.precision import in_float32
 from scope_jax.learning.expert_load import expert_metrics
-from scope_jax.models import experts
+from scope_jax.models import decoder, experts, layers
 from scope_jax.models.costs import share_of_experts, token_flops
 from scope_jax.models.weights import flatten
 from scope_jax.rollout import check_heads
@@ -344,20 +345,27 @@ def test_a_loss_counts_the_load_of_its_tokens():
 @pytest.mark.parametrize("split", [False, True])
 def test_the_experts_of_a_layer_are_found_in_the_stack_of_all(split):
     """As TPUs read them while decoding: the second layer's, on one device and on eight."""
-    layers = make_params(CONFIG, 3)["layers"]
+    weights = make_params(CONFIG, 3)["layers"]
     x = tokens(9, 8)
-    alone = {name: layers[name][1] for name in experts.WEIGHTS}
-    stacked = {name: layers[name] for name in experts.EXPERTS} | {"router": alone["router"]}
+    alone = {name: weights[name][1] for name in experts.WEIGHTS}
+    stacked = {name: weights[name] for name in experts.EXPERTS} | {"router": alone["router"]}
     wanted, _ = experts.mix(x, alone, CONFIG)
-    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:8], expert=2) if split else make_mesh()
-    with jax.set_mesh(mesh):
+    eight = make_mesh(1, 2, 2, devices=jax.devices()[:8], expert=2)
+    with jax.set_mesh(eight) if split else contextlib.nullcontext():
         run = jax.jit(lambda place: experts.mix(x, stacked, CONFIG, place=place)[0])
         found = run(jnp.int32(1))
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def test_decoding_with_the_experts_in_the_stack_writes_the_same_tokens():
-    params = make_params(CONFIG, 4)
+def test_decoding_with_the_experts_in_the_stack_writes_the_same_tokens(monkeypatch):
+    params, stacked = make_params(CONFIG, 4), []
+
+    def spy(h, layer, config, counted, place):
+        if place is not None:
+            stacked.append(layer["expert_gate"].shape)
+        return experts.mix(h, layer, config, counted, place)
+
+    monkeypatch.setattr(layers, "mix", spy)
 
     def write(**form):
         config = dataclasses.replace(CONFIG, scan_layers=True, **form)
@@ -370,6 +378,17 @@ def test_decoding_with_the_experts_in_the_stack_writes_the_same_tokens():
         )
         return np.asarray(rows.tokens_BT), np.asarray(rows.logp_BT)
 
-    (wanted, wanted_logp), (found, found_logp) = write(), write(experts_in_stack=True)
+    wanted, wanted_logp = write()
+    assert not stacked
+    found, found_logp = write(experts_in_stack=True)
+    assert set(stacked) == {(2, E, D, F)}
     np.testing.assert_array_equal(found, wanted)
     np.testing.assert_allclose(found_logp, wanted_logp, atol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "in_stack"), [("cpu", False), ("gpu", False), ("tpu", True)])
+def test_only_tpus_read_experts_in_the_stack(device, in_stack, monkeypatch):
+    monkeypatch.setattr(decoder, "platform", lambda: device)
+    assert decoder.with_kernel(CONFIG).experts_in_stack == in_stack
+    asked = dataclasses.replace(CONFIG, experts_in_stack=not in_stack)
+    assert decoder.with_kernel(asked).experts_in_stack != in_stack

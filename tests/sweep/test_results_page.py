@@ -281,35 +281,49 @@ def on_temperatures(k: Known) -> list[str]:
 
 
 EARLY, LONG = "arithmetic_long_early", "arithmetic_long"
+AGAIN, SIX = "arithmetic_long_again", "countdown_six"
+WIDE = "eval/diversity/distinct_4_right"
 # One temperature, 0.6, which has no name of its own here.
 TOKENS = ("rollouts", "tails", "own_tries", "localiser")
 
 
-def on_hypothesis(k: Known) -> list[str]:
-    def arm(domain: str, name: str) -> Runs:
-        return k.runs("hypothesis", domain, name)
+class Arms:
+    """The methods of a sweep at equal tokens, by task."""
 
-    def against(domain: str, ours: str, theirs: str, metric: str = PASS) -> str:
-        return over(arm(domain, ours), arm(domain, theirs), metric)
+    def __init__(self, k: Known, part: str):
+        self.k, self.part = k, part
 
-    def level(domain: str, name: str, metric: str = PASS) -> int:
-        return round(100 * final(arm(domain, name), metric).mean())
+    def __call__(self, domain: str, name: str) -> Runs:
+        return self.k.runs(self.part, domain, name)
 
-    def best(domain: str, metric: str) -> str:
-        rivals = ("grpo", "scope_off", "dapo_tokens", "sft_grpo_few")
-        return max(rivals, key=lambda name: final(arm(domain, name), metric).mean())
+    def against(self, domain: str, ours: str, theirs: str, metric: str = PASS) -> str:
+        return over(self(domain, ours), self(domain, theirs), metric)
 
-    def margins(domain: str) -> str:
-        both = [over(arm(domain, "scope_plus"), arm(domain, best(domain, m)), m) for m in BOTH]
+    def level(self, domain: str, name: str, metric: str = PASS) -> int:
+        return round(100 * final(self(domain, name), metric).mean())
+
+    def margins(self, domain: str) -> str:
+        """SCOPE+ over the best rival of each column."""
+        both = []
+        for metric in BOTH:
+            names = ("grpo", "scope_off", "dapo_tokens", "sft_grpo_few")
+            best = max(names, key=lambda n: final(self(domain, n), metric).mean())
+            both.append(self.against(domain, "scope_plus", best, metric))
         return f"{both[0]} and {both[1]}"
 
-    lost = sorted(
-        seed
-        for seed, run in arm(LONG, "scope").items()
-        if run["final"][LONGER] < arm(LONG, "grpo")[seed]["final"][LONGER] - 0.3
-    )
+    def lost(self, domain: str, name: str, by: float) -> list[int]:
+        """The seeds that lose longer problems to GRPO by so much."""
+        return sorted(
+            seed
+            for seed, run in self(domain, name).items()
+            if run["final"][LONGER] < self(domain, "grpo")[seed]["final"][LONGER] - by
+        )
+
+
+def on_hypothesis(k: Known) -> list[str]:
+    arm = Arms(k, "hypothesis")
+    against, level, margins = arm.against, arm.level, arm.margins
     paths = "eval/diversity/rarefied_paths"
-    wide = "eval/diversity/distinct_4_right"
     paired = [against(d, "scope_pair", "grpo", m) for d, m in ((EARLY, PASS), (LONG, LONGER))]
     wrote = [
         np.mean([sum(r["tokens"][n] for n in TOKENS) for r in arm(LONG, name).values()])
@@ -326,15 +340,15 @@ def on_hypothesis(k: Known) -> list[str]:
         f" {against(EARLY, 'scope', 'scope_off', LONGER)}",
         f"GRPO is at {level(LONG, 'grpo')} itself, `scope` {against(LONG, 'scope', 'grpo')} from it"
         f" and {against(LONG, 'scope', 'grpo', LONGER)} on longer problems, which it loses on"
-        f" {len(lost)} of {len(arm(LONG, 'scope'))} seeds",
+        f" {len(arm.lost(LONG, 'scope', 0.3))} of {len(arm(LONG, 'scope'))} seeds",
         f"DAPO is {against(EARLY, 'scope', 'dapo_tokens')} and"
         f" {against(LONG, 'scope', 'dapo_tokens')} behind `scope`",
         f"end at {level(EARLY, 'sft_grpo_few')} and {level(LONG, 'sft_grpo_few')} %",
         f"On Countdown `scope` is {against(COUNTDOWN, 'scope', 'grpo')} from GRPO",
         f"early by {margins(EARLY)}, at twice the tokens {margins(LONG)}, on Countdown"
         f" {margins(COUNTDOWN)}",
-        f"{of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), wide)} % and"
-        f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), wide)} % in distinct-4 of right rows,"
+        f"{of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), WIDE)} % and"
+        f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), WIDE)} % in distinct-4 of right rows,"
         f" {of_it(arm(COUNTDOWN, 'scope_plus'), arm(COUNTDOWN, 'grpo'), paths)} % in paths",
         "with no loss on them (`scope_untaught`) the early lead over GRPO is"
         f" {against(EARLY, 'scope_untaught', 'grpo')}, and on longer problems at twice the tokens"
@@ -342,6 +356,38 @@ def on_hypothesis(k: Known) -> list[str]:
         f"the failure stays beside its rescue (`scope_pair`), {paired[0]} and {paired[1]}",
         f"with {wrote[0] / wrote[1]:.2f} times GRPO's tokens and"
         f" {taught[0] / taught[1]:.2f} times SCOPE's of the teacher",
+    ]
+
+
+def on_second_base(k: Known) -> list[str]:
+    arm = Arms(k, "hypothesis")
+    against, level = arm.against, arm.level
+    lost = arm.lost(AGAIN, "scope", 0.0)
+    off = against(AGAIN, "scope", "scope_off"), against(AGAIN, "scope", "scope_off", LONGER)
+    return [
+        f"GRPO is at {level(AGAIN, 'grpo')} after the same 90 batches and `scope`"
+        f" {against(AGAIN, 'scope', 'grpo')} ahead of it, {off[0]} of its control; on longer"
+        f" problems {against(AGAIN, 'scope', 'grpo', LONGER)} and {off[1]}, behind GRPO on"
+        f" {len(lost)} of {len(arm(AGAIN, 'scope'))} seeds",
+        f"on the second base {arm.margins(AGAIN)}",
+        f"in distinct-4 {of_it(arm(AGAIN, 'scope_plus'), arm(AGAIN, 'grpo'), WIDE)} %",
+        f"With six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
+        f" {against(SIX, 'scope', 'grpo')} from it, SCOPE+ {against(SIX, 'scope_plus', 'grpo')}"
+        f" ({len(arm(SIX, 'scope'))} seeds)",
+    ]
+
+
+def on_the_end_of_the_teachers_loss(k: Known) -> list[str]:
+    arm = Arms(k, "teacher_end")
+    half, whole = (
+        [arm.against(LONG, name, "grpo", metric) for metric in BOTH]
+        for name in ("scope_half", "scope")
+    )
+    behind = [len(arm.lost(LONG, name, 0.3)) for name in ("scope_half", "scope")]
+    seeds = len(arm(LONG, "scope_half"))
+    return [
+        f"over GRPO {half[0]} and on longer problems {half[1]}, where `scope` has {whole[0]} and"
+        f" {whole[1]} ({seeds} seeds; behind by more than 30 on {behind[0]} and {behind[1]})",
     ]
 
 
@@ -401,7 +447,7 @@ def on_switches() -> list[str]:
 
 CLAIMS = (
     *(on_accuracy, on_budgets, on_diversity, on_rivals, on_conditions, on_temperatures),
-    *(on_axes, on_hypothesis),
+    *(on_axes, on_hypothesis, on_second_base, on_the_end_of_the_teachers_loss),
 )
 
 
