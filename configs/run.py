@@ -4,7 +4,8 @@
     python -m scope_jax.train --config=configs/run.py:luffy,gsm8k --workdir=runs/luffy
 
 Both forms are the same. Methods and what was measured with them: methods.py. Tasks, the checkpoints
-that they need and how those are made: tasks.py. Every method runs on every task.
+that they need and how those are made: tasks.py. Every method runs on every task (but on-policy
+distillation on countdown_six: it asks for a teacher that is a model, and there it is a program).
 """
 
 import difflib

@@ -122,6 +122,7 @@ def countdown_six() -> ConfigDict:
     config.models.policy = f"{CACHE}/countdown_six/base"
     config.rollout.prompt_tokens = 21
     config.rollout.new_tokens = 76
+    config.teacher.step_tokens = 24
     config.evaluation.prompt_tokens = 24
     config.evaluation.new_tokens = 100
     return config

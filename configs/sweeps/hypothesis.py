@@ -1,7 +1,7 @@
 r"""Is SCOPE+ above the best rival that spends as many tokens of the policy, in accuracy at
 temperature 0.6 and in breadth? A hypothesis that was written down before the first run
-(docs/results_appendix.md), on long signed terms and on Countdown, with seeds and a draw of problems
-of their own.
+(docs/results_appendix.md), on long signed terms (from seed 610 on with another base) and on
+Countdown (from seed 610 on with six numbers), with seeds and a draw of problems of their own.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/hypothesis.py --jobs=2 \
     --workdir=runs/hypothesis --records=docs/records/hypothesis
@@ -19,8 +19,9 @@ from scope_jax.configs.sweeps.common import CACHE, HYPOTHESIS_PROBLEMS, checkpoi
 from scope_jax.sweep.runs import Checkpoint
 
 SEEDS = range(600, 620)
-# From this seed on base, teacher and PRM are made again, by the same commands on another machine,
-# whose sums are rounded otherwise; and Countdown has six numbers.
+# Runs from this seed on were made with a base, teacher and PRM of their own, of the same commands
+# on another machine, whose sums are rounded otherwise (records name weights by their hash); and
+# Countdown has six numbers.
 AGAIN = 610
 DOMAINS = ("arithmetic_long", "countdown")
 EVALUATION = {
@@ -33,9 +34,9 @@ EVALUATION = {
 EARLY, LONG, COUNTDOWN = "arithmetic_long_early", "arithmetic_long", "countdown"
 SIX = "countdown_six"
 BUDGETS = {LONG: "arithmetic_long", COUNTDOWN: "countdown", EARLY: "arithmetic_long", SIX: SIX}
-# name -> (method of common.py, {budget: what is set}). Every run spends about as many tokens of the
-# policy as GRPO in 45, 90 or (Countdown) 30 batches; how many batches that are was measured with
-# other seeds.
+# name -> (method of common.py, {budget: what is set}). A run is meant to spend as many tokens of
+# the policy as GRPO in 45, 90 or (Countdown) 30 batches, with six numbers 90; how many batches that
+# is was measured with other seeds, and on the first base.
 ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "grpo": (
         "grpo",
@@ -118,7 +119,7 @@ def sweep():
     runs = []
     for seed in SEEDS:  # whole seeds of all budgets first
         for budget, domain in BUDGETS.items():
-            if budget == SIX and seed < AGAIN:
+            if budget == (SIX if seed < AGAIN else COUNTDOWN):
                 continue
             for name, (method, own) in (ARMS | ADDED).items():
                 overrides = EVALUATION | own[budget]

@@ -1,6 +1,6 @@
 r"""What if SCOPE stops cloning the teacher's line when half of the run is over? A hypothesis that
-was written down before the first run (docs/results_appendix.md), on long signed terms, with seeds
-and a draw of problems of their own.
+was written down before the first run (docs/results_appendix.md), on long signed terms with their
+second base (`hypothesis.py`), with seeds and a draw of problems of their own.
 
 python -m scope_jax.sweep --sweep=configs/sweeps/teacher_end.py --jobs=2 \
     --workdir=runs/teacher_end --records=docs/records/teacher_end
@@ -32,5 +32,9 @@ def sweep():
             method, own = ARMS[like]
             overrides = EVALUATION | own[LONG] | change
             one = run(LONG, method, seed, overrides, name, TEACHER_END_PROBLEMS)
-            runs.append(dataclasses.replace(one, labels={**one.labels, "method": name}))
+            runs.append(
+                dataclasses.replace(
+                    one, labels={**one.labels, "method": name, "domain": f"{LONG}_again"}
+                )
+            )
     return runs

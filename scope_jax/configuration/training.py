@@ -262,6 +262,12 @@ def _of_scope(config: TrainConfig, method: Scope) -> Iterator[str]:
             " and loss.teacher_term or teacher_weight takes it away: set loss.teacher_term to 'nll'"
             " and a weight above 0"
         )
+    if loss.teacher_steps is not None and not loss.teacher_weight_end:
+        yield (
+            f"config.loss.teacher_steps = {loss.teacher_steps} takes the teacher's term away, by"
+            " which alone rows of method.accept 'unverified' learn: set it to None, or"
+            " loss.teacher_weight_end above 0"
+        )
 
 
 def _of_own_repairs(config: TrainConfig) -> Iterator[str]:

@@ -39,9 +39,9 @@ ALONE = frozenset(
 class Facts:
     """What is compared with. layer_cache: bytes of one layer's keys (or values) on a device; live:
     the share of them that a decode step reads, in the mean. layer_weights: bytes of a layer's
-    largest matrix there. experts: of one of the three matrices of its experts. rows: decoded on a device at once. layers, passes: trips of the loops that
-    an update is meant to have. state: bytes that are to be written over in place; aliased: bytes
-    that are."""
+    largest matrix there; experts: of one of the three matrices of its experts. rows: decoded on a
+    device at once. layers, passes: trips of the loops that an update is meant to have. state: bytes
+    that are to be written over in place; aliased: bytes that are."""
 
     layer_cache: float = 0.0
     live: float = 1.0

@@ -8,6 +8,7 @@ from scope_jax.sweep.cells import interval, plain, signed
 from scope_jax.sweep.figures import (
     BASELINE,
     OURS,
+    SCOPE,
     TASKS,
     Groups,
     compare,
@@ -21,12 +22,15 @@ from scope_jax.sweep.statistics import Estimate, estimate
 from scope_jax.sweep.temperatures import RAREFIED
 
 TRIED = OURS[0]
+# The hypothesis is over the best of these.
+RIVALS = (BASELINE, "scope_off", "dapo_tokens", "sft_grpo_few")
 # (title, metric, the paper's margin): of accuracy over the best rival in points, of paths over the
 # baseline in percent. The runs' one temperature is 0.6.
 MARGINS = (
     ("in distribution", "eval/pass@1", 1.8),
     ("longer problems", "eval_ood/pass@1", 3.2),
 )
+HALF = "scope_half"
 BREADTH = (f"eval/{RAREFIED}", 13.5)
 DISTINCT = "eval/diversity/distinct_4_right"
 WIDE = (BREADTH[0], DISTINCT)
@@ -137,10 +141,16 @@ def _costs(name: str, methods: Groups) -> list[str]:
 def _verdict(methods: Groups) -> str:
     """SCOPE+ less the best rival of each column, and its breadth against the baseline's, each with
     what the hypothesis asks for."""
-    rivals = [name for name in methods if name not in OURS]
-    parts = []
+    ran = {record["labels"]["seed"] for record in methods[TRIED]}
+    rivals = {
+        name: common
+        for name, runs in methods.items()
+        if name not in OURS and (common := [r for r in runs if r["labels"]["seed"] in ran])
+    }
+    missing = [name for name in RIVALS if name not in rivals]
+    parts = [f"without {', '.join(missing)}, which did not run"] if missing else []
     for title, metric, margin in MARGINS:
-        best = max(rivals, key=lambda name: mean_value(methods[name], metric))
+        best = max(rivals, key=lambda name: mean_value(rivals[name], metric))
         gap = compare(methods[TRIED], methods[best], metric).difference
         parts.append(f"{title} {signed(gap, 100)} points over {best} (asked for: {margin:+})")
     margin = BREADTH[1]
@@ -165,3 +175,30 @@ def _share(records: Sequence[Record], base: Sequence[Record], metric: str) -> Es
 def _tokens(records: Sequence[Record], names: Sequence[str]) -> float:
     """Tokens of a whole run, mean over the runs."""
     return estimate([sum(record["tokens"][name] for name in names) for record in records]).mean
+
+
+def ending(records: Sequence[Record]) -> str:
+    """What became of the hypothesis about SCOPE whose loss on the teacher's line ends halfway, a
+    line for each task: longer problems against the baseline, in the mean and on the worst seed, and
+    against SCOPE in distribution."""
+    lines = []
+    for domain, methods in _tasks(records).items():
+        if not {HALF, SCOPE} <= methods.keys():
+            continue
+        longer = MARGINS[1][1]
+        base = {r["labels"]["seed"]: value(r, longer) for r in methods[BASELINE]}
+        gaps = {
+            seed: value(run, longer) - base[seed]
+            for run in methods[HALF]
+            if (seed := run["labels"]["seed"]) in base
+        }
+        worst = min(gaps, key=lambda seed: gaps[seed])
+        over = compare(methods[HALF], methods[BASELINE], longer).difference
+        beside = compare(methods[HALF], methods[SCOPE], MARGINS[0][1]).difference
+        lines.append(
+            f"* {TASKS.get(domain, domain)}: {HALF} on longer problems {signed(over, 100)} points"
+            f" over {BASELINE} (expected: above -3), on the worst seed, {worst},"
+            f" {100 * gaps[worst]:+.1f} (above -30); in distribution {signed(beside, 100)} over"
+            f" {SCOPE} (above -1).\n"
+        )
+    return "".join(lines)

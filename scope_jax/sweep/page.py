@@ -25,7 +25,7 @@ from scope_jax.sweep.curves import draw_curves
 from scope_jax.sweep.factorial import factorial
 from scope_jax.sweep.figures import TASKS, Groups, domains_of, methods_of, our_method, shown
 from scope_jax.sweep.frontier import draw_frontier
-from scope_jax.sweep.hypothesis import breadth, hypothesis, verdicts
+from scope_jax.sweep.hypothesis import breadth, ending, hypothesis, verdicts
 from scope_jax.sweep.records import Record, read_records
 from scope_jax.sweep.summary import conditions_picture, paths_picture, summary
 from scope_jax.sweep.temperatures import by_temperature
@@ -106,7 +106,12 @@ def results(folders: Folders, images: Path) -> str:
             parts += _of_the_run(methods)
     if records := _records(folders, "teacher_end"):
         ended = shown(records[0])
-        parts += ["## The teacher's loss ended early\n", hypothesis(ended), breadth(ended)]
+        parts += [
+            "## The teacher's loss ended early\n",
+            hypothesis(ended),
+            breadth(ended),
+            ending(ended),
+        ]
     sources = sources_of(folders)
     if changed := sources.get("conditions"):
         parts.append(axes_table(changed, sources.get("temperatures", ())))

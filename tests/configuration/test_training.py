@@ -326,6 +326,8 @@ def test_names_that_nothing_is_found_under(tmp_path, monkeypatch):
 def test_a_method_of_a_task_says_where_its_weights_lie():
     for method in methods.METHODS:
         for task in tasks.TASKS:
+            if task == "countdown_six" and "distill" in method:
+                continue  # its teacher is a program, which has no log-probs
             made = train_config(run.get_config(f"{method},{task}"))
             assert bool(made.models.policy)
             assert not made.uses_prm or made.models.prm
@@ -391,6 +393,7 @@ SINCE = {
     "loss.sapo_negative",
     "loss.sapo_positive",
     "loss.surrogate",
+    "loss.teacher_steps",
     "loss.tis_level",
     "mesh.expert",
     "mesh.prm.expert",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scope_jax.sweep.hypothesis import breadth, hypothesis, verdicts
+from scope_jax.sweep.hypothesis import breadth, ending, hypothesis, verdicts
 from scope_jax.sweep.summary import summary
 from tests.sweep.test_page_tables import a_record, cells
 from tests.sweep.test_results_summary import table, warm
@@ -68,6 +68,29 @@ def test_without_ours_or_the_baseline_there_is_no_table(missing: tuple, tmp_path
     rest = [run for run in RUNS if run["labels"]["method"] not in missing]
     assert hypothesis(rest) == breadth(rest) == verdicts(rest) == ""
     assert "SCOPE+ at equal tokens" not in summary({"table": table(), "hypothesis": rest}, tmp_path)
+
+
+def test_rivals_that_did_not_run_are_named_and_the_best_is_one_of_common_seeds():
+    late = a_run("scope_off", 600, 0.95)
+    late["labels"]["seed"] = 700  # the best by far, of a seed that SCOPE+ has not
+    [line] = [line for line in verdicts([*RUNS, late]).splitlines() if line.startswith("* ")]
+    assert "without scope_off, dapo_tokens, which did not run" in line
+    assert "in distribution +10.0 ± 0.0 points over dapo" in line
+
+
+def test_the_verdict_on_a_loss_that_ends_halfway():
+    def end(method: str, seed: int, longer: float, level: float = 0.9) -> dict:
+        run = a_run(method, seed, level)
+        run["final"]["eval_ood/pass@1"] = longer
+        return run
+
+    runs = [end("grpo", 620, 0.50, 0.5), end("grpo", 621, 0.60, 0.5)]
+    runs += [end("scope", 620, 0.40), end("scope", 621, 0.20)]
+    runs += [end("scope_half", 620, 0.58, 0.88), end("scope_half", 621, 0.56, 0.88)]
+    text = ending(runs)
+    assert "longer problems +2.0 ± " in text and "worst seed, 621, -4.0 (above -30)" in text
+    assert "in distribution -2.0 ± 0.0 over scope (above -1)" in text
+    assert ending(RUNS) == ""
 
 
 def test_without_scope_plus_there_is_a_table_and_no_verdict():

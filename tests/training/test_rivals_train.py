@@ -691,6 +691,7 @@ NO_TAIL = {"method.tail": "none", "method.accept": "unverified"}
         ),
         ("grpo", {"training.epochs": 0}, "training.epochs = 0 must be at least 1"),
         ("scope", {**NO_TAIL, "loss.teacher_term": "shaped"}, "unverified rows have none"),
+        ("scope", {**NO_TAIL, "loss.teacher_steps": 2}, "takes the teacher's term away"),
         ("scope", {"localiser.noise": 2.0}, "must be a probability"),
         ("vppo", {"method.alpha": 2.0}, "must lie in [0, 1]"),
         ("vppo", {"localiser.kind": "monte_carlo"}, "needs scores of steps"),
