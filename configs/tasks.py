@@ -380,7 +380,7 @@ def math_30b_a3b() -> ConfigDict:
 
     Not run with real weights here: a starting point. Files as of `math_1_5b`, with
     models/Qwen3-30B-A3B and models/Qwen3-32B. Sixteen of the 128 experts on each device. For TPUs
-    (docs/models.md says why): 55 s a step at least on v5p:4x4x4 (docs/scaling.md).
+    (docs/models.md says why): 52 s a step at least on v5p:4x4x4 (docs/scaling.md).
     """
     config = math_7b()
     config.models.policy = "models/Qwen3-30B-A3B"

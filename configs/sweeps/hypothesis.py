@@ -123,6 +123,8 @@ def sweep():
                 continue
             for name, (method, own) in (ARMS | ADDED).items():
                 overrides = EVALUATION | own[budget]
+                if budget == SIX:
+                    overrides |= {"teacher.step_tokens": 16}  # as the first seeds ran
                 label = f"early_{name}" if budget == EARLY else name
                 one = run(domain, method, seed, overrides, label, HYPOTHESIS_PROBLEMS)
                 group = f"{budget}_again" if seed >= AGAIN and budget != SIX else budget
