@@ -363,6 +363,12 @@ def on_second_base(k: Known) -> list[str]:
     arm = Arms(k, "hypothesis")
     against, level = arm.against, arm.level
     lost = arm.lost(AGAIN, "scope", 0.0)
+    ahead = [
+        run["final"][PASS] > sweep(AGAIN, "grpo")[seed]["final"][PASS]
+        for sweep in (arm, Arms(k, "teacher_end"))
+        for seed, run in sweep(AGAIN, "scope").items()
+    ]
+    assert all(ahead)
     off = against(AGAIN, "scope", "scope_off"), against(AGAIN, "scope", "scope_off", LONGER)
     return [
         f"GRPO is at {level(AGAIN, 'grpo')} after the same 90 batches and `scope`"
@@ -370,8 +376,9 @@ def on_second_base(k: Known) -> list[str]:
         f" problems {against(AGAIN, 'scope', 'grpo', LONGER)} and {off[1]}, behind GRPO on"
         f" {len(lost)} of {len(arm(AGAIN, 'scope'))} seeds",
         f"on the second base by {arm.margins(AGAIN)}",
+        f"in distribution with each of the {len(ahead)}",
         f"in distinct-4 {of_it(arm(AGAIN, 'scope_plus'), arm(AGAIN, 'grpo'), WIDE)} %",
-        f"With six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
+        f"On Countdown with six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
         f" {against(SIX, 'scope', 'grpo')} from it, SCOPE+ {against(SIX, 'scope_plus', 'grpo')}"
         f" ({len(arm(SIX, 'scope'))} seeds)",
     ]
