@@ -325,37 +325,41 @@ def on_hypothesis(k: Known) -> list[str]:
     against, level, margins = arm.against, arm.level, arm.margins
     paths = "eval/diversity/rarefied_paths"
     paired = [against(d, "scope_pair", "grpo", m) for d, m in ((EARLY, PASS), (LONG, LONGER))]
-    wrote = [
-        np.mean([sum(r["tokens"][n] for n in TOKENS) for r in arm(LONG, name).values()])
-        for name in ("scope_plus", "grpo")
-    ]
-    taught = [
-        np.mean([r["tokens"]["teacher"] for r in arm(LONG, name).values()])
-        for name in ("scope_plus", "scope")
-    ]
+    shares = []
+    for domain in (LONG, EARLY, AGAIN, COUNTDOWN, SIX):
+        plus, scope, grpo = (
+            [arm(domain, name)[s]["tokens"] for s in sorted(arm(domain, "scope_plus"))]
+            for name in ("scope_plus", "scope", "grpo")
+        )
+        wrote = [np.mean([sum(r[n] for n in TOKENS) for r in runs]) for runs in (plus, grpo)]
+        taught = [np.mean([r["teacher"] for r in runs]) for runs in (plus, scope)]
+        shares.append((wrote[0] / wrote[1], taught[0] / taught[1]))
+    policy, teacher = ([f(column) for f in (min, max)] for column in zip(*shares, strict=True))
     return [
         f"`scope` is {against(EARLY, 'scope', 'grpo')} points ahead of GRPO and"
         f" {against(EARLY, 'scope', 'scope_off')} of its own objective with the correction off, on"
         f" longer problems {against(EARLY, 'scope', 'grpo', LONGER)} and"
         f" {against(EARLY, 'scope', 'scope_off', LONGER)}",
         f"GRPO is at {level(LONG, 'grpo')} itself, `scope` {against(LONG, 'scope', 'grpo')} from it"
-        f" and {against(LONG, 'scope', 'grpo', LONGER)} on longer problems, which it loses on"
-        f" {len(arm.lost(LONG, 'scope', 0.3))} of {len(arm(LONG, 'scope'))} seeds",
-        f"DAPO is {against(EARLY, 'scope', 'dapo_tokens')} and"
-        f" {against(LONG, 'scope', 'dapo_tokens')} behind `scope`",
+        f" and {against(LONG, 'scope', 'grpo', LONGER)} on longer problems, where it is behind on"
+        f" {len(arm.lost(LONG, 'scope', 0.0))} of {len(arm(LONG, 'scope'))} seeds, by more than 30"
+        f" points on {len(arm.lost(LONG, 'scope', 0.3))}",
+        f"DAPO is behind `scope` by {against(EARLY, 'scope', 'dapo_tokens')} and, with all tokens,"
+        f" {against(LONG, 'scope', 'dapo_tokens')}",
         f"end at {level(EARLY, 'sft_grpo_few')} and {level(LONG, 'sft_grpo_few')} %",
         f"On Countdown `scope` is {against(COUNTDOWN, 'scope', 'grpo')} from GRPO",
         f"early by {margins(EARLY)}, at twice the tokens {margins(LONG)}",
-        f"on Countdown {margins(COUNTDOWN)}; its breadth",
-        f"{of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), WIDE)} % and"
-        f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), WIDE)} % in distinct-4 of right rows,"
+        f"on Countdown {margins(COUNTDOWN)};",
+        f"in distinct-4 of right rows it is broader by"
+        f" {of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), WIDE)} % early and"
+        f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), WIDE)} % late,"
         f" {of_it(arm(COUNTDOWN, 'scope_plus'), arm(COUNTDOWN, 'grpo'), paths)} % in paths",
         "with no loss on them (`scope_untaught`) the early lead over GRPO is"
         f" {against(EARLY, 'scope_untaught', 'grpo')}, and on longer problems at twice the tokens"
         f" {against(LONG, 'scope_untaught', 'grpo', LONGER)}",
         f"the failure stays beside its rescue (`scope_pair`), {paired[0]} and {paired[1]}",
-        f"with {wrote[0] / wrote[1]:.2f} times GRPO's tokens and"
-        f" {taught[0] / taught[1]:.2f} times SCOPE's of the teacher",
+        f"with {policy[0]:.2f} to {policy[1]:.2f} times GRPO's tokens and {teacher[0]:.2f} to"
+        f" {teacher[1]:.2f} times SCOPE's of the teacher",
     ]
 
 
@@ -377,7 +381,7 @@ def on_second_base(k: Known) -> list[str]:
         f" {len(lost)} of {len(arm(AGAIN, 'scope'))} seeds",
         f"on the second base by {arm.margins(AGAIN)}",
         f"in distribution with each of the {len(ahead)}",
-        f"in distinct-4 {of_it(arm(AGAIN, 'scope_plus'), arm(AGAIN, 'grpo'), WIDE)} %",
+        f"{of_it(arm(AGAIN, 'scope_plus'), arm(AGAIN, 'grpo'), WIDE)} % on the second base,",
         f"On Countdown with six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
         f" {against(SIX, 'scope', 'grpo')} from it, SCOPE+ {against(SIX, 'scope_plus', 'grpo')}"
         f" ({len(arm(SIX, 'scope'))} seeds)",
@@ -393,9 +397,11 @@ def on_the_end_of_the_teachers_loss(k: Known) -> list[str]:
     seeds = arm(AGAIN, "scope_half").keys()
     assert len(seeds) == 5 and not arm.lost(AGAIN, "scope_half", 0.0)
     return [
-        f"on five other seeds and problems {whole[0]} and {whole[1]}",
+        f"on five other seeds and problems {whole[0]} ahead in distribution and {whole[1]} on"
+        " longer ones",
         f"is {half[0]} over GRPO and {half[1]} on longer problems, ahead on all five seeds, and"
-        f" {arm.against(AGAIN, 'scope_half', 'scope')} from `scope` in distribution",
+        f" {arm.against(AGAIN, 'scope_half', 'scope')} from `scope` in distribution, where above -1"
+        " was asked for",
     ]
 
 
