@@ -344,7 +344,7 @@ def test_what_libraries_move_is_counted_without_their_workspace():
     assert program.report().total.hbm == total
     # Attention may be told lengths, and read less: it is named.
     (kernel,) = program.kernels("main.1")
-    assert (kernel.op.target, *kernel[1:]) == ("__cudnn$fmhaSoftmax", 1, attention, keys)
+    assert (kernel.op.target, *kernel[1:]) == ("__cudnn$fmhaSoftmax", 1, attention, queries)
 
 
 COLLECTIVES = """HloModule jit_step, is_scheduled=true

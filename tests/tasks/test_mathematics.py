@@ -210,20 +210,27 @@ def test_bad_settings_of_a_task(tmp_path):
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def domain_named(task: str) -> str:
+    """The domain of a task of an embedded one."""
+    return task.removesuffix("_long").removesuffix("_six")
+
+
 @pytest.mark.parametrize("task", tasks.TASKS)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_runs_on_every_task(method, task):
-    assert train_config(get_config(f"{method},{task}")).task.name in (
-        "math",
-        task.removesuffix("_long"),
-    )
+    config = get_config(f"{method},{task}")
+    if task == "countdown_six" and "distill" in method:
+        with pytest.raises(ValueError, match="teacher.kind 'model', not 'program'"):
+            train_config(config)  # which has no log-probs
+    else:
+        assert train_config(config).task.name in ("math", domain_named(task))
 
 
 @pytest.mark.parametrize("words", checkpoints.CHECKPOINTS)
 def test_every_checkpoint_is_one_that_its_program_makes(words):
     name, task = words.split(",")
     config = supervise_config(checkpoints.get_config(words))
-    assert config.task.name == task.removesuffix("_long")
+    assert config.task.name == domain_named(task)
     assert config.target.name == ("prm" if name == "prm" else "policy")
 
 
