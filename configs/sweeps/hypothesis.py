@@ -36,38 +36,22 @@ EVALUATION = {
 EARLY, LONG, COUNTDOWN = "arithmetic_long_early", "arithmetic_long", "countdown"
 SIX = "countdown_six"
 BUDGETS = {LONG: "arithmetic_long", COUNTDOWN: "countdown", EARLY: "arithmetic_long", SIX: SIX}
+
+
+def batches(early: int, long: int, countdown: int, six: int) -> dict[str, dict[str, Any]]:
+    """{budget: what is set}."""
+    steps = {EARLY: early, LONG: long, COUNTDOWN: countdown, SIX: six}
+    return {budget: {"steps": number} for budget, number in steps.items()}
+
+
 # name -> (method of common.py, {budget: what is set}). A run is meant to spend as many tokens of
 # the policy as GRPO in 45, 90 or (Countdown) 30 batches, with six numbers 90; how many batches that
 # is was measured with other seeds, and on the first base.
 ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "grpo": (
-        "grpo",
-        {
-            EARLY: {"steps": 45},
-            LONG: {"steps": 90},
-            COUNTDOWN: {"steps": 30},
-            SIX: {"steps": 90},
-        },
-    ),
+    "grpo": ("grpo", batches(45, 90, 30, 90)),
     # SCOPE's objective with the correction off.
-    "scope_off": (
-        "scope_off",
-        {
-            EARLY: {"steps": 45},
-            LONG: {"steps": 90},
-            COUNTDOWN: {"steps": 30},
-            SIX: {"steps": 90},
-        },
-    ),
-    "dapo_tokens": (
-        "dapo",
-        {
-            EARLY: {"steps": 20},
-            LONG: {"steps": 49},
-            COUNTDOWN: {"steps": 15},
-            SIX: {"steps": 30},
-        },
-    ),
+    "scope_off": ("scope_off", batches(45, 90, 30, 90)),
+    "dapo_tokens": ("dapo", batches(20, 49, 15, 30)),
     # SCOPE's teacher tokens of a whole run as demonstrations, then GRPO's batches.
     "sft_grpo_few": (
         "sft_grpo",
@@ -78,24 +62,8 @@ ARMS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             SIX: {"steps": 100, "sft.prompts": 48},
         },
     ),
-    "scope": (
-        "scope",
-        {
-            EARLY: {"steps": 43},
-            LONG: {"steps": 85},
-            COUNTDOWN: {"steps": 29},
-            SIX: {"steps": 85},
-        },
-    ),
-    "scope_plus": (
-        "scope_plus",
-        {
-            EARLY: {"steps": 40},
-            LONG: {"steps": 80},
-            COUNTDOWN: {"steps": 21},
-            SIX: {"steps": 61},
-        },
-    ),
+    "scope": ("scope", batches(43, 85, 29, 85)),
+    "scope_plus": ("scope_plus", batches(40, 80, 21, 61)),
 }
 
 # Added when it had been seen that SCOPE and SCOPE+ lose the longer problems on some seeds: no
