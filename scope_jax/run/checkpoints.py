@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from scope_jax.devices.hosts import exchange
+from scope_jax.devices.hosts import exchange, is_main
 from scope_jax.devices.mesh import to_device_memory
 from scope_jax.devices.programs import program
 from scope_jax.errors import StorageError
 from scope_jax.run import failures
+from scope_jax.run.workdir import write_atomically
 
 PyTree = Any
 
@@ -71,6 +72,22 @@ class Checkpoints:
             ),
             multiprocessing_options=alone,
         )
+
+    @property
+    def folder(self) -> Any:
+        """Where they lie, as a path with pathlib's methods that a bucket has too."""
+        return self._manager.directory
+
+    def write_beside(self, name: str, text: str) -> None:
+        """Write a file of this name beside the checkpoints, whole or not at all; process 0 does.
+        Raises NoRoom or StorageError."""
+        if not is_main():
+            return
+        with failures.storage(self.directory, f"{name} could not be written"):
+            if "://" in self.directory:
+                (self.folder / name).write_text(text)  # objects of a bucket appear whole
+            else:
+                write_atomically(self.folder / name, text)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending (one being written is not among them)."""

@@ -20,6 +20,7 @@ from scope_jax.devices.hosts import is_main
 from scope_jax.run.failures import quiet_threads
 from scope_jax.run.workdir import write_atomically
 
+METRICS = "metrics.jsonl"
 _SHOWN = 10  # runs of steps in a warning
 
 
@@ -30,16 +31,23 @@ class MetricsWriter:
     and a last line that a kill left torn, are dropped from `metrics.jsonl` at once, atomically;
     TensorBoard is told to drop its own points from there on. The steps before it should have one
     line each, in order: of several the last one stays, and what is missing, doubled or out of
-    order is named in a warning. Of several processes the first one writes, the writers of the
-    others do nothing. No TensorFlow is needed.
+    order is named in a warning. `unseen`: lines of steps before it that TensorBoard is told of now
+    (see `take_back`). Of several processes the first one writes, the writers of the others do
+    nothing. No TensorFlow is needed.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int = 0,
+        unseen: Sequence[Mapping[str, Any]] = (),
+    ):
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder = pathlib.Path(workdir)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self._writes = is_main()
         if not self._writes:
             return
@@ -58,6 +66,9 @@ class MetricsWriter:
         self._events.add_event(
             event_pb2.Event(wall_time=time.time(), step=resume_step, session_log=start)
         )
+        for line in unseen:
+            if line["step"] < resume_step:
+                self._tell(line["step"], {k: v for k, v in line.items() if k != "step"})
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes {flat name: number} as the line {"step": step, name: value, ...} and flushes it.
@@ -66,8 +77,6 @@ class MetricsWriter:
         JSON line (JSON has no such numbers) and go to TensorBoard as they are. Raises ValueError
         for a metric that is not a number.
         """
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
         if not self._writes:
             return
         numbers = numbers_of(step, metrics)
@@ -77,15 +86,7 @@ class MetricsWriter:
         rest = memoryview(f"{json.dumps(line)}\n".encode())
         while rest:
             rest = rest[self._file.write(rest) :]
-        summary = summary_pb2.Summary(
-            value=[
-                summary_pb2.Summary.Value(tag=name, simple_value=value)
-                for name, value in numbers.items()
-            ]
-        )
-        self._events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary)
-        )
+        self._tell(int(step), numbers)
 
     def close(self) -> None:
         """Flushes and closes both files. Raises what was kept from them: a full disk, for one. A
@@ -95,6 +96,17 @@ class MetricsWriter:
             # Raises what happened to its thread; `close` alone would not.
             self._events.flush()
             self._events.close()
+
+    def _tell(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        """An event for TensorBoard; a None is NaN there."""
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        values = [
+            summary_pb2.Summary.Value(tag=name, simple_value=math.nan if value is None else value)
+            for name, value in numbers.items()
+        ]
+        summary = summary_pb2.Summary(value=values)
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -116,6 +128,22 @@ def numbers_of(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def take_back(path: pathlib.Path, copy: Any, until: int) -> list[dict[str, Any]]:
+    """Put the lines of steps before `until` that only `copy` (a path, of a bucket for one) has
+    into the `metrics.jsonl` at `path`, atomically, and return them; none where there is no copy."""
+    try:
+        copied = read_metrics(copy)
+    except FileNotFoundError:
+        return []
+    rows = read_metrics(path) if path.exists() else []
+    here = {row["step"] for row in rows}
+    taken = [row for row in copied if row["step"] < until and row["step"] not in here]
+    if taken:
+        whole = sorted([*rows, *taken], key=lambda row: row["step"])
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in whole))
+    return taken
+
+
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl` in file order; a last line without its end, which a kill tore,
     is left out. A number that is not finite (NaN, 1e999) is None, as `write` has it.
@@ -125,7 +153,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     # Of bytes, at "\n" alone: to `str.splitlines` a wrong bit in a comma (0x0c) ends a line too.
-    *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
+    file = path if hasattr(path, "read_bytes") else pathlib.Path(path)
+    *lines, _ = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(

@@ -29,11 +29,13 @@ from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.compiles import Compiles
 from scope_jax.run.metrics import (
+    METRICS,
     MetricsWriter,
     PhaseTimer,
     progress,
     read_metrics,
     say_phase,
+    take_back,
 )
 from scope_jax.run.profile import Profile
 from scope_jax.run.stop import Stopped, StopSignal
@@ -106,6 +108,7 @@ class Session:
         self._metrics: MetricsWriter
         self._trained: Trained
         self._place: Progressing
+        self._unseen: list[dict[str, Any]] = []  # lines of metrics that this machine lacked
         self._shown = ""
         self._pending: dict[str, float] | None = None
         self._done, self._good, self._due = 0, True, False
@@ -140,6 +143,9 @@ class Session:
                     )
                 trained.restore(state)
                 place.restore(saved)
+                if self._with_metrics and self.keeping.directory and is_main():
+                    copy = self.checkpoints.folder / METRICS
+                    self._unseen = take_back(self.workdir / METRICS, copy, self.start)
                 self._pending = saved.get(PENDING)
                 print(f"resuming {self.workdir} at step {self.start}", flush=True)
             elif self._with_metrics and is_main():
@@ -220,7 +226,7 @@ class Session:
             self._due = self._due or (keeping.at_end and done == keeping.steps)
             if self._due and self._good:
                 with self.compiles.apart("checkpoint"):
-                    self.checkpoints.save(done, state, self._place.to_json())
+                    self._save(done, self._place.to_json())
                 self._due = False
 
     # ---- parts
@@ -229,7 +235,9 @@ class Session:
         if not self._with_metrics:
             return
         resume = self.start if self._pending is None else self.start - 1
-        self._metrics = self._opened.enter_context(MetricsWriter(self.workdir, resume_step=resume))
+        self._metrics = self._opened.enter_context(
+            MetricsWriter(self.workdir, resume_step=resume, unseen=self._unseen)
+        )
         if self._trackers is not None:
             self._trackers.begin(resume)
         if self.start == self.keeping.steps and is_main():
@@ -257,9 +265,17 @@ class Session:
             self._stop_at(done, saved)
         return metrics | figures | self.timer.pop()
 
+    def _save(self, done: int, saved: dict[str, Any]) -> None:
+        """A checkpoint. One that lies elsewhere may outlive this machine and its folder: the
+        metrics of its steps are beside it before it is there."""
+        if self._with_metrics and self.keeping.directory and is_main():
+            text = (self.workdir / METRICS).read_text(encoding="utf-8")
+            self.checkpoints.write_beside(METRICS, text)
+        self.checkpoints.save(done, self._trained.state, saved)
+
     def _stop_at(self, done: int, saved: dict[str, Any]) -> None:
         if done > self.start and self._good:
-            self.checkpoints.save(done, self._trained.state, saved)
+            self._save(done, saved)
         self.checkpoints.wait()
         newest = max(self.checkpoints.steps(), default=0)
         name = self.stop.name or "another process was"

@@ -31,6 +31,7 @@ TASKS = {
     "arithmetic_long_early": "long signed terms, half the tokens",
     "arithmetic_long_again": "long signed terms, second base",
     "arithmetic_long_early_again": "second base, half the tokens",
+    "arithmetic_long_late_again": "second base, twice the tokens",
     "countdown": "Countdown",
     "countdown_six": "Countdown with six numbers",
 }

@@ -5,7 +5,9 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scope_jax import learning
 from scope_jax.run import Checkpoints, Stopped, StopSignal, failures, read_metrics
@@ -142,6 +145,32 @@ def test_checkpoints_may_lie_elsewhere(tmp_path: Path):
     Run(tmp_path / "run")(keeping)
     assert saved(tmp_path / "elsewhere") == [2]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_metrics_lie_beside_checkpoints_that_are_elsewhere(tmp_path: Path):
+    """A machine is lost with its folder; another one has an old copy of it (or none), and the
+    checkpoints. The lines are whole again, also for TensorBoard."""
+    keeping = Keeping(6, 2, directory=tmp_path / "far")
+    with pytest.raises(Killed):
+        Run(tmp_path / "one")(keeping, die_in=5)
+    whole = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    assert [row["step"] for row in whole] == [0, 1, 2, 3, 4]
+    first = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines(keepends=True)[:1]
+    for name, lines in (("two", first), ("three", [])):
+        far = tmp_path / f"far_{name}"
+        shutil.copytree(tmp_path / "far", far)
+        folder = tmp_path / name
+        folder.mkdir()
+        if lines:
+            (folder / "metrics.jsonl").write_text("".join(lines))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that lines are lost, for one
+            Run(folder)(Keeping(6, 2, directory=far))
+        rows = read_metrics(folder / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(6)) and rows[:4] == whole[:4]
+        events = EventAccumulator(str(folder / "tb"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("x")] == list(range(len(lines), 6))
 
 
 def test_a_run_may_be_kept_without_checkpoints_and_without_metrics(tmp_path: Path):

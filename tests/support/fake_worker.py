@@ -72,10 +72,12 @@ def train(words: list[str]) -> int:
     exits = plan.get("exits", {}).get(worker, [])
     metrics = workdir / "metrics.jsonl"
     if worker == "0":
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        metrics.write_text(
-            "".join(f"{line}\n" for line in lines if json.loads(line)["step"] < start)
-        )
+        lines = {}
+        for path in (checkpoints / "metrics.jsonl", metrics):
+            for line in path.read_text().splitlines() if path.exists() else []:
+                if json.loads(line)["step"] < start:
+                    lines[json.loads(line)["step"]] = line
+        metrics.write_text("".join(f"{line}\n" for _, line in sorted(lines.items())))
     for step in range(start, plan["steps"]):
         time.sleep(plan["seconds"])
         lost = cloud / "unreachable"
@@ -90,6 +92,10 @@ def train(words: list[str]) -> int:
         if worker == "0":
             with open(metrics, "a") as file:
                 file.write(json.dumps({"step": step, "reward/mean": 0.5, "time/total": 0.5}) + "\n")
+            if directory:  # the metrics lie there too, before the checkpoint does
+                beside = checkpoints / "metrics.jsonl"
+                beside.with_suffix(".new").write_text(metrics.read_text())
+                beside.with_suffix(".new").replace(beside)
             being_written = checkpoints / f"{step + 1}.orbax-checkpoint-tmp"
             being_written.mkdir(exist_ok=True)
             for name in ("state", "sum"):
