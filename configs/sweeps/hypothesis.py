@@ -31,8 +31,8 @@ EVALUATION = {
     "evaluation.more_temperatures": (0.0,),
     "evaluation.samples": 16,
 }
-# Long signed terms with a quarter, with half and with all of the task's run, and Countdown: what the
-# records are grouped by, and the task of each.
+# Long signed terms with a quarter, half and all of the task's run, and Countdown: what the records
+# are grouped by, and the task of each.
 EARLY, LONG, LATE = "arithmetic_long_early", "arithmetic_long", "arithmetic_long_late"
 COUNTDOWN, SIX = "countdown", "countdown_six"
 BUDGETS = {budget: "arithmetic_long" for budget in (LONG, EARLY, LATE)}

@@ -107,6 +107,22 @@ def test_the_summary_has_it_in_place_of_the_table_by_temperature(tmp_path):
     assert "](images/results_temperatures.svg)" in alone and "temperatures.svg)" in both
 
 
+def test_runs_of_another_base_have_a_table_of_their_own():
+    later = [
+        {**run, "labels": {**run["labels"], "domain": "arithmetic_long_again"}}
+        for run in RUNS
+        if run["labels"]["method"] in ("grpo", "scope")
+    ]
+    for text in (hypothesis(RUNS + later), breadth(RUNS + later)):
+        first, second = (part.split("\n\n")[0] for part in text.split("| method |")[1:])
+        assert "toy" in first and "second base" not in first and "**scope_plus**" in first
+        assert "second base" in second and "toy" not in second and "**scope_plus**" not in second
+    beside = [
+        {**run, "labels": {**run["labels"], "domain": "arithmetic_long_late_again"}} for run in RUNS
+    ]
+    assert "twice the tokens" in hypothesis(beside) and verdicts(beside) == ""
+
+
 def test_a_method_that_a_task_lacks_is_a_dash():
     other = [{**run, "labels": {**run["labels"], "domain": "other"}} for run in RUNS]
     some = [run for run in other if run["labels"]["method"] != "dapo"]
