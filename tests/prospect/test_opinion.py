@@ -43,12 +43,12 @@ def changed(section: str = "", **values) -> Figures:
 def test_like_the_runs_that_were_ahead():
     assert opinion(SIGNED_TERMS) == [
         "Groups all failed: 59 %. GRPO learns nothing from most groups; this is where SCOPE was"
-        " ahead.",
+        " ahead, far ahead where it lasted, and level once GRPO had found the way by itself.",
         "70 % of the failures have a good step before the error (by the step check).",
         "The PRM finds 91 % of the first errors exactly.",
-        "Salvage rate 0.52: as in the first batches of runs that ended ahead of GRPO (0.51 and"
-        " 0.24), and of one task, Countdown with six numbers (0.41), that ended level with it."
-        " Groups without an advantage: 59 % before, 26 % after.",
+        "Salvage rate 0.52: as in the first batches of runs that ended ahead of GRPO (0.51,"
+        " 0.34 and 0.24), and of one task, Countdown with six numbers (0.41), that ended level"
+        " with it. Groups without an advantage: 59 % before, 26 % after.",
         RESTS_ON,
     ]
 
