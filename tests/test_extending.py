@@ -1,6 +1,7 @@
 """The classes of docs/extending.md do what the page says, on hand-made rows."""
 
 import dataclasses
+import json
 import re
 import sys
 import types
@@ -27,10 +28,13 @@ from support.hand_made import (
 from scope_jax.configuration import TrainConfig, default_config, train_config
 from scope_jax.configuration.schema import set_value
 from scope_jax.correction import LocaliserSpec, make_localiser, rescue
+from scope_jax.data.load import TaskSpec, domain_of, load_task
 from scope_jax.learning import AdvantageSpec
 from scope_jax.learning.credit import advantages
 from scope_jax.rollout import from_prompts
+from scope_jax.tasks import Domain
 from scope_jax.teachers import DemonstrationJob, TeacherSpec
+from scope_jax.text import split_steps
 from scope_jax.training.actors import planned_teacher
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
@@ -57,6 +61,59 @@ def test_the_way_of_giving_credit(page: dict, share: float):
     want[1, 7:12] = -0.5 * share  # its first line is right
     np.testing.assert_allclose(got, want)
     assert metrics["scope/unscored"] == 0
+
+
+def test_a_variant_of_method_that_inherits_it_is_the_credit_of_the_run(page: dict):
+    credit = page["BlameFromTheError"]
+    blame = dataclasses.make_dataclass(
+        "Blame", [("name", str, "blame")], bases=(credit,), frozen=True
+    )(share=0.25)
+    config = dataclasses.replace(TrainConfig(), method=blame)
+    assert config.credit is blame and config.uses_localiser
+    assert not TrainConfig().credit.scores_steps
+
+
+def test_the_kind_of_problem(page: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    module = types.ModuleType("of_my_own")
+    module.__dict__.update(page)
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    lines = [{"prompt": "Capital of France?", "answer": "Paris"}]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = default_config("grpo")
+    for key, value in {
+        "task.name": "of_my_own:LastLine",
+        "task.options": {"exact": False},
+        "task.data": str(tmp_path),
+        "task.train": {"mine": {"path": "few.jsonl"}},
+    }.items():
+        set_value(TrainConfig, config, key, value)
+    task = load_task(train_config(config).task)
+    problems = [task.train[0]] * 2
+    assert task.domain.verify(problems, ["It is\nPARIS\n", "Paris\nLyon"]) == [True, False]
+    assert split_steps("It is\nPARIS", task.domain.divider) == ["It is\n", "PARIS"]
+    strict = TaskSpec("of_my_own:LastLine", options={"exact": True}, train={"x": {"path": "y"}})
+    assert domain_of(strict).verify(problems[:1], ["It is\nPARIS"]) == [False]
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("of_my_own:BookTeacher", {}, "not a class that inherits tasks.Domain"),
+        ("of_my_own:Nobody", {}, "has no attribute 'Nobody'"),
+        ("of_my_own:LastLine", {"exakt": True}, "options.exakt: unknown; known: exact, separator"),
+        ("of_my_own:Half", {}, "abstract method"),
+        ("maths", {}, "config.task.name = 'maths' is unknown; one of arithmetic, "),
+    ],
+)
+def test_kinds_of_problem_that_are_none(
+    page: dict, monkeypatch: pytest.MonkeyPatch, name: str, options: dict, message: str
+):
+    module = types.ModuleType("of_my_own")
+    module.__dict__.update(page | {"Half": type("Half", (Domain,), {"name": "half"})})
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    with pytest.raises(ValueError, match=r"config\.task") as caught:
+        TaskSpec(name, options=options, train={"mine": {"path": "few.jsonl"}})
+    assert message in str(caught.value)
 
 
 def test_the_teacher(page: dict):

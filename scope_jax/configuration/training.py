@@ -33,7 +33,7 @@ from scope_jax.configuration.sections import (
 from scope_jax.correction import LocaliserSpec
 from scope_jax.data.load import TaskSpec
 from scope_jax.learning import AdvantageSpec, LossSpec, OptimizerSpec
-from scope_jax.learning.credit import Credit, GoodPrefix, OutcomeCredit, SummedSteps
+from scope_jax.learning.credit import Credit, OutcomeCredit, SummedSteps
 from scope_jax.rewards import RewardSpec
 from scope_jax.run import TrackSpec
 from scope_jax.teachers import DemonstrationSpec
@@ -96,9 +96,9 @@ class TrainConfig:
 
     @property
     def credit(self) -> Credit:
-        """How advantages come from rewards: the method itself where it scores steps."""
+        """How advantages come from rewards: by the method itself where it has a way of its own."""
         method = self.method
-        return method if isinstance(method, SummedSteps | GoodPrefix) else OutcomeCredit()
+        return method if isinstance(method, Credit) else OutcomeCredit()
 
     @property
     def uses_localiser(self) -> bool:

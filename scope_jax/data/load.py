@@ -17,7 +17,7 @@ from scope_jax.tasks.countdown import Countdown
 from scope_jax.tasks.domain import Domain, GeneratedDomain
 from scope_jax.tasks.mathematics import Mathematics
 from scope_jax.tasks.word_problems import WordProblems
-from scope_jax.types import check_choices
+from scope_jax.types import check_choices, check_kind, imported
 
 # A domain whose problems come from a program: its class, and the module of its data set (`CONFIG`
 # and `prepare`), which is imported when data is read. A further one is a line here.
@@ -52,15 +52,17 @@ class TaskSpec:
     Raises ValueError for what makes no sense; reads no data.
     """
 
-    name: str = "arithmetic"  # a key of GENERATED, math or reasoning_gym
-    # Directory of a generated data set, made there first (None: cache/tfds); of math: where
+    # A key of GENERATED, math or reasoning_gym; or module:name, a `Domain` of your own, whose
+    # problems come from files as those of math do.
+    name: str = "arithmetic"
+    # Directory of a generated data set, made there first (None: cache/tfds); of files: where
     # relative paths start.
     data: str | None = None
     train_split: str = "train"  # of a generated data set
-    # Fields of the data set's settings (`SignedTermsConfig`, ...), of `Mathematics`, or of
-    # `GymOptions` and `ReasoningGym`.
+    # Fields of the data set's settings (`SignedTermsConfig`, ...), of `Mathematics` or your own
+    # class, or of `GymOptions` and `ReasoningGym`.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    # Of math: `Source`s by name; of reasoning_gym: generators.
+    # `Source`s by name; of reasoning_gym: generators.
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both: the same
     decontaminate: Literal["off", "report", "remove"] = "off"
@@ -85,7 +87,7 @@ def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
         domain, parts, sets = _generated(name, data, task.train_split, options)
         weights = {"train": 1.0}
     else:
-        domain = _mathematics(options)
+        domain = _of_files(name, options)
         sources = {
             key: source_of(value, f"config.task.train.{key}", data)
             for key, value in task.train.items()
@@ -111,8 +113,7 @@ def load_task(task: TaskSpec, tokenizer: Any = None) -> Task:
 
 def _check_task(task: TaskSpec) -> None:
     name, options, train, evaluation = task.name, task.options, task.train, task.evaluation
-    if name not in NAMES:
-        raise ValueError(f"config.task.name = {name!r} is unknown; known: {', '.join(NAMES)}")
+    check_kind(name, NAMES, "config.task.name")
     if name == gym_problems.NAME:
         gym_problems.check_unused(task.data, task.train_split, task.decontaminate)
         gym_problems.plan_of(options, train, evaluation)
@@ -129,7 +130,7 @@ def _check_task(task: TaskSpec) -> None:
                 " train on 'train' or 'validation'"
             )
         return
-    _mathematics(options)
+    _of_files(name, options)
     if task.train_split != "train":
         raise ValueError(
             f"config.task.train_split = {task.train_split!r} is of generated data sets; the split"
@@ -162,7 +163,7 @@ def domain_of(task: TaskSpec) -> Domain:
     if task.name in GENERATED:
         config = importlib.import_module(GENERATED[task.name][1]).CONFIG
         return made_of(config, task.options, config.options()).domain()
-    return _mathematics(task.options)
+    return _of_files(task.name, task.options)
 
 
 def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> GeneratedDomain:
@@ -175,8 +176,16 @@ def generated_domain(name: str, options: Mapping[str, Any] | None = None) -> Gen
     return made_of(kind, options or {}, known)
 
 
-def _mathematics(options: Mapping[str, Any]) -> Mathematics:
-    return made_of(Mathematics, options, [field.name for field in dataclasses.fields(Mathematics)])
+def _of_files(name: str, options: Mapping[str, Any]) -> Domain:
+    """The domain of problems that come from files: mathematics, or a class called module:name."""
+    kind = Mathematics if name == "math" else imported(name, "config.task.name")
+    if not (isinstance(kind, type) and issubclass(kind, Domain)):
+        raise ValueError(f"config.task.name = {name!r}: not a class that inherits tasks.Domain")
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    try:
+        return made_of(kind, options, [field.name for field in fields])
+    except TypeError as error:  # a member is missing
+        raise ValueError(f"config.task.name = {name!r}: {error}") from None
 
 
 def _generated(

@@ -14,10 +14,10 @@ def made_of(kind: type[Made], options: Mapping[str, Any], known: Collection[str]
     and for a value of another type, and what `kind` refuses."""
     for key in options:
         if key not in known:
-            raise ValueError(
-                f"config.task.options.{key}: unknown; known: {', '.join(sorted(known))}"
-            )
-    hints = {field.name: field.type for field in dataclasses.fields(cast(Any, kind))}
+            words = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"config.task.options.{key}: unknown; known: {words}")
+    fields = dataclasses.fields(cast(Any, kind)) if options else ()
+    hints = {field.name: field.type for field in fields}
     return kind(**{key: _value(hints[key], value, key) for key, value in options.items()})
 
 

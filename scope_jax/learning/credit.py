@@ -7,7 +7,7 @@ write the class here, and a variant of `method` that inherits it in `configurati
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ Advantages = jax.Array | np.ndarray  # float32[B], or [B, T]
 Metrics = dict[str, float]
 
 
+@runtime_checkable
 class Credit(Protocol):
     """A way of giving credit."""
 
