@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import jax
 
 from scope_jax.devices.hosts import from_main, is_main
+from scope_jax.devices.mesh import to_device_memory
 from scope_jax.run import failures
 from scope_jax.run.checkpoints import Checkpoints
 from scope_jax.run.compiles import Compiles
@@ -80,6 +81,21 @@ class Keeping:
     at_end: bool = True  # a checkpoint after the last step, whatever `every` says
 
 
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """Where a run stood after the last step of which an update was taken."""
+
+    done: int  # steps
+    place: dict[str, Any]
+    updates: int
+    skipped: int
+
+    @classmethod
+    def of(cls, done: int, trained: Trained, place: Progressing) -> "_Point":
+        updates, skipped = jax.device_get((trained.state.updates, trained.state.skipped))
+        return cls(done, place.to_json(), int(updates), int(skipped))
+
+
 class Session:
     """The keeping of one run in `workdir`. `metrics`: whether it has metrics.jsonl and TensorBoard
     events. `evaluate()`: metrics of an evaluation, which go into those of the step before it.
@@ -111,7 +127,8 @@ class Session:
         self._unseen: list[dict[str, Any]] = []  # lines of metrics that this machine lacked
         self._shown = ""
         self._pending: dict[str, float] | None = None
-        self._done, self._good, self._due = 0, True, False
+        self._done, self._due = 0, False
+        self._good: _Point
         self._before: dict[str, Any] = {}  # where the run stood before the step that was begun
 
     def __enter__(self) -> "Session":
@@ -151,15 +168,19 @@ class Session:
             elif self._with_metrics and is_main():
                 _archive_orphan_metrics(self.workdir, self.keeping.every or self.keeping.steps)
         self._done = self.start
+        self._good = _Point.of(self.start, trained, place)
 
     @property
     def checkpoints(self) -> Checkpoints:
         """Opened when they are first asked for."""
         if self._checkpoints is None:
-            where = self.keeping.directory or self.workdir / "checkpoints"
-            self._checkpoints = Checkpoints(where, keep=self.keeping.keep)
+            self._checkpoints = Checkpoints(self._where, keep=self.keeping.keep)
             self._opened.enter_context(self._checkpoints)
         return self._checkpoints
+
+    @property
+    def _where(self) -> str | Path:
+        return self.keeping.directory or self.workdir / "checkpoints"
 
     # ---- the loop
 
@@ -198,22 +219,22 @@ class Session:
 
     def record(self, step: int, metrics: dict[str, Any], *, skipped: bool, shown: str = "") -> None:
         """Keep a finished step: evaluate where that is due, write `metrics`, save a checkpoint
-        where one is due. `skipped`: its update was left out. `shown`: what the progress bar says.
+        where one is due. `skipped`: an update of it was left out; of a step without any that was
+        taken there is no checkpoint. `shown`: what the progress bar says.
 
         Raises RuntimeError where too many updates in a row were skipped."""
         keeping, state = self.keeping, self._trained.state
         if int(jax.device_get(state.skipped_in_row)) >= keeping.stop_after_skipped:
-            last_good = (
-                f"the last good checkpoint is in {self.workdir / 'checkpoints'}; "
-                if self._with_metrics
-                else ""
-            )
+            saved = self._checkpoints is not None and self._checkpoints.steps()
+            last_good = f"the last good checkpoint is in {self._where}; " if saved else ""
             raise RuntimeError(
                 f"step {step}: {keeping.stop_after_skipped} updates in a row were not finite and"
                 f" were skipped; {last_good}lower optimizer.learning_rate"
             )
         done = self._done = step + 1
-        self._good, self._shown = not skipped, shown
+        now, self._shown = _Point.of(done, self._trained, self._place), shown
+        if not skipped or now.updates > self._good.updates:
+            self._good = now
         if self._with_metrics:
             every = keeping.evaluate_every
             if self._evaluate and (done == keeping.steps or (every and done % every == 0)):
@@ -224,9 +245,9 @@ class Session:
         if keeping.every is not None:
             self._due = self._due or done % keeping.every == 0
             self._due = self._due or (keeping.at_end and done == keeping.steps)
-            if self._due and self._good:
+            if self._due and self._good.done == done:
                 with self.compiles.apart("checkpoint"):
-                    self._save(done, self._place.to_json())
+                    self._save(done, state, self._place.to_json())
                 self._due = False
 
     # ---- parts
@@ -265,17 +286,26 @@ class Session:
             self._stop_at(done, saved)
         return metrics | figures | self.timer.pop()
 
-    def _save(self, done: int, saved: dict[str, Any]) -> None:
+    def _save(self, done: int, state: Any, saved: dict[str, Any]) -> None:
         """A checkpoint. One that lies elsewhere may outlive this machine and its folder: the
         metrics of its steps are beside it before it is there."""
         if self._with_metrics and self.keeping.directory and is_main():
             text = (self.workdir / METRICS).read_text(encoding="utf-8")
             self.checkpoints.write_beside(METRICS, text)
-        self.checkpoints.save(done, self._trained.state, saved)
+        self.checkpoints.save(done, state, saved)
 
     def _stop_at(self, done: int, saved: dict[str, Any]) -> None:
-        if done > self.start and self._good:
-            self._save(done, saved)
+        state, good = self._trained.state, self._good
+        if good.done < done:
+            # The updates since then were left out, and have changed nothing but their counters.
+            done, saved = good.done, good.place
+            counted = to_device_memory((state.skipped, state.skipped_in_row))
+            since = int(jax.device_get(counted[0])) - good.skipped
+            state = dataclasses.replace(
+                state, skipped=counted[0] - since, skipped_in_row=counted[1] * 0
+            )
+        if done > self.start:
+            self._save(done, state, saved)
         self.checkpoints.wait()
         newest = max(self.checkpoints.steps(), default=0)
         name = self.stop.name or "another process was"

@@ -37,7 +37,9 @@ class Weight:
     def update(self, skipped: bool) -> None:
         state, one = self.state, jnp.ones((), jnp.int32)
         if skipped:
-            self.state = state.replace(skipped_in_row=state.skipped_in_row + one)
+            self.state = state.replace(
+                skipped=state.skipped + one, skipped_in_row=state.skipped_in_row + one
+            )
         else:
             self.state = state.replace(
                 params={"w": state.params["w"] + 1}, skipped_in_row=jnp.zeros_like(one)
@@ -350,10 +352,37 @@ def test_a_checkpoint_waits_for_an_update_that_is_not_left_out(tmp_path: Path):
     assert found is not None and float(found[1].params["w"]) == 2
 
 
-def test_a_stop_after_an_update_that_was_left_out_keeps_the_last_good_state(tmp_path: Path):
+@pytest.mark.parametrize("every", [2, 9])
+def test_a_stop_after_an_update_that_was_left_out_keeps_the_last_good_state(
+    tmp_path: Path, every: int
+):
+    """What was done before it is not lost, whether a checkpoint was due or not."""
     with stopped_at(2):
-        Run(tmp_path)(Keeping(steps=5, every=2), skip=(2,), tell_in=3)
+        Run(tmp_path)(Keeping(steps=5, every=every), skip=(2,), tell_in=3)
     assert saved(tmp_path) == [2]
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        found = kept.restore(learning.abstract_state(Weight().state))
+    assert found is not None and found[2]["position"] == 6
+    state = found[1]
+    assert (int(state.params["w"]), int(state.skipped), int(state.skipped_in_row)) == (2, 0, 0)
+    assert Run(tmp_path)(Keeping(steps=5, every=every)).done == [2, 3, 4]
+
+
+def test_a_step_of_which_one_update_was_taken_may_have_a_checkpoint(tmp_path: Path):
+    """Of several mini-batches one may be left out in every step."""
+    run = Run(tmp_path)
+    update = run.weight.update
+
+    def both(skipped: bool) -> None:
+        update(False)
+        state = run.weight.state
+        run.weight.state = state.replace(updates=state.updates + 1)
+        if skipped:
+            update(True)
+
+    run.weight.update = both  # type: ignore[method-assign]
+    run(Keeping(steps=4, every=2, keep=9), skip=(0, 1, 2, 3))
+    assert saved(tmp_path) == [2, 4]
 
 
 def test_too_many_in_a_row_end_the_run(tmp_path: Path):
@@ -363,9 +392,14 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path):
         RuntimeError, match=r"step 7: 3 updates in a row .* lower optimizer\.l"
     ) as e:
         run(keeping, skip=(1, 2, 5, 6, 7))
-    assert str(tmp_path / "checkpoints") in str(e.value)
+    assert f"the last good checkpoint is in {tmp_path / 'checkpoints'};" in str(e.value)
     assert [row["step"] for row in run.rows] == list(range(7))  # no line of the last
     assert max(saved(tmp_path)) == 5
+    far = Keeping(steps=9, every=4, stop_after_skipped=2, directory=tmp_path / "far")
+    with pytest.raises(RuntimeError, match="skipped; lower"):  # there is none yet
+        Run(tmp_path / "other")(far, skip=(1, 2))
+    with pytest.raises(RuntimeError, match=f"the last good checkpoint is in {tmp_path / 'far'};"):
+        Run(tmp_path / "other")(far, skip=(4, 5))
 
 
 # ---- the summary
