@@ -246,6 +246,10 @@ def command(config: ConfigDict, workdir: str | None, values: Any) -> str:
             raise ValueError(
                 f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
             )
+        rollout.check_heads(model_config, mesh)
+        model_config.check_rows(
+            sum(settings.evaluation_tokens), "config.evaluation.prompt_tokens and new_tokens"
+        )
         tokenizer = load_tokenizer(directory)
         check_vocabulary(tokenizer, model_config.vocab_size, directory)
         ends = end_ids(tokenizer, model_config.end_ids)

@@ -142,6 +142,13 @@ RUN = {
         ({"teacher.kind": "program"}, "domain 'math' has no program that writes steps"),
         ({"teacher.kind": "reference"}, "none of the problems looked at has a solution"),
         ({"mesh.tensor": 3}, "needs 6 devices, 8 are here"),
+        ({"rollout.new_tokens": 4096}, "rows of 4160 tokens (config.rollout.prompt_tokens and new"),
+        (
+            {"evaluation.new_tokens": 8000, "evaluation.prompt_tokens": 64},
+            "rows of 8064 tokens (config.evaluation.prompt_tokens and new_tokens): the model is"
+            " made for 256 (max_position_embeddings of its config.json)",
+        ),
+        ({"teacher.prompt_tokens": 4096, "teacher.template": "wrong_step"}, "config.teacher.prom"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join([*value, *map(str, value)][:1]),
 )
@@ -226,6 +233,8 @@ class Given:
         ("small", {}, f"small: its tokenizer has {SIZE} tokens"),
         ("failing_template", {}, "chat template: no turns"),
         ("policy", {"task.evaluation": {"test": {"path": "none.jsonl"}}}, "none.jsonl"),
+        ("policy", {"evaluation.new_tokens": 8000}, "tokens (config.evaluation.prompt_tokens and"),
+        ("policy", {"mesh.tensor": 8, "mesh.fsdp": 1}, "mesh.tensor"),
     ],
 )
 def test_evaluate(folder: Path, model: str, settings: dict[str, Any], message: str):

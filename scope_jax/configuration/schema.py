@@ -9,6 +9,7 @@ are no settings.
 import ast
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -177,9 +178,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} = {value!r}: expected a dictionary")
         return value.to_dict() if isinstance(value, ConfigDict) else dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} = {value!r}: expected a value of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"{where} = {value!r}: expected a finite number")
     return value
 
 

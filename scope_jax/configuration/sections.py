@@ -190,7 +190,8 @@ class EvaluationConfig:
         check_least(self, "evaluation", 1, *counts)
         check_least(self, "evaluation", 0, "problems", "ood_problems", "temperature")
         temperatures = [self.temperature, *self.more_temperatures]
-        if not all(t >= 0 for t in temperatures) or len({*temperatures}) < len(temperatures):
+        names = {f"{t:g}" for t in temperatures}  # in the names of their metrics
+        if not all(t >= 0 for t in temperatures) or len(names) < len(temperatures):
             raise ValueError(
                 f"evaluation.more_temperatures = {self.more_temperatures}: expected numbers from 0"
                 f" that differ from each other and from evaluation.temperature = {self.temperature}"

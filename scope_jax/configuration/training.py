@@ -8,7 +8,7 @@ the entry points ever sees a ConfigDict. docs/method.md says why the defaults ar
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -160,6 +160,7 @@ def train_config(config: ConfigDict | TrainConfig) -> TrainConfig:
     values = config.to_dict()
     optimizer = values.get("optimizer") or {}
     if optimizer.get("steps", 0) is None:  # a schedule runs over the updates of the whole run
+        _check_schedule(values, optimizer)
         training = values.get("training") or {}
         supervised = (values.get("sft") or {}).get("steps")
         counts = [values.get("steps"), training.get("epochs"), training.get("mini_batches")]
@@ -168,6 +169,15 @@ def train_config(config: ConfigDict | TrainConfig) -> TrainConfig:
             first = min(supervised, steps)  # in parts too, but once
             optimizer["steps"] = first * parts + (steps - first) * epochs * parts
     return from_dict(TrainConfig, values)
+
+
+def _check_schedule(values: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    method, schedule = values.get("method") or {}, optimizer.get("schedule")
+    if method.get("name") == "relift" and schedule != "constant":
+        raise ValueError(
+            f"config.optimizer.schedule = {schedule!r}: the supervised updates of relift count too,"
+            " and how many there are shows while it runs: set optimizer.steps"
+        )
 
 
 def conflicts(config: TrainConfig) -> Iterator[str]:

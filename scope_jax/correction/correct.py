@@ -16,6 +16,7 @@ from scope_jax.rollout.rows import cut, take_rows
 from scope_jax.teachers.base import Ask, Corrected, Job, failure_counts
 from scope_jax.teachers.replies import gives_answer_away
 from scope_jax.text.boundaries import places
+from scope_jax.text.steps import can_stop
 from scope_jax.types import Rollout
 
 _cut_rows, _take_rows = program(cut), program(take_rows)
@@ -99,13 +100,15 @@ def _check_steps(answer: Corrected, job: Job) -> tuple[list[str | None], list[st
         if reason is not None:
             refused.append(reason if reason == "leak" else f"teacher_{reason}")
             continue
-        told = job.domain.answer_marker(text) or (
-            answer.shows_answer and gives_answer_away(text, ask.problem.answer)
+        told = (
+            finished[n]
+            or job.domain.answer_marker(text)
+            or (answer.shows_answer and gives_answer_away(text, ask.problem.answer))
         )
-        # Where steps end in several ways the teacher has seen to it that this one does.
-        divided = bool(job.domain.boundary) or any(places(text, job.domain.divider))
-        ends = finished[n] or divided
-        if not ends or not text.strip():
+        # Where no table of stops tells the end of a step the teacher has seen to it.
+        divider = job.domain.divider
+        divided = not can_stop(divider) or any(places(text, divider))
+        if not (finished[n] or divided) or not text.strip():
             refused.append("incomplete_step")
         else:
             refused.append("leak" if told and not ask.last else None)

@@ -181,9 +181,9 @@ def _of_files(name: str, options: Mapping[str, Any]) -> Domain:
     kind = Mathematics if name == "math" else imported(name, "config.task.name")
     if not (isinstance(kind, type) and issubclass(kind, Domain)):
         raise ValueError(f"config.task.name = {name!r}: not a class that inherits tasks.Domain")
-    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    fields = getattr(kind, "__dataclass_fields__", {})
     try:
-        return made_of(kind, options, [field.name for field in fields])
+        return made_of(kind, options, fields.keys())
     except TypeError as error:  # a member is missing
         raise ValueError(f"config.task.name = {name!r}: {error}") from None
 

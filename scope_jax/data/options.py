@@ -1,6 +1,7 @@
 """`task.options`: values from a config or the command line as the fields of a class."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
@@ -35,11 +36,13 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             raise _wrong(key, value, f"{len(kinds)} values")
         return tuple(_value(one, part, key) for one, part in zip(kinds, parts, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(hint, type):  # a class of its own says what it takes
         return value
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise _wrong(key, value, f"a value of type {hint.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(key, value, "a finite number")
     return value
 
 

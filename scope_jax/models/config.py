@@ -184,6 +184,25 @@ class ModelConfig:
             )
 
     @property
+    def positions(self) -> int:
+        """Positions of the longest row that the model is made for: those of its config, and of
+        scalings that its config gives as a multiple, so many times as many."""
+        scaling = self.rope_scaling
+        of = {"yarn": scaling.original_positions, "linear": self.max_positions}.get(scaling.kind, 0)
+        return max(self.max_positions, round(scaling.factor * of))
+
+    def check_rows(self, width: int, what: str) -> None:
+        """Raise ValueError where rows of `width` tokens, which `what` makes them, are longer than
+        the model is made for."""
+        self.check_width(width)
+        if width > self.positions:
+            raise ValueError(
+                f"rows of {width} tokens ({what}): the model is made for {self.positions}"
+                " (max_position_embeddings of its config.json); shorten them, or give it a"
+                " rope_scaling that it was trained or measured with"
+            )
+
+    @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kind of each layer."""
         none = (False,) * self.num_layers

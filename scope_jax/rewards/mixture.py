@@ -12,6 +12,7 @@ from scope_jax.prm import TEMPLATE_TOKENS, ProcessRewardModel
 from scope_jax.rewards.functions import REASONS, Functions, Value
 from scope_jax.rewards.spec import ROUNDING, TOTAL, Part, RewardSpec, Steps
 from scope_jax.tasks import Domain, Problem, verdicts
+from scope_jax.tasks.visible import is_visible
 from scope_jax.text import split_steps
 
 
@@ -202,7 +203,8 @@ class Reward:
         return [np.nan if value is None else value for value, _, _ in found]
 
     def _of_steps(self, part: Part, rows: Rows, asked: Sequence[int]) -> np.ndarray:
-        """float64[R]: what the model's scores of the steps of the rows `asked` come to."""
+        """float64[R]: what the model's scores of the steps of the rows `asked` come to. Blank lines
+        are no steps; a row without a step has the worst value. NaN where the model has no score."""
         if self.prm is None:
             raise ValueError(
                 f"config.reward.functions.{part.name}: no process reward model; set models.prm"
@@ -210,9 +212,14 @@ class Reward:
         out_R = np.full(len(asked), np.nan)
         if not len(asked):
             return out_R
+        steps = [
+            [step for step in split_steps(rows.texts[b], rows.domain.divider) if is_visible(step)]
+            for b in asked
+        ]
+        out_R[[not row for row in steps]] = part.worst
         score_RJ, valid_RJ, _ = self.prm.score(
             [rows.problems[b].prompt for b in asked],
-            [split_steps(rows.texts[b], rows.domain.divider) for b in asked],
+            steps,
             rows=self._rows,
             tokens=self._tokens,
         )

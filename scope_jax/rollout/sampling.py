@@ -1,6 +1,7 @@
 """Drawing one token per row from logits, with a random key per (row, position)."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -38,9 +39,9 @@ class SampleSpec:
 
     def __post_init__(self) -> None:
         check_choices(self, "SampleSpec")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(
-                f"SampleSpec.temperature {self.temperature} must be >= 0 (0 is greedy)"
+                f"SampleSpec.temperature {self.temperature} must be a number >= 0 (0 is greedy)"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"SampleSpec.top_p {self.top_p} must be in (0, 1]")

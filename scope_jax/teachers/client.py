@@ -126,7 +126,8 @@ class Endpoint:
         try:
             parts = urllib.parse.urlsplit(spec.url or "")
             port = parts.port
-        except ValueError as error:
+            httpx2.URL(parts.geturl())  # is what will be asked, and refuses more
+        except (ValueError, httpx2.InvalidURL) as error:
             raise ValueError(f"{expected} ({error})") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(expected)

@@ -7,6 +7,7 @@ from typing import Any
 
 from scope_jax.tasks import Domain
 from scope_jax.tasks.answers import CLOSING
+from scope_jax.tasks.rules.spelling import normal_answer
 from scope_jax.tasks.visible import BLANKS, is_visible
 from scope_jax.text.boundaries import SENTENCES, Separator, places, split_steps
 from scope_jax.text.steps import token_bytes
@@ -35,6 +36,10 @@ _ANSWER = re.compile(
     r"|(?P<end3><\|return\|>)"
 )
 _BOXES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+# What sets an answer off: of LaTeX and of Markdown.
+_MARKS = re.compile(r"[$*]|\\[()\[\]]")
+_CONCLUDES = re.compile(r"\b(?:is|are|be|equals)\b|[=:]")
+_WINDOW = 200  # characters of a sentence's end that are read for an answer in another spelling
 _BLANK_LINES = re.compile(rf"(?:[{BLANKS}]*\n)*")
 # A text up to this long is read and encoded whatever a step may hold, so that its failure has its
 # own name.
@@ -172,7 +177,8 @@ def _from_the_first_line(text: str) -> str:
 def gives_answer_away(step: str, answer: str) -> bool:
     """Whether a step states `answer` as the final one: the step is the answer and nothing else, or
     its last sentence ends with it and either says "answer" or begins with a word of conclusion
-    (so, thus, hence, therefore, finally)."""
+    (so, thus, hence, therefore, finally). Typesetting and thousands do not matter, nor a unit of
+    up to two words behind it."""
     target = _bare(answer)
     lines = step.split("\n")
     sentences = [
@@ -180,7 +186,7 @@ def gives_answer_away(step: str, answer: str) -> bool:
     ]
     if not target or not sentences:
         return False
-    if _bare(step) == target:
+    if _bare(step) == target or _is(step, target):
         return True
     last = _bare(sentences[-1])
     before = last[: -len(target)][-1:]
@@ -188,11 +194,26 @@ def gives_answer_away(step: str, answer: str) -> bool:
     says_so = re.search(
         r"\banswer\b|^(so|thus|hence|therefore|finally)\b", sentences[-1], re.IGNORECASE
     )
-    return bool(ends_with and says_so)
+    return bool(says_so and (ends_with or _comes_to(last, target)))
 
 
 def _bare(text: str) -> str:
-    return _unboxed(text).replace("$", "").strip().rstrip(".!:").strip()
+    plain = _MARKS.sub("", _unboxed(text))
+    return plain.strip().rstrip(".!:\u3002\uff0e\uff01").strip()
+
+
+def _comes_to(sentence: str, answer: str) -> bool:
+    """Whether what stands behind the last "is" or sign of a sentence is the answer, with or without
+    a unit."""
+    words = _CONCLUDES.split(sentence[-_WINDOW:])[-1].split()
+    return _is(" ".join(words), answer) or (len(words) in (2, 3) and _is(words[0], answer))
+
+
+def _is(text: str, answer: str) -> bool:
+    """Whether two short texts are one answer in two spellings."""
+    if max(len(text), len(answer)) > _WINDOW or not text.strip():
+        return False
+    return normal_answer(_bare(text)) == normal_answer(answer)
 
 
 def _unboxed(text: str) -> str:

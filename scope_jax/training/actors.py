@@ -111,9 +111,11 @@ def described_policy(
         raise ValueError(
             f"{directory}: head {model_config.head!r}; a policy needs a vocabulary head ('lm')"
         )
-    model_config.check_width(config.rollout.length)
+    model_config.check_rows(config.rollout.length, "config.rollout.prompt_tokens and new_tokens")
     if config.evaluation.problems or config.evaluation.ood_problems:
-        model_config.check_width(sum(config.evaluation_tokens))
+        model_config.check_rows(
+            sum(config.evaluation_tokens), "config.evaluation.prompt_tokens and new_tokens"
+        )
     # An update's rows, as `pack` lays them out.
     length = config.rollout
     model_config.check_width(fine_width(length.prompt_tokens) + fine_width(length.new_tokens))
@@ -296,11 +298,14 @@ def _planned_model_teacher(
         raise ValueError(
             f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
-    described.check_width(config.rollout.length)
+    if not spec.prompted:
+        described.check_rows(config.rollout.length, "config.rollout.prompt_tokens and new_tokens")
     its_own, shared = _own_tokenizer(config, described, policy, tokenizer)
     ends = end_ids(its_own or tokenizer, described.end_ids)
     if spec.prompted:
-        described.check_width(spec.prompt_tokens + spec.step_tokens)
+        described.check_rows(
+            spec.prompt_tokens + spec.step_tokens, "config.teacher.prompt_tokens and step_tokens"
+        )
         _try_template(its_own or tokenizer, task, spec)
 
     def load() -> teachers.Teacher:

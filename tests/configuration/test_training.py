@@ -69,6 +69,39 @@ def test_each_method_has_its_settings_and_no_others(name):
     assert train_config(config).method == METHODS["relift"]()
 
 
+def test_a_schedule_of_relift_needs_its_length():
+    """Its supervised updates count, and how many there are nobody knows before."""
+    config = default_config("relift")
+    config.optimizer.schedule = "linear"
+    with pytest.raises(ValueError, match=r"config\.optimizer\.schedule = 'linear': the supervised"):
+        train_config(config)
+    config.optimizer.steps = 300
+    assert train_config(config).optimizer.steps == 300
+
+
+@pytest.mark.parametrize(
+    "name", ["rollout.temperature", "teacher.temperature", "advantage.overlong_penalty"]
+)
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(name, number):
+    with pytest.raises(
+        ValueError, match=rf"config\.{name} = -?(nan|inf): expected a finite number"
+    ):
+        set_value(TrainConfig, default_config("scope"), name, number)
+    config = default_config("scope")
+    section, last = name.split(".")
+    config[section][last] = float(number)
+    with pytest.raises(ValueError, match=rf"config\.{name} = .*: expected a finite number"):
+        train_config(config)
+
+
+def test_temperatures_of_one_name_are_one():
+    config = default_config()
+    config.evaluation.more_temperatures = (0.6, 0.60000001)  # both are eval_t0.6
+    with pytest.raises(ValueError, match=r"more_temperatures = .* that differ from each other"):
+        train_config(config)
+
+
 @pytest.mark.parametrize(
     ("method", "key", "nearest"),
     [

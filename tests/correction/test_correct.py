@@ -93,12 +93,37 @@ def test_a_teacher_that_gives_the_answer_away_is_refused():
     assert [s["owner"] for s in result.gallery[0]["steps"]] == ["policy"] * 3
 
 
+class Unmarked(Arithmetic):
+    """Signed terms of which no line looks like an answer."""
+
+    def answer_marker(self, step):
+        return False
+
+
+@pytest.mark.parametrize("rows, leaks", [((WRONG_2, WRONG_1), 1), ((WRONG_3, WRONG_1), 0)])
+def test_a_teacher_that_ends_the_solution_before_the_last_step_is_refused(rows, leaks):
+    """Whatever its step looks like: nothing would be left for the policy to write."""
+    batch = scene(RIGHT + "#", *(row + "#" for row in rows), RIGHT + "#")
+    result = run(batch, [1, 0, 0, 1], teacher=LAST, domain=Unmarked(start="zero"))
+    assert result.metrics["scope/leaks"] == leaks
+    assert result.metrics["scope/corrected"] == 1 - leaks
+
+
+class ByLines(Arithmetic):
+    """Steps that a boundary of a known name divides."""
+
+    boundary = "lines"
+
+
+@pytest.mark.parametrize(
+    "domain", [Arithmetic(start="zero"), ByLines(start="zero")], ids=["separator", "boundary"]
+)
 @pytest.mark.parametrize(
     "chain", ["\n--", "\n\n", "\n#"], ids=["never ends", "separator only", "end token only"]
 )
-def test_an_incomplete_teacher_step_is_refused(chain):
+def test_an_incomplete_teacher_step_is_refused(chain, domain):
     batch = scene(RIGHT + "#", WRONG_2 + "#", WRONG_1 + "#", RIGHT + "#")
-    result = run(batch, [1, 0, 0, 1], teacher=bigram(chain))
+    result = run(batch, [1, 0, 0, 1], teacher=bigram(chain), domain=domain)
     assert (
         result.metrics["scope/incomplete_steps"],
         result.metrics["scope/corrected"],

@@ -105,6 +105,26 @@ def test_olmo3_in_both_generations():
     assert models.config_from_json(new) == old
 
 
+@pytest.mark.parametrize(
+    ("scaling", "most"),
+    [
+        (RopeScaling(), 100),
+        (RopeScaling("linear", factor=4.0), 400),
+        (RopeScaling("yarn", factor=4.0, original_positions=50), 200),
+        (RopeScaling("yarn", factor=4.0, original_positions=25), 100),
+        (RopeScaling("llama3", factor=8.0, original_positions=50), 100),  # its config says it all
+    ],
+)
+def test_how_long_rows_may_be(scaling: RopeScaling, most: int):
+    raw, _ = FAMILIES["qwen2"]
+    config = dataclasses.replace(
+        models.config_from_json(raw), max_positions=100, rope_scaling=scaling
+    )
+    config.check_rows(most, "prompts")
+    with pytest.raises(ValueError, match=rf"rows of {most + 1} tokens \(prompts\): .* for {most}"):
+        config.check_rows(most + 1, "prompts")
+
+
 def test_longrope_by_hand():
     """Phi-4-mini: 8 times its first context of 48 positions; what is longer than that is refused,
     and what it is, is written."""

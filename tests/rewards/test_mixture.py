@@ -210,8 +210,12 @@ def test_what_the_prm_says_of_the_steps(steps, of):
     wanted = score[:, -1] if of is None else of(score.astype(float), axis=1)
     np.testing.assert_allclose(judged.part_B["prm"][:2], wanted, rtol=1e-6)
     np.testing.assert_allclose(judged.reward_B[:2], wanted + [0.5, 0], rtol=1e-6)
-    assert np.isnan(judged.reward_B[2]) and judged.reward_B[3] == 0  # no step; did not end
-    assert judged.reasons == {"prm": 1, "verifier": 0}
+    assert judged.reward_B[2:].tolist() == [0, 0]  # no step; did not end
+    assert judged.reasons == {"prm": 0, "verifier": 0}
+    # Blank lines are no steps, and nothing to be had by them.
+    padded = reward.judge(rows_of([WITH_4, WITH_4 + "\n\n\n", "\n \n"]))
+    np.testing.assert_array_equal(padded.reward_B[1], padded.reward_B[0])
+    assert padded.part_B["prm"][2] == 0
     with pytest.raises(
         ValueError, match=r"config\.reward\.functions\.prm: no process reward model"
     ):

@@ -705,7 +705,7 @@ def test_top_k_of_one_is_greedy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": -1.0}, r"temperature -1.0 must be >= 0 \(0 is greedy\)"),
+        ({"temperature": -1.0}, r"temperature -1.0 must be a number >= 0 \(0 is greedy\)"),
         ({"top_p": 0.0}, r"top_p 0.0 must be in \(0, 1\]"),
         ({"top_k": 0}, r"top_k 0 must be >= 1, or None for off"),
         ({"max_new_tokens": 0}, r"max_new_tokens 0 must be >= 1"),

@@ -497,6 +497,8 @@ def test_a_dead_server_is_reported_once_and_asked_less():
     [
         ({"url": "host:8000"}, "an address such as http://host:8000/v1 is expected"),
         ({"url": "file:///etc/passwd"}, "an address such as"),
+        ({"url": "http://-\u00f6-/v1"}, "an address such as"),  # httpx refuses it
+        ({"url": "http://localhost:1/v1\x00"}, "an address such as"),
         ({"url": "http://me:secret@host/v1"}, "holds a user, a password or a query"),
         ({"url": "http://host:port/v1"}, "teacher.endpoint.url = 'http://host:port/v1'"),
         ({"url": "http://host:70000/v1"}, "teacher.endpoint.url = 'http://host:70000/v1'"),

@@ -123,6 +123,17 @@ def test_read_reply_where_the_separator_tells_the_last_line():
         ("Therefore x = 72.", "72", True),
         ("72\n\n", "72", True),
         ("So it is \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}", True),
+        # In other spellings.
+        ("So the answer is 1,234.", "1234", True),
+        ("So the answer is 1234.", "1,234", True),
+        ("The answer is \\(42\\).", "42", True),
+        ("So the answer is **42**.", "42", True),
+        ("So the answer is 5\u3002", "5", True),
+        ("The final answer is 42 apples.", "42", True),
+        ("Thus x = \\frac{1}{2}.", "\\frac12", True),
+        ("**72**\n\n", "72", True),
+        ("So the answer is 1,2345.", "1234", False),
+        ("Hence there are 42 apples in each of the 7 boxes.", "42", False),
         ("48 + 24 = 72, which we need later.", "72", False),
         ("48 + 24 = 72.", "72", False),  # a result on the way may equal the answer
         ("Therefore x = 172.", "72", False),

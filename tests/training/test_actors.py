@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 from support.fixtures import make_params, mesh_of
-from support.hand_made import DOMAIN, PLAIN, PROBLEM, RIGHT, TOKENIZER
+from support.hand_made import DOMAIN, PROBLEM, RIGHT, TOKENIZER
+from support.hand_made import PLAIN as SMALL
 from support.prm_fixtures import byte_level_tokenizer
 
 from scope_jax import models, tasks, teachers
@@ -21,6 +22,8 @@ from scope_jax.data.load import Task
 from scope_jax.tasks import Domain, Problem
 from scope_jax.text import save_tokenizer
 from scope_jax.training.actors import attention_line, load_actors, planned_prm, planned_teacher
+
+PLAIN = dataclasses.replace(SMALL, max_positions=2048)
 
 
 def config_of(method: str = "scope", **settings: Any) -> TrainConfig:
