@@ -1,5 +1,7 @@
 """`config.json` of SmolLM3, OLMo and Phi-3: what is read, written and refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
