@@ -19,6 +19,12 @@
 #   --send=DIRECTORY                            of the working tree, goes along with the code although git ignores it
 #   --secrets=FILE                              KEY=value lines, mode 600, for the trainer's environment
 #   --python=P                                  of the workers (default: found there, or installed)
+# Of single verbs, and not kept:
+#   --attempts=N                                of watch: starts of a run that crashes by itself before it gives up
+#   --delete-after                              of watch: delete the slice when the run has ended
+#   --discard                                   of stop: delete the slice although something on it is nowhere else
+#   --allow_changed_config=NAMES                of run and watch: go on with a run whose settings have changed (docs/resuming.md)
+#   --worker=N, --port=N                        of logs: follow one worker; of tensorboard: the port here
 # DRY_RUN=1: print the commands, run nothing. ../docs/launching.md says the rest.
 set -euo pipefail
 
