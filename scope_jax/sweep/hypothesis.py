@@ -37,6 +37,8 @@ LATER = (
     "arithmetic_long_late_again",
     "countdown_six",
 )
+# Where reward is rare, on the first base and on the second.
+RARE = ("arithmetic_long", "arithmetic_long_again")
 # Added to see whether SCOPE only comes sooner; the hypothesis does not speak of it.
 BESIDE = "arithmetic_long_late_again"
 HALF = "scope_half"

@@ -27,7 +27,7 @@ from scope_jax.sweep.figures import TASKS, Groups, domains_of, methods_of, our_m
 from scope_jax.sweep.frontier import draw_frontier
 from scope_jax.sweep.hypothesis import breadth, ending, hypothesis, verdicts
 from scope_jax.sweep.records import Record, read_records
-from scope_jax.sweep.summary import conditions_picture, paths_picture, summary
+from scope_jax.sweep.summary import budgets_picture, conditions_picture, paths_picture, summary
 from scope_jax.sweep.temperatures import by_temperature
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -87,7 +87,8 @@ def results(folders: Folders, images: Path) -> str:
         parts += _at_temperatures(methods, domain, images, "results_frontier")
     if records := _records(folders, "temperatures"):
         table = shown(done)
-        parts += paths_picture({d: methods_of(table, d) for d in domains_of(table)}, images)
+        every = {d: methods_of(table, d) for d in domains_of(table)}
+        parts += paths_picture(every, images) + budgets_picture(every, images)
         parts.append("## At several temperatures\n")
         for domain in domains_of(records[0]):
             methods = methods_of(shown(records[0]), domain)

@@ -22,7 +22,7 @@ from scope_jax.sweep.figures import (
     value,
 )
 from scope_jax.sweep.frontier import draw_frontiers
-from scope_jax.sweep.hypothesis import hypothesis
+from scope_jax.sweep.hypothesis import RARE, hypothesis
 from scope_jax.sweep.records import Record
 from scope_jax.sweep.statistics import Estimate, estimate
 from scope_jax.sweep.summary_figures import (
@@ -45,14 +45,11 @@ def summary(sources: Sources, images: Path) -> str:
     (`table`, `confirmation`, ...). Writes the pictures into `images`."""
     table = shown(sources.get("table", ()))
     domains = {domain: methods_of(table, domain) for domain in domains_of(table)}
-    draw_budgets(domains, images / "results_budgets.svg")
     parts = [
         _table(domains, shown(sources.get("confirmation", ()))),
         # Where there is one against paths that accuracy does not move, it is shown below instead.
         *([] if sources.get("temperatures") else paths_picture(domains, images)),
-        "![Reward against tokens and seconds](images/results_budgets.svg)\n",
-        f"*Reward of the policy's rollouts against what was spent; the dotted line is {BASELINE}'s"
-        " whole run. Means of five batches, 95 % bands over seeds.*\n",
+        *_budgets(domains, shown(sources.get("hypothesis", ())), images),
     ]
     conditions = sources.get("conditions", ()), sources.get("temperatures", ())
     if draw_axes(*conditions, images / "results_axes.svg"):
@@ -68,6 +65,35 @@ def summary(sources: Sources, images: Path) -> str:
     warm = shown(sources.get("temperatures", ())) or table
     # One table of the kind is enough for a short page; the other page has both.
     return "\n".join([*parts, *_temperatures(warm, images, with_table=not tried)])
+
+
+def _budgets(domains: Mapping[str, Groups], tried: Sequence[Record], images: Path) -> list[str]:
+    """Reward against what was spent: where reward is rare if that was tried, else on all tasks."""
+    rare = {domain: methods_of(tried, domain) for domain in RARE}
+    rare = {domain: methods for domain, methods in rare.items() if BASELINE in methods}
+    if not rare:
+        return budgets_picture(domains, images)
+    draw_budgets(
+        rare,
+        images / "results_rare.svg",
+        (SCOPE, "scope_plus", BASELINE, "scope_off", "dapo_tokens"),
+    )
+    return [
+        "![Reward against tokens and seconds where reward is rare](images/results_rare.svg)\n",
+        f"*Reward of the policy's rollouts, at temperature 1, against what was spent; the dotted"
+        f" line is {BASELINE}'s 90 batches. Means of five batches, 95 % bands over seeds."
+        " Seconds of two cores that were busy with other work.*\n",
+    ]
+
+
+def budgets_picture(domains: Mapping[str, Groups], images: Path) -> list[str]:
+    """Reward against what was spent, with its caption."""
+    draw_budgets(domains, images / "results_budgets.svg")
+    return [
+        "![Reward against tokens and seconds](images/results_budgets.svg)\n",
+        f"*Reward of the policy's rollouts against what was spent; the dotted line is {BASELINE}'s"
+        " whole run. Means of five batches, 95 % bands over seeds.*\n",
+    ]
 
 
 def paths_picture(domains: Mapping[str, Groups], images: Path) -> list[str]:

@@ -110,18 +110,19 @@ def _seeds_of_the_baseline(axes: Any, records: Sequence[Record]) -> None:
         axes.plot(ends, np.polyval(line, ends), color="0.45", lw=0.8, zorder=1)
 
 
-def draw_budgets(domains: Mapping[str, Groups], path: Path) -> None:
+def draw_budgets(domains: Mapping[str, Groups], path: Path, names: Sequence[str] = ()) -> None:
     """Reward of the policy's rollouts against the tokens that it wrote and against seconds, in
-    units of the baseline's whole run: ours, the baseline and the rival that rolls out more; means
-    of five batches with 95 % bands over seeds. A row for each domain."""
+    units of the baseline's whole run: these methods, by default ours, the baseline and the rival
+    that rolls out more; means of five batches with 95 % bands over seeds. A row for each domain."""
     with picture(path, 8, 2.9 * len(domains)) as figure:
         panels = figure.subplots(len(domains), 2, squeeze=False, sharey="row")
         for row, (domain, methods) in zip(panels, domains.items()):
-            names = [n for n in (our_method(methods), BASELINE, RIVAL) if n in methods]
-            lines = {n: _rewards({n: methods[n]}) for n in names}
-            costs = batch_costs({n: methods[n] for n in names})
+            drawn = names or (our_method(methods), BASELINE, RIVAL)
+            drawn = [name for name in drawn if name in methods]
+            lines = {n: _rewards({n: methods[n]}) for n in drawn}
+            costs = batch_costs({n: methods[n] for n in drawn})
             for axes, cost, what in zip(row, costs, ("tokens of the policy", "seconds")):
-                for number, name in enumerate(names):
+                for number, name in enumerate(drawn):
                     mean, half = lines[name]
                     if not len(mean) or BASELINE not in lines:
                         continue
@@ -135,7 +136,8 @@ def draw_budgets(domains: Mapping[str, Groups], path: Path) -> None:
                 axes.axvline(1, color="0.4", lw=0.8, ls=":")
                 axes.set_xlabel(f"{what} ({BASELINE}'s whole run = 1)")
                 axes.grid(alpha=0.3)
-            row[0].set_ylabel(f"{TASKS.get(domain, domain)}: reward, percent")
+            row[0].set_ylabel("reward, percent")
+            row[0].set_title(TASKS.get(domain, domain), fontsize=9, loc="left")
         figure.axes[0].legend(frameon=False)
 
 

@@ -150,8 +150,15 @@ def on_accuracy(k: Known) -> list[str]:
     signed, countdown = zip(k.first, k.grpo)
     signed_now, countdown_now = zip(k.now, k.beside)
     accuracy, entropy = (final(k.grpo[0], m) for m in (PASS, "eval/diversity/answer_entropy"))
-    best = k.table("vppo_oracle")[1]
+    cold = [
+        over(k.runs("temperatures", domain, "scope"), k.runs("temperatures", domain, "grpo"), COLD)
+        for domain in (SIGNED, COUNTDOWN)
+    ]
     return [
+        f"`scope` by {over(*signed_now)} over GRPO on signed terms and {over(*countdown_now)} on"
+        f" Countdown (longer problems {over(*signed_now, LONGER)} and"
+        f" {over(*countdown_now, LONGER)}), `scope_first` by {over(*signed)} and"
+        f" {over(*countdown)}. At 0.6 it is {cold[0]} on signed terms and {cold[1]} on Countdown",
         f"`scope_first` by {over(*signed)} points of pass@1 on signed terms and {over(*countdown)}"
         f" on Countdown (longer problems {over(*signed, LONGER)}, unresolved, and"
         f" {over(*countdown, LONGER)})",
@@ -161,10 +168,6 @@ def on_accuracy(k: Known) -> list[str]:
         f"ahead on Countdown: {over(*countdown, PASS8)} (`scope_first`),"
         f" {over(*countdown_now, PASS8)} (`scope`)",
         f"go together with r = {np.corrcoef(accuracy, entropy)[0, 1]:.2f}",
-        f"SCOPE is {over(k.table('sft')[0], k.first[0])} and"
-        f" {over(k.table('sft')[0], k.first[0], LONGER)} points behind on signed terms (SFT),"
-        f" {over(k.dapo[1], k.first[1])} behind (DAPO) and {over(k.first[1], best, LONGER)} ahead"
-        " (longer problems)",
     ]
 
 
@@ -187,6 +190,10 @@ def on_budgets(k: Known) -> list[str]:
         f" on Countdown {', '.join(countdown)}",
         f"is behind on Countdown ({by_time[0]}, {by_time[1]})",
         f"`scope` is at {now[0]} against {beside[0]}, on Countdown at {now[1]} against {beside[1]}",
+        f"`scope`, whose PRM is as large as the policy, is at {now[0]} against {beside[0]} on"
+        f" signed terms and at {now[1]} against {beside[1]} on Countdown. DAPO writes"
+        f" {wrote[1]:.2f} and {wrote[2]:.2f} times the tokens: run to its end it is"
+        f" {over(k.dapo[0], k.first[0])} and {over(k.dapo[1], k.first[1])} ahead of `scope_first`",
         f"DAPO run to its end is {over(k.dapo[0], k.first[0])} and {over(k.dapo[1], k.first[1])}"
         " ahead of `scope_first` (five seeds)",
     ]
@@ -201,6 +208,8 @@ def on_diversity(k: Known) -> list[str]:
     return [
         f"`scope` has {at_end[0]} % and {at_end[1]} % more at the end, and in its own rollouts"
         f" during training {meanwhile[0]} % and {meanwhile[1]} %",
+        f"In the rollouts of the short tasks {meanwhile[0]} % and {meanwhile[1]} %, at equal reward"
+        f" {level[0]} % and {level[1]} %",
         f"distinct-4 of `scope` by {fewer[0]} % and {fewer[1]} %",
         f"hold {level[0]} % and {level[1]} % more paths than GRPO's; those of LUFFY {luffy[0]} %"
         f" and {luffy[1]} % fewer",
@@ -265,6 +274,7 @@ def on_temperatures(k: Known) -> list[str]:
         [k.runs("temperatures", domain, name) for domain in (SIGNED, COUNTDOWN)] for name in names
     )
     few = [k.runs("temperatures", domain, "sft_grpo_few") for domain in (SIGNED, COUNTDOWN)]
+    paths = [of_it(*pair, RAREFIED) for pair in zip(scope, grpo)]
     return [
         f"ahead of GRPO by {over(scope[0], grpo[0], COLD)} at 0.6 and"
         f" {over(scope[0], grpo[0], GREEDY)} greedily, of its own objective with the correction off"
@@ -275,13 +285,14 @@ def on_temperatures(k: Known) -> list[str]:
         f" {over(few[0], scope[0], COLD_LONGER)} on longer problems, and"
         f" {of_it(few[0], scope[0], RAREFIED)} % in paths among four right samples; on Countdown"
         f" {over(few[1], scope[1], COLD)}",
-        f"are {of_it(scope[0], grpo[0], RAREFIED)} % (signed terms) and"
-        f" {of_it(scope[1], grpo[1], RAREFIED)} % (Countdown) from GRPO's",
+        f"are {paths[0]} % (signed terms) and {paths[1]} % (Countdown) from GRPO's",
+        f"are {paths[0]} % and {paths[1]} % from GRPO's",
     ]
 
 
 EARLY, LONG = "arithmetic_long_early", "arithmetic_long"
 AGAIN, SIX = "arithmetic_long_again", "countdown_six"
+AGAIN_EARLY, AGAIN_LATE = "arithmetic_long_early_again", "arithmetic_long_late_again"
 WIDE = "eval/diversity/distinct_4_right"
 # One temperature, 0.6, which has no name of its own here.
 TOKENS = ("rollouts", "tails", "own_tries", "localiser")
@@ -323,10 +334,14 @@ class Arms:
 def on_hypothesis(k: Known) -> list[str]:
     arm = Arms(k, "hypothesis")
     against, level, margins = arm.against, arm.level, arm.margins
-    paths = "eval/diversity/rarefied_paths"
+
+    def wide(domain: str) -> str:
+        return of_it(arm(domain, "scope_plus"), arm(domain, "grpo"), WIDE)
+
     paired = [against(d, "scope_pair", "grpo", m) for d, m in ((EARLY, PASS), (LONG, LONGER))]
+    untaught = [against(d, "scope_untaught", "grpo", m) for d, m in ((EARLY, PASS), (LONG, LONGER))]
     shares = []
-    for domain in (LONG, EARLY, AGAIN, COUNTDOWN, SIX):
+    for domain in (LONG, EARLY, AGAIN, AGAIN_EARLY, COUNTDOWN, SIX):
         plus, scope, grpo = (
             [arm(domain, name)[s]["tokens"] for s in sorted(arm(domain, "scope_plus"))]
             for name in ("scope_plus", "scope", "grpo")
@@ -340,24 +355,24 @@ def on_hypothesis(k: Known) -> list[str]:
         f" {against(EARLY, 'scope', 'scope_off')} of its own objective with the correction off, on"
         f" longer problems {against(EARLY, 'scope', 'grpo', LONGER)} and"
         f" {against(EARLY, 'scope', 'scope_off', LONGER)}",
-        f"GRPO is at {level(LONG, 'grpo')} itself, `scope` {against(LONG, 'scope', 'grpo')} from it"
-        f" and {against(LONG, 'scope', 'grpo', LONGER)} on longer problems, where it is behind on"
+        f"at GRPO's tokens {against(LONG, 'scope', 'dapo_tokens')} and more behind `scope` on long",
+        f"GRPO is at {level(LONG, 'grpo')} after 90 batches, `scope`"
+        f" {against(LONG, 'scope', 'grpo')} from it and"
+        f" {against(LONG, 'scope', 'grpo', LONGER)} on longer problems, where it is behind on"
         f" {len(arm.lost(LONG, 'scope', 0.0))} of {len(arm(LONG, 'scope'))} seeds, by more than 30"
         f" points on {len(arm.lost(LONG, 'scope', 0.3))}",
         f"DAPO is behind `scope` by {against(EARLY, 'scope', 'dapo_tokens')} and, with all tokens,"
         f" {against(LONG, 'scope', 'dapo_tokens')}",
         f"end at {level(EARLY, 'sft_grpo_few')} and {level(LONG, 'sft_grpo_few')} %",
-        f"On Countdown `scope` is {against(COUNTDOWN, 'scope', 'grpo')} from GRPO",
-        f"early by {margins(EARLY)}, at twice the tokens {margins(LONG)}",
-        f"on Countdown {margins(COUNTDOWN)};",
-        f"in distinct-4 of right rows it is broader by"
-        f" {of_it(arm(EARLY, 'scope_plus'), arm(EARLY, 'grpo'), WIDE)} % early and"
-        f" {of_it(arm(LONG, 'scope_plus'), arm(LONG, 'grpo'), WIDE)} % late,"
-        f" {of_it(arm(COUNTDOWN, 'scope_plus'), arm(COUNTDOWN, 'grpo'), paths)} % in paths",
-        "with no loss on them (`scope_untaught`) the early lead over GRPO is"
-        f" {against(EARLY, 'scope_untaught', 'grpo')}, and on longer problems at twice the tokens"
-        f" {against(LONG, 'scope_untaught', 'grpo', LONGER)}",
-        f"the failure stays beside its rescue (`scope_pair`), {paired[0]} and {paired[1]}",
+        f"with its mediocre teacher, `scope` is {against(COUNTDOWN, 'scope', 'grpo')} from GRPO",
+        f"on the first base early by {margins(EARLY)}, at twice the tokens {margins(LONG)};"
+        f" on Countdown {margins(COUNTDOWN)}, with six numbers {margins(SIX)}.",
+        f"broader by {wide(AGAIN_EARLY)} % early and {wide(AGAIN)} % late on the second base,"
+        f" {wide(EARLY)} % and {wide(LONG)} % on the first",
+        f"With no loss on it (`scope_untaught`) the early lead over GRPO is {untaught[0]}.",
+        f"`scope_untaught` is {untaught[1]} from GRPO on longer problems at twice the tokens",
+        f"beside its rescue (`scope_pair`) it is {paired[0]}, and on longer problems at twice the"
+        f" tokens {paired[1]}",
         f"with {policy[0]:.2f} to {policy[1]:.2f} times GRPO's tokens and {teacher[0]:.2f} to"
         f" {teacher[1]:.2f} times SCOPE's of the teacher",
     ]
@@ -373,18 +388,24 @@ def on_second_base(k: Known) -> list[str]:
         for seed, run in sweep(AGAIN, "scope").items()
     ]
     assert all(ahead)
+    counts = [len(arm(domain, "scope")) for domain in (AGAIN, AGAIN_EARLY, AGAIN_LATE, SIX)]
+    assert counts == [10, 5, 3, 3] and len(ahead) == 15 and len(lost) == 1
     off = against(AGAIN, "scope", "scope_off"), against(AGAIN, "scope", "scope_off", LONGER)
+    half = over(arm(AGAIN_EARLY, "scope"), arm(AGAIN, "grpo"))
     return [
-        f"GRPO is at {level(AGAIN, 'grpo')} after the same 90 batches and `scope`"
-        f" {against(AGAIN, 'scope', 'grpo')} ahead of it, {off[0]} of its control; on longer"
-        f" problems {against(AGAIN, 'scope', 'grpo', LONGER)} and {off[1]}, behind GRPO on"
-        f" {len(lost)} of {len(arm(AGAIN, 'scope'))} seeds",
-        f"on the second base by {arm.margins(AGAIN)}",
-        f"in distribution with each of the {len(ahead)}",
-        f"{of_it(arm(AGAIN, 'scope_plus'), arm(AGAIN, 'grpo'), WIDE)} % on the second base,",
+        f"`scope` leads GRPO by {against(AGAIN_EARLY, 'scope', 'grpo')} then (five seeds), and"
+        f" after 90 batches, where GRPO is at {level(AGAIN, 'grpo')}, still by"
+        f" {against(AGAIN, 'scope', 'grpo')}, its control by {off[0]}; on longer problems by"
+        f" {against(AGAIN, 'scope', 'grpo', LONGER)} and {off[1]} (ten seeds, ahead in distribution"
+        " with each, behind on longer problems on 1)",
+        f"With half of GRPO's tokens it is {half} from GRPO with all of them",
+        f"after 180: GRPO at {level(AGAIN_LATE, 'grpo')}, `scope`"
+        f" {against(AGAIN_LATE, 'scope', 'grpo')} from it,"
+        f" {against(AGAIN_LATE, 'scope', 'grpo', LONGER)} on longer problems (three seeds",
+        f"On the second base it is ahead by {arm.margins(AGAIN)}, with half of the tokens by"
+        f" {arm.margins(AGAIN_EARLY)}",
         f"On Countdown with six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
-        f" {against(SIX, 'scope', 'grpo')} from it, SCOPE+ {against(SIX, 'scope_plus', 'grpo')}"
-        f" ({len(arm(SIX, 'scope'))} seeds)",
+        f" {against(SIX, 'scope', 'grpo')} from it (three seeds)",
     ]
 
 
@@ -397,8 +418,7 @@ def on_the_end_of_the_teachers_loss(k: Known) -> list[str]:
     seeds = arm(AGAIN, "scope_half").keys()
     assert len(seeds) == 5 and not arm.lost(AGAIN, "scope_half", 0.0)
     return [
-        f"on five other seeds and problems {whole[0]} ahead in distribution and {whole[1]} on"
-        " longer ones",
+        f"`scope` itself is {whole[0]} ahead in distribution and {whole[1]} on longer ones",
         f"is {half[0]} over GRPO and {half[1]} on longer problems, ahead on all five seeds, and"
         f" {arm.against(AGAIN, 'scope_half', 'scope')} from `scope` in distribution, where above -1"
         " was asked for",
@@ -465,19 +485,24 @@ CLAIMS = (
 )
 
 
-def test_every_interval_of_the_page_is_that_of_the_records(runs):
-    text = prose("results.md")
+@pytest.fixture(scope="module")
+def claims(runs) -> list[str]:
+    """What the two pages say in words, with the numbers of the records."""
     known = Known(runs)
-    made = [claim for group in CLAIMS for claim in group(known)]
-    wrong = [claim for claim in made if claim not in text]
+    return [claim for group in CLAIMS for claim in group(known)]
+
+
+def test_every_interval_of_the_page_is_that_of_the_records(claims):
+    text, details = prose("results.md"), prose("results_appendix.md")
+    wrong = [claim for claim in claims if claim not in text and claim not in details]
     assert not wrong, "\n".join(wrong)
-    for claim in made:
+    for claim in claims:
         text = text.replace(claim, "")
     assert "±" not in text, re.findall(r".{60} ± .{30}", text)
 
 
-def test_every_interval_in_the_words_of_the_appendix_stands_in_its_tables(runs):
-    """Or is one of four pairs that no table has."""
+def test_every_interval_in_the_words_of_the_appendix_stands_in_its_tables(runs, claims):
+    """Or in a claim that was made from the records, or is one of four pairs that no table has."""
     grpo = [runs("miniature", domain, "grpo") for domain in (SIGNED, COUNTDOWN)]
     other, weak, slow = (
         runs("controls", SIGNED, name)
@@ -492,7 +517,7 @@ def test_every_interval_in_the_words_of_the_appendix_stands_in_its_tables(runs):
     found = r"(\d+\.\d+) ± (\d+\.\d+)"
     tables = (DOCS / "results_appendix.md").read_text().split(page.BEGIN)[1]
     said = set(re.findall(found, prose("results_appendix.md")))
-    known = {*re.findall(found, tables), *re.findall(found, " ".join(pairs))}
+    known = {*re.findall(found, tables), *re.findall(found, " ".join([*pairs, *claims]))}
     assert len(said) > 60 and not said - known
     text = prose("results_appendix.md")
     assert all(claim in text for claim in on_switches())
@@ -507,9 +532,8 @@ def test_what_the_page_says_without_a_number(runs):
         assert final(runs("miniature", COUNTDOWN, cloned), PASS).mean() < level, cloned
     for group, least in ((signed[FIRST], 0.65), (runs("confirmation", SIGNED, TODAY), 0.65)):
         assert final(group, PASS).min() > least  # collapsed in no run
-    assert "falls apart on one" in prose("results.md") and "collapsed in no run" in prose(
-        "results.md"
-    )
+    text = prose("results.md")
+    assert "falls apart on one" in text and "collapsed in no run" in text
 
 
 def test_the_generated_parts_are_what_the_records_give(tmp_path: Path):
