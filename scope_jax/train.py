@@ -40,6 +40,7 @@ from scope_jax.report.by_problem import BY_PROBLEM, ByProblem
 from scope_jax.run import (
     StopSignal,
     Trackers,
+    check_beside,
     check_trackers,
     check_workdir,
     config_changes,
@@ -128,6 +129,8 @@ def train(
                 write_run_report(workdir, how_to_read=how_to_read)
             return done
         check_workdir(workdir, written, allow=allow_changed, **compared)
+        if settings.checkpoint.directory:
+            check_beside(settings.checkpoint.directory, written, allow=allow_changed, **compared)
         refuse_busy(workdir)
         check_trackers(settings.track)
         with hub.pinned(names_of_run(workdir)):
@@ -177,6 +180,9 @@ def _train(
     with kept as session:
         session.restore(learner, progress, learning.abstract_state(learner.state))
         record_config(workdir, written, session.start, **same_config(config))
+        if config.checkpoint.directory and is_main():
+            text = (workdir / "config.json").read_text(encoding="utf-8")
+            session.checkpoints.write_beside("config.json", text)
         (workdir / "samples").mkdir(exist_ok=True)
         if session.start == 0 and config.evaluation.at_start:
             with session.compiles.apart("evaluation"):

@@ -102,6 +102,8 @@ def test_the_kind_of_problem(page: dict, monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("of_my_own:Nobody", {}, "has no attribute 'Nobody'"),
         ("of_my_own:LastLine", {"exakt": True}, "options.exakt: unknown; known: exact, separator"),
         ("of_my_own:Half", {}, "abstract method"),
+        ("of_my_own:NoName", {}, "of_my_own:NoName': its name is None; a text is expected"),
+        ("of_my_own:NoSeparator", {}, "its separator is None; a text is expected"),
         ("maths", {}, "config.task.name = 'maths' is unknown; one of arithmetic, "),
     ],
 )
@@ -109,7 +111,10 @@ def test_kinds_of_problem_that_are_none(
     page: dict, monkeypatch: pytest.MonkeyPatch, name: str, options: dict, message: str
 ):
     module = types.ModuleType("of_my_own")
-    module.__dict__.update(page | {"Half": type("Half", (Domain,), {"name": "half"})})
+    judged = {"verify": lambda self, problems, completions: []}
+    bad = {"Half": {}, "NoName": judged | {"separator": "."}, "NoSeparator": judged | {"name": "x"}}
+    made = {name: type(name, (Domain,), members) for name, members in bad.items()}
+    module.__dict__.update(page | made)
     monkeypatch.setitem(sys.modules, "of_my_own", module)
     with pytest.raises(ValueError, match=r"config\.task") as caught:
         TaskSpec(name, options=options, train={"mine": {"path": "few.jsonl"}})

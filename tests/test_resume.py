@@ -355,6 +355,25 @@ def test_where_the_checkpoints_are_is_no_free_setting(checkpoints: Tiny, tmp_pat
     assert len(read_metrics(workdir / "metrics.jsonl")) == 3
 
 
+def test_a_folder_of_checkpoints_belongs_to_one_run(checkpoints: Tiny, tmp_path: Path):
+    """Its config lies beside them: another run does not go on from them, the same one does, from a
+    workdir that is gone."""
+
+    def config(**more: Any) -> ConfigDict:
+        settings = {"steps": 2, "checkpoint.every": 1, **NO_EVALUATION, **more}
+        settings["checkpoint.directory"] = str(tmp_path / "far")
+        return checkpoints.config("grpo", settings)
+
+    train(config(), tmp_path / "one")
+    with pytest.raises(ValueError, match=r"far/config\.json: .* another config \(seed: there 0, h"):
+        train(config(seed=9), tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    train(config(), tmp_path / "three")
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "three")]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+    np.testing.assert_equal(arrays(tmp_path / "three"), arrays(tmp_path / "one"))
+
+
 def test_a_damaged_summary_and_metrics_are_noticed_and_the_run_ends_the_same(
     checkpoints: Tiny, tmp_path: Path
 ):

@@ -183,9 +183,16 @@ def _of_files(name: str, options: Mapping[str, Any]) -> Domain:
         raise ValueError(f"config.task.name = {name!r}: not a class that inherits tasks.Domain")
     fields = getattr(kind, "__dataclass_fields__", {})
     try:
-        return made_of(kind, options, fields.keys())
-    except TypeError as error:  # a member is missing
+        domain = made_of(kind, options, fields.keys())
+    except TypeError as error:  # a method is missing
         raise ValueError(f"config.task.name = {name!r}: {error}") from None
+    for member in ("name", "separator"):
+        value = getattr(domain, member, None)
+        if not isinstance(value, str) or not value:
+            raise ValueError(
+                f"config.task.name = {name!r}: its {member} is {value!r}; a text is expected"
+            )
+    return domain
 
 
 def _generated(

@@ -11,6 +11,7 @@ from scope_jax.run.metrics import MetricsWriter, PhaseTimer, progress, read_metr
 from scope_jax.run.stop import STOPPED, Stopped, StopSignal
 from scope_jax.run.trackers import Trackers, TrackSpec, check_trackers
 from scope_jax.run.workdir import (
+    check_beside,
     check_workdir,
     config_changes,
     names_of_run,
@@ -33,6 +34,7 @@ __all__ = [
     "StorageError",
     "TrackSpec",
     "Trackers",
+    "check_beside",
     "check_trackers",
     "check_workdir",
     "config_changes",

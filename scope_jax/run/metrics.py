@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from scope_jax.devices.hosts import is_main
-from scope_jax.run.failures import quiet_threads
+from scope_jax.run.failures import in_short, quiet_threads
 from scope_jax.run.workdir import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -130,15 +130,20 @@ def numbers_of(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def take_back(path: pathlib.Path, copy: Any, until: int) -> list[dict[str, Any]]:
     """Put the lines of steps before `until` that only `copy` (a path, of a bucket for one) has
-    into the `metrics.jsonl` at `path`, atomically, and return them; none where there is no copy."""
+    into the `metrics.jsonl` at `path`, atomically, and return them; none where there is no copy. A
+    copy that cannot be read is a warning, and is written anew with the next checkpoint."""
     try:
         copied = read_metrics(copy)
     except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        warnings.warn(f"the copy of the metrics is left out: {in_short(error)}", stacklevel=3)
         return []
     rows = read_metrics(path) if path.exists() else []
     here = {row["step"] for row in rows}
     taken = [row for row in copied if row["step"] < until and row["step"] not in here]
     if taken:
+        path.parent.mkdir(parents=True, exist_ok=True)
         whole = sorted([*rows, *taken], key=lambda row: row["step"])
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in whole))
     return taken

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -160,15 +161,21 @@ class Session:
                     )
                 trained.restore(state)
                 place.restore(saved)
-                if self._with_metrics and self.keeping.directory and is_main():
-                    copy = self.checkpoints.folder / METRICS
-                    self._unseen = take_back(self.workdir / METRICS, copy, self.start)
+                self._unseen = self._taken_back(self.start)
                 self._pending = saved.get(PENDING)
                 print(f"resuming {self.workdir} at step {self.start}", flush=True)
             elif self._with_metrics and is_main():
+                self._taken_back(sys.maxsize)
                 _archive_orphan_metrics(self.workdir, self.keeping.every or self.keeping.steps)
         self._done = self.start
         self._good = _Point.of(self.start, trained, place)
+
+    def _taken_back(self, until: int) -> list[dict[str, Any]]:
+        """Lines of metrics before step `until` that only the copy beside checkpoints elsewhere had,
+        now here too."""
+        if not (self._with_metrics and self.keeping.directory and is_main()):
+            return []
+        return take_back(self.workdir / METRICS, self.checkpoints.folder / METRICS, until)
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -80,6 +80,34 @@ def check_workdir(
     changed = config_changes(
         workdir, config, may_differ=may_differ, defaults=defaults, upgrade=upgrade, name=name
     )
+    _refuse(path, changed, allow)
+    return changed
+
+
+def check_beside(
+    directory: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    allow: Sequence[str] | None = None,
+    **compared: Any,
+) -> None:
+    """`check_workdir` of a folder of checkpoints elsewhere (a bucket's, for one), which keeps the
+    config of its run; nothing where there is none yet."""
+    changed = config_changes(directory, config, **compared)
+    _refuse(_file_in(directory, "config.json"), changed, allow)
+
+
+def _file_in(folder: str | os.PathLike, name: str) -> Any:
+    """A file of a folder, as a path with pathlib's methods that a bucket has too."""
+    if "://" not in str(folder):
+        return pathlib.Path(folder) / name
+    from etils import epath
+
+    return epath.Path(str(folder)) / name
+
+
+def _refuse(path: Any, changed: Mapping[str, tuple[str, str]], allow: Sequence[str] | None) -> None:
+    """Raise ValueError where something has changed that is not allowed to."""
     allowed = tuple(allow or ())
     refused = {
         key: both
@@ -101,7 +129,6 @@ def check_workdir(
         raise ValueError(
             f"{path}: the workdir of a run with another config ({'; '.join(shown)}{more}); {ways}"
         )
-    return changed
 
 
 def config_changes(
@@ -115,7 +142,7 @@ def config_changes(
 ) -> dict[str, tuple[str, str]]:
     """What `prepare_workdir` would refuse: {dotted key: (value in the file, value in `config`)}, as
     JSON texts or "absent". Empty if there is no such file."""
-    path = pathlib.Path(workdir) / name
+    path = _file_in(workdir, name)
     if not path.exists():
         return {}
     try:

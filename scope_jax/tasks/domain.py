@@ -202,6 +202,11 @@ def _checked(domain: Domain, found: Any, count: int) -> list[Verdict]:
             raise ValueError(
                 f"{expected}, each True, False or None; number {place} is {verdict!r:.60}"
             )
+        credit = math.nan if verdict is None else float(verdict)
+        if math.isfinite(credit) and not 0 <= credit <= 1:
+            raise ValueError(
+                f"{expected}, partial credit from 0 to 1; number {place} is {verdict!r:.60}"
+            )
     # Python's own kinds, since JSON carries them between processes.
     return [verdict.item() if isinstance(verdict, np.generic) else verdict for verdict in found]
 

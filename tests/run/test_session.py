@@ -175,6 +175,33 @@ def test_metrics_lie_beside_checkpoints_that_are_elsewhere(tmp_path: Path):
         assert [event.step for event in events.Scalars("x")] == list(range(len(lines), 6))
 
 
+@pytest.mark.parametrize(
+    "damage", ["nonsense }{\n", "\x00\x01\n", "{}\n"], ids=["text", "bytes", "json"]
+)
+def test_a_damaged_copy_of_the_metrics_stops_nobody(tmp_path: Path, damage: str):
+    far = tmp_path / "far"
+    with pytest.raises(Killed):
+        Run(tmp_path / "one")(Keeping(4, 1, directory=far), die_in=2)
+    (far / "metrics.jsonl").write_text(damage)
+    with pytest.warns(UserWarning, match="the copy of the metrics is left out: "):
+        run = Run(tmp_path / "one")(Keeping(4, 1, directory=far))
+    assert [row["step"] for row in run.rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_metrics(far / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_metrics_of_lost_checkpoints_are_put_aside_also_where_they_lie_elsewhere(tmp_path: Path):
+    far = tmp_path / "far"
+    Run(tmp_path / "one")(Keeping(3, 1, directory=far))
+    for path in far.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    with pytest.warns(UserWarning, match="3 steps were done and no checkpoint of them is left"):
+        Run(tmp_path / "two")(Keeping(4, 1, directory=far))
+    aside = read_metrics(tmp_path / "two" / "metrics_before.jsonl")
+    assert [row["step"] for row in aside] == [0, 1, 2]
+    assert [row["step"] for row in read_metrics(far / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
 def test_a_run_may_be_kept_without_checkpoints_and_without_metrics(tmp_path: Path):
     run = Run(tmp_path, metrics=False)(Keeping(steps=2, every=None))
     assert run.done == [0, 1] and list(tmp_path.iterdir()) == []

@@ -38,6 +38,7 @@ def test_what_a_domain_can_do():
         (True, "found bool"),
         ("no", "found str"),
         (iter([True, False]), "found list_iterator"),
+        ([True, 2.0], "partial credit from 0 to 1; number 1 is 2.0"),
         ([True, "no"], "each True, False or None; number 1 is 'no'"),
         ([[True], None], r"number 0 is \[True\]"),
     ],
