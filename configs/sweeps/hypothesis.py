@@ -6,13 +6,13 @@ Countdown (from seed 610 on with six numbers), with seeds and a draw of problems
 python -m scope_jax.sweep --sweep=configs/sweeps/hypothesis.py --jobs=2 \
     --workdir=runs/hypothesis --records=docs/records/hypothesis
 
-Measured with seeds 600 to 609: the hypothesis fails as a whole. On long signed terms with half the
-tokens SCOPE+ is 11.5 +- 7.0 points above the best rival and SCOPE 27.9 +- 7.1 above GRPO, with all
-of them and on Countdown neither is above, and neither is broader. With seeds 610 to 619, on another
-base, all of the tokens: SCOPE+ 27.7 +- 18.1 and 26.4 +- 17.7 (longer problems) above the best
-rival, SCOPE 34.1 +- 14.5 and 29.8 +- 20.8 above GRPO; with the whole run's tokens (610 to 612)
-SCOPE is 0.1 +- 9.0 from GRPO, and with six numbers all are level (docs/results.md). The same
-command goes on with the other seeds.
+Measured with seeds 600 to 609: the hypothesis fails as a whole. On long signed terms with the
+tokens of 45 batches of GRPO SCOPE+ is 11.5 +- 7.0 points above the best rival and SCOPE 27.9 +- 7.1
+above GRPO, with those of 90 and on Countdown neither is above, and neither is broader. With seeds
+610 to 619, on another base, 90 batches: SCOPE+ 27.7 +- 18.1 and 26.4 +- 17.7 (longer problems)
+above the best rival, SCOPE 34.1 +- 14.5 and 29.8 +- 20.8 above GRPO; with 180 (610 to 612) SCOPE is
+0.1 +- 9.0 from GRPO, and with six numbers all are level (docs/results.md). The same command goes on
+with the other seeds.
 """
 
 import dataclasses

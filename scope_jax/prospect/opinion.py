@@ -19,8 +19,9 @@ failures by the step check, and SCOPE was ahead there all the same, by a third o
 by on signed terms."""
 
 FEW_DEAD = 0.2
-"""Groups that failed altogether. The runs began with 0.47 to 0.66 of their groups without an
-advantage (long signed terms 0.65, means over seeds), nearly all of them failed; no run began below.
+"""Groups that failed altogether. The main comparisons began with 0.47 to 0.66 of their groups
+without an advantage (long signed terms 0.65, means over seeds), nearly all of them failed; no
+condition began below 0.31, and there the lead was not resolved.
 On signed terms the share fell below 0.1 within a dozen batches of GRPO, and the lead shrank after
 that: 0.64 against 0.51 of pass@1 after 30 updates, 0.75 against 0.67 after 50
 (docs/embedded_task.md; one seed)."""

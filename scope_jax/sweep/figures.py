@@ -27,11 +27,11 @@ LEFT_OUT = ("dapo_equal",)
 # What the tasks are called on a page; others by the name of their domain.
 TASKS = {
     "arithmetic": "signed terms",
-    "arithmetic_long": "long signed terms",
-    "arithmetic_long_early": "long signed terms, half the tokens",
-    "arithmetic_long_again": "long signed terms, second base",
-    "arithmetic_long_early_again": "second base, half the tokens",
-    "arithmetic_long_late_again": "second base, twice the tokens",
+    "arithmetic_long": "long signed terms, 90 batches",
+    "arithmetic_long_early": "long signed terms, 45 batches",
+    "arithmetic_long_again": "second base, 90 batches",
+    "arithmetic_long_early_again": "second base, 45 batches",
+    "arithmetic_long_late_again": "second base, 180 batches",
     "countdown": "Countdown",
     "countdown_six": "Countdown with six numbers",
 }

@@ -59,7 +59,8 @@ def hypothesis(records: Sequence[Record]) -> str:
     return (
         f"Pass@1 at temperature 0.6, of the task and of longer problems: of {BASELINE} in percent,"
         " of the others the difference to it in points, on common seeds. Tokens of the whole run,"
-        f" by task: of the policy in multiples of {BASELINE}'s, of the teacher in thousands.\n\n"
+        f" by task: of the policy in multiples of {BASELINE}'s, of the teacher in thousands."
+        f" Batches are {BASELINE}'s; the others have those that come to as many tokens.\n\n"
         + "\n".join(tables)
     )
 

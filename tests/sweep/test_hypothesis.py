@@ -120,7 +120,7 @@ def test_runs_of_another_base_have_a_table_of_their_own():
     beside = [
         {**run, "labels": {**run["labels"], "domain": "arithmetic_long_late_again"}} for run in RUNS
     ]
-    assert "twice the tokens" in hypothesis(beside) and verdicts(beside) == ""
+    assert "180 batches" in hypothesis(beside) and verdicts(beside) == ""
 
 
 def test_a_method_that_a_task_lacks_is_a_dash():

@@ -231,6 +231,7 @@ def on_rivals(k: Known) -> list[str]:
         f" {levels[3]:.0f}), for {taught[0] / taught[1]:.0f} times the teacher's tokens",
         f"({ways[0]:.1f} ways per problem against {ways[1]:.1f})",
         f"by {over(k.first[0], luffy[0])} and {over(k.first[1], luffy[1])}, and has the",
+        f"weak PRM of Countdown it is {apart(k.table('prm_reward')[1], k.grpo[1])} over GRPO",
         f"slightly better ({oracle[0]} and {oracle[1]} on signed terms)",
         f"GRPO, seed by seed ({over(alone[0], k.grpo[0])} and {over(alone[1], k.grpo[1])}",
         f"GRPO is {-luck[0]:.1f} points below its twenty on signed terms and {luck[1]:.1f} above",
@@ -365,16 +366,17 @@ def on_hypothesis(k: Known) -> list[str]:
         f" {against(LONG, 'scope', 'dapo_tokens')}",
         f"end at {level(EARLY, 'sft_grpo_few')} and {level(LONG, 'sft_grpo_few')} %",
         f"with its mediocre teacher, `scope` is {against(COUNTDOWN, 'scope', 'grpo')} from GRPO",
-        f"on the first base early by {margins(EARLY)}, at twice the tokens {margins(LONG)};"
+        f"on the first base by {margins(EARLY)} after 45, and after 90 by {margins(LONG)};"
         f" on Countdown {margins(COUNTDOWN)}, with six numbers {margins(SIX)}.",
-        f"broader by {wide(AGAIN_EARLY)} % early and {wide(AGAIN)} % late on the second base,"
+        f"broader by {wide(AGAIN_EARLY)} % after 45 and {wide(AGAIN)} % after 90 batches on the"
+        " second base,"
         f" {wide(EARLY)} % and {wide(LONG)} % on the first",
         f"With no loss on it (`scope_untaught`) the early lead over GRPO is {untaught[0]}.",
         f"`scope_untaught` is {untaught[1]} from GRPO on longer problems at twice the tokens",
-        f"beside its rescue (`scope_pair`) it is {paired[0]}, and on longer problems at twice the"
-        f" tokens {paired[1]}",
-        f"with {policy[0]:.2f} to {policy[1]:.2f} times GRPO's tokens and {teacher[0]:.2f} to"
-        f" {teacher[1]:.2f} times SCOPE's of the teacher",
+        f"beside its rescue (`scope_pair`) it is {paired[0]}, and on longer problems after 90"
+        f" batches {paired[1]}",
+        f"with {policy[0]:.2f} to {policy[1]:.2f} times GRPO's tokens (1.12 after 180 batches) and"
+        f" {teacher[0]:.2f} to {teacher[1]:.2f} times SCOPE's of the teacher",
     ]
 
 
@@ -392,19 +394,21 @@ def on_second_base(k: Known) -> list[str]:
     assert counts == [10, 5, 3, 3] and len(ahead) == 15 and len(lost) == 1
     off = against(AGAIN, "scope", "scope_off"), against(AGAIN, "scope", "scope_off", LONGER)
     half = over(arm(AGAIN_EARLY, "scope"), arm(AGAIN, "grpo"))
+    behind = over(arm(LONG, "grpo"), arm(EARLY, "scope"))
     return [
         f"`scope` leads GRPO by {against(AGAIN_EARLY, 'scope', 'grpo')} then (five seeds), and"
         f" after 90 batches, where GRPO is at {level(AGAIN, 'grpo')}, still by"
         f" {against(AGAIN, 'scope', 'grpo')}, its control by {off[0]}; on longer problems by"
         f" {against(AGAIN, 'scope', 'grpo', LONGER)} and {off[1]} (ten seeds, ahead in distribution"
         " with each, behind on longer problems on 1)",
-        f"With half of GRPO's tokens it is {half} from GRPO with all of them",
+        f"With the tokens of 45 batches it is {half} above GRPO after 90 there, on the first base"
+        f" {behind} below",
         f"after 180: GRPO at {level(AGAIN_LATE, 'grpo')}, `scope`"
         f" {against(AGAIN_LATE, 'scope', 'grpo')} from it,"
         f" {against(AGAIN_LATE, 'scope', 'grpo', LONGER)} on longer problems (three seeds",
-        f"On the second base it is ahead by {arm.margins(AGAIN)}, with half of the tokens by"
-        f" {arm.margins(AGAIN_EARLY)}",
-        f"On Countdown with six numbers GRPO ends at {level(SIX, 'grpo')} and `scope`"
+        f"On the second base it is ahead by {arm.margins(AGAIN)} after 90 batches, by"
+        f" {arm.margins(AGAIN_EARLY)} after 45",
+        f"program as teacher and exact cuts, GRPO ends at {level(SIX, 'grpo')} and `scope`"
         f" {against(SIX, 'scope', 'grpo')} from it (three seeds)",
     ]
 
@@ -454,9 +458,11 @@ def on_axes(k: Known) -> list[str]:
 
 def switched(domain: str, name: str, metric: str, share: bool = False) -> str:
     """What a switch does: mean with it less mean without it, in a balanced half of 2^5, where the
-    noise is what the five effects leave (one seed, so one level). `share`: of the mean."""
-    records = [json.loads(p.read_text()) for p in (RECORDS / "factorial" / domain).rglob("*.json")]
-    assert len({r["labels"]["seed"] for r in records}) == 1 and len(records) == 16
+    noise is what the five effects leave, of the seed that SCOPE+ was chosen on. `share`: of the
+    mean."""
+    files = (RECORDS / "factorial" / domain).rglob(f"seed_{CHOSEN_ON}.json")
+    records = [json.loads(p.read_text()) for p in files]
+    assert len(records) == 16
     y = np.array([r["final"][metric] for r in records])
     on = {n: np.array([r["labels"]["switches"][n] for r in records]) for n in SWITCHES}
     effect = {n: y[where].mean() - y[~where].mean() for n, where in on.items()}
@@ -465,6 +471,7 @@ def switched(domain: str, name: str, metric: str, share: bool = False) -> str:
     return pm(*(np.array([effect[name], width]) / (y.mean() if share else 1)))
 
 
+CHOSEN_ON = 400
 SWITCHES = ("pair", "all_failed", "resample", "smoothing", "self_first")
 
 
