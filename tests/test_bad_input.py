@@ -133,7 +133,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoints: Tiny, tmp_p
         ),
         ({"method.tail": "none"}, "set accept to 'unverified'"),
         ({"method.select.rule": "best"}, "method.select.rule = 'best' is unknown"),
-        ({"rollout.temperature": -1.0}, "config.rollout.temperature -1.0 must be >= 0"),
+        ({"rollout.temperature": -1.0}, "config.rollout.temperature -1.0 must be a number >= 0"),
         ({"rollout.top_p": 0.0}, "config.rollout.top_p 0.0 must be in (0, 1]"),
         (
             {"training.micro_batches": 3},

@@ -23,7 +23,7 @@ from scope_jax.sweep.runs import Checkpoint
 
 SEEDS = range(600, 620)
 # Runs from this seed on were made with a base, teacher and PRM of their own, of the same commands
-# on another machine, whose sums are rounded otherwise (records name weights by their hash); and
+# on another machine, where they came out otherwise (records name weights by their hash); and
 # Countdown has six numbers.
 AGAIN = 610
 DOMAINS = ("arithmetic_long", "countdown")
