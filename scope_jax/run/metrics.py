@@ -31,9 +31,9 @@ class MetricsWriter:
     and a last line that a kill left torn, are dropped from `metrics.jsonl` at once, atomically;
     TensorBoard is told to drop its own points from there on. The steps before it should have one
     line each, in order: of several the last one stays, and what is missing, doubled or out of
-    order is named in a warning. `unseen`: lines of steps before it that TensorBoard is told of now
-    (see `take_back`). Of several processes the first one writes, the writers of the others do
-    nothing. No TensorFlow is needed.
+    order is named in a warning. `tell_from`: the first step of which TensorBoard is told again,
+    from the lines that are there (see `take_back`). Of several processes the first one writes, the
+    writers of the others do nothing. No TensorFlow is needed.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MetricsWriter:
         workdir: str | os.PathLike,
         *,
         resume_step: int = 0,
-        unseen: Sequence[Mapping[str, Any]] = (),
+        tell_from: int | None = None,
     ):
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -52,6 +52,7 @@ class MetricsWriter:
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        kept: list[dict[str, Any]] = []
         if self.path.exists() or resume_step:
             kept = _kept_lines(self.path, resume_step)
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -62,12 +63,13 @@ class MetricsWriter:
         self._events = EventFileWriter(str(folder / "tb"), flush_secs=10)
         # A START record makes readers drop what an earlier, killed process wrote at or past this
         # step.
+        first = resume_step if tell_from is None else min(tell_from, resume_step)
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=resume_step, session_log=start)
+            event_pb2.Event(wall_time=time.time(), step=first, session_log=start)
         )
-        for line in unseen:
-            if line["step"] < resume_step:
+        for line in kept:
+            if line["step"] >= first:
                 self._tell(line["step"], {k: v for k, v in line.items() if k != "step"})
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -128,17 +130,18 @@ def numbers_of(step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def take_back(path: pathlib.Path, copy: Any, until: int) -> list[dict[str, Any]]:
+def take_back(path: pathlib.Path, copy: Any, until: int) -> int | None:
     """Put the lines of steps before `until` that only `copy` (a path, of a bucket for one) has
-    into the `metrics.jsonl` at `path`, atomically, and return them; none where there is no copy. A
-    copy that cannot be read is a warning, and is written anew with the next checkpoint."""
+    into the `metrics.jsonl` at `path`, atomically, and return the first of these steps; None where
+    there are none, or no copy. A copy that cannot be read is a warning, and is written anew with
+    the next checkpoint."""
     try:
         copied = read_metrics(copy)
     except FileNotFoundError:
-        return []
+        return None
     except (OSError, ValueError) as error:
         warnings.warn(f"the copy of the metrics is left out: {in_short(error)}", stacklevel=3)
-        return []
+        return None
     rows = read_metrics(path) if path.exists() else []
     here = {row["step"] for row in rows}
     taken = [row for row in copied if row["step"] < until and row["step"] not in here]
@@ -146,7 +149,7 @@ def take_back(path: pathlib.Path, copy: Any, until: int) -> list[dict[str, Any]]
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = sorted([*rows, *taken], key=lambda row: row["step"])
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in whole))
-    return taken
+    return min((row["step"] for row in taken), default=None)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ class Session:
         self._metrics: MetricsWriter
         self._trained: Trained
         self._place: Progressing
-        self._unseen: list[dict[str, Any]] = []  # lines of metrics that this machine lacked
+        self._tell_from: int | None = None  # the first step whose line this machine lacked
         self._shown = ""
         self._pending: dict[str, float] | None = None
         self._done, self._due = 0, False
@@ -161,7 +161,7 @@ class Session:
                     )
                 trained.restore(state)
                 place.restore(saved)
-                self._unseen = self._taken_back(self.start)
+                self._tell_from = self._taken_back(self.start)
                 self._pending = saved.get(PENDING)
                 print(f"resuming {self.workdir} at step {self.start}", flush=True)
             elif self._with_metrics and is_main():
@@ -170,11 +170,11 @@ class Session:
         self._done = self.start
         self._good = _Point.of(self.start, trained, place)
 
-    def _taken_back(self, until: int) -> list[dict[str, Any]]:
-        """Lines of metrics before step `until` that only the copy beside checkpoints elsewhere had,
-        now here too."""
+    def _taken_back(self, until: int) -> int | None:
+        """The first step before `until` whose line of metrics only the copy beside checkpoints
+        elsewhere had; they are here now too."""
         if not (self._with_metrics and self.keeping.directory and is_main()):
-            return []
+            return None
         return take_back(self.workdir / METRICS, self.checkpoints.folder / METRICS, until)
 
     @property
@@ -264,7 +264,7 @@ class Session:
             return
         resume = self.start if self._pending is None else self.start - 1
         self._metrics = self._opened.enter_context(
-            MetricsWriter(self.workdir, resume_step=resume, unseen=self._unseen)
+            MetricsWriter(self.workdir, resume_step=resume, tell_from=self._tell_from)
         )
         if self._trackers is not None:
             self._trackers.begin(resume)

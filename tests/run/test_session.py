@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,15 @@ def test_metrics_lie_beside_checkpoints_that_are_elsewhere(tmp_path: Path):
         events = EventAccumulator(str(folder / "tb"))
         events.Reload()
         assert [event.step for event in events.Scalars("x")] == list(range(len(lines), 6))
+    # The lines alone were lost: TensorBoard has each step once.
+    shutil.copytree(tmp_path / "far", tmp_path / "far_four")
+    shutil.copytree(tmp_path / "one", tmp_path / "four")
+    (tmp_path / "four" / "metrics.jsonl").write_text("".join(first))
+    time.sleep(1.1)  # Event files are ordered by the second in their name.
+    Run(tmp_path / "four")(Keeping(6, 2, directory=tmp_path / "far_four"))
+    events = EventAccumulator(str(tmp_path / "four" / "tb"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("x")] == list(range(6))
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def seconds(group: Runs) -> float:
     return float(np.median([r["seconds_per_step"] for r in group.values()]))
 
 
-def spent(group: Runs, base: Runs, price) -> str:
-    """Reward of five batches, when the budget of the baseline's thirty is spent."""
-    batch = min(30, round(30 * price(base) / price(group)))
+def spent(group: Runs, base: Runs, price, whole: int = 30) -> str:
+    """Reward of five batches, when the budget of the baseline's run, thirty batches, is spent."""
+    batch = min(whole, round(whole * price(base) / price(group)))
     rewards = curve(group, "reward/mean")[:, batch - 5 : batch].mean(1)
     return pm(rewards.mean(), half(rewards))
 
@@ -183,6 +183,14 @@ def on_budgets(k: Known) -> list[str]:
         for groups in (k.now, k.beside)
     )
     signed, countdown = by_tokens
+    long = [
+        (*(k.runs("hypothesis", domain, name) for name in ("scope", "grpo")), batches)
+        for domain, batches in (("arithmetic_long_early", 45), ("arithmetic_long", 90))
+    ]
+    rare = [
+        f"{spent(ours, base, seconds, batches)} against {spent(base, base, seconds, batches)}"
+        for ours, base, batches in long
+    ]
     return [
         f"SCOPE writes {wrote[0]:.2f} times GRPO's tokens, DAPO {wrote[1]:.2f} times (signed terms)"
         f" and {wrote[2]:.2f} times (Countdown)",
@@ -191,7 +199,9 @@ def on_budgets(k: Known) -> list[str]:
         f"is behind on Countdown ({by_time[0]}, {by_time[1]})",
         f"`scope` is at {now[0]} against {beside[0]}, on Countdown at {now[1]} against {beside[1]}",
         f"`scope`, whose PRM is as large as the policy, is at {now[0]} against {beside[0]} on"
-        f" signed terms and at {now[1]} against {beside[1]} on Countdown. DAPO writes"
+        f" signed terms and at {now[1]} against {beside[1]} on Countdown; on the first base of long"
+        f" signed terms at {rare[0]} after the seconds of 45 batches of GRPO, at {rare[1]} after"
+        " those of 90. DAPO writes"
         f" {wrote[1]:.2f} and {wrote[2]:.2f} times the tokens: run to its end it is"
         f" {over(k.dapo[0], k.first[0])} and {over(k.dapo[1], k.first[1])} ahead of `scope_first`",
         f"DAPO run to its end is {over(k.dapo[0], k.first[0])} and {over(k.dapo[1], k.first[1])}"
