@@ -73,26 +73,25 @@ def _budgets(domains: Mapping[str, Groups], tried: Sequence[Record], images: Pat
     rare = {domain: methods for domain, methods in rare.items() if BASELINE in methods}
     if not rare:
         return budgets_picture(domains, images)
-    draw_budgets(
-        rare,
-        images / "results_rare.svg",
-        (SCOPE, "scope_plus", BASELINE, "scope_off", "dapo_tokens"),
-    )
+    drawn = (SCOPE, "scope_plus", BASELINE, "scope_off", "dapo_tokens")
+    more = " Where reward is rare; seconds of two cores that were busy with other work."
+    return budgets_picture(rare, images, "results_rare", drawn, more)
+
+
+def budgets_picture(
+    domains: Mapping[str, Groups],
+    images: Path,
+    name: str = "results_budgets",
+    methods: Sequence[str] = (),
+    more: str = "",
+) -> list[str]:
+    """Reward against what was spent, with its caption, to which `more` is added; `methods` as
+    `draw_budgets` takes them."""
+    draw_budgets(domains, images / f"{name}.svg", methods)
     return [
-        "![Reward against tokens and seconds where reward is rare](images/results_rare.svg)\n",
+        f"![Reward against tokens and seconds](images/{name}.svg)\n",
         f"*Reward of the policy's rollouts, at temperature 1, against what was spent; the dotted"
-        f" line is {BASELINE}'s 90 batches. Means of five batches, 95 % bands over seeds."
-        " Seconds of two cores that were busy with other work.*\n",
-    ]
-
-
-def budgets_picture(domains: Mapping[str, Groups], images: Path) -> list[str]:
-    """Reward against what was spent, with its caption."""
-    draw_budgets(domains, images / "results_budgets.svg")
-    return [
-        "![Reward against tokens and seconds](images/results_budgets.svg)\n",
-        f"*Reward of the policy's rollouts against what was spent; the dotted line is {BASELINE}'s"
-        " whole run. Means of five batches, 95 % bands over seeds.*\n",
+        f" line is {BASELINE}'s whole run. Means of five batches, 95 % bands over seeds.{more}*\n",
     ]
 
 
