@@ -11,6 +11,7 @@ from typing import Any
 
 from scope_jax import hub
 from scope_jax.devices.hosts import is_main
+from scope_jax.run import failures
 
 # From flat settings as an earlier version named them to today's.
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
@@ -92,8 +93,10 @@ def check_beside(
     **compared: Any,
 ) -> None:
     """`check_workdir` of a folder of checkpoints elsewhere (a bucket's, for one), which keeps the
-    config of its run; nothing where there is none yet."""
-    changed = config_changes(directory, config, **compared)
+    config of its run; nothing where there is none yet. Raises StorageError where a bucket does not
+    answer."""
+    with failures.storage(str(directory), "its config could not be read", only_passing=True):
+        changed = config_changes(directory, config, **compared)
     _refuse(_file_in(directory, "config.json"), changed, allow)
 
 

@@ -298,7 +298,8 @@ def _planned_model_teacher(
         raise ValueError(
             f"{directory}: head {described.head!r}; a teacher needs a vocabulary head ('lm')"
         )
-    if not spec.prompted:
+    described.check_width(config.rollout.length)
+    if not spec.prompted or config.distills:  # it reads the policy's rows
         described.check_rows(config.rollout.length, "config.rollout.prompt_tokens and new_tokens")
     its_own, shared = _own_tokenizer(config, described, policy, tokenizer)
     ends = end_ids(its_own or tokenizer, described.end_ids)
